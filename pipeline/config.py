@@ -1,0 +1,255 @@
+"""Recipes: TOML files read into strict models, so that a wrong key is an error that names the right one.
+
+A recipe file holds common keys and one table a stage (`[distill]`, `[finetune]`), which is laid over them when
+that stage runs; `--set optimizer.lr=1e-4` is laid over both. What results is a `Recipe`, stored with the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError, unknown
+
+Stage = Literal["distill", "finetune"]
+STAGES: tuple[Stage, ...] = ("distill", "finetune")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Strict):
+    """Which cache a run reads. Exactly one store must match."""
+
+    dataset: str
+    split: str
+    size: str | None = Field(None, description="`S` or `HxW`; the data set's own size when absent")
+    views: int = Field(1, ge=1, description="number of cached views that the epochs cycle through")
+
+
+class Stem(Strict):
+    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or one given by its dimensions."""
+
+    model: str | None = Field(None, description="timm's name, e.g. vit_base_patch16_384")
+    weights: str | None = Field(None, description="'hub' or a .safetensors file; untrained when absent")
+    patch: int = Field(16, ge=1)
+    width: int = Field(192, ge=8)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(3, ge=1)
+
+
+class StudentOptions(Strict):
+    """The student's structure; teachers' widths are read from the caches."""
+
+    stem: Stem = Stem()
+    levels: tuple[int, ...] = Field((2, 5, 8, 11), description="tapped blocks, shallowest first")
+    aligner: bool | None = Field(
+        None, description="project each path to its teacher's width; when absent, just where widths differ"
+    )
+    router: Literal["mor", "token", "none"] = "mor"
+    head: str = "sak"
+
+
+class Optimizer(Strict):
+    """AdamW."""
+
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Schedule(Strict):
+    """Learning rate over steps: linear warm-up, then cosine to `final_lr` or polynomial decay to 0."""
+
+    kind: Literal["cosine", "polynomial", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    warmup_lr: float = Field(1.25e-7, ge=0)
+    final_lr: float = Field(0.0, ge=0)
+    power: float = Field(0.9, gt=0)
+
+
+class Recipe(Strict):
+    """Everything that decides what one training run computes."""
+
+    name: str
+    stage: Stage
+    arm: str = "sak"
+    seed: int = Field(0, ge=0)
+    teachers: tuple[str, ...] = ()
+    data: Data
+    validation: Data | None = Field(None, description="scored after training; never chooses anything")
+    tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
+    student: StudentOptions = StudentOptions()
+    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
+    alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
+    task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    batch_size: int = Field(16, ge=1, description="rows a process and step")
+    steps: int = Field(ge=1, description="optimizer steps")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none when absent")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent")
+    log_every: int = Field(20, ge=1, description="steps between log lines; nothing is synchronised between")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+
+class Variation(Strict):
+    """A named change to a recipe, for one arm of a study."""
+
+    name: str
+    arm: str = "sak"
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Study(Strict):
+    """Arms, variations and seeds run on the same caches."""
+
+    name: str
+    recipe: str
+    arms: tuple[str, ...]
+    baseline: str = "multi-task"
+    seeds: tuple[int, ...] = (0,)
+    variations: tuple[Variation, ...] = ()
+    test: Data
+    set: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe for every run")
+
+
+def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read the recipe `name` (one that ships, or a path to a TOML file) as it applies to `stage`.
+
+    `overrides` maps dotted keys to values and is laid over the file. Raises `UserError` for an unknown recipe,
+    an unknown key (with the nearest right one) or a value of the wrong kind.
+    """
+    path = _find(name, "recipes", "recipe")
+    table = _read(path)
+    layers = {s: table.pop(s, None) for s in STAGES}
+    if layers[stage] is None:
+        have = ", ".join(s for s in STAGES if layers[s] is not None) or "neither stage"
+        raise UserError(f"recipe {name!r} ({path}) has no [{stage}] table; it describes {have}")
+    merged = _merge(table, layers[stage])
+    for key, value in (overrides or {}).items():
+        merged = _merge(merged, _nest(key, value))
+    return _validate(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}")
+
+
+def load_study(name: str) -> Study:
+    """Read the study `name` (one that ships, or a path to a TOML file)."""
+    path = _find(name, "recipes/studies", "study")
+    return _validate(Study, {"name": path.stem, **_read(path)}, f"study {path}")
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
+    """Parse `key=value` strings of `--set`; a value is read as TOML, or as a bare string.
+
+    >>> parse_set(["optimizer.lr=1e-4", "arm=many-to-one"])
+    {'optimizer.lr': 0.0001, 'arm': 'many-to-one'}
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example optimizer.lr=1e-4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        result[key.strip()] = value
+    return result
+
+
+def recipe_names(folder: str = "recipes") -> list[str]:
+    """The names of the recipes (or, with "recipes/studies", studies) that ship."""
+    return sorted(p.name.removesuffix(".toml") for p in _shipped(folder).iterdir() if p.name.endswith(".toml"))
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """The resolved recipe as JSON with sorted keys: what a run stores and compares."""
+    return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two JSON objects differ, with both values."""
+    found = []
+    for key in sorted({*a, *b}):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left!r} against {right!r}")
+    return found
+
+
+def _shipped(folder: str) -> Path:
+    return Path(str(resources.files("pipeline"))) / folder
+
+
+def _find(name: str, folder: str, kind: str) -> Path:
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no {kind} file {path}")
+        return path
+    path = _shipped(folder) / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(unknown(kind, name, recipe_names(folder)) + "; or give a path ending in .toml")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _nest(dotted: str, value: Any) -> dict[str, Any]:
+    head, dot, tail = dotted.partition(".")
+    return {head: _nest(tail, value) if dot else value}
+
+
+def _validate(model: type[Model], table: dict[str, Any], where: str) -> Model:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"unknown key {key!r}{_nearest_key(model, item['loc'])}")
+            else:
+                lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
+        raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _nearest_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`; did you mean ...` for the key at `location`, by the fields of the model that refused it."""
+    fields = model.model_fields
+    for part in location[:-1]:
+        annotation = fields[str(part)].annotation if str(part) in fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
+            return ""
+        fields = inner[0].model_fields
+    near = difflib.get_close_matches(str(location[-1]), fields, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known keys: {', '.join(fields)}"
