@@ -1,0 +1,45 @@
+"""Adapter paths: beside the shared stem, a light path of its own for each teacher (SAK paper, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sak_core.init import init_linear
+
+
+class Adapter(nn.Module):
+    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
+
+    def __init__(self, width: int, reduction: int = 4) -> None:
+        """width: channels C. reduction: C over the channels in the middle."""
+        super().__init__()
+        self.down = init_linear(nn.Linear(width, width // reduction))
+        self.up = init_linear(nn.Linear(width // reduction, width))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        return torch.addcmul(x, self.up(nn.functional.gelu(self.down(x))), self.scale)
+
+
+class AdapterPath(nn.Module):
+    """One teacher's path: r = A_0(x_0), then after every block r <- A_{i+1}(r + x_{i+1}); LayerNorm where it is tapped."""
+
+    def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int) -> None:
+        """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens before patches."""
+        super().__init__()
+        self.levels = tuple(levels)
+        self.num_prefix = num_prefix
+        self.adapters = nn.ModuleList(Adapter(width) for _ in range(depth + 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level."""
+        features: list[Tensor] = []
+        r = self.adapters[0](tokens[0])
+        for block in range(self.levels[-1] + 1):
+            r = self.adapters[block + 1](r + tokens[block + 1])
+            if block == self.levels[len(features)]:
+                features.append(self.norms[len(features)](r[:, self.num_prefix :]))
+        return features

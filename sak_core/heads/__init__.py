@@ -1,0 +1,20 @@
+"""Heads turn four levels of features into a task's output; a new head is a file here and a row in `HEADS`."""
+
+from difflib import get_close_matches
+
+from sak_core.heads.base import Head
+from sak_core.heads.sak import SakHead
+
+HEADS: dict[str, type[Head]] = {"sak": SakHead}
+
+
+def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
+    """The head `name` for `num_levels` maps of `width` channels, giving `channels`. Raises ValueError for unknown names."""
+    if name not in HEADS:
+        raise ValueError(
+            f"unknown head {name!r}, nearest {', '.join(get_close_matches(name, HEADS, cutoff=0.0))}"
+        )
+    return HEADS[name](width, num_levels, channels)
+
+
+__all__ = ["HEADS", "Head", "SakHead", "build_head"]

@@ -1,0 +1,29 @@
+"""What every head is."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """A task's decoder: `Head(width, num_levels, channels)`; subclasses implement `decode`."""
+
+    def __init__(self, width: int, num_levels: int, channels: int) -> None:
+        """width: channels of every level's map. num_levels: maps. channels: output channels."""
+        super().__init__()
+
+    def decode(self, levels: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Maps (B, C, h, w), shallowest first, to (B, channels, any height, any width)."""
+        raise NotImplementedError
+
+    def forward(self, levels: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Maps (B, C, h, w), shallowest first, to the raw output (B, channels, *image_size)."""
+        return resize(self.decode(levels, image_size), image_size)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) to (B, C, *size): bilinear, align_corners false, no antialias."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,47 @@
+"""Mixture-of-Representations routers: how much of the stem and of each path a task takes at a level (SAK paper, section 3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sak_core.init import init_linear
+from sak_core.noise import NoiseSource, draw_normal
+
+
+class Router(nn.Module):
+    """The published router: one weight an expert, for the whole image.
+
+    Linear C to C/2, LayerNorm, GELU, Linear C/2 to 2·E on the stem's tokens, averaged over them: first half the logits, second
+    half the raw noise. In training the logits get N(0, 1) · (softplus(raw) + 0.01), drawn for every expert *and position*
+    (noisy gating, Shazeer et al. 2017, arXiv 1701.06538). Softmax over experts.
+    """
+
+    def __init__(self, width: int, num_experts: int) -> None:
+        """width: channels C. num_experts: stem and paths, E."""
+        super().__init__()
+        self.hidden = init_linear(nn.Linear(width, width // 2))
+        self.norm = nn.LayerNorm(width // 2, eps=1e-5)
+        self.gates = init_linear(nn.Linear(width // 2, 2 * num_experts))
+
+    def forward(self, stem: Tensor, noise: NoiseSource = None, name: str = "") -> Tensor:
+        """The stem's tokens (B, n, C) to weights (B, E, n) in training, (B, E, 1) in evaluation; they sum to 1 over E.
+
+        noise: where training draws from. name: tells this router's draws from others' of the same step.
+        """
+        hidden = F.gelu(self.norm(self.hidden(stem)))
+        # the last layer is linear, so it may act on the mean of the tokens
+        logits, raw = self.gates(hidden.mean(dim=1)).unsqueeze(-1).chunk(2, dim=1)
+        if self.training:
+            spread = (F.softplus(raw) + 0.01).expand(-1, -1, stem.shape[1])
+            logits = torch.addcmul(logits, draw_normal(noise, name, spread), spread)
+        return F.softmax(logits, dim=1)
+
+
+def mix(experts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Experts, (B, n, C) each, and weights (B, E, n) or (B, E, 1) to their weighted sum (B, n, C)."""
+    mixed = experts[0] * weights[:, 0, :, None]
+    for index, expert in enumerate(experts[1:], start=1):
+        mixed = torch.addcmul(mixed, expert, weights[:, index, :, None])
+    return mixed

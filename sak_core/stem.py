@@ -1,0 +1,154 @@
+"""The Teacher-Agnostic Stem: a ViT that gives the tokens after its position embedding and after every block."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class StemConfig:
+    """Which ViT.
+
+    name: a timm name such as "vit_base_patch16_384", or "custom" for a ViT of the sizes below.
+    image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run time.
+    patch_size (px), width (channels), depth (blocks), heads: for "custom", and for it alone.
+    checkpointing: recompute activations in the backward pass; saves memory, changes no bit.
+    """
+
+    name: str = "vit_base_patch16_384"
+    image_size: tuple[int, int] = (384, 384)
+    patch_size: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.patch_size, self.width, self.depth, self.heads)
+        if self.name == "custom" and None in sizes:
+            raise ValueError("a custom stem needs patch_size, width, depth and heads")
+        if self.name != "custom" and sizes != (None,) * 4:
+            raise ValueError(
+                f"patch_size, width, depth and heads belong to name='custom', not to {self.name!r}"
+            )
+        height, width = self.image_size
+        object.__setattr__(self, "image_size", (height, width))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "StemConfig":
+        """The configuration that `to_dict` described."""
+        return StemConfig(**{**value, "image_size": tuple(value["image_size"])})
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """uint8 pixels (B, H, W, 3) to the stem's input (B, 3, H, W): float32 with mean and std 0.5, as the AugReg ViTs have it."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class Stem(nn.Module):
+    """timm's ViT without its final norm and head.
+
+    width: channels C. depth: number of blocks. patch: patch side in px. num_prefix: class and register tokens.
+    """
+
+    def __init__(self, config: StemConfig) -> None:
+        """Builds the ViT with random weights. Raises ValueError if timm has no plain ViT of that name."""
+        super().__init__()
+        self.config = config
+        self.vit = _build_vit(config)
+        self.width: int = self.vit.embed_dim
+        self.depth: int = len(self.vit.blocks)
+        self.num_prefix: int = self.vit.num_prefix_tokens
+        self.patch: int = self.vit.patch_embed.patch_size[0]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide it."""
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px"
+            )
+        return height // self.patch, width // self.patch
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W), normalised, to depth + 1 tensors (B, prefix + h·w, C): x_0, then x_{i+1} = block_i(x_i)."""
+        x = self._embed(images)
+        tokens = [x]
+        for block in self.vit.blocks:
+            if self.config.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            tokens.append(x)
+        return tokens
+
+    def _embed(self, images: Tensor) -> Tensor:
+        vit = self.vit
+        grid = self.grid(*images.shape[2:])
+        x = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
+        prefix = [
+            token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None
+        ]
+        if vit.pos_embed is None:
+            return vit.norm_pre(torch.cat([*prefix, x], dim=1))  # type: ignore[no-any-return]
+        embedded = 0 if vit.no_embed_class else self.num_prefix
+        position = resample_positions(vit.pos_embed, vit.patch_embed.grid_size, grid, embedded)
+        if vit.no_embed_class:
+            x = torch.cat([*prefix, x + position], dim=1)
+        else:
+            x = torch.cat([*prefix, x], dim=1) + position
+        return vit.norm_pre(x)  # type: ignore[no-any-return]
+
+
+def resample_positions(
+    position: Tensor, old_grid: Sequence[int], new_grid: Sequence[int], num_prefix: int
+) -> Tensor:
+    """Position embedding (1, num_prefix + h·w, C) of one grid for another: bicubic, no antialias, prefix entries kept."""
+    if tuple(old_grid) == tuple(new_grid):
+        return position
+    prefix, patches = position[:, :num_prefix], position[:, num_prefix:]
+    maps = patches.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2).float()
+    maps = F.interpolate(maps, size=tuple(new_grid), mode="bicubic", antialias=False)
+    return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
+
+
+def _build_vit(config: StemConfig) -> Any:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if config.name == "custom":
+        vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            num_classes=0,
+            final_norm=False,
+        )
+    else:
+        try:
+            vit = timm.create_model(config.name, img_size=config.image_size, num_classes=0)
+        except (RuntimeError, TypeError) as error:
+            near = ", ".join(_nearest(config.name, timm.list_models("*vit*")))
+            raise ValueError(f"timm has no ViT {config.name!r} (nearest: {near}): {error}") from error
+    if type(vit) is not VisionTransformer:
+        raise ValueError(
+            f"{config.name!r} is a {type(vit).__name__}, the stem needs timm's plain VisionTransformer"
+        )
+    vit.norm = vit.fc_norm = nn.Identity()
+    return vit
+
+
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, names, cutoff=0.0)

@@ -1,0 +1,251 @@
+"""The student: stem, adapter paths, aligners, routers and heads put together (SAK, arXiv 2410.14633)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sak_core.adapters import AdapterPath
+from sak_core.heads import build_head
+from sak_core.init import init_linear
+from sak_core.noise import NoiseSource
+from sak_core.router import Router, mix
+from sak_core.stem import Stem, StemConfig
+from sak_core.tasks import Task
+
+ROUTERS = ("mor", "none")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Which student.
+
+    stem: its ViT. levels: the tapped blocks, ascending; None taps four, evenly spaced (2, 5, 8, 11 of 12).
+    teachers: feature width a teacher, or a tuple of widths, one a level. May be empty.
+    paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation; for every
+      teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens (without prefix) to the
+      teacher's width, and heads see the stem's tokens alone, without a router.
+    aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it widths must agree.
+    router: "mor" (published) or "none" (plain sum of stem and paths).
+    head: a key of sak_core.heads.HEADS. tasks: what to predict; () for distillation alone.
+    """
+
+    stem: StemConfig = field(default_factory=StemConfig)
+    teachers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    levels: tuple[int, ...] | None = None
+    paths: bool = True
+    aligner: bool = True
+    router: str = "mor"
+    head: str = "sak"
+    tasks: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.router not in ROUTERS:
+            raise ValueError(f"unknown router {self.router!r}, there are {', '.join(ROUTERS)}")
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must differ: {names}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "stem": self.stem.to_dict(),
+            "teachers": {
+                name: width if isinstance(width, int) else list(width)
+                for name, width in self.teachers.items()
+            },
+            "levels": None if self.levels is None else list(self.levels),
+            "paths": self.paths,
+            "aligner": self.aligner,
+            "router": self.router,
+            "head": self.head,
+            "tasks": [task.to_dict() for task in self.tasks],
+        }
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "StudentConfig":
+        """The configuration that `to_dict` described."""
+        return StudentConfig(
+            **{
+                **value,
+                "stem": StemConfig.from_dict(value["stem"]),
+                "teachers": {k: v if isinstance(v, int) else tuple(v) for k, v in value["teachers"].items()},
+                "levels": None if value["levels"] is None else tuple(value["levels"]),
+                "tasks": tuple(Task.from_dict(task) for task in value["tasks"]),
+            }
+        )
+
+
+@dataclass
+class StudentOutput:
+    """What a forward pass gives.
+
+    stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
+    aligned: for each teacher one (B, teacher's width, h, w) a level, to be compared with its features.
+    outputs: for each task the raw output (B, channels, H, W).
+    router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem, then the teachers.
+      Empty without routers.
+    """
+
+    stem: list[Tensor]
+    aligned: dict[str, list[Tensor]]
+    outputs: dict[str, Tensor]
+    router_weights: dict[str, list[Tensor]]
+
+
+class Student(nn.Module):
+    """Stem, adapter paths, aligners, routers and heads."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        """Builds the student with initial weights drawn from torch's global generator.
+
+        Raises ValueError where levels or widths do not fit.
+        """
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.stem)
+        width, depth = self.stem.width, self.stem.depth
+        self.levels = tapped_levels(depth, config.levels)
+        self.paths = nn.ModuleDict()
+        self.projector_norms = nn.ModuleDict()
+        self.aligners = nn.ModuleDict()
+        for teacher, widths in teacher_widths(config.teachers, len(self.levels)).items():
+            if config.paths:
+                self.paths[teacher] = AdapterPath(width, depth, self.levels, self.stem.num_prefix)
+            else:
+                self.projector_norms[teacher] = nn.ModuleList(
+                    nn.LayerNorm(width, eps=1e-5) for _ in self.levels
+                )
+            if config.aligner or not config.paths:
+                self.aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(width, w)) for w in widths)
+            elif set(widths) != {width}:
+                raise ValueError(
+                    f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them"
+                )
+        self.num_experts = 1 + len(self.paths)
+        self.routers = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for task in config.tasks:
+            if config.router == "mor" and self.num_experts > 1:
+                self.routers[task.name] = nn.ModuleList(Router(width, self.num_experts) for _ in self.levels)
+            self.heads[task.name] = build_head(config.head, width, len(self.levels), task.channels)
+
+    def forward(self, images: Tensor, *, tasks: bool = True, generator: NoiseSource = None) -> StudentOutput:
+        """images (B, 3, H, W), normalised (sak_core.stem.normalize), H and W multiples of the patch.
+
+        tasks: False leaves routers and heads out. generator: where routers draw their training noise from.
+        """
+        image_size = (images.shape[2], images.shape[3])
+        return self.from_tokens(self.stem(images), image_size, tasks=tasks, generator=generator)
+
+    def from_tokens(
+        self,
+        tokens: Sequence[Tensor],
+        image_size: tuple[int, int],
+        *,
+        tasks: bool = True,
+        generator: NoiseSource = None,
+    ) -> StudentOutput:
+        """The rest of the forward pass, from the stem's tokens x_0 .. x_depth, (B, prefix + n, C) each."""
+        grid = self.stem.grid(*image_size)
+        stem = [tokens[block + 1][:, self.stem.num_prefix :] for block in self.levels]
+        features = self.features(tokens)
+        outputs: dict[str, Tensor] = {}
+        weights: dict[str, list[Tensor]] = {}
+        if tasks and len(self.heads):
+            outputs, weights = self.decode([stem, *features.values()], image_size, generator=generator)
+        return StudentOutput(
+            stem=[to_map(x, grid) for x in stem],
+            aligned=self.align(stem, features, grid),
+            outputs=outputs,
+            router_weights=weights,
+        )
+
+    def features(self, tokens: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher."""
+        if self.config.stem.checkpointing and torch.is_grad_enabled():
+            return {name: checkpoint(path, tokens, use_reentrant=False) for name, path in self.paths.items()}
+        return {name: path(tokens) for name, path in self.paths.items()}
+
+    def align(
+        self, stem: Sequence[Tensor], features: Mapping[str, Sequence[Tensor]], grid: tuple[int, int]
+    ) -> dict[str, list[Tensor]]:
+        """Features, one (B, n, C) a level, to maps (B, teacher's width, h, w) by teacher.
+
+        stem: the tapped tokens without prefix; the many-to-one student's projectors read them.
+        """
+        aligned: dict[str, list[Tensor]] = {}
+        for teacher in self.config.teachers:
+            levels: Sequence[Tensor]
+            if teacher in self.paths:
+                levels = features[teacher]
+            else:
+                levels = [
+                    norm(x) for norm, x in zip(self._list(self.projector_norms, teacher), stem, strict=True)
+                ]
+            if teacher in self.aligners:
+                levels = [
+                    linear(x) for linear, x in zip(self._list(self.aligners, teacher), levels, strict=True)
+                ]
+            aligned[teacher] = [to_map(x, grid) for x in levels]
+        return aligned
+
+    def decode(
+        self,
+        experts: Sequence[Sequence[Tensor]],
+        image_size: tuple[int, int],
+        *,
+        generator: NoiseSource = None,
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router weights."""
+        grid = self.stem.grid(*image_size)
+        outputs: dict[str, Tensor] = {}
+        weights: dict[str, list[Tensor]] = {}
+        by_level = list(zip(*experts, strict=True))
+        plain = [sum(level[1:], level[0]) for level in by_level] if not len(self.routers) else []
+        for task, head in self.heads.items():
+            mixed = plain
+            if task in self.routers:
+                mixed, weights[task] = [], []
+                for level, router in enumerate(self._list(self.routers, task)):
+                    w = router(by_level[level][0], generator, f"{task}/{level}")
+                    mixed.append(mix(by_level[level], w))
+                    weights[task].append(w.detach().mean(dim=2))
+            outputs[task] = head([to_map(x, grid) for x in mixed], image_size)
+        return outputs, weights
+
+    @staticmethod
+    def _list(modules: nn.ModuleDict, name: str) -> nn.ModuleList:
+        found = modules[name]
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h·w, C) to (B, C, h, w): a view, in channel-last memory."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
+    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones ending at the last."""
+    chosen = tuple(depth * (k + 1) // 4 - 1 for k in range(4)) if levels is None else tuple(levels)
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
+        raise ValueError(f"levels {chosen} are not ascending block numbers of a stem of {depth} blocks")
+    return chosen
+
+
+def teacher_widths(
+    teachers: Mapping[str, int | tuple[int, ...]], num_levels: int
+) -> dict[str, tuple[int, ...]]:
+    """A width a level for every teacher; one number stands for all levels. Raises ValueError where the lengths differ."""
+    widths: dict[str, tuple[int, ...]] = {}
+    for name, width in teachers.items():
+        widths[name] = (width,) * num_levels if isinstance(width, int) else tuple(width)
+        if len(widths[name]) != num_levels:
+            raise ValueError(
+                f"{name} has widths for {len(widths[name])} levels, the student taps {num_levels} blocks"
+            )
+    return widths

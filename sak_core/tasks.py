@@ -1,0 +1,198 @@
+"""Tasks: what a network predicts, how its labels look, and how it is trained and scored.
+
+A `Task` is a name, a kind and (for classes) class names; everything else follows from the kind, one row of `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchmetrics import Metric
+
+IGNORE = 255
+"""The label value that neither losses nor scores look at (normals: in all three channels)."""
+
+OverRanks = Callable[["Tensor"], "Tensor"]
+"""Averages a tensor over the processes of a distributed run."""
+
+Loss = Callable[["Tensor", "Tensor", OverRanks | None], "Tensor"]
+"""(output (B, C, H, W), label (B, H, W[, 3]), over_ranks) to a scalar."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all tasks of one kind share.
+
+    label_dtype: numpy dtype of stored labels.
+    label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
+    channels: output channels of the network, None for one a class.
+    loss, metric: see sak_core.task_losses and sak_core.metrics (imported when first used: torchmetrics is slow to load).
+    score, higher_is_better: the primary score's name in the metric's result, and its sense.
+    """
+
+    name: str
+    label_dtype: np.dtype[Any]
+    label_channels: int
+    channels: int | None
+    loss: Loss
+    metric: Callable[[Task], Metric]
+    score: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind "classes" only).
+    weight: factor of its loss in the total.
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            near = get_close_matches(self.kind, KINDS, cutoff=0.0)
+            raise ValueError(f"task {self.name!r}: unknown kind {self.kind!r}, nearest {', '.join(near)}")
+        if (self.kind == "classes") != bool(self.classes):
+            raise ValueError(
+                f"task {self.name!r} of kind {self.kind!r} has {len(self.classes)} class names: "
+                "kind 'classes' needs them, no other kind takes them"
+            )
+        if len(self.classes) > IGNORE:
+            raise ValueError(
+                f"task {self.name!r}: {len(self.classes)} classes, but labels hold 0..{IGNORE - 1}"
+            )
+        object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def spec(self) -> Kind:
+        """The row of `KINDS` that this task belongs to."""
+        return KINDS[self.kind]
+
+    @property
+    def channels(self) -> int:
+        """Output channels of the network."""
+        fixed = self.spec.channels
+        return len(self.classes) if fixed is None else fixed
+
+    @property
+    def score(self) -> str:
+        """Name of the primary score."""
+        return self.spec.score
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger primary score is the better one."""
+        return self.spec.higher_is_better
+
+    def with_weight(self, weight: float) -> Task:
+        """The same task with another loss weight."""
+        return replace(self, weight=weight)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `Task.from_dict` reads it back."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Task:
+        """The task that `to_dict` described."""
+        return Task(**{**value, "classes": tuple(value.get("classes", ()))})
+
+
+def published_weight(name: str) -> float:
+    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives a task of this name on NYUD and PASCAL-Context."""
+    return {
+        "human_parts": 2.0,
+        "sal": 5.0,
+        "saliency": 5.0,
+        "edge": 50.0,
+        "boundary": 50.0,
+        "normals": 10.0,
+    }.get(name, 1.0)
+
+
+def _classes_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.task_losses import cross_entropy
+
+    return cross_entropy(output, label, over_ranks)
+
+
+def _saliency_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.task_losses import balanced_cross_entropy
+
+    return balanced_cross_entropy(output, label, over_ranks)
+
+
+def _boundary_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.task_losses import boundary_cross_entropy
+
+    return boundary_cross_entropy(output, label, over_ranks)
+
+
+def _normals_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.task_losses import normals_l1
+
+    return normals_l1(output, label, over_ranks)
+
+
+def _depth_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.task_losses import depth_l1
+
+    return depth_l1(output, label, over_ranks)
+
+
+def _classes_metric(task: Task) -> Metric:
+    from sak_core.metrics import ClassesMetric
+
+    return ClassesMetric(task.channels)
+
+
+def _saliency_metric(task: Task) -> Metric:
+    from sak_core.metrics import SaliencyMetric
+
+    return SaliencyMetric()
+
+
+def _boundary_metric(task: Task) -> Metric:
+    from sak_core.metrics import BoundaryMetric
+
+    return BoundaryMetric()
+
+
+def _normals_metric(task: Task) -> Metric:
+    from sak_core.metrics import NormalsMetric
+
+    return NormalsMetric()
+
+
+def _depth_metric(task: Task) -> Metric:
+    from sak_core.metrics import DepthMetric
+
+    return DepthMetric()
+
+
+_UINT8 = np.dtype(np.uint8)
+_FLOAT32 = np.dtype(np.float32)
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("classes", _UINT8, 0, None, _classes_loss, _classes_metric, "mIoU", True),
+        Kind("saliency", _UINT8, 0, 2, _saliency_loss, _saliency_metric, "maxF", True),
+        Kind("normals", _FLOAT32, 3, 3, _normals_loss, _normals_metric, "mErr", False),
+        Kind("depth", _FLOAT32, 0, 1, _depth_loss, _depth_metric, "RMSE", False),
+        Kind("boundary", _UINT8, 0, 1, _boundary_loss, _boundary_metric, "odsF", True),
+    )
+}
+"""The kinds of tasks, one row each."""
