@@ -1,4 +1,4 @@
-"""Adapter paths: beside the shared stem, a light path of its own for each teacher (SAK paper, section 3.2)."""
+"""Adapter paths: beside the shared stem, a light path for each teacher (SAK paper, section 3.2)."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,9 @@ from sak_core.init import init_linear
 
 
 class Adapter(nn.Module):
-    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
+    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially
+    1.
+    """
 
     def __init__(self, width: int, reduction: int = 4) -> None:
         """width: channels C. reduction: C over the channels in the middle."""
@@ -24,10 +26,14 @@ class Adapter(nn.Module):
 
 
 class AdapterPath(nn.Module):
-    """One teacher's path: r = A_0(x_0), then after every block r <- A_{i+1}(r + x_{i+1}); LayerNorm where it is tapped."""
+    """One teacher's path: r = A_0(x_0), then after every block r <- A_{i+1}(r + x_{i+1}); LayerNorm where it
+    is tapped.
+    """
 
     def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int) -> None:
-        """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens before patches."""
+        """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens
+        before patches.
+        """
         super().__init__()
         self.levels = tuple(levels)
         self.num_prefix = num_prefix

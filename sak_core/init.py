@@ -1,4 +1,6 @@
-"""Initial weights, as published: linear layers from a truncated normal of std 0.02, biases 0; the rest as torch does."""
+"""Initial weights, as published: linear layers from a truncated normal of std 0.02, biases 0; the rest as
+torch does.
+"""
 
 from torch import nn
 

@@ -1,8 +1,9 @@
-"""The losses of a training step: distillation, summed over teachers and levels, and the weighted sum over tasks."""
+"""The losses of a training step: distillation over teachers and levels, and the weighted sum over tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,10 +15,10 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 def cosine_rows(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine between the whole flattened maps, (B,)."""
-    # sums over three axes and not flatten(1): both maps are views of channel-last memory, which flatten would copy
-    dot = (student * teacher).sum((1, 2, 3))
-    norms = student.square().sum((1, 2, 3)).sqrt() * teacher.square().sum((1, 2, 3)).sqrt()
-    return 1 - dot / norms.clamp_min(1e-8)
+    # three axes and not flatten(1): both maps are views of channel-last memory, which flatten would copy
+    axes = (1, 2, 3)
+    norms = torch.linalg.vector_norm(student, dim=axes) * torch.linalg.vector_norm(teacher, dim=axes)
+    return 1 - (student * teacher).sum(axes) / norms.clamp_min(1e-8)
 
 
 def smooth_l1_rows(student: Tensor, teacher: Tensor) -> Tensor:
@@ -31,7 +32,10 @@ def l2_rows(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cosine_and_l1_rows(student: Tensor, teacher: Tensor) -> Tensor:
-    """0.9 · (1 - cosine) + 0.1 · smooth L1, (B,): the loss of the SAK paper (arXiv 2410.14633), after RADIO's (2312.06709)."""
+    """0.9 · (1 - cosine) + 0.1 · smooth L1, (B,).
+
+    The loss of the SAK paper (arXiv 2410.14633), after RADIO's (arXiv 2312.06709).
+    """
     return 0.9 * cosine_rows(student, teacher) + 0.1 * smooth_l1_rows(student, teacher)
 
 
@@ -93,7 +97,7 @@ def distillation_loss(
 
 
 def on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps on the finer grid: the student's is resized if the teacher's is higher (height decides), else the teacher's.
+    """Resizes the student's map if the teacher's is higher (height alone decides), else the teacher's.
 
     student, teacher: (B, C, h, w) each. Bilinear, align_corners false, no antialias.
     """
@@ -105,7 +109,10 @@ def on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def task_loss(task: Task, output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
-    """The task's loss, not yet times its weight. output (B, channels, H, W); label (B, H, W) or (B, H, W, 3)."""
+    """The task's loss, not yet times its weight.
+
+    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3).
+    """
     return task.spec.loss(output, label, over_ranks)
 
 

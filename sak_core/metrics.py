@@ -1,7 +1,9 @@
-"""Scores, one torchmetrics class a kind of task: sums on the device, synchronised over processes when computed.
+"""Scores, one torchmetrics class a kind of task: sums on the device, synchronised over processes when
+computed.
 
-`update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H, W, 3), with 255
-ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees, depth in the label's unit.
+`update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H,
+W, 3), with 255 ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees,
+depth in the label's unit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,9 @@ from sak_core.tasks import IGNORE, Task
 
 
 class ClassesMetric(Metric):
-    """mIoU from one confusion matrix over the set's valid pixels: the mean over all classes, one that never occurs counting 0."""
+    """mIoU from one confusion matrix over the set's valid pixels: the mean over all classes, one that never
+    occurs counting 0.
+    """
 
     confusion: Tensor
 
@@ -54,9 +58,10 @@ class ClassesMetric(Metric):
 class SaliencyMetric(Metric):
     """maxF and mIoU over thresholds 0.05 .. 0.95 on the probability of channel 1.
 
-    maxF: precision and recall from counts summed over the set, beta² = 0.3, undefined ratios 0; the best threshold.
-    mIoU: the salient class's IoU per image, averaged over images at each threshold, then the best threshold; an image where
-    truth and prediction are both empty counts 1.
+    maxF: precision and recall from counts summed over the set, beta² = 0.3, undefined ratios 0; the best
+    threshold.
+    mIoU: the salient class's IoU per image, averaged over images at each threshold, then the best threshold;
+    an image where truth and prediction are both empty counts 1.
     """
 
     BETA_SQUARED = 0.3
@@ -75,7 +80,7 @@ class SaliencyMetric(Metric):
     def update(self, output: Tensor, label: Tensor) -> None:
         """output (B, 2, H, W), label (B, H, W) in {0, 1}."""
         probability = F.softmax(output.float(), dim=1)[:, 1].contiguous()
-        # thresholds passed by each pixel, 0 .. 19; one histogram an image and label then gives all thresholds at once
+        # thresholds passed by a pixel, 0 .. 19: one histogram an image and label gives all of them at once
         passed = torch.bucketize(probability, self.thresholds.to(output.device), right=True)
         image = torch.arange(len(label), device=label.device)[:, None, None]
         cells = ((image * 2 + (label == 1)) * 20 + passed)[label != IGNORE]
@@ -101,7 +106,8 @@ class SaliencyMetric(Metric):
 
 
 class NormalsMetric(Metric):
-    """Angles between predicted and true normals over the set's valid pixels: mean, median, shares below 11.25, 22.5 and 30 degrees.
+    """Angles between predicted and true normals over the set's valid pixels: mean, median, shares below
+    11.25, 22.5 and 30 degrees.
 
     The median comes from a histogram of 0.01 degree bins, linear inside a bin.
     """
@@ -153,7 +159,8 @@ class NormalsMetric(Metric):
 
 
 class DepthMetric(Metric):
-    """Depth errors over the set's pixels with 0 < truth < 80: RMSE, absolute relative error, shares of ratios below 1.25^k.
+    """Depth errors over the set's pixels with 0 < truth < 80: RMSE, absolute relative error, shares of ratios
+    below 1.25^k.
 
     Predictions are clamped below at 0, not above.
     """

@@ -1,8 +1,9 @@
 """Router noise that depends on (seed, step, row) and a name, and on nothing else.
 
-A `RowNoise` gives the same numbers for a row whatever batch, process or order it comes in, so a resumed or a distributed
-run draws what the uninterrupted single process would have drawn. It is a counter-based generator: SplitMix64's finaliser
-(Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195) over a key a row and a counter an element, then Box-Muller.
+A `RowNoise` gives the same numbers for a row whatever batch, process or order it comes in, so a resumed or a
+distributed run draws what the uninterrupted single process would have drawn. It is a counter-based generator:
+SplitMix64's finaliser (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195) over a key a row and a counter
+an element, then Box-Muller.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from torch import Tensor
 class RowNoise:
     """Noise of one training step.
 
-    seed: the run's. step: the optimiser step. rows: (B,) int64 that name the batch's rows, e.g. view · samples + sample.
+    seed: the run's. step: the optimiser step. rows: (B,) int64 that name the batch's rows, e.g. view ·
+    samples + sample.
     """
 
     seed: int
@@ -26,7 +28,7 @@ class RowNoise:
     rows: Tensor
 
     def normal(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """(B, *shape) standard normal numbers on like's device, in float32, independent for different names."""
+        """(B, *shape) standard normal float32 on like's device, independent for different names."""
         device = like.device
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
         stream = int.from_bytes(digest[:8], "little", signed=True)

@@ -1,12 +1,13 @@
-"""State dicts of the authors' release (innovator-zero/SAK), read into this project's student and written back.
+"""State dicts of the authors' release (innovator-zero/SAK), read into this project's student and written
+back.
 
-The release names the tapped block in its keys, this project the level; the rest is a renaming. Stage 1 checkpoints hold
-the backbone alone, without the `backbone.` prefix and without routers and heads; stage 2 checkpoints hold everything.
+The release names the tapped block in its keys, this project the level; the rest is a renaming. Stage 1
+checkpoints hold the backbone alone, without the `backbone.` prefix and without routers and heads; stage 2
+checkpoints hold everything.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ _HEAD_PARTS = {"linears": "linears", "fuse": "linear_fuse.0", "norm": "linear_fu
 
 
 def reference_names(student: Student, *, stage: int = 2) -> dict[str, str]:
-    """The release's name of every entry of the student's state dict (for stage 1: of all but routers and heads).
+    """The release's name of every entry of the student's state dict (for stage 1: of all but routers and
+    heads).
 
-    Raises ValueError for students that the release cannot express: many-to-one, another head, another kind of router.
+    Raises ValueError for students that the release cannot express: many-to-one, another head, another kind of
+    router.
     """
     if (
         not student.config.paths
@@ -44,8 +47,9 @@ def reference_names(student: Student, *, stage: int = 2) -> dict[str, str]:
 def import_reference(student: Student, state: Mapping[str, Tensor]) -> int:
     """Loads a state dict of the release into `student` and returns its stage, 1 or 2.
 
-    Position embeddings of another size are resampled (their old grid is taken as square). After a stage 1 checkpoint
-    routers and heads keep the weights they had. Raises ValueError naming what is missing, left over or of another shape.
+    Position embeddings of another size are resampled (their old grid is taken as square). After a stage 1
+    checkpoint routers and heads keep the weights they had. Raises ValueError naming what is missing, left
+    over or of another shape.
     """
     stage = 2 if any(name.startswith("backbone.") for name in state) else 1
     names = reference_names(student, stage=stage)
@@ -85,7 +89,8 @@ def export_reference(student: Student, *, stage: int = 2) -> dict[str, Tensor]:
 
 
 def read_reference(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file of the release (plain, or under the key "model"). Never unpickles objects.
+    """The state dict in a checkpoint file of the release (plain, or under the key "model"). Never unpickles
+    objects.
 
     Raises ValueError if the file holds anything but tensors there.
     """

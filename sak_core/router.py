@@ -1,4 +1,6 @@
-"""Mixture-of-Representations routers: how much of the stem and of each path a task takes at a level (SAK paper, section 3.3)."""
+"""Mixture-of-Representations routers: how much of the stem and of each path a task takes at a level (SAK
+paper, section 3.3).
+"""
 
 from collections.abc import Sequence
 
@@ -13,9 +15,10 @@ from sak_core.noise import NoiseSource, draw_normal
 class Router(nn.Module):
     """The published router: one weight an expert, for the whole image.
 
-    Linear C to C/2, LayerNorm, GELU, Linear C/2 to 2·E on the stem's tokens, averaged over them: first half the logits, second
-    half the raw noise. In training the logits get N(0, 1) · (softplus(raw) + 0.01), drawn for every expert *and position*
-    (noisy gating, Shazeer et al. 2017, arXiv 1701.06538). Softmax over experts.
+    Linear C to C/2, LayerNorm, GELU, Linear C/2 to 2·E on the stem's tokens, averaged over them: first half
+    the logits, second half the raw noise. In training the logits get N(0, 1) · (softplus(raw) + 0.01), drawn
+    for every expert *and position* (noisy gating, Shazeer et al. 2017, arXiv 1701.06538). Softmax over
+    experts.
     """
 
     def __init__(self, width: int, num_experts: int) -> None:
@@ -26,7 +29,8 @@ class Router(nn.Module):
         self.gates = init_linear(nn.Linear(width // 2, 2 * num_experts))
 
     def forward(self, stem: Tensor, noise: NoiseSource = None, name: str = "") -> Tensor:
-        """The stem's tokens (B, n, C) to weights (B, E, n) in training, (B, E, 1) in evaluation; they sum to 1 over E.
+        """The stem's tokens (B, n, C) to weights (B, E, n) in training, (B, E, 1) in evaluation; they sum to
+        1 over E.
 
         noise: where training draws from. name: tells this router's draws from others' of the same step.
         """

@@ -1,4 +1,4 @@
-"""The Teacher-Agnostic Stem: a ViT that gives the tokens after its position embedding and after every block."""
+"""The Teacher-Agnostic Stem: a ViT that gives its tokens before the first and after every block."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +15,8 @@ class StemConfig:
     """Which ViT.
 
     name: a timm name such as "vit_base_patch16_384", or "custom" for a ViT of the sizes below.
-    image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run time.
-    patch_size (px), width (channels), depth (blocks), heads: for "custom", and for it alone.
+    image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run
+    time. patch_size (px), width (channels), depth (blocks), heads: for "custom", and for it alone.
     checkpointing: recompute activations in the backward pass; saves memory, changes no bit.
     """
 
@@ -50,14 +50,17 @@ class StemConfig:
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """uint8 pixels (B, H, W, 3) to the stem's input (B, 3, H, W): float32 with mean and std 0.5, as the AugReg ViTs have it."""
+    """uint8 pixels (B, H, W, 3) to the stem's input (B, 3, H, W): float32 with mean and std 0.5, as the
+    AugReg ViTs have it.
+    """
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
 
 
 class Stem(nn.Module):
     """timm's ViT without its final norm and head.
 
-    width: channels C. depth: number of blocks. patch: patch side in px. num_prefix: class and register tokens.
+    width: channels C. depth: number of blocks. patch: patch side in px. num_prefix: class and register
+    tokens.
     """
 
     def __init__(self, config: StemConfig) -> None:
@@ -71,7 +74,9 @@ class Stem(nn.Module):
         self.patch: int = self.vit.patch_embed.patch_size[0]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide it."""
+        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide
+        it.
+        """
         if height % self.patch or width % self.patch:
             raise ValueError(
                 f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px"
@@ -79,7 +84,9 @@ class Stem(nn.Module):
         return height // self.patch, width // self.patch
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W), normalised, to depth + 1 tensors (B, prefix + h·w, C): x_0, then x_{i+1} = block_i(x_i)."""
+        """images (B, 3, H, W), normalised, to depth + 1 tensors (B, prefix + h·w, C): x_0, then x_{i+1} =
+        block_i(x_i).
+        """
         x = self._embed(images)
         tokens = [x]
         for block in self.vit.blocks:
@@ -111,11 +118,13 @@ class Stem(nn.Module):
 def resample_positions(
     position: Tensor, old_grid: Sequence[int], new_grid: Sequence[int], num_prefix: int
 ) -> Tensor:
-    """Position embedding (1, num_prefix + h·w, C) of one grid for another: bicubic, no antialias, prefix entries kept."""
+    """Position embedding (1, num_prefix + h·w, C) of one grid for another: bicubic, no antialias, prefix
+    entries kept.
+    """
     if tuple(old_grid) == tuple(new_grid):
         return position
     prefix, patches = position[:, :num_prefix], position[:, num_prefix:]
-    maps = patches.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2).float()
+    maps = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
     maps = F.interpolate(maps, size=tuple(new_grid), mode="bicubic", antialias=False)
     return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
 
@@ -124,7 +133,9 @@ def _build_vit(config: StemConfig) -> Any:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
+    vit: Any
     if config.name == "custom":
+        assert config.patch_size and config.width and config.depth and config.heads
         vit = VisionTransformer(
             img_size=config.image_size,
             patch_size=config.patch_size,

@@ -25,10 +25,11 @@ class StudentConfig:
 
     stem: its ViT. levels: the tapped blocks, ascending; None taps four, evenly spaced (2, 5, 8, 11 of 12).
     teachers: feature width a teacher, or a tuple of widths, one a level. May be empty.
-    paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation; for every
-      teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens (without prefix) to the
-      teacher's width, and heads see the stem's tokens alone, without a router.
-    aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it widths must agree.
+    paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation;
+      for every teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens
+      (without prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
+    aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
+    widths must agree.
     router: "mor" (published) or "none" (plain sum of stem and paths).
     head: a key of sak_core.heads.HEADS. tasks: what to predict; () for distillation alone.
     """
@@ -86,8 +87,8 @@ class StudentOutput:
     stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
     aligned: for each teacher one (B, teacher's width, h, w) a level, to be compared with its features.
     outputs: for each task the raw output (B, channels, H, W).
-    router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem, then the teachers.
-      Empty without routers.
+    router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
+      then the teachers. Empty without routers.
     """
 
     stem: list[Tensor]
@@ -200,7 +201,9 @@ class Student(nn.Module):
         *,
         generator: NoiseSource = None,
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router weights."""
+        """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router
+        weights.
+        """
         grid = self.stem.grid(*image_size)
         outputs: dict[str, Tensor] = {}
         weights: dict[str, list[Tensor]] = {}
@@ -226,11 +229,11 @@ class Student(nn.Module):
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h·w, C) to (B, C, h, w): a view, in channel-last memory."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
 
 
 def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
-    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones ending at the last."""
+    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones up to the last."""
     chosen = tuple(depth * (k + 1) // 4 - 1 for k in range(4)) if levels is None else tuple(levels)
     if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
         raise ValueError(f"levels {chosen} are not ascending block numbers of a stem of {depth} blocks")
@@ -240,7 +243,9 @@ def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
 def teacher_widths(
     teachers: Mapping[str, int | tuple[int, ...]], num_levels: int
 ) -> dict[str, tuple[int, ...]]:
-    """A width a level for every teacher; one number stands for all levels. Raises ValueError where the lengths differ."""
+    """A width a level for every teacher; one number stands for all levels. Raises ValueError where the
+    lengths differ.
+    """
     widths: dict[str, tuple[int, ...]] = {}
     for name, width in teachers.items():
         widths[name] = (width,) * num_levels if isinstance(width, int) else tuple(width)

@@ -1,11 +1,12 @@
 """The published task losses, one function a kind of task.
 
-All take the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H, W, 3), with 255 ignored, and
-return an unweighted scalar; a batch without a valid pixel gives 0. Sources: the SAK paper (arXiv 2410.14633), appendix B,
-and the authors' release.
+All take the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H, W, 3), with 255
+ignored, and return an unweighted scalar; a batch without a valid pixel gives 0. Sources: the SAK paper (arXiv
+2410.14633), appendix B, and the authors' release.
 
-`over_ranks` averages normalisers over the processes of a distributed run. With gradients averaged over processes, as
-DistributedDataParallel does, sum / (mean count) is then the loss of the global batch. None keeps them local.
+`over_ranks` averages normalisers over the processes of a distributed run. With gradients averaged over
+processes, as DistributedDataParallel does, sum / (mean count) is then the loss of the global batch. None
+keeps them local.
 """
 
 import torch
@@ -25,9 +26,11 @@ def cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks | None = 
 
 
 def balanced_cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
-    """Saliency: cross entropy weighted 1 - p for class 0 and p for class 1, p the share of negatives among valid pixels.
+    """Saliency: cross entropy weighted 1 - p for class 0 and p for class 1, p the share of negatives among
+    valid pixels.
 
-    Normalised by the number of valid pixels, not by the sum of weights. output (B, 2, H, W), label (B, H, W) in {0, 1}.
+    Normalised by the number of valid pixels, not by the sum of weights. output (B, 2, H, W), label (B, H, W)
+    in {0, 1}.
     """
     label = label.long()
     output = _full(output)
@@ -54,7 +57,8 @@ def boundary_cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks 
 
 
 def normals_l1(output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
-    """L1 distance between the output scaled to unit length and the label, summed over channels, mean over valid pixels.
+    """L1 distance between the output scaled to unit length and the label, summed over channels, mean over
+    valid pixels.
 
     output (B, 3, H, W), label (B, H, W, 3).
     """
@@ -65,7 +69,7 @@ def normals_l1(output: Tensor, label: Tensor, over_ranks: OverRanks | None = Non
 
 
 def depth_l1(output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
-    """Mean absolute difference over valid pixels, in the label's unit. output (B, 1, H, W), label (B, H, W)."""
+    """Mean absolute difference over valid pixels. output (B, 1, H, W), label (B, H, W), in the same unit."""
     output = _full(output[:, 0])
     valid = label != IGNORE
     difference = (output - label.to(output.dtype)).abs()

@@ -1,6 +1,7 @@
 """Tasks: what a network predicts, how its labels look, and how it is trained and scored.
 
-A `Task` is a name, a kind and (for classes) class names; everything else follows from the kind, one row of `KINDS`.
+A `Task` is a name, a kind and (for classes) class names; everything else follows from the kind, one row of
+`KINDS`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Kind:
     label_dtype: numpy dtype of stored labels.
     label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
     channels: output channels of the network, None for one a class.
-    loss, metric: see sak_core.task_losses and sak_core.metrics (imported when first used: torchmetrics is slow to load).
+    loss, metric: see sak_core.task_losses and sak_core.metrics (imported when first used: torchmetrics is
+    slow to load).
     score, higher_is_better: the primary score's name in the metric's result, and its sense.
     """
 
@@ -51,7 +53,8 @@ class Kind:
 class Task:
     """One dense prediction task.
 
-    name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind "classes" only).
+    name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind
+    "classes" only).
     weight: factor of its loss in the total.
     """
 
@@ -111,7 +114,9 @@ class Task:
 
 
 def published_weight(name: str) -> float:
-    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives a task of this name on NYUD and PASCAL-Context."""
+    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives a task of this name on NYUD and
+    PASCAL-Context.
+    """
     return {
         "human_parts": 2.0,
         "sal": 5.0,

@@ -10,14 +10,18 @@ Float32 = npt.NDArray[np.float32]
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> Float32:
-    """float32 in [-1, 1): the Philox stream keyed by the first 8 bytes (little endian) of sha256(name), 53 bits a value."""
+    """float32 in [-1, 1): the Philox stream keyed by the first 8 bytes (little endian) of sha256(name), 53
+    bits a value.
+    """
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     bits = np.random.Philox(key=key).random_raw(math.prod(shape)) >> np.uint64(11)
     return (bits.astype(np.float64) * 2.0**-52 - 1.0).reshape(shape).astype(np.float32)
 
 
 def parameter(name: str, shape: tuple[int, ...]) -> Float32:
-    """The value of the reference's state-dict entry `name`; BatchNorm's num_batches_tracked is 0 and not made here."""
+    """The value of the reference's state-dict entry `name`; BatchNorm's num_batches_tracked is 0 and not made
+    here.
+    """
     u = tensor(name, shape)
     vector = len(shape) == 1
     normalisation = "norm" in name or "linear_fuse.1" in name or "router.module.1" in name

@@ -1,8 +1,9 @@
 """Parity with the reference: `python -m tests.parity DIR` compares every case of a folder of fixtures.
 
-A model case is `<case>.json` with `<case>.safetensors`; `metrics.json` holds the metric cases. Every tensor that goes in is
-made by tests.formula from its name and shape; tests/fixtures/parity/README.md says what the keys are and how labels are made.
-Exit status 0 only if every key of every case was compared and is within tolerance.
+A model case is `<case>.json` with `<case>.safetensors`; `metrics.json` holds the metric cases. Every tensor
+that goes in is made by tests.formula from its name and shape; tests/fixtures/parity/README.md says what the
+keys are and how labels are made. Exit status 0 only if every key of every case was compared and is within
+tolerance.
 """
 
 import json
@@ -41,7 +42,9 @@ STORED_WHOLE = 64
 
 @dataclass(frozen=True)
 class Comparison:
-    """One key: its largest error, absolute and as a share of its tolerance. An uncompared key has an infinite share."""
+    """One key: its largest error, absolute and as a share of its tolerance. An uncompared key has an infinite
+    share.
+    """
 
     case: str
     key: str
@@ -214,7 +217,9 @@ def raw_output(task: Task, label: Tensor, noise: Tensor) -> Tensor:
 
 
 def compare_folder(folder: Path) -> list[Comparison]:
-    """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its tensors."""
+    """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its
+    tensors.
+    """
     comparisons: list[Comparison] = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())

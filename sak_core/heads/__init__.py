@@ -9,7 +9,9 @@ HEADS: dict[str, type[Head]] = {"sak": SakHead}
 
 
 def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
-    """The head `name` for `num_levels` maps of `width` channels, giving `channels`. Raises ValueError for unknown names."""
+    """The head `name` for `num_levels` maps of `width` channels, giving `channels`. Raises ValueError for
+    unknown names.
+    """
     if name not in HEADS:
         raise ValueError(
             f"unknown head {name!r}, nearest {', '.join(get_close_matches(name, HEADS, cutoff=0.0))}"

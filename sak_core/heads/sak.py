@@ -11,7 +11,8 @@ from sak_core.init import init_linear
 
 
 class SakHead(Head):
-    """A linear layer C to C/4 a level, resized to a quarter of the image and concatenated; 3x3 convolution, norm, GELU, 1x1.
+    """A linear layer C to C/4 a level, resized to a quarter of the image and concatenated; 3x3 convolution,
+    norm, GELU, 1x1.
 
     Source: the SAK authors' release (arXiv 2410.14633), after SegFormer's decoder (arXiv 2105.15203).
     """
