@@ -52,19 +52,28 @@ def recolor(image: Tensor, config: ColorConfig, generator: torch.Generator) -> T
     pixels = image.permute(0, 3, 1, 2).flatten(2).float() / 255
     mean = pixels.mean(dim=(1, 2)) * brightness * (1 - contrast)
     changed = torch.baddbmm(mean[:, None, None], matrix, pixels)
-    return changed.clamp(0, 1).unflatten(2, image.shape[1:3])
+    return changed.clamp(0, 1).reshape(b, 3, *image.shape[1:3])
 
 
 def mirror(batch: SceneBatch, generator: torch.Generator) -> SceneBatch:
     """Mirror each scene left to right with probability one half, with its maps, boxes and places."""
     flip = torch.rand(len(batch.image), generator=generator) < 0.5
-    maps = {}
-    for name in ("image", "semseg", "parts", "instances", "facets"):
-        tensor = getattr(batch, name)
-        maps[name] = torch.where(flip.view(-1, *[1] * (tensor.ndim - 1)), tensor.flip(2), tensor)
+
+    def flipped(tensor: Tensor) -> Tensor:
+        return torch.where(flip.view(-1, *[1] * (tensor.ndim - 1)), tensor.flip(2), tensor)
+
     top, left, bottom, right = batch.boxes.unbind(-1)
     boxes = torch.where(flip[:, None, None], torch.stack([top, 1 - right, bottom, 1 - left], -1), batch.boxes)
     name, color, place = batch.objects.unbind(-1)
     mirrored = torch.tensor(mirrored_places())[place.clamp(min=0)]
     place = torch.where(flip[:, None] & (place >= 0), mirrored, place)
-    return replace(batch, **maps, boxes=boxes, objects=torch.stack([name, color, place], -1))
+    return replace(
+        batch,
+        image=flipped(batch.image),
+        semseg=flipped(batch.semseg),
+        parts=flipped(batch.parts),
+        instances=flipped(batch.instances),
+        facets=flipped(batch.facets),
+        boxes=boxes,
+        objects=torch.stack([name, color, place], -1),
+    )

@@ -1,8 +1,10 @@
 """The objective of mini-clip: match images and phrases, and find in the image what a phrase speaks of.
 
-CLIP contrasts images with captions. Here the caption names the most salient object ("red chair left") and is
-contrasted with every phrase the vocabulary allows. Presence of classes and of colours and the scene's attributes
-(wall, floor, light) stand for the rest of a caption; grounding (as in GLIP, arXiv 2112.03857) ties phrases to their boxes.
+CLIP contrasts images with captions. Here the caption names the most salient object ("red chair, front left")
+and is contrasted with every phrase the vocabulary allows, and with those of the scene's other objects.
+Presence of classes and of colours and the scene's attributes (wall, floor, light) stand for the rest of a
+caption. Grounding (as in GLIP, arXiv 2112.03857) ties phrases to boxes, and the pooling attention to the
+caption's box.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def box_coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class PhraseTower(nn.Module):
-    """The text side: embeddings of class, colour and place, joined by an MLP. (..., 3) int64 to (..., 128)."""
+    """The text side: embeddings of class, colour and place, joined by an MLP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class PhraseTower(nn.Module):
     phrases: Tensor
 
     def forward(self, phrases: Tensor) -> Tensor:
-        """Embed phrases, given as indices of class, colour and place; unit length."""
+        """Embed phrases, indices of class, colour and place (..., 3), as unit vectors (..., 128)."""
         words = sum(embed(phrases[..., i]) for i, embed in enumerate(self.words))
         return F.normalize(words + self.mlp(words), dim=-1)
 
@@ -83,11 +85,14 @@ class ClipObjective(nn.Module):
         pooled = torch.einsum("bcn,bn->bc", features.flatten(2), attention.softmax(1))
         caption = F.normalize(self.image_proj(pooled), dim=1)
         similarity = self.scales[0] * caption @ self.text(self.text.phrases).T
-        target_attention = coverage[:, 0].flatten(1)
-        target_attention = target_attention / target_attention.sum(1, keepdim=True).clamp(min=1e-6)
+        # The scene's own phrases are the hard negatives: the caption is the one that strikes the eye.
+        own = torch.einsum("bc,bkc->bk", caption, self.text(batch.objects.clamp(min=0)))
+        own = (self.scales[0] * own).masked_fill(~here, -1e4)
+        first = torch.zeros(b, dtype=torch.long)
         terms = {
             "caption": F.cross_entropy(similarity, self.text.index(batch.objects[:, 0])),
-            "attention": F.cross_entropy(attention, target_attention),
+            "choice": F.cross_entropy(own, first),
+            "attention": _region_loss(attention.reshape(b, 1, h, w), coverage[:, :1]).mean(),
         }
 
         # Phrases to ground: the caption, and others drawn from the objects that are there.
@@ -101,10 +106,7 @@ class ClipObjective(nn.Module):
             self.scales[1] * torch.einsum("bchw,bkc->bkhw", tokens, self.text(phrases.clamp(min=0)))
             + self.bias
         )
-        error = F.binary_cross_entropy_with_logits(maps, cells, reduction="none").mean((2, 3))
-        share = maps.sigmoid()
-        dice = 1 - (2 * (share * cells).sum((2, 3)) + 1) / (share.sum((2, 3)) + cells.sum((2, 3)) + 1)
-        terms["grounding"] = (2 * error + dice)[valid].mean()
+        terms["grounding"] = _region_loss(maps, cells)[valid].mean()
 
         names, colors, *attributes = self.scene(torch.cat([features.mean((2, 3)), pooled], 1)).split(
             self.sizes, 1
@@ -119,3 +121,11 @@ def _presence(logits: Tensor, words: Tensor) -> Tensor:
     """Cross-entropy of logits (B, N) against which of N words occur in words (B, K), −1 being none."""
     target = torch.zeros(len(words), logits.shape[1] + 1).scatter_(1, words + 1, 1.0)[:, 1:]
     return F.binary_cross_entropy_with_logits(logits, target)
+
+
+def _region_loss(logits: Tensor, coverage: Tensor) -> Tensor:
+    """Cross-entropy and dice between maps of logits and boxes' coverage, both (B, K, h, w): (B, K)."""
+    error = F.binary_cross_entropy_with_logits(logits, coverage, reduction="none").mean((2, 3))
+    share = logits.sigmoid()
+    dice = 1 - (2 * (share * coverage).sum((2, 3)) + 1) / (share.sum((2, 3)) + coverage.sum((2, 3)) + 1)
+    return 2 * error + dice

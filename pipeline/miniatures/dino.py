@@ -22,7 +22,7 @@ MASK_RATIO = 0.3
 def patch_histogram(labels: Tensor, num_classes: int) -> Tensor:
     """Shares of the classes in every patch: (B, H, W) int64 to (B, num_classes, H / 8, W / 8).
 
-    Pixels outside of 0 ... num_classes − 1 (255, ignore) count for nothing; a patch without any other is zero.
+    Pixels outside of 0 ... num_classes − 1 (255, ignore) count for nothing; a patch without others is zero.
     """
     b, h, w = labels.shape
     cells = labels.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 1, 3, 2, 4).flatten(3)

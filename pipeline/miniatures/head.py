@@ -22,7 +22,7 @@ class ProbeHead(nn.Module):
     Args:
         mean, std: statistics of the features' channels (C,), with which they are standardised.
         channels: output channels of the task.
-        start: bias that the output starts from.
+        start: what the output starts from.
     """
 
     mean: Tensor
@@ -40,12 +40,12 @@ class ProbeHead(nn.Module):
             nn.GELU(),
         )
         self.out = nn.Conv2d(FINE, channels, 1)
-        nn.init.constant_(self.out.bias, start) if self.out.bias is not None else None
+        self.start = start
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, C, h, w) to outputs (B, channels, 4 h, 4 w)."""
         out: Tensor = self.out(self.layers((features - self.mean) / self.std))
-        return out
+        return self.start + out
 
 
 def train_head(task: Task, features: Tensor, labels: Tensor, *, num_epochs: int, seed: int) -> ProbeHead:
@@ -71,10 +71,11 @@ def train_head(task: Task, features: Tensor, labels: Tensor, *, num_epochs: int,
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=num_steps, pct_start=0.1)
     for _ in range(num_epochs):
         order = torch.randperm(n)
-        for rows in order[: n // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+        for first in range(0, n - BATCH_SIZE + 1, BATCH_SIZE):
+            rows = order[first : first + BATCH_SIZE]
             loss = task_loss(task, head(features[rows].float()), coarse[rows])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward([loss])
             optimizer.step()
             schedule.step()
     return head.eval()
@@ -84,6 +85,6 @@ def train_head(task: Task, features: Tensor, labels: Tensor, *, num_epochs: int,
 def outputs(head: ProbeHead, features: Tensor, size: tuple[int, int]) -> list[Tensor]:
     """The head's outputs at full size, in batches of (50, channels, H, W)."""
     return [
-        F.interpolate(head(batch.float()), size, mode="bilinear", align_corners=False)
-        for batch in features.split(50)
+        F.interpolate(head(features[i : i + 50].float()), size, mode="bilinear", align_corners=False)
+        for i in range(0, len(features), 50)
     ]

@@ -1,4 +1,4 @@
-"""What each miniature teacher is good at: the same light head on frozen features, one head a task and seed."""
+"""What each miniature teacher is good at: the same light head on frozen features, one a task and seed."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _write_inputs(
         used[name] = teacher.spec.weights
         for split, pixels in images.items():
             with torch.no_grad():
-                levels = [torch.cat(teacher(batch), 1).half() for batch in pixels.split(50)]
+                levels = [torch.cat(teacher(batch), 1).half() for batch in torch.split(pixels, 50)]
             np.save(folder / f"{split}-{name}.features.npy", torch.cat(levels).numpy())
         report(f"{name} run")
     return tasks, used
@@ -242,7 +242,7 @@ def _score(
         head = train_head(task, train, labels, num_epochs=config.num_epochs, seed=seed)
         predicted = outputs(head, test, (truth.shape[1], truth.shape[2]))
         metric = metric_for(task)
-        for output, label in zip(predicted, truth.split(50), strict=True):
+        for output, label in zip(predicted, torch.split(truth, 50), strict=True):
             metric.update(output, label)
         found[task.name] = float(metric.compute()[task.score])
         if task.kind == "boundary":

@@ -1,8 +1,8 @@
 """The objective of mini-sam: the masks a point may mean, and which neighbouring pixels belong together.
 
-SAM answers a point with three masks, whole, part and subpart. Here they are the object (or the room's surface), the
-part and the facet under the point. Pixel affinity asks of every pixel, at each of the three levels, whether its
-neighbours to the right and below belong to the same region.
+SAM answers a point with three masks, whole, part and subpart. Here they are the object (or the room's
+surface), the part and the facet under the point. Pixel affinity asks of every pixel, at each of the three
+levels, whether its neighbours to the right and below belong to the same region.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SamObjective(nn.Module):
         """Compute the loss terms of a batch; the loss is their sum."""
         batch = mirror(batch, generator)
         features = self.norm(net(recolor(batch.image, MILD, generator))[-1])
-        b, _, h, w = features.shape
+        b = len(features)
         labels = regions(batch)
 
         y, x = self._draw_points(batch, generator)

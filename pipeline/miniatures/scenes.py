@@ -40,8 +40,8 @@ class SceneBatch:
     """A batch of scenes, with B scenes and K object slots.
 
     image (B, H, W, 3) uint8; semseg, parts, instances, facets (B, H, W) int64; objects (B, K, 3) int64,
-    indices into CLASSES, COLORS and PLACES, most salient first, −1 in empty slots; boxes (B, K, 4) float32, top,
-    left, bottom, right as fractions of the image; attributes (B, A) int64, indices into the values of
+    indices into CLASSES, COLORS and PLACES, most salient first, −1 in empty slots; boxes (B, K, 4) float32,
+    top, left, bottom, right as fractions of the image; attributes (B, A) int64, indices into the values of
     `SceneStore.attributes`.
     """
 
@@ -85,7 +85,7 @@ def render_scenes(
     seed: int = TRAINING_SEED,
     report: Callable[[int], None] = lambda done: None,
 ) -> SceneStore:
-    """Render scenes 0 ... num_scenes − 1 of the lessons' stream into `folder`, or open them if they are there.
+    """Render scenes 0 ... num_scenes − 1 of the lessons' stream into `folder`, or open those it holds.
 
     Args:
         folder: where they are kept.

@@ -85,7 +85,7 @@ class MiniatureTraining:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.step += 1

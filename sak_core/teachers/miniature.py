@@ -238,10 +238,7 @@ def build_miniature(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MiniatureNet(row.mean, row.std)
-    if random_weights:
-        identity = f"random:{seed}"
-    else:
-        identity = load_weights(net, weights or shipped_weights(name))
+    identity = f"random:{seed}" if random_weights else load_weights(net, weights or shipped_weights(name))
     teacher = MiniatureTeacher(name, net, identity, size, chosen)
     return teacher.eval().requires_grad_(False)
 
