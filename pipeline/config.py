@@ -39,25 +39,23 @@ class Data(Strict):
 
 
 class Stem(Strict):
-    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or one given by its dimensions."""
+    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions."""
 
-    model: str | None = Field(None, description="timm's name, e.g. vit_base_patch16_384")
+    name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
     weights: str | None = Field(None, description="'hub' or a .safetensors file; untrained when absent")
-    patch: int = Field(16, ge=1)
-    width: int = Field(192, ge=8)
-    depth: int = Field(12, ge=1)
-    heads: int = Field(3, ge=1)
+    patch_size: int | None = Field(None, ge=1, description="px; this and the next three for custom alone")
+    width: int | None = Field(None, ge=8)
+    depth: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
 
 
 class StudentOptions(Strict):
     """The student's structure; teachers' widths are read from the caches."""
 
     stem: Stem = Stem()
-    levels: tuple[int, ...] = Field((2, 5, 8, 11), description="tapped blocks, shallowest first")
-    aligner: bool | None = Field(
-        None, description="project each path to its teacher's width; when absent, just where widths differ"
-    )
-    router: Literal["mor", "token", "none"] = "mor"
+    levels: tuple[int, ...] | None = Field(None, description="tapped blocks; four evenly spaced when absent")
+    aligner: bool = Field(True, description="a linear layer from each path to its teacher's width")
+    router: str = "mor"
     head: str = "sak"
 
 

@@ -1,0 +1,63 @@
+# Doors to the `sak` command; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+SAK := $(BIN)/sak
+STAMP := .venv/.installed
+
+TEACHER ?=
+DATASET ?= rooms
+SPLIT ?= train
+CODEC ?= fp16
+GRID ?= native
+OUT ?= features
+RECIPE ?= demo
+STUDY ?= demo
+WORKERS ?= 1
+optional = $(if $($(1)),$(2) $($(1)))
+
+.PHONY: help install demo test test-slow lint cache distill finetune ablate evaluate clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## .venv with the package and all its extras
+
+demo: $(STAMP)  ## the whole line on rendered rooms, with a table and pictures
+	$(SAK) demo
+
+test: $(STAMP)  ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the slower tests, a shrunken demo among them
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+cache: $(STAMP)  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
+	$(SAK) cache --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
+	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
+	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
+
+distill: $(STAMP)  ## [RECIPE=demo] stage 1 from the caches
+	$(SAK) distill $(RECIPE) --out $(OUT) $(ARGS)
+
+finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] stage 2 from the caches
+	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(ARGS)
+
+ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] arms, variations and seeds over the caches
+	$(SAK) ablate $(STUDY) --workers $(WORKERS) --out $(OUT) $(ARGS)
+
+evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
+	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)
+
+clean:  ## remove the virtual environment and tools' caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,256 @@
+"""Studies: arms, variations and seeds over the same caches; what is finished is skipped, no teacher is loaded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline import runs
+from pipeline.arms import find_arm, teachers_read
+from pipeline.config import Recipe, Study, differences, load_recipe
+from pipeline.console import say, table
+from pipeline.errors import UserError
+from pipeline.stores import find_store, store_tasks
+
+CONSTANT = "constant"
+"""The row of the best constant prediction."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trained system of a study: its stage-1 run (None where the arm does not distil) and its stage-2 run."""
+
+    label: str
+    seed: int
+    finetune: Recipe
+    run: Path
+    distill: Recipe | None = None
+    stage1: Path | None = None
+
+
+def plan(study: Study, places: runs.Places) -> list[Job]:
+    """The study's jobs. A variation that changes nothing of stage 1 starts from its arm's own distilled run."""
+    folder = places.runs / study.name
+    jobs: list[Job] = []
+    for seed in study.seeds:
+        plain: dict[str, Job] = {}
+        for arm in study.arms:
+            plain[arm] = _job(study, folder, arm, arm, {}, seed)
+            jobs.append(plain[arm])
+        for variation in study.variations:
+            base = plain.get(variation.arm)
+            job = _job(study, folder, variation.name, variation.arm, variation.set, seed)
+            if base and base.distill and job.distill and _same_training(base.distill, job.distill):
+                job = Job(job.label, seed, job.finetune, job.run, base.distill, base.stage1)
+            jobs.append(job)
+    return jobs
+
+
+def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, Any], seed: int) -> Job:
+    overrides = {**study.set, "arm": arm, **changes, "seed": seed}
+    name = f"{label.replace(':', '-').replace(' ', '-')}-seed{seed}"
+    job = Job(label, seed, load_recipe(study.recipe, "finetune", overrides), folder / f"{name}-finetune")
+    if not find_arm(arm).distils:
+        return job
+    return Job(
+        label, seed, job.finetune, job.run, load_recipe(study.recipe, "distill", overrides), folder / f"{name}-distill"
+    )
+
+
+def _same_training(a: Recipe, b: Recipe) -> bool:
+    """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
+    stage2_only = {"tasks", "task_weights", "alpha", "validation"}
+    left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
+    for side in (left, right):
+        side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}
+    return not differences(left, right)
+
+
+def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
+    """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished."""
+    for job in jobs:
+        for recipe in filter(None, (job.distill, job.finetune)):
+            find_store(places.features, recipe.data, teachers_read(recipe))
+        frozen = find_arm(job.finetune.arm).frozen_features
+        find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
+    labels = {job.label for job in jobs}
+    if study.baseline not in labels:
+        raise UserError(f"study {study.name}: baseline {study.baseline!r} is none of its arms {sorted(labels)}")
+
+
+def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any]:
+    """Run what is missing of the study with `workers` processes, and return (and write) its table.
+
+    The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds).
+    """
+    jobs = plan(study, places)
+    check(study, jobs, places)
+    folder = places.runs / study.name
+    distilled = {job.stage1: job for job in jobs if job.distill}
+    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers)
+    _run_all([(_finetune_job, job, study, places) for job in jobs], workers)
+    result = collect(study, jobs, places)
+    runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
+    runs.write_atomically(folder / "table.md", markdown(result) + "\n")
+    runs.write_atomically(folder / "table.csv", _csv(result))
+    return result
+
+
+Call = tuple[Callable[[Job, Study, runs.Places], None], Job, Study, runs.Places]
+
+
+def _run_all(calls: Sequence[Call], workers: int) -> None:
+    pending = [call for call in calls if not _is_done(*call)]
+    for call in calls:
+        if call not in pending:
+            job = call[1]
+            say(f"{(job.stage1 if call[0] is _distill_job and job.stage1 else job.run).name}: finished earlier, skipped")
+    if workers <= 1 or len(pending) <= 1:
+        for function, *arguments in pending:
+            function(*arguments)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(pending)), mp_context=context, initializer=_start_worker) as pool:
+        futures = [pool.submit(function, *arguments) for function, *arguments in pending]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done():
+                    future.result()
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                os.kill(process.pid or 0, signal.SIGTERM)
+            raise
+
+
+def _start_worker() -> None:
+    """Workers leave Ctrl-C to their parent, and print plain lines: two bars on one terminal would fight."""
+    from pipeline import console
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.always_plain()
+
+
+def _is_done(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> bool:
+    if function is _distill_job:
+        assert job.stage1 and job.distill
+        return job.stage1.exists() and runs.begin(job.stage1, job.distill)
+    scored = job.run / f"scores-{study.test.dataset}-{study.test.split}.json"
+    return job.run.exists() and runs.begin(job.run, job.finetune) and scored.exists()
+
+
+def _distill_job(job: Job, study: Study, places: runs.Places) -> None:
+    from pipeline.distill import distill
+
+    assert job.stage1 and job.distill
+    distill(job.distill, job.stage1, places)
+
+
+def _finetune_job(job: Job, study: Study, places: runs.Places) -> None:
+    from pipeline.evaluate import evaluate
+    from pipeline.finetune import finetune
+
+    finetune(job.finetune, job.run, job.stage1, places)
+    evaluate(job.run, study.test, places)
+
+
+def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str, Any]:
+    """The study's table from its finished runs: primary scores on the test split, mean and std over seeds."""
+    from pipeline.evaluate import constant_scores
+    from sak_core.metrics import delta_m
+
+    first = jobs[0].finetune
+    tasks = store_tasks(find_store(places.features, first.data), first.tasks)
+    primary = {task.name: task.spec.score for task in tasks}
+    by_label: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_label.setdefault(job.label, []).append(job)
+
+    def scores_of(job: Job) -> dict[str, float]:
+        kept = json.loads((job.run / f"scores-{study.test.dataset}-{study.test.split}.json").read_text())
+        return {name: kept[name][score] for name, score in primary.items()}
+
+    scores = {label: [scores_of(job) for job in group] for label, group in by_label.items()}
+    constant = constant_scores(first.data, study.test, first.tasks, places)
+    scores = {CONSTANT: [{name: constant[name][score] for name, score in primary.items()}], **scores}
+    baseline = {name: mean(s[name] for s in scores[study.baseline]) for name in primary}
+    rows = []
+    for label, seeds in scores.items():
+        results = [runs.read_results(job.run) for job in by_label.get(label, ())]
+        rows.append(
+            {
+                "arm": label,
+                "scores": {name: _mean_std([s[name] for s in seeds]) for name in primary},
+                "gain_percent": _mean_std([delta_m(s, baseline, tasks) for s in seeds]),
+                "parameters": results[0]["parameters"] if results else 0,
+                "seconds": mean(r["seconds"] for r in results) if results else 0.0,
+                "random_weights": sorted({name for r in results for name in r["random_weights"]}),
+            }
+        )
+    return {
+        "study": study.name,
+        "seeds": list(study.seeds),
+        "baseline": study.baseline,
+        "columns": [
+            {"task": t.name, "score": t.spec.score, "higher_is_better": t.spec.higher_is_better} for t in tasks
+        ],
+        "rows": rows,
+    }
+
+
+def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+def _cell(value: dict[str, Any], digits: int) -> str:
+    std = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{std}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The study's table as Markdown, with what it rests on below."""
+    arrows = {True: "↑", False: "↓"}
+    columns = [
+        "arm",
+        *(f"{c['task']} {c['score']} {arrows[c['higher_is_better']]}" for c in result["columns"]),
+        "gain %",
+        "parameters",
+        "seconds",
+    ]
+    lines = []
+    for row in result["rows"]:
+        cells = [_cell(row["scores"][c["task"]], 3 if c["score"] == "RMSE" else 1) for c in result["columns"]]
+        mark = " (random weights)" if row["random_weights"] else ""
+        parameters = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else "-"
+        seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
+        gain = row["gain_percent"]
+        lines.append([row["arm"] + mark, *cells, f"{_cell(gain, 1)}", parameters, seconds])
+    seeds = result["seeds"]
+    said = "one seed: differences of a few percent may be noise" if len(seeds) == 1 else f"{len(seeds)} seeds, ± std"
+    return f"{table(columns, lines)}\n\nTest scores, {said}; gain: mean over tasks against {result['baseline']}."
+
+
+def _csv(result: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    names = [c["task"] for c in result["columns"]]
+    writer.writerow(["arm", *names, *(f"{n}_std" for n in names), "gain_percent", "parameters", "seconds"])
+    for row in result["rows"]:
+        scores = [row["scores"][n] for n in names]
+        stds = ["" if s["std"] is None else s["std"] for s in scores]
+        gain = row["gain_percent"]["mean"]
+        writer.writerow([row["arm"], *(s["mean"] for s in scores), *stds, gain, row["parameters"], row["seconds"]])
+    return out.getvalue()

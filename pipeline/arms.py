@@ -1,0 +1,104 @@
+"""Arms: the systems a study compares. An arm is a row of configuration; the trainer is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cache.store import Store
+from pipeline.config import Recipe
+from pipeline.errors import UserError, unknown
+from sak_core.feature_model import FeatureModel
+from sak_core.stem import StemConfig
+from sak_core.student import Student, StudentConfig
+from sak_core.tasks import Task
+
+TEACHER_PREFIX = "teacher:"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system.
+
+    distils: whether it learns from teachers' features, in stage 1 and (times alpha) in stage 2.
+    paths: whether the student has an adapter path a teacher.
+    frozen_features: whether cached teachers' features take the student's place under the heads; such an arm needs
+    the teachers cached on the splits it is scored on, too.
+    """
+
+    name: str
+    about: str
+    distils: bool = False
+    paths: bool = False
+    frozen_features: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("multi-task", "stem and heads, no teachers"),
+        Arm("teacher:<name>", "one teacher's frozen cached features under the same heads", frozen_features=True),
+        Arm("teachers", "all teachers' frozen cached features through routers", frozen_features=True),
+        Arm("many-to-one", "one representation, a projector a teacher and level", distils=True),
+        Arm("sak", "stem, an adapter path a teacher, routers", distils=True, paths=True),
+    )
+}
+"""All arms, one row each."""
+
+
+def find_arm(name: str) -> Arm:
+    """The arm called `name`; `teacher:mini-sam` is the row `teacher:<name>`. Raises `UserError` for unknown ones."""
+    if name.startswith(TEACHER_PREFIX) and len(name) > len(TEACHER_PREFIX):
+        return ARMS["teacher:<name>"]
+    if name not in ARMS:
+        raise UserError(unknown("arm", name, ARMS))
+    return ARMS[name]
+
+
+def teachers_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features a run of this recipe reads in training."""
+    arm = find_arm(recipe.arm)
+    if recipe.arm.startswith(TEACHER_PREFIX):
+        return (recipe.arm.removeprefix(TEACHER_PREFIX),)
+    needed = arm.frozen_features or (arm.distils and (recipe.stage == "distill" or recipe.alpha > 0))
+    if (arm.distils or arm.frozen_features) and not recipe.teachers:
+        raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
+    return recipe.teachers if needed else ()
+
+
+def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Module:
+    """The model that a recipe's arm trains, with initial weights that depend on the recipe's seed alone.
+
+    `store` gives the image size and the teachers' widths; `tasks` is () in stage 1.
+    """
+    arm, options = find_arm(recipe.arm), recipe.student
+    torch.manual_seed(recipe.seed)
+    if arm.frozen_features:
+        widths = {name: _widths(store, name) for name in teachers_read(recipe)}
+        return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router)
+    stem = StemConfig(
+        name=options.stem.name,
+        image_size=store.spec.size,
+        patch_size=options.stem.patch_size,
+        width=options.stem.width,
+        depth=options.stem.depth,
+        heads=options.stem.heads,
+    )
+    config = StudentConfig(
+        stem=stem,
+        teachers={name: _widths(store, name) for name in recipe.teachers} if arm.distils else {},
+        levels=options.levels,
+        paths=arm.paths,
+        aligner=options.aligner,
+        router=options.router,
+        head=options.head,
+        tasks=tuple(tasks),
+    )
+    return Student(config)
+
+
+def _widths(store: Store, teacher: str) -> tuple[int, ...]:
+    return tuple(level.width for level in store.teacher(teacher).levels)

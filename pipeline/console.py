@@ -1,0 +1,117 @@
+"""What a person sees: messages and progress on stderr, tables (or one JSON value) on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_INTERVAL_S = 5.0
+"""Seconds between progress lines where stderr is not a terminal."""
+
+_plain = False
+
+
+def always_plain() -> None:
+    """Show progress as plain lines in this process, terminal or not."""
+    global _plain
+    _plain = True
+
+
+def say(message: str) -> None:
+    """Print a message for people on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr, in red on a terminal."""
+    say(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}")
+
+
+def emit_json(value: Any) -> None:
+    """Print one JSON value on stdout."""
+    print(json.dumps(value, indent=1))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(map(line, (columns, rule, *rows)))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `41 s`, `3 min 05 s` or `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def amount(num_bytes: float) -> str:
+    """A number of bytes with a decimal unit: `3.1 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show progress of `total` units, `done` of which an earlier run made; yields `advance(n=1, note="")`.
+
+    A bar with rate and time left on a terminal, plain lines otherwise.
+    """
+    if sys.stderr.isatty() and not _plain:
+        with _bar(title, total, unit, done) as advance:
+            yield advance
+    else:
+        with _lines(title, total, unit, done) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]} {task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), rate)
+    start, current = time.monotonic(), done
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal current
+            current += n
+            speed = (current - done) / max(time.monotonic() - start, 1e-6)
+            bar.update(task, completed=current, rate=f"{speed:.1f} {unit}/s", note=note)
+
+        yield advance
+
+
+@contextmanager
+def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
+    start = last = time.monotonic()
+    current = done
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal current, last
+        current += n
+        now = time.monotonic()
+        if now - last >= PLAIN_INTERVAL_S or current >= total:
+            last = now
+            speed = (current - done) / max(now - start, 1e-6)
+            left = "" if current >= total or not speed else f", {duration((total - current) / speed)} left"
+            say(f"{title}: {current}/{total} {unit}, {speed:.1f} {unit}/s{left}{'  ' + note if note else ''}")
+
+    yield advance

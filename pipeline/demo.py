@@ -1,0 +1,153 @@
+"""The whole line on rendered rooms with the miniature teachers: cache, distil, fine-tune, compare, draw."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import ablate
+from pipeline.caching import CacheRequest, run_cache
+from pipeline.config import Data, Study, load_study
+from pipeline.console import always_plain, duration, say
+from pipeline.errors import UserError
+from pipeline.prepare import DatasetRequest, prepare
+from pipeline.runs import Places
+
+MARGIN = 0.10
+"""By how much every trained arm must beat the constant predictor on every task."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One cache of the demo."""
+
+    name: str
+    samples: int
+    views: int
+
+
+SPLITS = (Split("unlabelled", 1200, 2), Split("train", 640, 2), Split("val", 64, 1), Split("test", 256, 1))
+SMALL_SPLITS = (Split("unlabelled", 32, 2), Split("train", 32, 2), Split("val", 16, 1), Split("test", 16, 1))
+SMALL_STEPS: dict[str, Any] = {"steps": 4, "batch_size": 8}
+
+
+def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str, Any]:
+    """Run the demo below `folder`; what is cached or trained is skipped. Returns table, pictures and seconds.
+
+    Raises `UserError` if a trained arm does not beat the constant predictor by `MARGIN` on every task (not with
+    `small`, whose scores mean nothing).
+    """
+    places = Places(folder / "features", folder / "runs")
+    splits = SMALL_SPLITS if small else SPLITS
+    loaded = load_study("demo")
+    study = loaded.model_copy(update={"set": SMALL_STEPS}) if small else loaded
+    teachers = tuple(a.removeprefix("teacher:") for a in study.arms if a.startswith("teacher:"))
+    stages: dict[str, float] = {}
+    start = time.monotonic()
+
+    say(f"1/4 rooms: rendering and keeping {sum(s.samples for s in splits)} scenes, each teacher's input from now on")
+    for split in splits:
+        prepare(_source(split), places.features, split.views)
+    stages["render"] = time.monotonic() - start
+
+    say(f"2/4 cache: {', '.join(teachers)} once over {sum(s.samples * s.views for s in splits)} views")
+    began = time.monotonic()
+    _cache(splits, teachers, places.features, workers)
+    stages["cache"] = time.monotonic() - began
+
+    say(f"3/4 train: {', '.join(study.arms)}, from the caches alone, {workers} runs side by side")
+    began = time.monotonic()
+    table = ablate.ablate(study, places, workers)
+    stages["train"] = time.monotonic() - began
+
+    say("4/4 draw")
+    began = time.monotonic()
+    pictures = _draw(study, places)
+    stages["draw"] = time.monotonic() - began
+    stages["total"] = time.monotonic() - start
+    weak = [] if small else beaten_by_constant(table)
+    if weak:
+        print(ablate.markdown(table))
+        raise UserError("not 10 % better than the constant predictor: " + "; ".join(weak))
+    return {"table": table, "pictures": [str(p) for p in pictures], "seconds": {k: round(v, 1) for k, v in stages.items()}}
+
+
+def demo_text(result: dict[str, Any]) -> str:
+    """`run_demo`'s result for people."""
+    seconds = ", ".join(f"{name} {duration(s)}" for name, s in result["seconds"].items())
+    return "\n".join(["", ablate.markdown(result["table"]), "", f"Time: {seconds}", "Look at:", *result["pictures"]])
+
+
+def beaten_by_constant(table: dict[str, Any]) -> list[str]:
+    """Arms and tasks whose score is not `MARGIN` better than the constant predictor's, in words."""
+    constant = next(row for row in table["rows"] if row["arm"] == ablate.CONSTANT)["scores"]
+    found = []
+    for row in table["rows"]:
+        for column in table["columns"] if row["arm"] != ablate.CONSTANT else ():
+            task = column["task"]
+            score, base = row["scores"][task]["mean"], constant[task]["mean"]
+            factor = 1 + MARGIN if column["higher_is_better"] else 1 - MARGIN
+            better = score >= base * factor if column["higher_is_better"] else score <= base * factor
+            if not better:
+                found.append(f"{row['arm']} {task} {score:.3g} (constant {base:.3g})")
+    return found
+
+
+def _source(split: Split) -> DatasetRequest:
+    return DatasetRequest("rooms", split.name, limit=split.samples)
+
+
+def _options(split: Split, teacher: str, features: Path) -> dict[str, Any]:
+    return {
+        "teachers": teacher,
+        "dataset": "rooms",
+        "split": split.name,
+        "root": None,
+        "size": None,
+        "views": split.views,
+        "seed": 0,
+        "limit": split.samples,
+        "codec": "fp16",
+        "levels": None,
+        "grid": "native",
+        "weights": None,
+        "random_weights": False,
+        "device": "auto",
+        "precision": "fp32",
+        "batch_size": 16,
+        "threads": 1,
+        "features": features,
+        "workers": 0,
+        "strict": True,
+        "dry_run": False,
+    }
+
+
+def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path, workers: int) -> None:
+    """Every teacher over every split; different teachers of one store may run at once, each with one thread."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=always_plain) as pool:
+        jobs = [
+            pool.submit(run_cache, CacheRequest.from_options(_options(split, teacher, features)))
+            for split in splits
+            for teacher in teachers
+        ]
+        for job in jobs:
+            job.result()
+
+
+def _draw(study: Study, places: Places) -> list[Path]:
+    from pipeline import report
+
+    test: Data = study.test
+    folder = places.runs / study.name
+    run = next(job.run for job in ablate.plan(study, places) if job.label == "sak")
+    return [
+        report.contact_sheet(run, test, places, folder / "contact-sheet.png"),
+        report.pca_sheet(run, test, places, folder / "pca.png"),
+        report.router_sheet(run, test, places, folder / "routers.png"),
+    ]

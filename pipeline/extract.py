@@ -1,0 +1,189 @@
+"""The teachers' parts of a store: cached pixels through each teacher once, coded and written shard by shard."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from cache.calibration import Calibrator, calibration_rows
+from cache.codecs import get_codec
+from cache.spec import LevelSpec
+from cache.store import Store
+from cache.teacher_writer import TeacherWriter
+from pipeline.console import progress, say, warn
+from pipeline.errors import UserError
+from pipeline.prepare import check_disk
+from sak_core.teachers import build_teacher
+from sak_core.teachers.base import Teacher
+
+CALIBRATION_ROWS = 256
+"""Rows of view 0 that a teacher's channel statistics are fitted on."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TeacherRequest:
+    """Which teacher, run how. Everything that decides a feature's bytes ends up in the provenance."""
+
+    name: str
+    codec: str = "fp16"
+    levels: tuple[int, ...] | None = None
+    grid: tuple[int, int] | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 16
+    threads: int | None = None
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no GPU on this machine; use --device cpu")
+    return torch.device(name)
+
+
+def device_model(device: torch.device) -> str:
+    """The model of the device: a GPU's or a processor's name; bytes may differ between models."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
+    """Write the part of one teacher for `num_views` views: calibration first, then every shard not yet committed.
+
+    Raises `UserError` for a full disk, NaN features (by the writer, naming sample, view and level) and
+    `cache.errors.SpecMismatch` where the store holds this teacher with another provenance.
+    """
+    device = resolve_device(request.device)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    teacher = build_teacher(
+        request.name,
+        size=store.spec.size,
+        levels=request.levels,
+        weights=request.weights,
+        random_weights=request.random_weights,
+    ).to(device)
+    levels = _level_specs(teacher, request)
+    provenance = _provenance(teacher, request, device)
+    say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
+    if str(teacher.spec.weights).startswith("random"):
+        warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
+    check_disk(store.path, teacher_bytes(store, levels, num_views), f"features of {request.name}")
+    with store.lock(f"teachers/{request.name}"), torch.inference_mode():
+        writer = TeacherWriter(store, provenance, levels)
+        if writer.calibration() is None:
+            writer.write_calibration(_calibrate(store, levels, teacher, request, device))
+        _write(store, writer, teacher, request, device, num_views)
+
+
+def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> int:
+    """Bytes that the levels' rows take over `num_views` views, without what is already there."""
+    row = sum(
+        level.grid[0] * level.grid[1] * level.width * get_codec(level.codec).stored_dtype.itemsize for level in levels
+    )
+    return row * store.spec.num_samples * num_views
+
+
+def _level_specs(teacher: Teacher, request: TeacherRequest) -> list[LevelSpec]:
+    grids = teacher.spec.grids
+    return [
+        LevelSpec(level, request.grid or grid, width, request.codec)
+        for level, (grid, width) in enumerate(zip(grids, teacher.spec.widths, strict=True))
+    ]
+
+
+def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
+    """What decides the bytes of this teacher's features."""
+    versions = {"torch": torch.__version__.partition("+")[0], **teacher.spec.versions}
+    return {
+        "name": request.name,
+        "teacher": teacher.spec.to_dict(),
+        "grid": list(request.grid) if request.grid else "native",
+        "codec": request.codec,
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "device": device_model(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "versions": versions,
+    }
+
+
+def _forward(teacher: Teacher, pixels: Array, request: TeacherRequest, device: torch.device) -> list[Array]:
+    """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
+    batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=request.precision == "bf16"):
+        maps = teacher(batch)
+    if request.grid:
+        maps = [F.adaptive_avg_pool2d(m.float(), request.grid) for m in maps]
+    return [m.float().permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+
+
+def _calibrate(
+    store: Store, levels: Sequence[LevelSpec], teacher: Teacher, request: TeacherRequest, device: torch.device
+) -> dict[str, Array]:
+    """Channel statistics and fidelity a level, from rows of view 0 that the store's seed draws."""
+    fitted, measured = calibration_rows(store.valid(1), store.spec.seed, CALIBRATION_ROWS)
+    calibrator = Calibrator(levels)
+    total = len(fitted) + len(measured)
+    with progress(f"{request.name} calibration", total, "rows") as advance:
+        for rows, use in ((fitted, calibrator.fit), (measured, calibrator.measure)):
+            for start in range(0, len(rows), request.batch_size):
+                chosen = rows[start : start + request.batch_size]
+                pixels = np.stack([store.pixels[int(sample), 0] for sample in chosen])
+                use(_forward(teacher, pixels, request, device))
+                advance(len(chosen))
+    return calibrator.arrays()
+
+
+def _write(
+    store: Store,
+    writer: TeacherWriter,
+    teacher: Teacher,
+    request: TeacherRequest,
+    device: torch.device,
+    num_views: int,
+) -> None:
+    pending = list(writer.pending(num_views))
+    total = store.spec.num_samples * num_views
+    left = sum(len(store.spec.rows(shard)) for _, shard in pending)
+    if not pending:
+        say(f"{request.name}: {total} rows already cached")
+        return
+    start, busy = time.monotonic(), 0.0
+    with progress(request.name, total, "rows", total - left) as advance:
+        for view, shard in pending:
+            rows = store.spec.rows(shard)
+            parts: list[list[Array]] = []
+            # batches are cut the same way in every shard, so that a row's numbers never depend on a resume
+            for first in range(rows.start, rows.stop, request.batch_size):
+                last = min(first + request.batch_size, rows.stop)
+                pixels = store.pixels[first:last, view]
+                began = time.monotonic()
+                parts.append(_forward(teacher, pixels, request, device))
+                busy += time.monotonic() - began
+                advance(last - first)
+            writer.write_shard(view, shard, [np.concatenate(level) for level in zip(*parts, strict=True)])
+    seconds = time.monotonic() - start
+    store.log({"stage": "extract", "teacher": request.name, "rows": left, "seconds": round(seconds, 2)})
+    say(f"{request.name}: {left} rows in {seconds:.1f} s, the teacher was busy {busy / seconds:.0%} of it")

@@ -1,0 +1,82 @@
+"""Stage 2: routers and heads on the labelled cache, task losses plus alpha times the distillation loss."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from pipeline import runs
+from pipeline.arms import build_model, find_arm, teachers_read
+from pipeline.config import Recipe
+from pipeline.console import duration, say
+from pipeline.distill import open_loader, random_teachers
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate_model
+from pipeline.stores import find_store, store_tasks
+from pipeline.training import train
+from sak_core.losses import distillation_loss, task_losses
+from sak_core.noise import RowNoise
+from sak_core.stem import normalize
+from sak_core.tasks import Task
+
+
+def finetune(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places) -> dict[str, Any]:
+    """Run stage 2 of `recipe` in the folder `run`, starting from the run `stage1` where the arm distils.
+
+    Returns the results: scores on the recipe's validation split, parameters, seconds of both stages.
+    """
+    arm = find_arm(recipe.arm)
+    teachers = teachers_read(recipe)
+    store = find_store(places.features, recipe.data, teachers)
+    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    if arm.distils and stage1 is None:
+        raise UserError(f"arm {recipe.arm} starts from a distilled run: `sak distill` first, or say --from RUN")
+    if runs.begin(run, recipe):
+        say(f"{run.name}: already fine-tuned")
+        return runs.read_results(run)
+    model = build_model(recipe, store, tasks)
+    seconds = 0.0
+    if stage1 is not None:
+        runs.start_from(stage1, model)
+        seconds = runs.read_results(stage1)["seconds"]
+    labels = tuple(task.name for task in tasks)
+    loss = partial(_loss, recipe, tasks, store.spec.num_samples)
+    trained = train(recipe, run, model, partial(open_loader, store, recipe, teachers, labels), loss)
+    results: dict[str, Any] = {
+        "stage": "finetune",
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "stage1": stage1.name if stage1 else None,
+        "seconds": round(seconds + trained.seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "caches": [store.path.name],
+        "random_weights": random_teachers(store, teachers),
+    }
+    if recipe.validation:
+        results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
+        results["caches"].append(find_store(places.features, recipe.validation).path.name)
+    runs.finish(run, recipe, results)
+    say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
+    return results
+
+
+def _loss(
+    recipe: Recipe, tasks: list[Task], num_samples: int, model: nn.Module, batch: Batch, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
+    noise = RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)
+    size = (batch.pixels.shape[1], batch.pixels.shape[2])
+    if find_arm(recipe.arm).frozen_features:
+        output = model(batch.features, size, generator=noise)
+        return task_losses(tasks, output.outputs, batch.labels)
+    output = model(normalize(batch.pixels), generator=noise)
+    total, terms = task_losses(tasks, output.outputs, batch.labels)
+    if batch.features:
+        distillation, by_level = distillation_loss(output.aligned, batch.features, recipe.loss)
+        total = total + recipe.alpha * distillation
+        terms = {**terms, **by_level, "distillation": distillation}
+    return total, terms

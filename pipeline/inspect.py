@@ -1,0 +1,94 @@
+"""`sak info` and `sak verify`: what a store holds, and whether its bytes are what was committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cache.store import Store
+from cache.verify import verify_store
+from pipeline.console import amount, progress
+
+
+def store_info(path: Path) -> dict[str, Any]:
+    """What the store holds and what made it, JSON-able."""
+    store = Store.open(path)
+    spec = store.spec
+    source = store.part("source")
+    return {
+        "store": str(path),
+        "dataset": spec.dataset,
+        "split": spec.split,
+        "size": list(spec.size),
+        "samples": spec.num_samples,
+        "views": store.num_views,
+        "invalid": len(store.invalid(store.num_views)) if store.is_complete("source", store.num_views) else None,
+        "labels": sorted(spec.labels),
+        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
+        "source_pending_shards": len(source.pending(store.num_views)),
+        "teachers": {name: _teacher_info(store, name) for name in store.teachers},
+        "spec": spec.to_dict(),
+    }
+
+
+def _teacher_info(store: Store, name: str) -> dict[str, Any]:
+    info = store.teacher(name)
+    calibration = store.calibration(name) or {}
+    return {
+        "views": info.num_views,
+        "pending_shards": len(store.part(f"teachers/{name}").pending(store.num_views)),
+        "bytes": sum(p.stat().st_size for p in (store.path / "teachers" / name).rglob("*") if p.is_file()),
+        "levels": [level.to_dict() for level in info.levels],
+        "fidelity": {
+            key.partition("/")[0]: [float(v) for v in value.ravel()[:4]]
+            for key, value in sorted(calibration.items())
+            if key.endswith("/fidelity")
+        },
+        "random_weights": str(info.provenance["teacher"]["weights"]).startswith("random"),
+        "provenance": dict(info.provenance),
+    }
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """`store_info` for people."""
+    height, width = info["size"]
+    lines = [
+        info["store"],
+        f"  {info['dataset']} {info['split']}, {info['samples']} samples x {info['views']} views of {height}x{width} px,"
+        f" {amount(info['bytes'])}",
+        f"  labels: {', '.join(info['labels']) or 'none'}; invalid samples: {info['invalid']}",
+    ]
+    for name, teacher in info["teachers"].items():
+        levels = ", ".join(f"{lv['grid'][0]}x{lv['grid'][1]}x{lv['width']}" for lv in teacher["levels"])
+        state = "complete" if not teacher["pending_shards"] else f"{teacher['pending_shards']} shards to come"
+        mark = ", RANDOM WEIGHTS" if teacher["random_weights"] else ""
+        codec = teacher["levels"][0]["codec"]
+        lines.append(f"  {name}{mark}: {state}, {amount(teacher['bytes'])}, {codec}, levels {levels}")
+        for level, values in teacher["fidelity"].items():
+            lines.append(f"    {level}: token cosine {values[0]:.6f}, with the mean removed {values[1]:.6f}")
+    return "\n".join(lines)
+
+
+def verify_with_progress(path: Path) -> dict[str, Any]:
+    """Check the store; returns its problems as text, JSON-able."""
+    Store.open(path)
+    total = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    with progress("verify", max(total // 1_000_000, 1), "MB") as advance:
+        seen, shown = 0, 0
+
+        def tell(num_bytes: int) -> None:
+            nonlocal seen, shown
+            seen += num_bytes
+            if seen // 1_000_000 > shown:
+                advance(seen // 1_000_000 - shown)
+                shown = seen // 1_000_000
+
+        problems = verify_store(path, lambda done, *rest: tell(done))
+    return {"store": str(path), "problems": [str(problem) for problem in problems]}
+
+
+def verify_text(result: dict[str, Any]) -> str:
+    """`verify_with_progress` for people."""
+    if not result["problems"]:
+        return f"{result['store']}: every digest and checksum holds"
+    return "\n".join([f"{result['store']}: {len(result['problems'])} problems", *result["problems"]])

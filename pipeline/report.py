@@ -1,0 +1,172 @@
+"""Pictures of a study: a contact sheet, PCA of teachers beside the student's paths, router weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from cache.loader import Loader
+from pipeline import pictures, runs
+from pipeline.arms import find_arm, teachers_read
+from pipeline.config import Data
+from pipeline.evaluate import load_model
+from pipeline.stores import find_store
+from sak_core.datasets import open_dataset
+from sak_core.stem import normalize
+from sak_core.student import Student
+from sak_core.tasks import Task
+
+Picture = npt.NDArray[np.uint8]
+SHEET_ROWS = 6
+
+
+def preview_sheet(dataset: str, split: str, root: Path | None, count: int, out: Path) -> Path:
+    """Draw `count` samples of a data set with every label beside them into the PNG `out`."""
+    opened = open_dataset(dataset, split, root=root, limit=count)
+    rows = []
+    for index in range(min(count, len(opened.ids))):
+        sample = opened.load(index)
+        labels = [pictures.label_picture(task, sample.labels[task.name]) for task in opened.tasks]
+        rows.append([sample.image, *labels])
+    return save_sheet(rows, ["image", *(task.name for task in opened.tasks)], out)
+
+
+def save_sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], out: Path) -> Path:
+    """Write rows of equally large pictures, captioned by column, as a PNG."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.sheet(rows, captions).save(out)
+    return out
+
+
+def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Image, then truth and prediction of every task, for the first samples of `data`."""
+    model, tasks = load_model(run, places)
+    recipe = runs.read_recipe(run)
+    frozen = find_arm(recipe.arm).frozen_features
+    store = find_store(places.features, data)
+    teachers = teachers_read(recipe) if frozen else ()
+    batch = _first(Loader(store, teachers, [t.name for t in tasks], batch_size=SHEET_ROWS, num_views=1, shuffle=False))
+    with torch.inference_mode():
+        if frozen:
+            outputs = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2])).outputs
+        else:
+            outputs = model(normalize(batch.pixels)).outputs
+    rows = []
+    for i in range(len(batch)):
+        row = [batch.pixels[i].numpy()]
+        for task in tasks:
+            row.append(pictures.label_picture(task, batch.labels[task.name][i].numpy()))
+            row.append(pictures.label_picture(task, readable(task, outputs[task.name][i])))
+        rows.append(row)
+    captions = ["image", *(f"{t.name} {what}" for t in tasks for what in ("truth", "predicted"))]
+    return save_sheet(rows, captions, out)
+
+
+def readable(task: Task, output: Tensor) -> npt.NDArray[Any]:
+    """A network's raw output (C, H, W) of one image in the form of the task's labels, (H, W) or (H, W, 3).
+
+    Saliency and boundary become probabilities in [0, 1]; normals have unit length; depth is at least 0.
+    """
+    if task.kind == "classes":
+        return output.argmax(0).to(torch.uint8).numpy()
+    if task.kind == "saliency":
+        return output.softmax(0)[1].numpy()
+    if task.kind == "boundary":
+        return output[0].sigmoid().numpy()
+    if task.kind == "normals":
+        return F.normalize(output, dim=0).permute(1, 2, 0).numpy()
+    return output[0].clamp_min(0).numpy()
+
+
+def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Each teacher's deepest level beside the student's path for it, as RGB of the teacher's three first components.
+
+    Both maps are projected on the same basis, fitted on the teacher's, so equal colours mean equal features.
+    """
+    model, _ = load_model(run, places)
+    assert isinstance(model, Student)
+    recipe = runs.read_recipe(run)
+    store = find_store(places.features, data, recipe.teachers)
+    batch = _first(Loader(store, recipe.teachers, batch_size=SHEET_ROWS, num_views=1, shuffle=False))
+    with torch.inference_mode():
+        output = model(normalize(batch.pixels), tasks=False)
+    columns: list[list[Picture]] = [[image.numpy() for image in batch.pixels]]
+    captions = ["image"]
+    for teacher in recipe.teachers:
+        theirs, ours = batch.features[teacher][-1], output.aligned[teacher][-1]
+        for caption, colours in zip((teacher, "student"), _shared_pca(theirs, ours), strict=True):
+            columns.append(_enlarge(colours, (batch.pixels.shape[1], batch.pixels.shape[2])))
+            captions.append(caption)
+    return save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
+
+
+def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components."""
+    tokens = teacher.flatten(2).transpose(1, 2).flatten(0, 1)
+    mean = tokens.mean(0)
+    basis = torch.linalg.svd(tokens - mean, full_matrices=False).Vh[:3]
+    scores = (tokens - mean) @ basis.T
+    low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
+
+    def colour(maps: Tensor) -> Tensor:
+        projected = (maps.permute(0, 2, 3, 1) - mean) @ basis.T
+        return ((projected - low) / (high - low)).clamp(0, 1).permute(0, 3, 1, 2)
+
+    return colour(teacher), colour(student)
+
+
+def _enlarge(colours: Tensor, size: tuple[int, int]) -> list[Picture]:
+    large = F.interpolate(colours, size=size, mode="nearest")
+    return list((large * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def router_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Heatmaps, one a task: how much of the stem and of each path its router takes at each level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    model, tasks = load_model(run, places)
+    recipe = runs.read_recipe(run)
+    weights = mean_router_weights(model, find_store(places.features, data), tasks)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.3 * len(tasks), 3.2), sharey=True, layout="constrained")
+    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
+        drawn = axis.imshow(weights[task.name], vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(task.name)
+        axis.set_xticks(range(1 + len(recipe.teachers)), ["stem", *recipe.teachers], rotation=60, ha="right")
+        axis.set_yticks(range(len(weights[task.name])))
+        for (y, x), value in np.ndenumerate(weights[task.name]):
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", size=7)
+    np.atleast_1d(axes)[0].set_ylabel("level")
+    figure.colorbar(drawn, ax=axes, label="mean weight", shrink=0.8)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+    return out
+
+
+def mean_router_weights(model: nn.Module, store: Any, tasks: Sequence[Task]) -> dict[str, npt.NDArray[np.float32]]:
+    """Router weights averaged over the first samples of a store: {task: (levels, experts)}, rows sum to 1."""
+    batch = _first(Loader(store, batch_size=64, num_views=1, shuffle=False))
+    with torch.inference_mode():
+        weights = model(normalize(batch.pixels)).router_weights
+    return {t.name: torch.stack([level.mean(0) for level in weights[t.name]]).numpy() for t in tasks}
+
+
+def _first(loader: Loader) -> Batch:
+    """The first batch, in memory of its own, without padding."""
+    stored = next(iter(loader)).to("cpu")
+    keep = int((stored.weights > 0).sum())
+    stored.pixels = stored.pixels[:keep]
+    stored.samples, stored.views, stored.weights = stored.samples[:keep], stored.views[:keep], stored.weights[:keep]
+    stored.labels = {k: v[:keep] for k, v in stored.labels.items()}
+    stored.features = {k: [level[:keep] for level in levels] for k, levels in stored.features.items()}
+    return stored

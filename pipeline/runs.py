@@ -1,0 +1,122 @@
+"""Run folders: `runs/<name>/` with recipe.json, checkpoint, logs, results.json and a README that explains it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline import checkpoint
+from pipeline.config import Recipe, differences, recipe_json
+from pipeline.errors import UserError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where caches lie and where runs go."""
+
+    features: Path = Path("features")
+    runs: Path = RUNS
+
+
+def run_name(recipe: Recipe) -> str:
+    """The default name of a recipe's run: `demo-distill-sak-seed0`."""
+    return f"{recipe.name}-{recipe.stage}-{recipe.arm.replace(':', '-')}-seed{recipe.seed}"
+
+
+def begin(run: Path, recipe: Recipe) -> bool:
+    """Make the run's folder and store the resolved recipe; True if the run is already finished.
+
+    Raises `UserError` if the folder belongs to another recipe, naming what differs.
+    """
+    path = run / "recipe.json"
+    if path.exists():
+        if changed := differences(json.loads(path.read_text()), recipe.model_dump(mode="json")):
+            raise UserError(
+                f"{run} holds a run of another recipe: {'; '.join(changed)}. Choose another --run, or delete the folder"
+            )
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, recipe_json(recipe))
+    return (run / "results.json").exists()
+
+
+def finish(run: Path, recipe: Recipe, results: dict[str, Any]) -> None:
+    """Write `results.json`, which marks the run finished, and the run's README."""
+    lines = [
+        f"# {run.name}",
+        "",
+        f"`sak {recipe.stage} {recipe.name}`, arm `{recipe.arm}`, seed {recipe.seed}; all settings: recipe.json.",
+        f"Caches: {', '.join(results['caches'])}.",
+        "",
+        "```json",
+        json.dumps(results, indent=1),
+        "```",
+    ]
+    (run / "README.md").write_text("\n".join(lines) + "\n")
+    write_atomically(run / "results.json", json.dumps(results, indent=1))
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """A finished run's `results.json`. Raises `UserError` where there is none."""
+    path = run / "results.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a finished run (no results.json)")
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe a run was made with. Raises `UserError` where there is none."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder (no recipe.json)")
+    return Recipe.model_validate_json(path.read_text())
+
+
+def load_weights(run: Path, model: nn.Module) -> None:
+    """Load the run's last checkpoint into `model`. Raises `UserError` for names that are missing or left over."""
+    tensors = checkpoint.load_tensors(_last(run) / "model.safetensors")
+    _check_names(run, model, set(tensors), fresh=())
+    model.load_state_dict(tensors)
+
+
+def start_from(run: Path, model: nn.Module) -> None:
+    """Load a stage-1 run's weights into a stage-2 `model`, whose routers and heads alone stay as initialised."""
+    tensors = checkpoint.load_tensors(_last(run) / "model.safetensors")
+    _check_names(run, model, set(tensors), fresh=("heads.", "routers."))
+    model.load_state_dict(tensors, strict=False)
+
+
+def _last(run: Path) -> Path:
+    found = checkpoint.find(run / checkpoint.LAST)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint; train it first")
+    return found
+
+
+def _check_names(run: Path, model: nn.Module, given: set[str], fresh: tuple[str, ...]) -> None:
+    wanted = set(model.state_dict())
+    missing = sorted(n for n in wanted - given if not n.startswith(fresh or ("\0",)))
+    left_over = sorted(given - wanted)
+    if missing or left_over:
+        raise UserError(
+            f"{run}'s weights do not fit this model: "
+            f"missing {_few(missing)}; left over {_few(left_over)}. Same recipe.student, arm and teachers?"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file under a temporary name and rename it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,75 @@
+"""Which cache a recipe reads: the one store of a data set, split and size, or an error that lists the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cache.store import Store, find_stores
+from pipeline.config import Data
+from pipeline.errors import UserError
+from sak_core.tasks import Task
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`S` or `HxW` in px to (H, W).
+
+    >>> parse_size("448x576"), parse_size("96")
+    ((448, 576), (96, 96))
+    """
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UserError(f"size {text!r}: expected S or HxW in pixels, for example 384 or 448x576")
+    return (int(parts[0]), int(parts[-1]))
+
+
+def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Store:
+    """The one store below `features` that holds `data`, with its views and `teachers` complete."""
+    found = find_stores(features, data.dataset, data.split, parse_size(data.size) if data.size else None)
+    want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
+    if not found:
+        raise UserError(
+            f"no cache of {want} below {features}. Make it: make cache DATASET={data.dataset} SPLIT={data.split}"
+            f" VIEWS={data.views}" + (f" TEACHER={','.join(teachers)}" if teachers else "")
+        )
+    if len(found) > 1:
+        names = "\n  ".join(store.path.name for store in found)
+        raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
+    store = found[0]
+    for teacher in teachers:
+        if teacher not in store.teachers:
+            have = ", ".join(store.teachers) or "none"
+            raise UserError(
+                f"{store.path.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
+                f"TEACHER={teacher} DATASET={data.dataset} SPLIT={data.split} VIEWS={data.views}"
+            )
+    for part in ("source", *(f"teachers/{teacher}" for teacher in teachers)):
+        if not store.is_complete(part, data.views):
+            raise UserError(
+                f"{store.path.name}: {part} is not complete for {data.views} views; "
+                "run the same `make cache` again to finish it"
+            )
+    return store
+
+
+def store_tasks(store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None) -> list[Task]:
+    """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own."""
+    have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
+    if not have:
+        raise UserError(f"{store.path.name} has no labels; fine-tuning and evaluation need a labelled split")
+    for name in (*(names or ()), *(weights or {})):
+        if name not in have:
+            raise UserError(f"{store.path.name} has no labels for task {name!r}; it has {', '.join(have)}")
+    return [
+        Task(name, kind=have[name][0], classes=have[name][1], **_weight(name, have[name][0], weights or {}))
+        for name in (names or have)
+    ]
+
+
+PUBLISHED_WEIGHTS = {"classes": 1.0, "saliency": 5.0, "boundary": 50.0, "normals": 10.0, "depth": 1.0}
+"""Loss weights a kind of task as the SAK paper has them (and 2 for parts, by name)."""
+
+
+def _weight(name: str, kind: str, weights: dict[str, float]) -> dict[str, float]:
+    published = 2.0 if name in ("parts", "human_parts") else PUBLISHED_WEIGHTS[kind]
+    return {"weight": weights.get(name, published)}
