@@ -4,6 +4,7 @@ Scenes are a pure function of (seed, index, size). Objects of every class take e
 thing is must be read from its shape.
 """
 
+from sak_core.datasets.rooms.dataset import Rooms
 from sak_core.datasets.rooms.labels import BACKGROUND, CLASSES, COLORS, PART_CLASS, PARTS, PLACES
 from sak_core.datasets.rooms.scene import RENDERER_VERSION, Scene, SceneObject, render_scene
 
@@ -15,6 +16,7 @@ __all__ = [
     "PART_CLASS",
     "PLACES",
     "RENDERER_VERSION",
+    "Rooms",
     "Scene",
     "SceneObject",
     "render_scene",

@@ -1,0 +1,80 @@
+"""Datasets by name: one row each, imported when opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sak_core.datasets.base import Dataset, DatasetError, FirstSamples
+from sak_core.names import UnknownName, unknown
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """How to open one dataset.
+
+    open: (split, root, size) to Dataset; size is (H, W) or None for the dataset's own. splits: their names.
+    needs_root: whether a folder must be given. about: one line for lists.
+    """
+
+    open: Callable[[str, Path | None, Size | None], Dataset]
+    splits: tuple[str, ...]
+    needs_root: bool
+    about: str
+
+
+def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.rooms import Rooms
+
+    if size is None:
+        return Rooms(split)
+    return Rooms(split, size=size)
+
+
+def _folder(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.folder import ImageFolder
+
+    assert root is not None
+    return ImageFolder(root, split)
+
+
+DATASETS: dict[str, DatasetRow] = {
+    "rooms": DatasetRow(
+        _rooms, ("train", "val", "test", "unlabelled"), False, "rendered indoor scenes, six exact labels"
+    ),
+    "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
+}
+"""All datasets, one row each."""
+
+
+def open_dataset(
+    name: str,
+    split: str,
+    root: Path | None = None,
+    size: Size | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Open one split of a dataset.
+
+    Args:
+        name: a key of `DATASETS`. split: one of the row's.
+        root: the dataset's folder, for those that live in one.
+        size: (H, W) of the views asked for; rendered datasets render at it, others ignore it.
+        limit: keep only the first so many samples.
+
+    Raises:
+        UnknownName: no dataset or split of this name; the message offers the nearest.
+        DatasetError: root missing, not a folder, empty, or not laid out as the dataset is.
+    """
+    if name not in DATASETS:
+        raise UnknownName(unknown("dataset", name, DATASETS))
+    row = DATASETS[name]
+    if split not in row.splits:
+        raise UnknownName(unknown(f"split of {name}", split, row.splits))
+    if row.needs_root and root is None:
+        raise DatasetError(f"dataset {name!r} lies in a folder: say which (ROOT=DIR, --root DIR)")
+    dataset = row.open(split, root, size)
+    return dataset if limit is None else FirstSamples(dataset, limit)

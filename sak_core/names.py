@@ -1,0 +1,22 @@
+"""Unknown names, answered with the nearest right ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnknownName(ValueError):
+    """A teacher, task, dataset or option of this name does not exist; the message offers the nearest."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A message for an unknown name that offers the nearest right ones, or all when none is near.
+
+    >>> unknown("teacher", "dinov", ["dinov2", "clip"])
+    "unknown teacher 'dinov'; did you mean dinov2?"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"
