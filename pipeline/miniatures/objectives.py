@@ -33,7 +33,7 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "mini-dino": Lesson(lambda attributes: DinoObjective(), 1500),
+    "mini-dino": Lesson(lambda attributes: DinoObjective(), 1540),
     "mini-clip": Lesson(ClipObjective, 1500),
-    "mini-sam": Lesson(lambda attributes: SamObjective(), 1200),
+    "mini-sam": Lesson(lambda attributes: SamObjective(), 1310),
 }
