@@ -18,7 +18,8 @@ def cosine_rows(student: Tensor, teacher: Tensor) -> Tensor:
     # three axes and not flatten(1): both maps are views of channel-last memory, which flatten would copy
     axes = (1, 2, 3)
     norms = torch.linalg.vector_norm(student, dim=axes) * torch.linalg.vector_norm(teacher, dim=axes)
-    return 1 - (student * teacher).sum(axes) / norms.clamp_min(1e-8)
+    cosine: Tensor = (student * teacher).sum(axes) / norms.clamp_min(1e-8)
+    return 1 - cosine
 
 
 def smooth_l1_rows(student: Tensor, teacher: Tensor) -> Tensor:

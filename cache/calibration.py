@@ -1,0 +1,233 @@
+"""Calibration: channel statistics of a teacher's levels, from rows of view 0 that the seed draws, before the first shard.
+
+They serve codecs (ranges), PHI-S standardisation (covariance) and plots, and settle whether a codec keeps its
+promise: statistics come from the first half of the rows, fidelity is measured on the other half.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from cache.codecs import get_codec
+from cache.errors import BadInput, CacheError, CorruptFile
+from cache.fidelity import Fidelity, FidelityMeter
+from cache.files import Buffers, digest_of, readable_json
+from cache.layout import CRC_BYTES, group_json
+from cache.manifest import PartManifest
+from cache.spec import LevelSpec
+
+Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+
+_ROWS_DOMAIN = 0x5ACA11B
+STATISTICS = ("mean", "std", "min", "max", "covariance")
+
+
+def calibration_rows(valid: npt.NDArray[np.bool_], seed: int, num_rows: int) -> tuple[Int64, Int64]:
+    """The samples whose view 0 calibrates: (rows to fit, rows to measure), each in ascending order.
+
+    Args:
+        valid: bool (N,), see `Store.valid`.
+        seed: the store's.
+        num_rows: of both together; fewer where there are fewer valid ones. A single one serves for both.
+    """
+    samples = np.flatnonzero(valid)
+    if not len(samples):
+        raise BadInput("no valid sample to calibrate on: every image was unreadable")
+    draws = np.random.Philox(key=[seed % 2**64, _ROWS_DOMAIN]).random_raw(len(samples))
+    drawn = samples[np.argsort(draws, kind="stable")[: max(2, num_rows)]]
+    half = max(1, len(drawn) // 2)
+    return np.sort(drawn[:half]), np.sort(drawn[half:] if len(drawn) > 1 else drawn)
+
+
+class Calibrator:
+    """Collects statistics of all levels, then measures fidelity, one batch in memory at a time.
+
+    Call `fit` with the batches of the first rows, then `measure` with those of the others, then `arrays`.
+    """
+
+    def __init__(self, levels: Sequence[LevelSpec]) -> None:
+        self.levels = list(levels)
+        self._counts = [0 for _ in levels]
+        self._shift: list[Array | None] = [None for _ in levels]
+        self._sum = [np.zeros(level.width) for level in levels]
+        self._outer = [np.zeros((level.width, level.width)) for level in levels]
+        self._min = [np.full(level.width, np.inf, np.float32) for level in levels]
+        self._max = [np.full(level.width, -np.inf, np.float32) for level in levels]
+        self._meters: list[FidelityMeter] = []
+        self._statistics: dict[str, Array] = {}
+
+    def fit(self, features: Sequence[Array]) -> None:
+        """Add a batch to the statistics: float32 (n, h, w, C) a level.
+
+        Raises:
+            BadInput: shapes differ from the levels', or a value is not finite.
+        """
+        for place, (level, batch) in enumerate(zip(self.levels, features, strict=True)):
+            tokens = self._tokens(level, batch)
+            shift = self._shift[place]
+            if (
+                shift is None
+            ):  # any point near the mean keeps the squares small; the first batch's mean is one
+                shift = self._shift[place] = tokens.mean(0)
+            centred = tokens - shift
+            self._counts[place] += len(tokens)
+            self._sum[place] += centred.sum(0)
+            self._outer[place] += centred.T @ centred
+            np.minimum(self._min[place], batch.min((0, 1, 2)), out=self._min[place])
+            np.maximum(self._max[place], batch.max((0, 1, 2)), out=self._max[place])
+
+    def measure(self, features: Sequence[Array]) -> None:
+        """Add a batch to the fidelity: float32 (n, h, w, C) a level; errors as `fit`."""
+        statistics = self._fitted()
+        if not self._meters:
+            self._meters = [FidelityMeter(statistics[f"{level.array}/mean"]) for level in self.levels]
+        for level, batch, meter in zip(self.levels, features, self._meters, strict=True):
+            self._tokens(level, batch)
+            codec = get_codec(level.codec)
+            if unstorable := codec.find_unstorable(batch):
+                where = f"level {level.level}, channel {unstorable.index[-1]}"
+                raise BadInput(f"calibration, {where}: {unstorable.value}; {unstorable.why}")
+            needed = {name: statistics[f"{level.array}/{name}"] for name in codec.needs}
+            meter.update(batch, codec.decode_numpy(codec.encode(batch, needed).stored, needed))
+
+    def arrays(self) -> dict[str, Array]:
+        """What `TeacherWriter.write_calibration` takes, ``level_<i>/<name>`` -> array.
+
+        ``mean``, ``std``, ``min``, ``max`` float32 (C,); ``covariance`` float64 (C, C), over all tokens;
+        ``fidelity`` float64 (4,), see `Fidelity`.
+
+        Raises:
+            CacheError: a codec misses its promise on the measured rows.
+        """
+        arrays = dict(self._fitted())
+        if not self._meters:
+            raise BadInput("measure() was given no rows")
+        for level, meter in zip(self.levels, self._meters, strict=True):
+            fidelity = meter.compute()
+            _check_promise(level, fidelity)
+            arrays[f"{level.array}/fidelity"] = fidelity.to_array()
+        return arrays
+
+    def _tokens(self, level: LevelSpec, batch: Array) -> Array:
+        if batch.ndim != 4 or batch.shape[1:] != (*level.grid, level.width) or not len(batch):
+            raise BadInput(
+                f"level {level.level}: features have shape {batch.shape}, "
+                f"needed is (n, {level.grid[0]}, {level.grid[1]}, {level.width})"
+            )
+        if not np.isfinite(batch).all():
+            raise BadInput(f"calibration, level {level.level}: a feature is NaN or infinite")
+        return batch.reshape(-1, level.width).astype(np.float64)
+
+    def _fitted(self) -> dict[str, Array]:
+        if self._statistics:
+            return self._statistics
+        for place, level in enumerate(self.levels):
+            count, shift = self._counts[place], self._shift[place]
+            if shift is None:
+                raise BadInput("fit() was given no rows")
+            mean = self._sum[place] / count
+            covariance = self._outer[place] / count - np.outer(mean, mean)
+            named = {
+                "mean": (mean + shift).astype(np.float32),
+                "std": np.sqrt(np.diag(covariance).clip(min=0)).astype(np.float32),
+                "min": self._min[place],
+                "max": self._max[place],
+                "covariance": covariance,
+            }
+            self._statistics.update({f"{level.array}/{name}": array for name, array in named.items()})
+        return self._statistics
+
+
+def _check_promise(level: LevelSpec, fidelity: Fidelity) -> None:
+    promised = get_codec(level.codec).promised_cosine
+    reached = min(fidelity.cosine, fidelity.centred_cosine)
+    if reached < promised:
+        raise CacheError(
+            f"level {level.level}: {level.codec} promises a token cosine of {promised}, calibration rows reach "
+            f"{reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
+            "use a codec with more bits"
+        )
+
+
+# -- as files -----------------------------------------------------------------------------------------------
+
+
+def calibration_folder(teacher: str) -> str:
+    """Path of a teacher's calibration group below the store."""
+    return f"teachers/{teacher}/calibration"
+
+
+def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Buffers]:
+    """The files of a calibration group: each array is plain Zarr with one chunk, followed by its crc32c."""
+    folder = calibration_folder(teacher)
+    groups = {folder, *(f"{folder}/{name.rpartition('/')[0]}" for name in arrays if "/" in name)}
+    files: dict[str, Buffers] = {
+        f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)
+    }
+    for name, array in arrays.items():
+        if array.dtype not in (np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
+            raise BadInput(
+                f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored"
+            )
+        if not np.isfinite(array).all():
+            raise BadInput(f"calibration {name}: a value is NaN or infinite")
+        data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(array))]
+        files[f"{folder}/{name}/c." + ".".join("0" * array.ndim)] = [
+            data,
+            int(crc32c(data)).to_bytes(CRC_BYTES, "little"),
+        ]
+    return files
+
+
+def _array_json(array: Array) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "fill_value": 0.0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "attributes": {},
+    }
+
+
+def read_calibration(root: Path, teacher: str, manifest: PartManifest) -> dict[str, Array] | None:
+    """A teacher's committed calibration arrays, or None.
+
+    Raises:
+        CorruptFile: a file is not what was committed.
+    """
+    committed = manifest.calibration()
+    if committed is None:
+        return None
+    folder = calibration_folder(teacher)
+    contents = {}
+    for name, digest in committed.items():
+        try:
+            contents[name] = (root / name).read_bytes()
+        except OSError as error:
+            raise CorruptFile(root / name, f"it cannot be read: {error}") from error
+        if digest_of([contents[name]]) != digest:
+            raise CorruptFile(root / name, "it is not the file that was committed")
+    arrays = {}
+    for name, raw in contents.items():
+        path, _, file = name.rpartition("/")
+        if file == "zarr.json":
+            continue
+        document = json.loads(contents[f"{path}/zarr.json"])
+        values = np.frombuffer(raw[:-CRC_BYTES], np.dtype(document["data_type"]).newbyteorder("<"))
+        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(
+            document["data_type"]
+        )
+    return arrays

@@ -1,0 +1,23 @@
+"""Codecs: how a feature tensor becomes stored numbers. A new one is a small file and a row here."""
+
+from __future__ import annotations
+
+from cache.codecs.base import Codec, Encoded, Unstorable
+from cache.codecs.floats import Bf16, Fp16, Fp32
+from cache.codecs.int8 import Int8
+from cache.errors import UnknownName
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Fp16(), Bf16(), Int8())}
+
+__all__ = ["CODECS", "Codec", "Encoded", "Unstorable", "get_codec"]
+
+
+def get_codec(name: str) -> Codec:
+    """The codec called `name`.
+
+    Raises:
+        UnknownName: there is none; the message names the nearest ones.
+    """
+    if name not in CODECS:
+        raise UnknownName("codec", name, CODECS)
+    return CODECS[name]

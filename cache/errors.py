@@ -1,0 +1,80 @@
+"""What can go wrong in a store, each as an exception whose message says what, where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class CacheError(Exception):
+    """Base of every error the cache raises on purpose."""
+
+
+class StoreNotFound(CacheError):
+    """No store at a path, or no committed one."""
+
+
+class SpecMismatch(CacheError):
+    """What is asked differs from what a store was made with.
+
+    Attributes:
+        field: dotted name of the first differing field, e.g. ``policy.scale``.
+        stored, asked: its two values.
+    """
+
+    def __init__(self, where: str, field: str, stored: Any, asked: Any, advice: str) -> None:
+        self.field, self.stored, self.asked = field, stored, asked
+        super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}. {advice}")
+
+
+class UnknownName(CacheError):
+    """A name that is not in a table; the message lists the nearest right ones."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}."
+        super().__init__(f"unknown {what} {name!r}; {hint}")
+
+
+class UncommittedRow(CacheError, LookupError):
+    """A row that no committed shard holds (yet)."""
+
+    def __init__(self, array: str, sample: int, view: int, shard: int) -> None:
+        self.array, self.sample, self.view, self.shard = array, sample, view, shard
+        super().__init__(
+            f"{array}: sample {sample}, view {view} (shard {shard}) is not committed; "
+            "run `sak cache` again to finish the store"
+        )
+
+
+class CorruptFile(CacheError):
+    """Bytes on disk are not what was committed."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path}: {what}; `sak verify` lists all damage")
+
+
+class BadInput(CacheError, ValueError):
+    """Arrays handed to a writer have the wrong keys, shapes, dtypes or values."""
+
+
+class NonFiniteFeature(BadInput):
+    """A feature is NaN or infinite, or would be when stored."""
+
+
+class StoreFull(CacheError, OSError):
+    """No space left for a file; nothing was committed for it."""
+
+
+class StoreLocked(CacheError):
+    """Another process works on this part of the store."""
+
+
+class StaleBatch(CacheError, RuntimeError):
+    """A batch was used after its buffer had been given to a later one."""
+
+
+class StateMismatch(CacheError, ValueError):
+    """A loader's saved state belongs to another store or configuration."""

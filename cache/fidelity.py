@@ -1,0 +1,88 @@
+"""How well decoded features stand for the true ones. Cosine alone flatters: one massive channel gives the mean 0.84."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Attributes:
+    cosine: mean over tokens of cos(true, decoded).
+    centred_cosine: the same after subtracting the channel mean from both.
+    relative_mse_median, relative_mse_worst: over channels, of mean squared error / variance.
+    """
+
+    cosine: float
+    centred_cosine: float
+    relative_mse_median: float
+    relative_mse_worst: float
+
+    def to_array(self) -> Float64:
+        """float64 (4,), in the order of the attributes."""
+        return np.array(
+            [self.cosine, self.centred_cosine, self.relative_mse_median, self.relative_mse_worst], np.float64
+        )
+
+    @classmethod
+    def from_array(cls, values: Array) -> Fidelity:
+        """The inverse of `to_array`."""
+        return cls(*(float(value) for value in values))
+
+
+def _cosines(left: Float64, right: Float64) -> Float64:
+    """cos of rows (n, C) -> (n,); 1 where both are zero, 0 where one is."""
+    left_norm, right_norm = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
+    product = left_norm * right_norm
+    safe = np.where(product > 0, product, 1.0)
+    both_zero = (left_norm == 0) & (right_norm == 0)
+    cosines: Float64 = np.where(product > 0, np.einsum("nc,nc->n", left, right) / safe, 0.0) + both_zero
+    return cosines
+
+
+class FidelityMeter:
+    """Sums over batches of tokens.
+
+    Args:
+        mean: float (C,), the channel mean that the centred cosine removes.
+    """
+
+    def __init__(self, mean: Array) -> None:
+        self._mean = mean.astype(np.float64)
+        width = len(mean)
+        self._num_tokens = 0
+        self._cosine = self._centred = 0.0
+        self._error, self._sum, self._square = (np.zeros(width) for _ in range(3))
+
+    def update(self, true: Array, decoded: Array) -> None:
+        """Add features float32 (..., C) and what came back for them."""
+        left = true.reshape(-1, len(self._mean)).astype(np.float64)
+        right = decoded.reshape(-1, len(self._mean)).astype(np.float64)
+        self._num_tokens += len(left)
+        self._cosine += float(_cosines(left, right).sum())
+        self._error += np.square(left - right).sum(0)
+        left -= self._mean
+        right -= self._mean
+        self._centred += float(_cosines(left, right).sum())
+        self._sum += left.sum(0)
+        self._square += np.square(left).sum(0)
+
+    def compute(self) -> Fidelity:
+        """The figures over all that was added; at least one token must have been."""
+        count = self._num_tokens
+        variance = self._square / count - np.square(self._sum / count)
+        error = self._error / count
+        # A constant channel has no variance to compare with: an error of nothing is perfect, any other is total.
+        relative = np.where(
+            variance > 0, error / np.where(variance > 0, variance, 1.0), (error > 0).astype(float)
+        )
+        return Fidelity(
+            self._cosine / count, self._centred / count, float(np.median(relative)), float(relative.max())
+        )

@@ -1,0 +1,177 @@
+"""Files that are either whole and durable, or not there: temporary name, one ``writev``, fsync, rename, fsync."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import StoreFull
+
+Buffers = Sequence[bytes | memoryview]
+
+_IOV_MAX = 1024  # buffers a single writev may take (Linux)
+_TMP_SUFFIX = ".tmp"
+# Hashing one file while another waits for the disk; hashlib, writev and fsync all release the GIL.
+_NUM_THREADS = 4
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """A committed file: its size in bytes and the SHA-256 of its bytes (hex)."""
+
+    num_bytes: int
+    sha256: str
+
+
+def canonical_json(document: Any) -> bytes:
+    """`document` as JSON that is the same bytes for equal content: sorted keys, no spaces, one newline."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def readable_json(document: Any) -> bytes:
+    """As `canonical_json`, indented for people; used for ``zarr.json``."""
+    return (
+        json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
+
+
+def digest_of(buffers: Buffers) -> FileDigest:
+    """Size and SHA-256 of the concatenation of `buffers`."""
+    sha = hashlib.sha256()
+    size = 0
+    for buffer in buffers:
+        sha.update(buffer)
+        size += memoryview(buffer).nbytes
+    return FileDigest(size, sha.hexdigest())
+
+
+def digest_of_file(path: Path, progress: Callable[[int], None] | None = None) -> FileDigest:
+    """Size and SHA-256 of a file, read in pieces of 4 MiB; `progress` is told the bytes of each piece."""
+    sha = hashlib.sha256()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        piece = bytearray(4 << 20)
+        while count := file.readinto(piece):
+            sha.update(memoryview(piece)[:count])
+            size += count
+            if progress is not None:
+                progress(count)
+    return FileDigest(size, sha.hexdigest())
+
+
+def _write_all(descriptor: int, buffers: Buffers) -> None:
+    """`writev` until everything is written; one call where the kernel takes it whole."""
+    pending = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+    while pending:
+        written = os.writev(descriptor, pending[:_IOV_MAX])
+        while pending and written >= pending[0].nbytes:
+            written -= pending.pop(0).nbytes
+        if written:
+            pending[0] = pending[0][written:]
+
+
+def _write_temporary(temporary: Path, buffers: Buffers) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        _write_all(descriptor, buffers)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(directory: Path) -> None:
+    """Create `directory` and missing parents, each durable in its parent."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def write_files(
+    root: Path, files: Mapping[str, Buffers], before_rename: Callable[[], None] | None = None
+) -> dict[str, FileDigest]:
+    """Write several files below `root`; all are durable when this returns.
+
+    Every file is first whole and durable under a temporary name, then all are renamed, then their directories
+    are made durable. An error or a kill leaves at most temporary files and complete new ones.
+
+    Args:
+        files: path relative to `root` -> its bytes, in pieces. Directories are created.
+        before_rename: called when all temporary files are durable (for faults in tests).
+
+    Returns:
+        path -> size and SHA-256 of what was written.
+
+    Raises:
+        StoreFull: the file system has no space or quota left; the temporary files are removed.
+    """
+    targets = {name: root / name for name in files}
+    directories = {path.parent for path in targets.values()}
+    for directory in directories:
+        make_directories(directory)
+    temporaries = {
+        name: path.with_name(f".{path.name}.{os.getpid()}{_TMP_SUFFIX}") for name, path in targets.items()
+    }
+    try:
+        if len(files) == 1:  # small metadata files mostly: no threads for these
+            ((name, buffers),) = files.items()
+            _write_temporary(temporaries[name], buffers)
+            digests = {name: digest_of(buffers)}
+        else:
+            with ThreadPoolExecutor(_NUM_THREADS) as pool:
+                writes = [pool.submit(_write_temporary, temporaries[name], files[name]) for name in files]
+                hashes = {name: pool.submit(digest_of, buffers) for name, buffers in files.items()}
+                for write in writes:
+                    write.result()
+                digests = {name: job.result() for name, job in hashes.items()}
+        if before_rename is not None:
+            before_rename()
+        for name, path in targets.items():
+            temporaries[name].rename(path)
+    except OSError as error:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = sum(memoryview(b).nbytes for buffers in files.values() for b in buffers)
+            free = shutil.disk_usage(root).free
+            raise StoreFull(
+                error.errno,
+                f"no space left below {root}: {len(files)} files of {needed:,} bytes in all, {free:,} bytes free. "
+                "Nothing of this shard was committed; free some space and run the same command again",
+            ) from error
+        raise
+    for directory in directories:
+        fsync_directory(directory)
+    return digests
+
+
+def remove_temporaries(directories: Sequence[Path]) -> int:
+    """Delete what killed writers left directly in `directories`; returns how many files."""
+    count = 0
+    for directory in directories:
+        if directory.is_dir():
+            for path in directory.glob(f".*{_TMP_SUFFIX}"):
+                path.unlink(missing_ok=True)
+                count += 1
+    return count

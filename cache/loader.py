@@ -1,0 +1,313 @@
+"""Batches of pixels, labels and several teachers' features, zipped by row, read ahead of their use."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+
+from cache.batch import Batch, Decode, guard
+from cache.codecs import get_codec
+from cache.errors import BadInput, StateMismatch, UncommittedRow
+from cache.manifest import SOURCE, teacher_part
+from cache.ring import Field, Slot
+from cache.sampler import Requests, SamplerConfig, epoch_requests, num_batches
+from cache.spec import first_difference
+from cache.store import Store
+
+STATE_VERSION = 1
+
+
+class Loader:
+    """Iterates over one epoch at a time; call `set_epoch` before each.
+
+    A background thread reads batches ahead, `num_threads` threads share the rows of each. **A batch is valid until
+    `valid_batches` more have been asked for** (1: until the next one): its tensors see memory that goes round. Take
+    `batch.to(device)`, which owns its memory, or clone what must last. One iteration runs at a time; starting
+    another ends it.
+
+    Args:
+        store: to read from.
+        teachers: names whose features are read, all levels; or name -> levels.
+        labels: tasks whose labels are read.
+        batch_size: rows a batch, B.
+        num_views: V, at most what is committed; fixed for a run.
+        seed: of the order and of each sample's first view.
+        shuffle: a new order each epoch, or ascending.
+        drop_last: leave out what does not fill a batch on every process, or pad with rows of weight 0;
+            by default as `shuffle`, so training cuts and evaluation pads.
+        rank, world_size: this process among how many.
+        pixels: whether pixels are read.
+        num_threads: that read.
+        prefetch: batches read ahead.
+        valid_batches: how long a batch stays valid, see above.
+        pin: pinned memory; by default where CUDA is there.
+        debug: a stale batch's tensors raise `StaleBatch` when used; slower.
+
+    Raises:
+        BadInput: nothing to read, or too few valid samples.
+        UnknownName: a teacher, level or task is not in the store.
+        UncommittedRow: a shard of the first `num_views` views of a part is not committed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        teachers: Sequence[str] | Mapping[str, Sequence[int]] = (),
+        labels: Sequence[str] = (),
+        *,
+        batch_size: int,
+        num_views: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pixels: bool = True,
+        num_threads: int = 2,
+        prefetch: int = 2,
+        valid_batches: int = 1,
+        pin: bool | None = None,
+        debug: bool = False,
+    ) -> None:
+        if min(num_threads, prefetch, valid_batches) < 1:
+            raise BadInput("num_threads, prefetch and valid_batches must be at least 1")
+        self.store = store
+        self.config = SamplerConfig(
+            batch_size,
+            num_views,
+            seed,
+            shuffle,
+            shuffle if drop_last is None else drop_last,
+            rank,
+            world_size,
+        )
+        self._levels = _levels(store, teachers)
+        self._labels = list(labels)
+        self._has_pixels = pixels
+        self._num_threads, self._prefetch, self._valid_batches = num_threads, prefetch, valid_batches
+        self._pin = torch.cuda.is_available() if pin is None else pin
+        self._debug = debug
+        self._fields = self._make_fields()
+        _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
+        self._valid = store.valid(num_views)
+        self._num_batches = num_batches(int(self._valid.sum()), self.config)
+        self._decoders = {
+            teacher: [_decoder(store, teacher, level) for level in levels]
+            for teacher, levels in self._levels.items()
+        }
+        self._slots: list[Slot] = []
+        self._epoch, self._next_batch, self._resumes = 0, 0, False
+        self._running: _Reading | None = None
+
+    def _make_fields(self) -> list[Field]:
+        paths = [(SOURCE, "pixels")] if self._has_pixels else []
+        paths += [(SOURCE, f"labels/{task}") for task in self._labels if self.store.labels[task]]
+        for teacher, levels in self._levels.items():
+            paths += [(teacher_part(teacher), f"teachers/{teacher}/level_{level}") for level in levels]
+        if not paths:
+            raise BadInput("nothing to read: no pixels, no labels, no teachers")
+        readers = [self.store.rows(part, array) for part, array in paths]
+        return [Field(rows, rows.array.dtype, rows.array.row_shape) for rows in readers]
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self._num_batches
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating gives."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that the next iteration gives. A position restored for it is kept."""
+        if epoch != self._epoch:
+            self._epoch, self._next_batch, self._resumes = epoch, 0, False
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able position: the next batch is the first that has not been given out."""
+        return {
+            "version": STATE_VERSION,
+            "config": self._identity(),
+            "epoch": self._epoch,
+            "batch": self._next_batch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next iteration gives what would have come.
+
+        Raises:
+            StateMismatch: another version, store or configuration; names the first difference and both values.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise StateMismatch(
+                f"loader state has version {state.get('version')!r}; this one reads {STATE_VERSION}"
+            )
+        if difference := first_difference(state["config"], self._identity()):
+            field, saved, now = difference
+            raise StateMismatch(f"loader state was saved with {field} = {saved!r}, this loader has {now!r}")
+        if not 0 <= state["batch"] <= len(self):
+            raise StateMismatch(f"loader state is at batch {state['batch']}; an epoch has {len(self)}")
+        self._epoch, self._next_batch, self._resumes = state["epoch"], state["batch"], True
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the sequence of batches; threads, prefetching and memory do not."""
+        return {
+            "store": self.store.path.name,
+            "sampler": self.config.to_dict(),
+            "num_valid": int(self._valid.sum()),
+            "pixels": self._has_pixels,
+            "labels": self._labels,
+            "teachers": {
+                name: {"levels": list(levels), "provenance": self.store.teacher(name).provenance}
+                for name, levels in self._levels.items()
+            },
+        }
+
+    # -- iterating --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._running is not None:
+            self._running.stop()
+        start = self._next_batch if self._resumes else 0
+        self._next_batch, self._resumes = start, False
+        if not self._slots:
+            count = self._prefetch + self._valid_batches
+            self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
+        requests = epoch_requests(self._valid, self.config, self._epoch)
+        reading = _Reading(self._slots, self._fields, requests, start, self._num_threads)
+        self._running = reading
+        return self._batches(reading, requests, start)
+
+    def _batches(self, reading: _Reading, requests: Requests, start: int) -> Iterator[Batch]:
+        held: list[Slot] = []
+        try:
+            for number in range(start, self._num_batches):
+                if len(held) == self._valid_batches:
+                    reading.free(held.pop(0))
+                slot = reading.take()
+                held.append(slot)
+                self._next_batch = number + 1
+                yield self._batch(slot, requests, number)
+        finally:
+            reading.stop()
+
+    def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:
+        tensors = list(slot.tensors)
+        if self._debug:
+            tensors = [guard(tensor, slot, slot.generation) for tensor in tensors]
+        take = iter(tensors)
+        batch_size = self.config.batch_size
+        pixels = next(take) if self._has_pixels else torch.empty(batch_size, 0, 0, 3, dtype=torch.uint8)
+        return Batch(
+            samples=torch.from_numpy(requests.samples[number].copy()),
+            views=torch.from_numpy(requests.views[number].copy()),
+            weights=torch.from_numpy(requests.weights[number].copy()),
+            pixels=pixels,
+            labels={task: next(take) for task in self._labels},
+            features={teacher: [next(take) for _ in levels] for teacher, levels in self._levels.items()},
+            _decoders=self._decoders,
+            _slot=slot,
+        )
+
+
+class _Reading:
+    """The threads that fill slots for one iteration."""
+
+    def __init__(
+        self, slots: Sequence[Slot], fields: Sequence[Field], requests: Requests, start: int, num_threads: int
+    ) -> None:
+        self._fields, self._requests, self._num_threads = fields, requests, num_threads
+        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Slot | BaseException] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        for slot in slots:
+            self._free.put(slot)
+        self._thread = threading.Thread(target=self._run, args=(start,), name="cache-reader", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Slot:
+        """The next filled slot; raises what went wrong while it was read."""
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def free(self, slot: Slot) -> None:
+        """Give a slot back."""
+        self._free.put(slot)
+
+    def stop(self) -> None:
+        """End the threads and wait for them."""
+        self._stopped.set()
+        self._free.put(None)
+        self._thread.join()
+
+    def _run(self, start: int) -> None:
+        try:
+            with ThreadPoolExecutor(self._num_threads, thread_name_prefix="cache-read") as pool:
+                for number in range(start, len(self._requests.samples)):
+                    slot = self._free.get()
+                    if slot is None or self._stopped.is_set():
+                        return
+                    if slot.copies is not None:
+                        slot.copies.synchronize()
+                        slot.copies = None
+                    slot.generation += 1
+                    jobs = [
+                        pool.submit(self._fill, slot, number, first) for first in range(self._num_threads)
+                    ]
+                    for job in jobs:
+                        job.result()
+                    self._ready.put(slot)
+        except BaseException as error:  # whatever it is, the training loop must hear of it
+            self._ready.put(error)
+
+    def _fill(self, slot: Slot, number: int, first: int) -> None:
+        samples = self._requests.samples[number, first :: self._num_threads].tolist()
+        views = self._requests.views[number, first :: self._num_threads].tolist()
+        for field, targets in zip(self._fields, slot.targets, strict=True):
+            read_into: Callable[[int, int, memoryview], None] = field.rows.read_into
+            for sample, view, target in zip(samples, views, targets[first :: self._num_threads], strict=True):
+                read_into(sample, view, target)
+
+
+def _levels(
+    store: Store, teachers: Sequence[str] | Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    if isinstance(teachers, Mapping):
+        return {
+            name: tuple(store.level(name, level).level for level in sorted(levels))
+            for name, levels in teachers.items()
+        }
+    return {name: tuple(sorted(spec.level for spec in store.teacher(name).levels)) for name in teachers}
+
+
+def _check_committed(store: Store, parts: Sequence[str], num_views: int) -> None:
+    for part in parts:
+        if pending := store.part(part).pending(num_views):
+            view, shard = pending[0]
+            array = "pixels" if part == SOURCE else part
+            raise UncommittedRow(array, store.spec.rows(shard).start, view, shard)
+
+
+def _decoder(store: Store, teacher: str, level: int) -> Decode:
+    spec = store.level(teacher, level)
+    codec = get_codec(spec.codec)
+    features = store.features(teacher, level)
+    on_cpu = {name: torch.from_numpy(array) for name, array in features.calibration.items()}
+    on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+
+    def decode(stored: torch.Tensor) -> torch.Tensor:
+        if stored.device not in on_device:
+            on_device[stored.device] = {name: tensor.to(stored.device) for name, tensor in on_cpu.items()}
+        return codec.decode(stored, on_device[stored.device])
+
+    return partial(decode)

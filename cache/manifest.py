@@ -1,0 +1,317 @@
+"""What is committed: digests of the bytes of every file, part by part. Readers and resume trust nothing else.
+
+A *part* is ``source`` or ``teachers/<name>``. Below ``manifest/<part>/`` lie
+
+- ``metadata.json``: the part's arrays, number of views, and the digests of its ``zarr.json`` files
+- ``calibration.json``: the digests of a teacher's calibration arrays
+- ``view_0000/shard_000000.json``: an entry a (view, shard), written last; when a view is complete its entries
+  are compacted to ``view_0000.json``, which has the same form
+- ``lock``: empty, see `cache.locks`
+
+Every file is canonical JSON and carries the SHA-256 of the rest of itself, so no byte can change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CorruptFile
+from cache.faults import fault_point
+from cache.files import FileDigest, canonical_json, write_files
+from cache.layout import ArraySpec
+from cache.spec import FORMAT_VERSION
+
+FOLDER = "manifest"
+SOURCE = "source"
+
+
+def teacher_part(name: str) -> str:
+    """Name of a teacher's part."""
+    return f"teachers/{name}"
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """A manifest file's bytes: `document` with its own digest."""
+    return canonical_json({**document, "digest": hashlib.sha256(canonical_json(document)).hexdigest()})
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """A manifest file's content.
+
+    Raises:
+        CorruptFile: it is not what was written, or of another format version.
+        FileNotFoundError: there is none.
+    """
+    raw = path.read_bytes()
+    try:
+        document: dict[str, Any] = json.loads(raw)
+        body = {key: value for key, value in document.items() if key != "digest"}
+        whole = seal(body) == raw
+    except (ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CorruptFile(path, "this manifest file fails its own digest")
+    if document["format"] != FORMAT_VERSION:
+        raise CorruptFile(path, f"format {document['format']}, this version reads {FORMAT_VERSION}")
+    return document
+
+
+def files_to_dict(files: Mapping[str, FileDigest]) -> dict[str, Any]:
+    """Digests as plain JSON values."""
+    return {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in files.items()}
+
+
+def files_from_dict(plain: Mapping[str, Any]) -> dict[str, FileDigest]:
+    """The inverse of `files_to_dict`."""
+    return {name: FileDigest(file["bytes"], file["sha256"]) for name, file in plain.items()}
+
+
+@dataclass(frozen=True)
+class PartMetadata:
+    """What a part is made of.
+
+    Attributes:
+        num_views: V; its arrays are (V, N, ...).
+        num_samples: N.
+        rows_per_shard: samples that share a file.
+        arrays: path -> layout.
+        files: path -> digest of its metadata files.
+    """
+
+    num_views: int
+    num_samples: int
+    rows_per_shard: int
+    arrays: Mapping[str, ArraySpec]
+    files: Mapping[str, FileDigest]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards a view is cut into."""
+        return -(-self.num_samples // self.rows_per_shard)
+
+    def arrays_of(self, view: int) -> list[ArraySpec]:
+        """The arrays that have files in a view: those without views belong to view 0."""
+        return [array for _, array in sorted(self.arrays.items()) if array.has_views or view == 0]
+
+
+@dataclass
+class ViewEntries:
+    """The committed shards of one view.
+
+    Attributes:
+        shards: shard -> position in the lists.
+        files: array -> digest of its file, a shard each.
+        invalid: sample -> why its row is invalid.
+        clipped: array -> number of clipped values, a shard each; only arrays whose codec clips.
+    """
+
+    shards: dict[int, int] = field(default_factory=dict)
+    files: dict[str, list[FileDigest]] = field(default_factory=dict)
+    invalid: dict[int, str] = field(default_factory=dict)
+    clipped: dict[str, list[int]] = field(default_factory=dict)
+
+    def digest(self, shard: int, array: str) -> FileDigest:
+        """The committed digest of an array's file."""
+        return self.files[array][self.shards[shard]]
+
+    def add(self, other: ViewEntries) -> None:
+        """Take over the shards of `other` that are not here yet."""
+        for shard, position in other.shards.items():
+            if shard in self.shards:
+                continue
+            self.shards[shard] = len(self.shards)
+            for array, files in other.files.items():
+                self.files.setdefault(array, []).append(files[position])
+            for array, counts in other.clipped.items():
+                self.clipped.setdefault(array, []).append(counts[position])
+        self.invalid.update(other.invalid)
+
+    def to_dict(self, part: str, view: int) -> dict[str, Any]:
+        """As plain JSON values, shards in order."""
+        order = sorted(self.shards)
+        places = [self.shards[shard] for shard in order]
+        return {
+            "format": FORMAT_VERSION,
+            "part": part,
+            "view": view,
+            "shards": order,
+            "files": {
+                array: {
+                    "bytes": [files[place].num_bytes for place in places],
+                    "sha256": [files[place].sha256 for place in places],
+                }
+                for array, files in self.files.items()
+            },
+            "invalid": {str(sample): why for sample, why in self.invalid.items()},
+            "clipped": {array: [counts[place] for place in places] for array, counts in self.clipped.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ViewEntries:
+        """The inverse of `to_dict`."""
+        return cls(
+            {shard: place for place, shard in enumerate(plain["shards"])},
+            {
+                array: [
+                    FileDigest(size, sha) for size, sha in zip(files["bytes"], files["sha256"], strict=True)
+                ]
+                for array, files in plain["files"].items()
+            },
+            {int(sample): why for sample, why in plain["invalid"].items()},
+            dict(plain["clipped"]),
+        )
+
+
+class PartManifest:
+    """The manifest of one part, read lazily, a view at a time."""
+
+    def __init__(self, root: Path, part: str) -> None:
+        self.root, self.part = root, part
+        self.folder = root / FOLDER / part
+        self._metadata: PartMetadata | None = None
+        self._views: dict[int, ViewEntries] = {}
+
+    # -- metadata ---------------------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether the part's metadata is committed."""
+        return (self.folder / "metadata.json").is_file()
+
+    @property
+    def metadata(self) -> PartMetadata:
+        """The part's committed metadata."""
+        if self._metadata is None:
+            plain = unseal(self.folder / "metadata.json")
+            self._metadata = PartMetadata(
+                plain["num_views"],
+                plain["num_samples"],
+                plain["rows_per_shard"],
+                {path: ArraySpec.from_dict(path, array) for path, array in plain["arrays"].items()},
+                files_from_dict(plain["files"]),
+            )
+        return self._metadata
+
+    def commit_metadata(self, metadata: PartMetadata) -> None:
+        """Make `metadata` the part's."""
+        self._write(
+            "metadata.json",
+            {
+                "format": FORMAT_VERSION,
+                "part": self.part,
+                "num_views": metadata.num_views,
+                "num_samples": metadata.num_samples,
+                "rows_per_shard": metadata.rows_per_shard,
+                "arrays": {path: array.to_dict() for path, array in metadata.arrays.items()},
+                "files": files_to_dict(metadata.files),
+            },
+        )
+        self._metadata = metadata
+
+    # -- calibration ------------------------------------------------------------------------------
+
+    def calibration(self) -> dict[str, FileDigest] | None:
+        """Digests of the calibration's files, or None where none is committed."""
+        path = self.folder / "calibration.json"
+        return files_from_dict(unseal(path)["files"]) if path.is_file() else None
+
+    def commit_calibration(self, files: Mapping[str, FileDigest]) -> None:
+        """Make `files` the part's calibration."""
+        self._write(
+            "calibration.json",
+            {"format": FORMAT_VERSION, "part": self.part, "files": files_to_dict(files)},
+        )
+
+    # -- shards -----------------------------------------------------------------------------------
+
+    def view(self, view: int, refresh: bool = False) -> ViewEntries:
+        """The committed shards of `view`; `refresh` looks again for what other processes committed."""
+        if refresh or view not in self._views:
+            self._views[view] = self._read_view(view)
+        return self._views[view]
+
+    def is_committed(self, view: int, shard: int) -> bool:
+        """Whether a shard is committed; asks the disk again before it says no."""
+        if shard in self.view(view).shards:
+            return True
+        if not (self._compact_path(view).is_file() or self._entry_path(view, shard).is_file()):
+            return False
+        return shard in self.view(view, refresh=True).shards
+
+    def commit_shard(
+        self,
+        view: int,
+        shard: int,
+        files: Mapping[str, FileDigest],
+        invalid: Mapping[int, str] | None = None,
+        clipped: Mapping[str, int] | None = None,
+    ) -> None:
+        """Commit a shard whose files are durable (array -> digest); compacts the view when it is complete."""
+        entry = ViewEntries(
+            {shard: 0},
+            {array: [file] for array, file in files.items()},
+            dict(invalid or {}),
+            {array: [count] for array, count in (clipped or {}).items()},
+        )
+        name = self._entry_path(view, shard).relative_to(self.folder).as_posix()
+        self._write(name, entry.to_dict(self.part, view))
+        self.view(view).add(entry)
+        self.compact(view)
+
+    def compact(self, view: int) -> None:
+        """Turn the entries of a complete view into one file; does nothing to an incomplete one."""
+        entries = self.view(view)
+        if len(entries.shards) < self.metadata.num_shards:
+            return
+        if not self._compact_path(view).is_file():
+            self._write(self._compact_path(view).name, entries.to_dict(self.part, view))
+            fault_point("compact")
+        shutil.rmtree(self._entry_path(view, 0).parent, ignore_errors=True)
+
+    def pending(self, num_views: int) -> list[tuple[int, int]]:
+        """The (view, shard) of the first `num_views` views that are not committed, in order."""
+        left = []
+        for view in range(num_views):
+            committed = self.view(view, refresh=True).shards
+            left += [(view, shard) for shard in range(self.metadata.num_shards) if shard not in committed]
+        return left
+
+    def entry_files(self) -> Iterable[Path]:
+        """Every manifest file of the part that exists."""
+        return sorted(self.folder.rglob("*.json"))
+
+    def _entry_path(self, view: int, shard: int) -> Path:
+        return self.folder / f"view_{view:04d}" / f"shard_{shard:06d}.json"
+
+    def _compact_path(self, view: int) -> Path:
+        return self.folder / f"view_{view:04d}.json"
+
+    def _read_view(self, view: int) -> ViewEntries:
+        # Entries first: a compaction that happens between the two looks then loses nothing.
+        singles = sorted(self._entry_path(view, 0).parent.glob("shard_*.json"))
+        entries = ViewEntries()
+        for path in singles:
+            try:
+                entries.add(self._entries_in(path, view))
+            except FileNotFoundError:
+                continue  # compacted meanwhile
+        if self._compact_path(view).is_file():
+            whole = self._entries_in(self._compact_path(view), view)
+            whole.add(entries)
+            return whole
+        return entries
+
+    def _entries_in(self, path: Path, view: int) -> ViewEntries:
+        plain = unseal(path)
+        if plain["part"] != self.part or plain["view"] != view:
+            raise CorruptFile(path, f"it belongs to {plain['part']}, view {plain['view']}")
+        return ViewEntries.from_dict(plain)
+
+    def _write(self, name: str, document: Mapping[str, Any]) -> None:
+        write_files(self.folder, {name: [seal(document)]})

@@ -1,0 +1,71 @@
+"""Creating a part of a store and growing its number of views: metadata files first, the manifest last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cache.faults import fault_point
+from cache.files import FileDigest, digest_of, readable_json, write_files
+from cache.layout import ArraySpec
+from cache.manifest import PartManifest, PartMetadata
+
+
+def array_json(array: ArraySpec, num_views: int, num_samples: int, rows_per_shard: int) -> bytes:
+    """The bytes of an array's ``zarr.json``."""
+    return readable_json(array.zarr_json(num_views, num_samples, rows_per_shard))
+
+
+def create_part(
+    root: Path,
+    manifest: PartManifest,
+    groups: Mapping[str, Mapping[str, Any]],
+    arrays: Iterable[ArraySpec],
+    num_samples: int,
+    rows_per_shard: int,
+) -> None:
+    """Write a part's metadata, with no views yet, and commit it.
+
+    Args:
+        groups: path below `root` of each group's ``zarr.json`` -> its document.
+        arrays: the part's arrays.
+    """
+    files = {path: readable_json(document) for path, document in groups.items()}
+    by_path = {array.path: array for array in arrays}
+    for path, array in by_path.items():
+        files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
+    digests = write_files(root, {path: [data] for path, data in files.items()})
+    manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests))
+
+
+def grow_part(root: Path, manifest: PartManifest, num_views: int) -> None:
+    """Make room for `num_views` views; does nothing where there is room already. No shard is touched."""
+    old = manifest.metadata
+    if num_views <= old.num_views:
+        return
+    grown = {
+        f"{path}/zarr.json": array_json(array, num_views, old.num_samples, old.rows_per_shard)
+        for path, array in old.arrays.items()
+        if array.has_views
+    }
+    digests = write_files(root, {path: [data] for path, data in grown.items()})
+    fault_point("grow")
+    manifest.commit_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
+
+
+def is_interrupted_growth(
+    metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096
+) -> bool:
+    """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
+
+    A run that is killed between `grow_part`'s two steps leaves this; the same command goes on from it.
+    """
+    array = metadata.arrays.get(path.removesuffix("/zarr.json"))
+    if array is None or not array.has_views:
+        return False
+    return any(
+        digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
+        for views in range(metadata.num_views + 1, max_views)
+    )

@@ -1,0 +1,196 @@
+"""Reading rows by position: one ``preadv`` a row, each checked by its crc32c; safe from several threads."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from cache.errors import CorruptFile, UncommittedRow
+from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
+from cache.manifest import PartManifest
+
+Array = npt.NDArray[Any]
+
+
+class _OpenShard:
+    """An open file; closed when nobody uses it any more."""
+
+    __slots__ = ("descriptor", "index", "path")
+
+    def __init__(self, descriptor: int, path: str, index: Array | None) -> None:
+        self.descriptor, self.path, self.index = descriptor, path, index
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class OpenShards:
+    """The most recently used shard files of a store, kept open: at most `limit` of them.
+
+    The default limit is a quarter of what the process may open, at most 1024.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.limit = limit or max(8, min(1024, allowed // 4))
+        self._files: OrderedDict[tuple[str, int, int], _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int, int]) -> _OpenShard | None:
+        """The open file of (array, view, shard), if it is here."""
+        with self._lock:
+            file = self._files.get(key)
+            if file is not None:
+                self._files.move_to_end(key)
+            return file
+
+    def put(self, key: tuple[str, int, int], file: _OpenShard) -> None:
+        """Keep a file open, letting go of the one used longest ago."""
+        with self._lock:
+            self._files[key] = file
+            if len(self._files) > self.limit:
+                self._files.popitem(last=False)
+
+    def clear(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._files.clear()
+
+
+class RowReader:
+    """Stored rows of one array.
+
+    A shard's index is read and checked when the shard is first met. Where it says what the layout says (always,
+    for codecs whose rows have one size) only that fact is kept, a byte a shard.
+    """
+
+    def __init__(self, root: Path, manifest: PartManifest, array: ArraySpec, files: OpenShards) -> None:
+        self.root, self.manifest, self.array = root, manifest, array
+        self._files = files
+        metadata = manifest.metadata
+        self.num_samples, self.rows_per_shard = metadata.num_samples, metadata.rows_per_shard
+        self._row_bytes, self._stride = array.row_bytes, array.stride
+        self._is_regular: dict[int, bytearray] = {}
+
+    @property
+    def num_views(self) -> int:
+        """Views that are there or being written (1 for arrays without views)."""
+        return self.manifest.metadata.num_views if self.array.has_views else 1
+
+    def check_bounds(self, sample: int, view: int) -> None:
+        """Raise IndexError unless 0 <= sample < N and 0 <= view < V."""
+        if not 0 <= sample < self.num_samples:
+            raise IndexError(f"{self.array.path}: sample {sample} is not in 0..{self.num_samples - 1}")
+        if not 0 <= view < self.num_views:
+            have = f"0..{self.num_views - 1}" if self.num_views else "a store that has no views yet"
+            raise IndexError(f"{self.array.path}: view {view} is not in {have}")
+
+    def read_into(self, sample: int, view: int, target: memoryview) -> None:
+        """Read a row of a sharded array into `target`, `array.row_bytes` writable bytes.
+
+        Raises:
+            UncommittedRow: nothing is committed there.
+            CorruptFile: the bytes are not what was written.
+        """
+        shard, row = divmod(sample, self.rows_per_shard)
+        file = self._open(sample, view, shard)
+        if file.index is None:
+            offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
+        else:
+            offset, num_bytes = (int(value) for value in file.index[row])
+        if num_bytes != self._row_bytes + CRC_BYTES:
+            raise CorruptFile(file.path, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
+        crc = bytearray(CRC_BYTES)
+        try:
+            count = os.preadv(file.descriptor, (target, crc), offset)
+        except OSError as error:
+            raise CorruptFile(file.path, f"sample {sample}, view {view} cannot be read: {error}") from error
+        if count != num_bytes:
+            raise CorruptFile(
+                file.path, f"sample {sample}, view {view}: {count} of {num_bytes} bytes are there"
+            )
+        if crc32c(target) != int.from_bytes(crc, "little"):
+            raise CorruptFile(file.path, f"sample {sample}, view {view} fails its crc32c")
+
+    def read(self, sample: int, view: int) -> Array:
+        """One row (*row_shape) of the array's dtype, in new memory; errors as `read_into`, and IndexError."""
+        self.check_bounds(sample, view)
+        if not self.array.sharded:
+            shard, row = divmod(sample, self.rows_per_shard)
+            return np.array(self.read_chunk(view, shard, sample)[row])
+        out = np.empty(self.array.row_shape, self.array.dtype)
+        self.read_into(sample, view, out.reshape(-1).view(np.uint8).data)
+        return out
+
+    def read_chunk(self, view: int, shard: int, sample: int | None = None) -> Array:
+        """All rows (n, *row_shape) of one shard, of either layout; `sample` is the one that errors name."""
+        first = shard * self.rows_per_shard
+        count = min(self.rows_per_shard, self.num_samples - first)
+        if self.array.sharded:
+            return np.stack([self.read(first + row, view) for row in range(count)])
+        self._check_committed(first if sample is None else sample, view, shard)
+        path = self.root / self.array.file(view, shard)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise CorruptFile(path, f"it cannot be read: {error}") from error
+        data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
+        if len(data) != self._row_bytes * self.rows_per_shard:
+            raise CorruptFile(path, f"it has {len(raw)} bytes")
+        if crc32c(data) != int.from_bytes(crc, "little"):
+            raise CorruptFile(path, "it fails its crc32c")
+        rows = np.frombuffer(data, np.dtype(self.array.dtype).newbyteorder("<"))
+        return rows.reshape(self.rows_per_shard, *self.array.row_shape)[:count].astype(self.array.dtype)
+
+    def _check_committed(self, sample: int, view: int, shard: int) -> None:
+        if not self.manifest.is_committed(view, shard):
+            raise UncommittedRow(self.array.path, sample, view, shard)
+
+    def _open(self, sample: int, view: int, shard: int) -> _OpenShard:
+        key = (self.array.path, view, shard)
+        file = self._files.get(key)
+        if file is not None:
+            return file
+        self._check_committed(sample, view, shard)
+        path = os.path.join(self.root, self.array.file(view, shard))  # noqa: PTH118 (on the path of every read)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CorruptFile(path, f"it cannot be opened: {error}") from error
+        file = _OpenShard(descriptor, path, None)
+        size = os.fstat(descriptor).st_size
+        committed = self.manifest.view(view).digest(shard, self.array.path).num_bytes
+        if size != committed:
+            raise CorruptFile(path, f"it has {size} bytes, {committed} were committed")
+        if not self._regular(view)[shard]:
+            raw = os.pread(
+                descriptor, index_bytes(self.rows_per_shard), size - index_bytes(self.rows_per_shard)
+            )
+            index = parse_index(raw, path)
+            if self._is_as_laid_out(index, shard):
+                self._regular(view)[shard] = 1
+            else:
+                file.index = index
+        self._files.put(key, file)
+        return file
+
+    def _regular(self, view: int) -> bytearray:
+        flags = self._is_regular.get(view)
+        if flags is None:
+            flags = self._is_regular.setdefault(view, bytearray(self.manifest.metadata.num_shards))
+        return flags
+
+    def _is_as_laid_out(self, index: Array, shard: int) -> bool:
+        count = min(self.rows_per_shard, self.num_samples - shard * self.rows_per_shard)
+        starts = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
+        return bool(
+            (index[:count, 0] == starts).all() and (index[:count, 1] == self._row_bytes + CRC_BYTES).all()
+        )

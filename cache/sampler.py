@@ -1,0 +1,127 @@
+"""Which rows come when: pure functions of seed and epoch that do no reading.
+
+In epoch e sample i is seen in view ``(e + offset(seed, i)) mod V``; an epoch visits every valid sample once. All
+randomness is raw Philox output keyed by (seed, epoch) or (seed, sample), whose values are fixed for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.errors import BadInput
+
+Int64 = npt.NDArray[np.int64]
+
+_OFFSETS, _ORDER = 1, 2  # domains of the generator's counter, so that streams of equal keys do not meet
+
+
+def _raw(key: tuple[int, int], domain: int, count: int) -> npt.NDArray[np.uint64]:
+    generator = np.random.Philox(key=[word % 2**64 for word in key], counter=[0, 0, 0, domain])
+    return np.asarray(generator.random_raw(count), np.uint64)
+
+
+def view_offsets(seed: int, num_samples: int) -> npt.NDArray[np.uint64]:
+    """offset(seed, i) of all samples, uint64 (N,); a sample's does not depend on how many there are."""
+    return _raw((seed, 0), _OFFSETS, num_samples)
+
+
+def views_in_epoch(offsets: npt.NDArray[np.uint64], epoch: int, num_views: int) -> Int64:
+    """The view of each sample in an epoch, int64, 0..num_views-1."""
+    views = np.uint64(num_views)
+    return ((offsets % views + np.uint64(epoch % num_views)) % views).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """What decides an epoch's rows.
+
+    Attributes:
+        batch_size: rows a batch and process.
+        num_views: V.
+        seed: of order and view offsets.
+        shuffle: order drawn anew each epoch, or ascending.
+        drop_last: cut an epoch to whole batches on every process (training), or pad the last ones with rows of
+            weight 0 (evaluation).
+        rank, world_size: this process among how many.
+    """
+
+    batch_size: int
+    num_views: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_views", "world_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if not 0 <= self.rank < self.world_size:
+            raise BadInput(f"rank {self.rank} is not in 0..{self.world_size - 1}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A process's rows of one epoch, in order, whole batches.
+
+    Attributes:
+        samples: int64 (batches, B).
+        views: int64 (batches, B).
+        weights: float32 (batches, B); 0 = padding, a repeated row.
+    """
+
+    samples: Int64
+    views: Int64
+    weights: npt.NDArray[np.float32]
+
+
+def num_batches(num_valid: int, config: SamplerConfig) -> int:
+    """Batches a process gets in an epoch.
+
+    Raises:
+        BadInput: it is none: too few valid samples for one batch on every process, or none at all.
+    """
+    together = config.batch_size * config.world_size
+    count = num_valid // together if config.drop_last else -(-num_valid // together)
+    if not count:
+        raise BadInput(
+            f"{num_valid} valid samples do not fill one batch of {config.batch_size} on each of "
+            f"{config.world_size} processes; use a smaller batch size, or drop_last=False"
+        )
+    return count
+
+
+def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: int) -> Requests:
+    """The rows of an epoch for `config.rank`.
+
+    Batch b of all ranks together is the b-th run of world_size x B rows of one global order; rank r has the r-th
+    B of them. So the rows of an epoch do not depend on the number of processes, only who gets them.
+
+    Args:
+        valid: bool (N,), see `Store.valid`; the others are left out.
+        epoch: from 0.
+    """
+    samples = np.flatnonzero(valid)
+    batches = num_batches(len(samples), config)
+    if config.shuffle:
+        draws = _raw((config.seed, epoch), _ORDER, len(samples))
+        samples = samples[np.argsort(draws, kind="stable")]
+    wanted = batches * config.world_size * config.batch_size
+    weights = np.ones(wanted, np.float32)
+    weights[len(samples) :] = 0
+    order = np.resize(samples, wanted).astype(np.int64)  # cuts, or repeats from the start
+    views = views_in_epoch(view_offsets(config.seed, len(valid)), epoch, config.num_views)[order]
+
+    def mine(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values.reshape(batches, config.world_size, config.batch_size)[:, config.rank]
+
+    return Requests(mine(order), mine(views), mine(weights))

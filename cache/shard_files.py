@@ -1,0 +1,40 @@
+"""The files of one shard, and what a killed run may have left of a part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from cache.faults import fault_point
+from cache.files import Buffers, FileDigest, remove_temporaries, write_files
+from cache.layout import ArraySpec, shard_buffers
+from cache.manifest import PartManifest
+from cache.store import Store
+
+Array = npt.NDArray[Any]
+
+
+def write_arrays(
+    store: Store, specs: Sequence[ArraySpec], view: int, shard: int, arrays: Mapping[str, Array], phase: str
+) -> dict[str, FileDigest]:
+    """Write the files of one shard, durable but not committed; returns array -> digest."""
+    buffers: dict[str, Buffers] = {
+        spec.file(view, shard): shard_buffers(spec, arrays[spec.path], store.spec.rows_per_shard)
+        for spec in specs
+    }
+    digests = write_files(store.path, buffers, before_rename=lambda: fault_point(phase))
+    fault_point("commit")
+    return {spec.path: digests[spec.file(view, shard)] for spec in specs}
+
+
+def clean_part(store: Store, manifest: PartManifest) -> None:
+    """Tidy what a killed run left of a part: temporary files, complete views that are not compacted."""
+    metadata = manifest.metadata
+    folders = {(store.path / path).parent for path in metadata.files}
+    folders |= {store.path / path for path in metadata.arrays}
+    remove_temporaries([*folders, manifest.folder, *manifest.folder.glob("view_*/")])
+    for view in range(metadata.num_views):
+        manifest.view(view, refresh=True)
+        manifest.compact(view)

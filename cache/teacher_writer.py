@@ -1,0 +1,202 @@
+"""Writing a teacher's part: provenance, calibration, then its levels a shard at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.calibration import calibration_files, calibration_folder
+from cache.codecs import get_codec
+from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, UncommittedRow
+from cache.faults import fault_point
+from cache.files import digest_of, write_files
+from cache.layout import group_json, teacher_arrays
+from cache.manifest import SOURCE, teacher_part
+from cache.parts import create_part, grow_part
+from cache.shard_files import clean_part, write_arrays
+from cache.spec import FORMAT_VERSION, LevelSpec, check_name, first_difference, to_plain
+from cache.store import ATTRIBUTE, Store
+
+Array = npt.NDArray[Any]
+
+
+class TeacherWriter:
+    """Writes one teacher's features. Memory in flight: one shard's features and their stored form.
+
+    Opening one creates the teacher's part, or goes on with the one that is there after tidying what a killed
+    run left.
+
+    Args:
+        store: whose source rows the features belong to.
+        provenance: what makes the features, JSON values; ``provenance["name"]`` names the teacher.
+        levels: as stored, all of them.
+
+    Raises:
+        BadInput: no name, no levels, a level twice, or provenance that JSON cannot hold.
+        UnknownName: an unknown codec.
+        SpecMismatch: the store has this teacher with other provenance or levels; names the first differing
+            field and both values.
+    """
+
+    def __init__(self, store: Store, provenance: Mapping[str, Any], levels: Sequence[LevelSpec]) -> None:
+        self.store, self.levels = store, list(levels)
+        if not isinstance(provenance.get("name"), str):
+            raise BadInput("provenance needs the teacher's name under 'name'")
+        self.name = check_name("teacher", provenance["name"])
+        numbers = [level.level for level in self.levels]
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise BadInput(f"teacher {self.name}: levels {numbers} are not one or more different ones")
+        self._part = teacher_part(self.name)
+        self._manifest = store.part(self._part)
+        asked = {
+            "format": FORMAT_VERSION,
+            "provenance": to_plain(f"provenance of {self.name}", provenance),
+            "levels": [level.to_dict() for level in self.levels],
+        }
+        self._arrays = teacher_arrays(self.name, self.levels)
+        with store.lock(self._part):
+            if self._manifest.exists:
+                self._compare(asked)
+                clean_part(store, self._manifest)
+            else:
+                self._create(asked)
+        self._calibration = self.calibration()
+
+    def _compare(self, asked: Mapping[str, Any]) -> None:
+        info = self.store.teacher(self.name)
+        stored = {
+            "format": FORMAT_VERSION,
+            "provenance": info.provenance,
+            "levels": [level.to_dict() for level in info.levels],
+        }
+        if difference := first_difference(stored, asked):
+            raise SpecMismatch(
+                f"teacher {self.name} in {self.store.path}",
+                *difference,
+                "Ask for the stored value, drop the teacher (`sak drop`), or write to another folder (OUT=...).",
+            )
+
+    def _create(self, asked: Mapping[str, Any]) -> None:
+        # Nothing of it is committed, so what lies there is from a creation that was killed.
+        shutil.rmtree(self.store.path / "teachers" / self.name, ignore_errors=True)
+        create_part(
+            self.store.path,
+            self._manifest,
+            {f"teachers/{self.name}/zarr.json": group_json({ATTRIBUTE: asked})},
+            self._arrays,
+            self.store.spec.num_samples,
+            self.store.spec.rows_per_shard,
+        )
+
+    # -- calibration ------------------------------------------------------------------------------
+
+    def calibration(self) -> dict[str, Array] | None:
+        """The committed calibration arrays, ``level_<i>/<name>`` -> array, or None; `CorruptFile` when damaged."""
+        return self.store.calibration(self.name)
+
+    def write_calibration(self, arrays: Mapping[str, Array]) -> None:
+        """Write and commit calibration arrays (see `Calibrator.arrays`), before the first shard.
+
+        Where a calibration is committed already, the arrays must be the same; its files are then written again,
+        which repairs them.
+
+        Raises:
+            BadInput: an array that a codec needs is missing, or has a wrong shape or dtype.
+            CacheError: a calibration is committed and differs.
+            StoreFull: no space; nothing is committed.
+        """
+        for level in self.levels:
+            for name in get_codec(level.codec).needs:
+                array = arrays.get(f"{level.array}/{name}")
+                if array is None or array.shape != (level.width,):
+                    have = "missing" if array is None else f"of shape {array.shape}"
+                    raise BadInput(f"calibration {level.array}/{name} is {have}; ({level.width},) is needed")
+        files = calibration_files(self.name, arrays)
+        with self.store.lock(self._part):
+            committed = self._manifest.calibration()
+            if committed is not None:
+                for name in sorted({*committed, *files}):
+                    if name not in files or digest_of(files[name]) != committed.get(name):
+                        raise CacheError(
+                            f"teacher {self.name}: {name} differs from the committed calibration; the teacher, "
+                            "the device or the number of threads is not the one that made it"
+                        )
+                write_files(self.store.path, files)
+            else:
+                shutil.rmtree(self.store.path / calibration_folder(self.name), ignore_errors=True)
+                digests = write_files(self.store.path, files)
+                fault_point("calibrate")
+                self._manifest.commit_calibration(digests)
+        self._calibration = self.calibration()
+
+    # -- shards -----------------------------------------------------------------------------------
+
+    def pending(self, num_views: int) -> list[tuple[int, int]]:
+        """The (view, shard) of the first `num_views` views that are not committed, in the order to write them."""
+        return self._manifest.pending(num_views)
+
+    def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[int, int]:
+        """Encode, write and commit one shard; returns when it is durable.
+
+        Args:
+            view, shard: a pair from `pending`; its source must be committed.
+            levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`.
+
+        Returns:
+            level -> how many values were clipped (always 0 for float codecs).
+
+        Raises:
+            BadInput: calibration is not committed yet, or shapes or dtypes are wrong.
+            NonFiniteFeature: a value is NaN, infinite or too large for the codec; names sample, view, level, channel.
+            UncommittedRow: the shard's source is not committed.
+            StoreFull: no space; nothing of the shard is committed.
+        """
+        if self._calibration is None:
+            raise BadInput(f"teacher {self.name}: write_calibration must come before the first shard")
+        rows = self.store.spec.rows(shard)
+        if not self.store.part(SOURCE).is_committed(view, shard):
+            raise UncommittedRow("pixels", rows.start, view, shard)
+        if len(levels) != len(self.levels):
+            raise BadInput(f"teacher {self.name}: {len(levels)} levels given, {len(self.levels)} needed")
+        stored: dict[str, Array] = {}
+        clipped: dict[int, int] = {}
+        for spec, array, features in zip(self.levels, self._arrays, levels, strict=True):
+            where = f"teacher {self.name}, view {view}, shard {shard}, level {spec.level}"
+            shape = (len(rows), *spec.grid, spec.width)
+            if (
+                not isinstance(features, np.ndarray)
+                or features.dtype != np.float32
+                or features.shape != shape
+            ):
+                given = (
+                    f"{getattr(features, 'dtype', type(features).__name__)} {getattr(features, 'shape', '')}"
+                )
+                raise BadInput(f"{where}: {given} given, float32 {shape} needed")
+            codec = get_codec(spec.codec)
+            if unstorable := codec.find_unstorable(features):
+                row, y, x, channel = unstorable.index
+                sample = rows.start + row
+                raise NonFiniteFeature(
+                    f"teacher {self.name}, sample {sample} ({self.store.ids(sample)[0]}), view {view}, "
+                    f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is {unstorable.value}; "
+                    f"{unstorable.why}"
+                )
+            needed = {name: self._calibration[f"{spec.array}/{name}"] for name in codec.needs}
+            encoded = codec.encode(features, needed)
+            stored[array.path] = encoded.stored
+            clipped[spec.level] = encoded.num_clipped
+        if view >= self._manifest.metadata.num_views:
+            with self.store.lock(self._part):
+                grow_part(self.store.path, self._manifest, view + 1)
+        files = write_arrays(self.store, self._arrays, view, shard, stored, "write")
+        counted = {
+            array.path: clipped[spec.level]
+            for spec, array in zip(self.levels, self._arrays, strict=True)
+            if get_codec(spec.codec).clips
+        }
+        self._manifest.commit_shard(view, shard, files, clipped=counted)
+        return clipped
