@@ -201,7 +201,8 @@ def make_shard(dataset: Dataset, spec: SourceSpec, view: int, shard: int) -> Sha
         drawn = draw_view(policy, spec.seed, sample, view, shape, spec.size, loaded.labels.get("semseg"))
         pixels, labels = apply_view(policy, drawn, loaded.image, loaded.labels, kinds, spec.size)
         arrays["pixels"][i] = pixels
-        arrays["views/box"][i], arrays["views/flip"][i], arrays["views/colour"][i] = drawn.box, drawn.flip, drawn.colour
+        for name, value in drawn.to_arrays().items():
+            arrays[f"views/{name}"][i] = value
         for task, label in labels.items():
             arrays[f"labels/{task}"][i] = label
         if view == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cache.store import Store, find_stores
 from pipeline.config import Data
 from pipeline.errors import UserError
-from sak_core.tasks import Task
+from sak_core.tasks import Task, published_weight
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -61,15 +61,6 @@ def store_tasks(store: Store, names: Sequence[str] | None = None, weights: dict[
         if name not in have:
             raise UserError(f"{store.path.name} has no labels for task {name!r}; it has {', '.join(have)}")
     return [
-        Task(name, kind=have[name][0], classes=have[name][1], **_weight(name, have[name][0], weights or {}))
+        Task(name, kind=have[name][0], classes=have[name][1], weight=(weights or {}).get(name, published_weight(name)))
         for name in (names or have)
     ]
-
-
-PUBLISHED_WEIGHTS = {"classes": 1.0, "saliency": 5.0, "boundary": 50.0, "normals": 10.0, "depth": 1.0}
-"""Loss weights a kind of task as the SAK paper has them (and 2 for parts, by name)."""
-
-
-def _weight(name: str, kind: str, weights: dict[str, float]) -> dict[str, float]:
-    published = 2.0 if name in ("parts", "human_parts") else PUBLISHED_WEIGHTS[kind]
-    return {"weight": weights.get(name, published)}

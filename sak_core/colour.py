@@ -6,8 +6,7 @@ OpenCV-based pipelines the steps keep fractions (there, hue moves in steps of 2 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +15,22 @@ Pixels = NDArray[np.uint8]
 _Float = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ColourChange:
-    """brightness: grey levels of 255, added. contrast, saturation: factors. contrast_first: whether contrast comes
-    before saturation and hue, or after them. hue: degrees of 360. Every number is exactly a float32.
+class ColourChange(NamedTuple):
+    """Five numbers, each exactly a float32, in the order a store keeps them.
+
+    brightness: grey levels of 255, added. contrast, saturation: factors. contrast_first: whether contrast comes
+    before saturation and hue (1), or after them (0). hue: degrees of 360.
     """
 
     brightness: float = 0.0
     contrast: float = 1.0
-    contrast_first: bool = True
+    contrast_first: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
 
-    @staticmethod
-    def rounded(
-        brightness: float, contrast: float, contrast_first: bool, saturation: float, hue: float
-    ) -> ColourChange:
-        """A change whose numbers are the nearest float32."""
-        values = np.array([brightness, contrast, contrast_first, saturation, hue], np.float32)
-        return ColourChange.from_array(values)
-
-    def to_array(self) -> NDArray[np.float32]:
-        """(5,) float32: brightness, contrast, contrast_first, saturation, hue."""
-        return np.array(
-            [self.brightness, self.contrast, self.contrast_first, self.saturation, self.hue], np.float32
-        )
-
-    @staticmethod
-    def from_array(values: NDArray[Any]) -> ColourChange:
-        """The change that `to_array` described."""
-        brightness, contrast, first, saturation, hue = (float(v) for v in np.asarray(values, np.float32))
-        return ColourChange(brightness, contrast, first != 0.0, saturation, hue)
+    def rounded(self) -> ColourChange:
+        """The change with every number rounded to the nearest float32."""
+        return ColourChange(*(float(np.float32(value)) for value in self))
 
 
 NEUTRAL = ColourChange()
@@ -55,8 +39,7 @@ NEUTRAL = ColourChange()
 
 def change_colour(image: Pixels, change: ColourChange) -> Pixels:
     """Apply a change to an image (h, w, 3) uint8 RGB; returns the same shape and dtype."""
-    neutral = ColourChange(contrast_first=change.contrast_first)
-    if change == neutral:
+    if change == NEUTRAL._replace(contrast_first=change.contrast_first):
         return image
     x = image.astype(np.float32)
     if change.brightness:

@@ -62,6 +62,7 @@ class Task:
     kind: str
     classes: tuple[str, ...] = ()
     weight: float = 1.0
+    max_dist: float = 0.0075
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -172,7 +173,7 @@ def _saliency_metric(task: Task) -> Metric:
 def _boundary_metric(task: Task) -> Metric:
     from sak_core.metrics import BoundaryMetric
 
-    return BoundaryMetric()
+    return BoundaryMetric(task.max_dist)
 
 
 def _normals_metric(task: Task) -> Metric:

@@ -88,7 +88,9 @@ class ViewPolicy:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `from_dict` reads it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
@@ -155,14 +157,15 @@ class View:
         return {
             "box": np.array(self.box, np.float32),
             "flip": np.array(self.flip, np.uint8),
-            "colour": self.colour.to_array(),
+            "colour": np.array(self.colour, np.float32),
         }
 
     @staticmethod
     def from_arrays(box: NDArray[Any], flip: NDArray[Any] | int, colour: NDArray[Any]) -> View:
         """The view that `to_arrays` described."""
         top, left, height, width = (float(value) for value in np.asarray(box, np.float32))
-        return View((top, left, height, width), bool(flip), ColourChange.from_array(colour))
+        change = ColourChange(*(float(value) for value in np.asarray(colour, np.float32)))
+        return View((top, left, height, width), bool(flip), change)
 
 
 def draw_view(
@@ -333,13 +336,13 @@ def _draw_colour(policy: ViewPolicy, stream: Stream) -> ColourChange:
     contrast = happens(), stream.uniform(*policy.contrast)
     saturation = happens(), stream.uniform(*policy.saturation)
     hue = happens(), stream.uniform(-policy.hue, policy.hue)
-    return ColourChange.rounded(
+    return ColourChange(
         brightness=brightness[1] if brightness[0] else 0.0,
         contrast=contrast[1] if contrast[0] else 1.0,
-        contrast_first=contrast_first,
+        contrast_first=float(contrast_first),
         saturation=saturation[1] if saturation[0] else 1.0,
         hue=hue[1] if hue[0] else 0.0,
-    )
+    ).rounded()
 
 
 def _inside(start: float, length: float, image_length: int, count: int) -> tuple[int, int]:
@@ -350,7 +353,10 @@ def _inside(start: float, length: float, image_length: int, count: int) -> tuple
 
 def _view_pixels(policy: ViewPolicy, view: View, image: Pixels, size: Size) -> Pixels:
     top, left, height, width = view.box
-    (y0, y1), (x0, x1) = _inside(top, height, image.shape[0], size[0]), _inside(left, width, image.shape[1], size[1])
+    (y0, y1), (x0, x1) = (
+        _inside(top, height, image.shape[0], size[0]),
+        _inside(left, width, image.shape[1], size[1]),
+    )
     canvas = np.empty((*size, 3), np.uint8)
     canvas[:] = policy.fill
     if y1 > y0 and x1 > x0:

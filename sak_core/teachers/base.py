@@ -1,25 +1,39 @@
-"""What a teacher is to this project: pixels in, one feature map a level out, and facts that identify it."""
+"""What a teacher is: a frozen network that turns a view's pixels into multi-level features, and its passport."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size = tuple[int, int]
 
 
 class TeacherUnavailable(Exception):
-    """A teacher cannot be built here: no weights, no network, a file that does not fit. The message says what to do."""
+    """A teacher cannot be built here; the message says how to get its weights or its library."""
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What identifies a teacher's features; stored as provenance.
+    """The facts about a built teacher; what its features depend on besides the pixels.
 
-    weights: `sha256:<digest>` or `random:<seed>`. mean, std: of pixels in [0, 1]. patch: px a cell.
-    input_size: (H, W) the tower runs at, px. grid: (h, w) cells that cover the view. widths: channels a level.
-    levels: block indices, shallowest first. versions: of the libraries that compute it.
+    name: the teacher's. library, model: where the architecture comes from, and its id there.
+    weights: "sha256:<hex of the state>", or "random:<seed>" for an untrained one.
+    mean, std: what pixels in [0, 1] are normalised with, RGB.
+    interpolation: how views are resized to the input ("bilinear", "bicubic"; "none" if they never are).
+    patch: px of one cell of the deepest level's grid, at the input. input_size: (H, W) that the network sees,
+    px, without padding.
+    grid: (h, w) cells of the deepest level, covering exactly the view.
+    widths, levels: channels, and index of the tapped block, a level; level 0 is the shallowest.
+    grids: (h, w) a level, where they differ from `grid`; empty where all are equal.
+    licence: of the weights.
     """
 
     name: str
@@ -30,31 +44,124 @@ class TeacherSpec:
     std: tuple[float, float, float]
     interpolation: str
     patch: int
-    input_size: tuple[int, int]
-    grid: tuple[int, int]
+    input_size: Size
+    grid: Size
     widths: tuple[int, ...]
     levels: tuple[int, ...]
     licence: str
-    versions: Mapping[str, str] = field(default_factory=dict)
+    grids: tuple[Size, ...] = ()
+
+    def level_grids(self) -> tuple[Size, ...]:
+        """(h, w) of every level."""
+        return self.grids or (self.grid,) * len(self.levels)
 
     @property
-    def grids(self) -> tuple[tuple[int, int], ...]:
-        """The grid of every level."""
-        return (self.grid,) * len(self.levels)
+    def is_random(self) -> bool:
+        """Whether the network was never trained."""
+        return self.weights.startswith("random:")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """As JSON can hold it, for a store's provenance."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
 
 
-class Teacher(nn.Module):
-    """A frozen network. `forward` takes uint8 pixels (B, H, W, 3) and gives one float32 (B, C, h, w) a level.
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
-    Resizing, padding and normalisation happen inside, with the teacher's own mean and std.
+
+class Teacher(nn.Module, ABC):
+    """A frozen network behind one contract; preprocessing is its own affair.
+
+    Args:
+        spec: the passport; input size, mean, std and interpolation of it are what `normalised` follows.
+
+    Attributes:
+        spec: the passport.
     """
 
-    spec: TeacherSpec
+    mean: Tensor
+    std: Tensor
 
+    def __init__(self, spec: TeacherSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """uint8 (B, H, W, 3) to float32 (B, C, h, w) a level, shallowest first."""
-        raise NotImplementedError
+        """Compute the features of a batch of views.
+
+        Args:
+            pixels: (B, H, W, 3) uint8 RGB, of the size the teacher was built for.
+
+        Returns:
+            One map (B, C, h, w) float32 a level, shallowest first: the blocks' outputs as they leave the block,
+            without norm, neck or prefix tokens.
+        """
+        return [level.float() for level in self.features(self.normalised(pixels))]
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """Map normalised images (B, 3, *spec.input_size) to one map (B, C, h, w) a level."""
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Views (B, H, W, 3) uint8 as the network takes them: (B, 3, *spec.input_size), mean and std applied.
+
+        Resizing keeps fractions of grey levels (no rounding to uint8) and averages when it scales down.
+        """
+        images = pixels.movedim(-1, 1).to(self.mean.dtype) / 255
+        if tuple(images.shape[-2:]) != self.spec.input_size:
+            images = F.interpolate(
+                images,
+                size=self.spec.input_size,
+                mode=self.spec.interpolation,
+                align_corners=False,
+                antialias=True,
+            )
+        return (images - self.mean) / self.std
+
+
+def freeze(teacher: Teacher) -> Teacher:
+    """`teacher` in evaluation mode, without gradients."""
+    teacher.eval()
+    teacher.requires_grad_(False)
+    return teacher
+
+
+def nearest_multiple(length: int, patch: int) -> int:
+    """The positive multiple of `patch` nearest to `length`, px; a tie goes up.
+
+    >>> nearest_multiple(384, 14), nearest_multiple(448, 16)
+    (378, 448)
+    """
+    return max(1, (2 * length + patch) // (2 * patch)) * patch
+
+
+def fit_to_patch(size: Size, patch: int) -> Size:
+    """Each side of `size` at the nearest multiple of `patch`, px."""
+    return nearest_multiple(size[0], patch), nearest_multiple(size[1], patch)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """ "sha256:<hex>" over (name, dtype, shape, bytes) of all tensors, sorted by name.
+
+    Independent of file format, of order and of device, so the same weights have one digest wherever they came
+    from.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(_bytes(tensor))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    raw = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+    return memoryview(np.ascontiguousarray(raw))
+
+
+def with_weights(spec: TeacherSpec, weights: str) -> TeacherSpec:
+    """`spec` with another weights identifier."""
+    return replace(spec, weights=weights)

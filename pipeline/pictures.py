@@ -1,0 +1,90 @@
+"""Labels, predictions and features as pictures, and sheets of them."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from sak_core.tasks import IGNORE, Task
+
+Picture = npt.NDArray[np.uint8]
+CELL_PX = 144
+CAPTION_PX = 18
+GAP_PX = 4
+
+
+def palette(count: int) -> Picture:
+    """`count` colours (count, 3) that neighbours can be told apart by: hues by the golden angle, three lightnesses."""
+    golden = 0.61803398875
+    colours = [
+        colorsys.hls_to_rgb((0.02 + i * golden) % 1.0, (0.50, 0.36, 0.68)[i % 3], (0.65, 0.75, 0.55)[i // 3 % 3])
+        for i in range(count)
+    ]
+    return (np.array(colours) * 255).round().astype(np.uint8)
+
+
+def colour_classes(labels: npt.NDArray[np.integer], count: int) -> Picture:
+    """Class labels (H, W) to RGB; ignored pixels are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[:count] = palette(count)
+    return table[labels]
+
+
+def colour_depth(depth: npt.NDArray[np.floating]) -> Picture:
+    """Depth (H, W) to RGB by a perceptual map, near bright; ignored pixels are black."""
+    from matplotlib import colormaps
+
+    valid = depth != IGNORE
+    low, high = (float(depth[valid].min()), float(depth[valid].max())) if valid.any() else (0.0, 1.0)
+    scaled = 1 - (depth - low) / max(high - low, 1e-6)
+    colours = (colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
+    return np.where(valid[..., None], colours, 0).astype(np.uint8)
+
+
+def colour_normals(normals: npt.NDArray[np.floating]) -> Picture:
+    """Unit normals (H, W, 3) to RGB, (n + 1) / 2; ignored pixels are black."""
+    colours = ((np.clip(normals, -1, 1) + 1) * 127.5).round().astype(np.uint8)
+    return np.where((normals == IGNORE).all(-1, keepdims=True), 0, colours).astype(np.uint8)
+
+
+def colour_strength(strength: npt.NDArray[np.generic]) -> Picture:
+    """A mask or a probability in [0, 1], (H, W), to grey; ignored pixels are mid-grey."""
+    values = np.where(strength == IGNORE, 0.5, strength.astype(np.float32))
+    return np.repeat((np.clip(values, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def label_picture(task: Task, label: npt.NDArray[np.generic]) -> Picture:
+    """A label, or a prediction in a label's form, (H, W) or (H, W, 3), to RGB (H, W, 3)."""
+    if task.kind == "classes":
+        return colour_classes(label.astype(np.uint8), len(task.classes))
+    if task.kind == "depth":
+        return colour_depth(label.astype(np.float32))
+    if task.kind == "normals":
+        return colour_normals(label.astype(np.float32))
+    return colour_strength(label)
+
+
+def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str]) -> Image.Image:
+    """Pictures in a grid, each scaled to `CELL_PX` high, columns captioned."""
+    if not rows:
+        raise ValueError("a sheet needs at least one row")
+    height, width = rows[0][0].shape[:2]
+    cell = (max(1, round(CELL_PX * width / height)), CELL_PX)
+    columns = len(rows[0])
+    canvas = Image.new(
+        "RGB",
+        (columns * (cell[0] + GAP_PX) + GAP_PX, CAPTION_PX + len(rows) * (cell[1] + GAP_PX) + GAP_PX),
+        "white",
+    )
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for x, caption in enumerate(captions):
+        draw.text((GAP_PX + x * (cell[0] + GAP_PX), 3), caption, fill="black", font=font)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            scaled = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)
+            canvas.paste(scaled, (GAP_PX + x * (cell[0] + GAP_PX), CAPTION_PX + GAP_PX + y * (cell[1] + GAP_PX)))
+    return canvas

@@ -1,0 +1,31 @@
+"""Scores, one torchmetrics class a kind of task: sums on the device, synchronised over processes when computed.
+
+`update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H, W, 3), with 255
+ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees, depth in the label's unit.
+"""
+
+from torchmetrics import Metric
+
+from sak_core.metrics.boundary import BoundaryMetric
+from sak_core.metrics.classes import ClassesMetric
+from sak_core.metrics.depth import DepthMetric
+from sak_core.metrics.normals import NormalsMetric
+from sak_core.metrics.saliency import SaliencyMetric
+from sak_core.metrics.summary import delta_m
+from sak_core.tasks import Task
+
+
+def metric_for(task: Task) -> Metric:
+    """A fresh metric for the task; `compute()` has its primary score under `task.score`."""
+    return task.spec.metric(task)
+
+
+__all__ = [
+    "BoundaryMetric",
+    "ClassesMetric",
+    "DepthMetric",
+    "NormalsMetric",
+    "SaliencyMetric",
+    "delta_m",
+    "metric_for",
+]

@@ -1,0 +1,58 @@
+"""Saliency."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from sak_core.tasks import IGNORE
+
+
+class SaliencyMetric(Metric):
+    """maxF and mIoU over thresholds 0.05 .. 0.95 on the probability of channel 1.
+
+    maxF: precision and recall from counts summed over the set, beta² = 0.3, undefined ratios 0; the best
+    threshold.
+    mIoU: the salient class's IoU per image, averaged over images at each threshold, then the best threshold;
+    an image where truth and prediction are both empty counts 1.
+    """
+
+    BETA_SQUARED = 0.3
+    counts: Tensor
+    iou_sum: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        """Takes nothing."""
+        super().__init__()
+        self.thresholds = torch.arange(1, 20, dtype=torch.float64).div(20).float()
+        self.add_state("counts", torch.zeros(3, 19, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("iou_sum", torch.zeros(19, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, label: Tensor) -> None:
+        """output (B, 2, H, W), label (B, H, W) in {0, 1}."""
+        probability = F.softmax(output.float(), dim=1)[:, 1].contiguous()
+        # thresholds passed by a pixel, 0 .. 19: one histogram an image and label gives all of them at once
+        passed = torch.bucketize(probability, self.thresholds.to(output.device), right=True)
+        image = torch.arange(len(label), device=label.device)[:, None, None]
+        cells = ((image * 2 + (label == 1)) * 20 + passed)[label != IGNORE]
+        histogram = torch.bincount(cells, minlength=len(label) * 40).reshape(len(label), 2, 20)
+        at_least = histogram.flip(2).cumsum(2).flip(2)[:, :, 1:]
+        hit, false = at_least[:, 1], at_least[:, 0]
+        positives = histogram[:, 1].sum(1, keepdim=True).expand_as(hit)
+        self.counts += torch.stack([hit.sum(0), (hit + false).sum(0), positives.sum(0)])
+        union = (positives + false).double()
+        self.iou_sum += torch.where(union > 0, hit / union.clamp_min(1), 1.0).sum(0)
+        self.images += len(label)
+
+    def compute(self) -> dict[str, float]:
+        """maxF and mIoU in percent."""
+        hit, found, truth = self.counts.double()
+        precision, recall = hit / found.clamp_min(1), hit / truth.clamp_min(1)
+        weighted = self.BETA_SQUARED * precision + recall
+        f = torch.where(weighted > 0, (1 + self.BETA_SQUARED) * precision * recall / weighted, 0.0)
+        return {
+            "maxF": 100 * f.max().item(),
+            "mIoU": 100 * (self.iou_sum / self.images.clamp_min(1)).max().item(),
+        }
