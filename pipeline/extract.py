@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from sak_core.teachers.base import Teacher
 
 CALIBRATION_ROWS = 256
 """Rows of view 0 that a teacher's channel statistics are fitted on."""
+
+LIBRARIES = {
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    "segment_anything": "segment-anything",
+    "transformers": "transformers",
+}
+"""Distribution that a teacher's library comes from, for versions in the provenance."""
 
 Array = npt.NDArray[Any]
 
@@ -87,7 +96,7 @@ def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
     levels = _level_specs(teacher, request)
     provenance = _provenance(teacher, request, device)
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
-    if str(teacher.spec.weights).startswith("random"):
+    if teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
     check_disk(store.path, teacher_bytes(store, levels, num_views), f"features of {request.name}")
     with store.lock(f"teachers/{request.name}"), torch.inference_mode():
@@ -106,7 +115,7 @@ def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> 
 
 
 def _level_specs(teacher: Teacher, request: TeacherRequest) -> list[LevelSpec]:
-    grids = teacher.spec.grids
+    grids = teacher.spec.level_grids()
     return [
         LevelSpec(level, request.grid or grid, width, request.codec)
         for level, (grid, width) in enumerate(zip(grids, teacher.spec.widths, strict=True))
@@ -115,7 +124,8 @@ def _level_specs(teacher: Teacher, request: TeacherRequest) -> list[LevelSpec]:
 
 def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
     """What decides the bytes of this teacher's features."""
-    versions = {"torch": torch.__version__.partition("+")[0], **teacher.spec.versions}
+    library = LIBRARIES.get(teacher.spec.library)
+    versions = {name: version(name) for name in ("torch", *([library] if library else ()))}
     return {
         "name": request.name,
         "teacher": teacher.spec.to_dict(),

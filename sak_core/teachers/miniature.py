@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable
+from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch
 
 ARCHITECTURE_VERSION = 1
 PATCH = 8
@@ -175,33 +175,35 @@ class MiniatureTeacher(Teacher):
     def __init__(
         self, name: str, net: MiniatureNet, weights: str, size: tuple[int, int], levels: tuple[int, ...]
     ) -> None:
-        super().__init__()
         row = MINIATURES[name]
-        self.net = net
-        input_size = (_nearest_multiple(size[0]), _nearest_multiple(size[1]))
-        self.spec = TeacherSpec(
-            name=name,
-            library="sak",
-            model=f"miniature-v{ARCHITECTURE_VERSION}",
-            weights=weights,
-            mean=row.mean,
-            std=row.std,
-            interpolation="bilinear",
-            patch=PATCH,
-            input_size=input_size,
-            grid=(input_size[0] // PATCH, input_size[1] // PATCH),
-            widths=(WIDTH,) * len(levels),
-            levels=levels,
-            licence="Apache-2.0",
+        input_size = fit_to_patch(size, PATCH)
+        super().__init__(
+            TeacherSpec(
+                name=name,
+                library="sak",
+                model=f"miniature-v{ARCHITECTURE_VERSION}",
+                weights=weights,
+                mean=row.mean,
+                std=row.std,
+                interpolation="bilinear",
+                patch=PATCH,
+                input_size=input_size,
+                grid=(input_size[0] // PATCH, input_size[1] // PATCH),
+                widths=(WIDTH,) * len(levels),
+                levels=levels,
+                licence="Apache-2.0",
+            )
         )
+        self.net = net
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Compute the features of pixels, uint8 (B, H, W, 3): one float32 (B, 128, h, w) a level."""
-        x = pixels.permute(0, 3, 1, 2).float() / 255
-        if x.shape[2:] != self.spec.input_size:
-            x = F.interpolate(x, self.spec.input_size, mode="bilinear", antialias=True, align_corners=False)
-        features = self.net(x.contiguous())
-        return [features[level] for level in self.spec.levels]
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Views (B, H, W, 3) uint8 at the input size, in [0, 1]: the network applies its mean and std itself."""
+        return super().normalised(pixels) * self.std + self.mean
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] to one map (B, 128, h, w) a level."""
+        blocks = self.net(images.contiguous())
+        return [blocks[level] for level in self.spec.levels]
 
 
 def build_miniature(
@@ -281,6 +283,3 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
-
-def _nearest_multiple(length: int) -> int:
-    return max(PATCH, round(length / PATCH) * PATCH)

@@ -1,0 +1,44 @@
+"""Shared by the tests of the whole line: a small rooms cache with the miniature teachers, made once a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
+TINY = ["--set", "steps=4", "--set", "batch_size=8", "--set", "checkpoint_every=2"]
+
+
+def sak(*arguments: str | Path, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        cwd=Path(__file__).parents[1],
+    )
+    if check and done.returncode:
+        raise AssertionError(f"sak {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")
+    return done
+
+
+def cache_split(features: Path, split: str, *extra: str) -> subprocess.CompletedProcess[str]:
+    """`sak cache` of one small rooms split."""
+    samples, views = SIZES[split]
+    options = ["--split", split, "--limit", str(samples), "--views", str(views), "--out", str(features)]
+    return sak("cache", *options, "--threads", "1", "--workers", "0", *extra)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four small caches with all three miniature teachers."""
+    folder = tmp_path_factory.mktemp("features")
+    for split in SIZES:
+        cache_split(folder, split, "--teacher", "mini-dino,mini-clip,mini-sam")
+    return folder

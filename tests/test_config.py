@@ -1,0 +1,85 @@
+"""Recipes: layers, overrides, and errors that name the right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Schedule, load_recipe, load_study, parse_set, recipe_names
+from pipeline.errors import UserError
+from pipeline.stores import parse_size
+from pipeline.training import learning_rate
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_reads_in_some_stage(name: str) -> None:
+    stages = 0
+    for stage in ("distill", "finetune"):
+        try:
+            assert load_recipe(name, stage).stage == stage
+            stages += 1
+        except UserError as error:
+            assert "has no" in str(error)
+    assert stages
+
+
+@pytest.mark.parametrize("name", recipe_names("recipes/studies"))
+def test_every_shipped_study_reads(name: str) -> None:
+    assert load_study(name).arms
+
+
+def test_a_stage_table_lies_over_common_keys_and_set_over_both() -> None:
+    plain = load_recipe("demo", "distill")
+    changed = load_recipe("demo", "distill", parse_set(["optimizer.lr=1e-4", "arm=many-to-one"]))
+    assert changed.optimizer.lr == 1e-4
+    assert changed.arm == "many-to-one"
+    assert changed.optimizer.weight_decay == plain.optimizer.weight_decay
+    assert load_recipe("demo", "finetune").data.split == "train"
+    assert plain.data.split == "unlabelled"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("optimizer.lrr=1", "did you mean lr?"),
+        ("batchsize=4", "did you mean batch_size?"),
+        ("student.stem.widht=4", "did you mean width or weights?"),
+        ("steps=-1", "steps"),
+        ("steps=many", "steps"),
+        ("optimizer.lr", "KEY=VALUE"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(assignment: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint.replace("?", r"\?")):
+        load_recipe("demo", "distill", parse_set([assignment]))
+
+
+def test_unknown_recipe_and_missing_file() -> None:
+    with pytest.raises(UserError, match="did you mean demo"):
+        load_recipe("demmo", "distill")
+    with pytest.raises(UserError, match=r"no recipe file nowhere\.toml"):
+        load_recipe("nowhere.toml", "distill")
+
+
+def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("steps = = 3")
+    with pytest.raises(UserError, match=r"mine\.toml: not valid TOML"):
+        load_recipe(str(path), "distill")
+
+
+@pytest.mark.parametrize("text", ["", "96x", "0", "axb", "1x2x3"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(UserError, match="expected S or HxW"):
+        parse_size(text)
+
+
+def test_schedules_meet_their_published_ends() -> None:
+    cosine = Schedule(kind="cosine", warmup_steps=10, final_lr=1.25e-6)
+    assert learning_rate(cosine, 1e-3, 0, 110) == pytest.approx(1.25e-7)
+    assert learning_rate(cosine, 1e-3, 10, 110) == pytest.approx(1e-3)
+    assert learning_rate(cosine, 1e-3, 60, 110) == pytest.approx((1e-3 + 1.25e-6) / 2)
+    assert learning_rate(cosine, 1e-3, 110, 110) == pytest.approx(1.25e-6)
+    polynomial = Schedule(kind="polynomial")
+    assert learning_rate(polynomial, 2e-5, 20_000, 40_000) == pytest.approx(2e-5 * 0.5**0.9)

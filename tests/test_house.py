@@ -1,0 +1,58 @@
+"""The house: imports run downwards only, and `sak --help` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW = {"pipeline": {"sak_core", "cache"}, "sak_core": set(), "cache": set()}
+TRAINING = ("training", "distill", "finetune", "evaluate", "ablate", "arms", "stores", "runs", "checkpoint", "report")
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("floor", BELOW)
+def test_imports_run_downwards_only(floor: str) -> None:
+    files = list((ROOT / floor).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            top = name.partition(".")[0]
+            if top in BELOW and top != floor:
+                assert top in BELOW[floor], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_training_never_imports_teachers() -> None:
+    for module in TRAINING:
+        for name in imported(ROOT / "pipeline" / f"{module}.py"):
+            assert not name.startswith("sak_core.teachers"), f"pipeline/{module}.py imports {name}"
+
+
+@pytest.mark.parametrize("module", ["spec", "store", "writer", "teacher_writer", "reader", "sampler", "verify"])
+def test_the_store_does_without_torch(module: str) -> None:
+    code = f"import sys, cache.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.cli as c; c.sak.main(['--help'], standalone_mode=False); "
+        "heavy = {'torch', 'numpy', 'zarr', 'pydantic', 'rich', 'timm'} & set(sys.modules); sys.exit(str(heavy or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "distill" in done.stdout
