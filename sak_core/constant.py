@@ -1,4 +1,4 @@
-"""The constant predictor: the best prediction that does not look at the image. Every trained model must beat it."""
+"""The best prediction that looks at no pixel: the row of a table that every trained model must beat."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,45 +8,70 @@ from torch import Tensor
 
 from sak_core.tasks import IGNORE, Task
 
+LOWEST_SALIENCY = 0.06
+"""Just above the lowest threshold of the saliency score, so that the constant calls everything salient there.
+"""
+
 
 class ConstantPredictor:
-    """Learns one output vector a task from label batches.
+    """Fits one output a task on training labels, the same for every pixel of every image.
 
-    classes: the most frequent class. normals: the mean direction. depth: the mean depth. saliency and boundary:
-    probability 0.5 everywhere, since a constant below every threshold finds nothing and one above finds all.
+    classes: log of the class shares, so the most frequent class wins: the constant of the best mIoU.
+    saliency, boundary: the share of positive pixels, raised above the score's lowest threshold, where all
+      pixels then count as found; a constant cannot tell more.
+    normals: the mean direction. depth: the mean, the constant of the lowest RMSE.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        """tasks: to be predicted."""
-        self.tasks = list(tasks)
-        self._sums = {task.name: torch.zeros(task.channels, dtype=torch.float64) for task in tasks}
-        self._pixels = {task.name: 0 for task in tasks}
+        """tasks: what to predict."""
+        self.tasks = tuple(tasks)
+        self.sums = {task.name: torch.zeros(_num_sums(task), dtype=torch.float64) for task in self.tasks}
 
     def update(self, labels: Mapping[str, Tensor]) -> None:
-        """Count a batch of labels: task to (B, H, W) or (B, H, W, 3)."""
+        """Adds a batch of labels, (B, H, W) or (B, H, W, 3) by task name."""
         for task in self.tasks:
-            label = labels[task.name]
-            if task.kind == "classes":
-                valid = label[label != IGNORE].long()
-                self._sums[task.name] += torch.bincount(valid, minlength=task.channels)
-            elif task.kind == "normals":
-                valid = label[(label != IGNORE).any(-1)]
-                self._sums[task.name] += F.normalize(valid.double(), dim=-1).sum(0)
-            elif task.kind == "depth":
-                valid = label[label != IGNORE]
-                self._sums[task.name] += valid.double().sum()
-                self._pixels[task.name] += valid.numel()
+            self.sums[task.name] += _summed(task, labels[task.name]).cpu()
 
     def outputs(self, batch: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Raw outputs as a network would give them: task to (batch, channels, H, W)."""
+        """Raw outputs (batch, channels, *size), float32, by task name: expanded views, not to be written to.
+
+        Raises ValueError naming a task that has not seen a valid label.
+        """
         return {
-            task.name: self._vector(task)[None, :, None, None].expand(batch, -1, *size) for task in self.tasks
+            task.name: self.constant(task)[None, :, None, None].expand(batch, -1, *size)
+            for task in self.tasks
         }
 
-    def _vector(self, task: Task) -> Tensor:
-        sums = self._sums[task.name]
-        if task.kind == "classes":
-            return F.one_hot(sums.argmax(), task.channels).float()
-        if task.kind == "depth":
-            return (sums / max(self._pixels[task.name], 1)).float()
-        return F.normalize(sums, dim=0).float() if task.kind == "normals" else sums.float()
+    def constant(self, task: Task) -> Tensor:
+        """The task's raw output at every pixel, (channels,) float32."""
+        sums = self.sums[task.name]
+        if not sums.any():
+            raise ValueError(f"no valid label of {task.name} was seen, so there is no constant prediction")
+        return _output(task, sums).float()
+
+
+def _num_sums(task: Task) -> int:
+    return {"classes": task.channels, "saliency": 2, "boundary": 2, "normals": 3, "depth": 2}[task.kind]
+
+
+def _summed(task: Task, label: Tensor) -> Tensor:
+    """What a kind accumulates: counts of classes; summed unit normals; depths' sum and number."""
+    if task.kind == "normals":
+        valid = (label != IGNORE).any(-1)
+        return F.normalize(label[valid].double(), dim=-1).sum(0)
+    if task.kind == "depth":
+        valid = label != IGNORE
+        return torch.stack([label[valid].double().sum(), valid.sum().double()])
+    return torch.bincount(label[label != IGNORE].long(), minlength=_num_sums(task)).double()
+
+
+def _output(task: Task, sums: Tensor) -> Tensor:
+    if task.kind == "normals":
+        return F.normalize(sums, dim=0)
+    if task.kind == "depth":
+        return sums[:1] / sums[1]
+    shares = (sums / sums.sum()).clamp(1e-6, 1 - 1e-6)
+    if task.kind == "classes":
+        return shares.log()
+    positive = shares[1:].clamp_min(LOWEST[task.kind])
+    return torch.logit(positive) if task.kind == "boundary" else torch.cat([1 - positive, positive]).log()

@@ -1,59 +1,59 @@
-"""Teachers' frozen features under the student's heads: the arms `teacher:<name>` and `teachers`."""
+"""Arms without a student: teachers' cached features under the routers and heads that a student has."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sak_core.heads import build_head
+from sak_core.decoder import build_heads, build_routers, decode, to_tokens
+from sak_core.heads.base import resize
 from sak_core.init import init_linear
 from sak_core.noise import NoiseSource
-from sak_core.router import Router, mix
-from sak_core.student import StudentOutput
+from sak_core.student import StudentOutput, teacher_widths
 from sak_core.tasks import Task
 
 
 class FeatureModel(nn.Module):
-    """Normalises cached features, mixes teachers by the published router where there are several, and decodes them.
+    """One teacher's features under the heads (`teacher:<name>`), or several teachers' through routers
+    (`teachers`).
 
-    A LayerNorm a teacher and level evens out scales; a linear layer follows where widths differ from the widest.
-    All maps are resized to the finest grid among the teachers. The first teacher stands where the student has
-    its stem: its tokens decide the router's weights.
+    For every teacher and level a LayerNorm, as the student's paths end in one (teachers' scales differ by
+    orders of magnitude), then a linear layer to `width` channels if widths differ, then bilinear resizing to
+    the finest grid among the maps. The teachers are the experts; routers read the mean of them, as there is
+    no stem.
     """
 
     def __init__(
         self,
-        widths: Mapping[str, Sequence[int]],
+        teachers: Mapping[str, Sequence[int] | int],
         tasks: Sequence[Task],
+        *,
         head: str = "sak",
         router: str = "mor",
+        width: int | None = None,
     ) -> None:
-        """widths: channels a level, by teacher. head, router: as in `StudentConfig`.
+        """teachers: the features' width a teacher, or one a level, as many levels for all. tasks: what to
+        predict.
 
+        head, router: as in StudentConfig. width: channels under the heads; None takes the widest teacher's.
         Raises ValueError without teachers, or where their numbers of levels differ.
         """
         super().__init__()
-        levels = {len(w) for w in widths.values()}
-        if len(levels) != 1:
-            raise ValueError(f"teachers need the same number of levels, at least one teacher: {dict(widths)}")
-        self.num_levels = levels.pop()
-        self.teachers = list(widths)
-        self.width = max(max(w) for w in widths.values())
-        self.inputs = nn.ModuleDict(
-            {name: nn.ModuleList(self._input(w) for w in level_widths) for name, level_widths in widths.items()}
-        )
-        self.routers = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
-        for task in tasks:
-            if router == "mor" and len(widths) > 1:
-                self.routers[task.name] = nn.ModuleList(
-                    Router(self.width, len(widths)) for _ in range(self.num_levels)
-                )
-            self.heads[task.name] = build_head(head, self.width, self.num_levels, task.channels)
-
-    def _input(self, width: int) -> nn.Module:
-        norm = nn.LayerNorm(width)
-        return norm if width == self.width else nn.Sequential(norm, init_linear(nn.Linear(width, self.width)))
+        if not teachers:
+            raise ValueError("a feature model needs at least one teacher")
+        num_levels = max((len(w) for w in teachers.values() if not isinstance(w, int)), default=4)
+        widths = teacher_widths(teachers, num_levels)
+        self.width = max(w for level in widths.values() for w in level) if width is None else width
+        self.norms = nn.ModuleDict()
+        self.projectors = nn.ModuleDict()
+        uniform = {w for level in widths.values() for w in level} == {self.width}
+        for name, levels in widths.items():
+            self.norms[name] = nn.ModuleList(nn.LayerNorm(w, eps=1e-5) for w in levels)
+            self.projectors[name] = nn.ModuleList(
+                nn.Identity() if uniform else init_linear(nn.Linear(w, self.width)) for w in levels
+            )
+        self.routers = build_routers(router, tasks, num_levels, self.width, len(widths))
+        self.heads = build_heads(head, tasks, num_levels, self.width)
 
     def forward(
         self,
@@ -62,37 +62,29 @@ class FeatureModel(nn.Module):
         *,
         generator: NoiseSource = None,
     ) -> StudentOutput:
-        """Features, one (B, C, h, w) a level by teacher, to outputs (B, channels, H, W) by task."""
-        sizes = [level.shape[2:] for name in self.teachers for level in features[name]]
-        grid = (max(s[0] for s in sizes), max(s[1] for s in sizes))
-        experts = [self._level(features, level, grid) for level in range(self.num_levels)]
-        outputs: dict[str, Tensor] = {}
-        weights: dict[str, list[Tensor]] = {}
-        plain = [sum(level[1:], level[0]) for level in experts]
-        for task, head in self.heads.items():
-            mixed = plain
-            if task in self.routers:
-                routers = self.routers[task]
-                assert isinstance(routers, nn.ModuleList)
-                mixed, weights[task] = [], []
-                for number, (router, level) in enumerate(zip(routers, experts, strict=True)):
-                    w = router(level[0], generator, f"{task}/{number}")
-                    mixed.append(mix(level, w))
-                    weights[task].append(w.detach().mean(dim=2))
-            maps = [x.unflatten(1, grid).permute(0, 3, 1, 2) for x in mixed]
-            outputs[task] = head(maps, image_size)
+        """features: for each teacher a list of (B, C, h, w), shallowest first; more teachers than known are
+        ignored.
+
+        image_size: (H, W) in px. generator: where routers draw their training noise from.
+        Raises ValueError naming a teacher without features.
+        """
+        for name in self.norms:
+            if name not in features:
+                near = ", ".join(get_close_matches(name, features, cutoff=0.0)) or "none"
+                raise ValueError(f"no features of teacher {name!r} in the batch, nearest: {near}")
+        sizes = [level.shape[2:] for name in self.norms for level in features[name]]
+        grid = max(((size[0], size[1]) for size in sizes), key=lambda size: size[0] * size[1])
+        experts = [self._expert(name, features[name], grid) for name in self.norms]
+        by_level = list(zip(*experts, strict=True))
+        gates = [sum(level[1:], level[0]) / len(level) for level in by_level]
+        outputs, weights = decode(self.routers, self.heads, by_level, gates, grid, image_size, generator)
         return StudentOutput(stem=[], aligned={}, outputs=outputs, router_weights=weights)
 
-    def _level(
-        self, features: Mapping[str, Sequence[Tensor]], level: int, grid: tuple[int, int]
-    ) -> list[Tensor]:
-        """One level of every teacher as tokens (B, h·w, width) on the common grid."""
+    def _expert(self, name: str, maps: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:
+        norms, projectors = self.norms[name], self.projectors[name]
+        assert isinstance(norms, nn.ModuleList) and isinstance(projectors, nn.ModuleList)
         tokens = []
-        for name in self.teachers:
-            maps = features[name][level]
-            if maps.shape[2:] != grid:
-                maps = F.interpolate(maps, size=grid, mode="bilinear")
-            inputs = self.inputs[name]
-            assert isinstance(inputs, nn.ModuleList)
-            tokens.append(inputs[level](maps.permute(0, 2, 3, 1).flatten(1, 2)))
+        for level, norm, projector in zip(maps, norms, projectors, strict=True):
+            projected = projector(norm(level.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            tokens.append(to_tokens(resize(projected, grid)))
         return tokens

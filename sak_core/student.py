@@ -9,14 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sak_core.adapters import AdapterPath
-from sak_core.heads import build_head
+from sak_core.decoder import build_heads, build_routers, decode, to_map
 from sak_core.init import init_linear
 from sak_core.noise import NoiseSource
-from sak_core.router import Router, mix
 from sak_core.stem import Stem, StemConfig
 from sak_core.tasks import Task
-
-ROUTERS = ("mor", "none")
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ class StudentConfig:
     tasks: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.router not in ROUTERS:
-            raise ValueError(f"unknown router {self.router!r}, there are {', '.join(ROUTERS)}")
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ValueError(f"task names must differ: {names}")
@@ -127,12 +122,9 @@ class Student(nn.Module):
                     f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them"
                 )
         self.num_experts = 1 + len(self.paths)
-        self.routers = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
-        for task in config.tasks:
-            if config.router == "mor" and self.num_experts > 1:
-                self.routers[task.name] = nn.ModuleList(Router(width, self.num_experts) for _ in self.levels)
-            self.heads[task.name] = build_head(config.head, width, len(self.levels), task.channels)
+        num_levels = len(self.levels)
+        self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
+        self.heads = build_heads(config.head, config.tasks, num_levels, width)
 
     def forward(self, images: Tensor, *, tasks: bool = True, generator: NoiseSource = None) -> StudentOutput:
         """images (B, 3, H, W), normalised (sak_core.stem.normalize), H and W multiples of the patch.
@@ -204,32 +196,15 @@ class Student(nn.Module):
         """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router
         weights.
         """
-        grid = self.stem.grid(*image_size)
-        outputs: dict[str, Tensor] = {}
-        weights: dict[str, list[Tensor]] = {}
         by_level = list(zip(*experts, strict=True))
-        plain = [sum(level[1:], level[0]) for level in by_level] if not len(self.routers) else []
-        for task, head in self.heads.items():
-            mixed = plain
-            if task in self.routers:
-                mixed, weights[task] = [], []
-                for level, router in enumerate(self._list(self.routers, task)):
-                    w = router(by_level[level][0], generator, f"{task}/{level}")
-                    mixed.append(mix(by_level[level], w))
-                    weights[task].append(w.detach().mean(dim=2))
-            outputs[task] = head([to_map(x, grid) for x in mixed], image_size)
-        return outputs, weights
+        grid = self.stem.grid(*image_size)
+        return decode(self.routers, self.heads, by_level, experts[0], grid, image_size, generator)
 
     @staticmethod
     def _list(modules: nn.ModuleDict, name: str) -> nn.ModuleList:
         found = modules[name]
         assert isinstance(found, nn.ModuleList)
         return found
-
-
-def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, h·w, C) to (B, C, h, w): a view, in channel-last memory."""
-    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
 
 
 def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
@@ -241,7 +216,7 @@ def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def teacher_widths(
-    teachers: Mapping[str, int | tuple[int, ...]], num_levels: int
+    teachers: Mapping[str, int | Sequence[int]], num_levels: int
 ) -> dict[str, tuple[int, ...]]:
     """A width a level for every teacher; one number stands for all levels. Raises ValueError where the
     lengths differ.

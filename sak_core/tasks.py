@@ -56,6 +56,8 @@ class Task:
     name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind
     "classes" only).
     weight: factor of its loss in the total.
+    max_dist: how far a boundary may be off and still count, as a share of the diagonal (kind "boundary" only;
+      published: 0.0075 on PASCAL-Context, 0.011 on NYUD-v2).
     """
 
     name: str

@@ -1,7 +1,10 @@
-"""The BSDS boundary benchmark (Martin, Fowlkes, Malik 2004, doi 10.1109/TPAMI.2004.1273918): counts and scores."""
+"""The BSDS boundary benchmark (Martin, Fowlkes, Malik 2004, doi 10.1109/TPAMI.2004.1273918): counts and
+scores.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,7 @@ def even_thresholds(number: int = NUM_THRESHOLDS) -> tuple[float, ...]:
 
 def boundary_counts(
     prediction: npt.NDArray[np.uint8],
-    truths: Sequence[npt.NDArray[np.generic]],
+    truths: Sequence[npt.NDArray[Any]],
     thresholds: Sequence[float],
     max_dist: float,
 ) -> Counts:
@@ -32,8 +35,8 @@ def boundary_counts(
     truths: one or more annotations (h, w), boundaries where not 0; not thinned.
     thresholds: in (0, 1]. max_dist: how far apart matched pixels may be, as a share of the image's diagonal.
 
-    With several truths a predicted pixel counts as matched if one of them matches it, and truth pixels are summed.
-    Raises TypeError for predictions that are not uint8, ValueError where sizes differ.
+    With several truths a predicted pixel counts as matched if one of them matches it, and truth pixels are
+    summed. Raises TypeError for predictions that are not uint8, ValueError where sizes differ.
     """
     if prediction.dtype != np.uint8:
         raise TypeError(f"boundary strengths are uint8, not {prediction.dtype}")
@@ -86,10 +89,11 @@ def best_counts(counts: Counts) -> Counts:
 
 
 def boundary_scores(counts: Counts, best: Counts, thresholds: Sequence[float]) -> BoundaryScores:
-    """Scores from counts (4, T) and from best counts (4,), both summed over images; no interpolation for odsF.
+    """Scores from counts (4, T) and from best counts (4,), both summed over images; no interpolation for
+    odsF.
 
-    Average precision as in the BSDS benchmark: precision interpolated linearly over recall at 0, 0.01 .. 1, 0 outside the
-    curve, mean over those 101 points but one (the sum times 0.01).
+    Average precision as in the BSDS benchmark: precision interpolated linearly over recall at 0, 0.01 .. 1, 0
+    outside the curve, mean over those 101 points but one (the sum times 0.01).
     """
     f = f_measure(counts)
     index = int(np.argmax(f))
@@ -104,6 +108,6 @@ def boundary_scores(counts: Counts, best: Counts, thresholds: Sequence[float]) -
     )
 
 
-def _ratio(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+def _ratio(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    ratio: npt.NDArray[np.float64] = np.divide(a, b, out=np.zeros(np.shape(a)), where=np.asarray(b) > 0)
+    return ratio

@@ -11,9 +11,11 @@ Masks = npt.NDArray[np.bool_]
 
 
 def match(predictions: Masks, truth: Masks, radius: float) -> Masks:
-    """Which predicted pixels of each mask (T, h, w) are matched to `truth` (h, w), one to one, at most `radius` px apart.
+    """Which predicted pixels of each mask (T, h, w) are matched to `truth` (h, w), one to one, at most
+    `radius` px apart.
 
-    A maximum matching, so that the same number of truth pixels is matched; which of several it is does not matter to counts.
+    A maximum matching, so that the same number of truth pixels is matched; which of several it is does not
+    matter to counts.
     """
     matched = np.zeros_like(predictions)
     for prediction, result in zip(predictions, matched, strict=True):
@@ -50,7 +52,9 @@ def _match_one(prediction: Masks, truth: Masks, radius: float, matched: Masks) -
     matched.ravel()[left[row[amount > 0]]] = True
 
 
-def _pairs(prediction: Masks, truth: Masks, radius: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _pairs(
+    prediction: Masks, truth: Masks, radius: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Flat indices of every predicted and true pixel at most `radius` apart, predicted ones ascending."""
     reach = math.floor(radius)
     height, width = truth.shape

@@ -1,4 +1,6 @@
-"""Non-maximum suppression of boundary maps, as structured-edges' `edgesNmsMex` does it (Dollár, Zitnick 2015)."""
+"""Non-maximum suppression of boundary maps, as structured-edges' `edgesNmsMex` does it (Dollár, Zitnick
+2015).
+"""
 
 from typing import Any
 
@@ -14,7 +16,8 @@ BORDER = 5
 
 
 def nms(prediction: Uint8) -> Uint8:
-    """Keeps a boundary strength (h, w), 0 .. 255, where no neighbour across the boundary is clearly stronger, else 0.
+    """Keeps a boundary strength (h, w), 0 .. 255, where no neighbour across the boundary is clearly stronger,
+    else 0.
 
     Radius 1, multiplier 1.01, strengths faded out over the outer 5 px; all in float64, rounded half to even.
     """
@@ -49,7 +52,8 @@ def _orientation(smooth: Float64) -> Float64:
     sxy, sxx = np.gradient(sx)
     syy = np.gradient(sy, axis=0)
     sxx[sxx == 0] = 1e-5
-    return np.mod(np.arctan(syy * np.sign(-sxy) / sxx), np.pi)
+    angle: Float64 = np.mod(np.arctan(syy * np.sign(-sxy) / sxx), np.pi)
+    return angle
 
 
 def _sample(values: Float64, x: Float64, y: Float64) -> Float64:
@@ -63,4 +67,5 @@ def _sample(values: Float64, x: Float64, y: Float64) -> Float64:
     corner = top * width + left
     upper = flat[corner] * (1 - fx) + flat[corner + 1] * fx
     lower = flat[corner + width] * (1 - fx) + flat[corner + width + 1] * fx
-    return upper * (1 - fy) + lower * fy
+    sampled: Float64 = upper * (1 - fy) + lower * fy
+    return sampled

@@ -1,4 +1,6 @@
-"""Guo-Hall thinning (Guo, Hall 1989, doi 10.1145/62065.62074) of many masks at once, 64 pixels a machine word."""
+"""Guo-Hall thinning (Guo, Hall 1989, doi 10.1145/62065.62074) of many masks at once, 64 pixels a machine
+word.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +11,16 @@ Masks = npt.NDArray[np.bool_]
 _ONE = np.uint64(1)
 _LAST = np.uint64(63)
 _WORDS_AT_ONCE = 1 << 15
-"""Masks are thinned in groups of about this many words (256 kB), so that a group's intermediate arrays stay in cache."""
+"""Masks are thinned in groups of about this many words (256 kB), so that a group's intermediate arrays stay
+in cache.
+"""
 
 
 def thin(masks: Masks) -> Masks:
     """Thins masks (T, h, w) to lines of one pixel; what lies outside counts as 0.
 
-    Both subiterations alternate, the one that spares eastern borders' opposite first; a mask is finished as soon as one of
-    its subiterations deletes nothing.
+    Both subiterations alternate, the one that spares eastern borders' opposite first; a mask is finished as
+    soon as one of its subiterations deletes nothing.
     """
     num_masks, height, width = masks.shape
     packed = _pack(masks)
@@ -56,7 +60,9 @@ def _thin_group(packed: Words) -> None:
 
 
 def _deletable(p: Words, first: bool) -> Words:
-    """The pixels that a subiteration deletes: connectivity 1, two or three neighbours in pairs, and a side's condition."""
+    """The pixels that a subiteration deletes: connectivity 1, two or three neighbours in pairs, and a side's
+    condition.
+    """
     rows = np.zeros((p.shape[0], p.shape[1] + 2, p.shape[2]), dtype=p.dtype)
     rows[:, 1:-1] = p
     west, east = _from_west(rows), _from_east(rows)
@@ -75,7 +81,8 @@ def _deletable(p: Words, first: bool) -> Words:
 
 
 def _at_least_two_and_all(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]:
-    ab, cd = a & b, c & d
+    ab: Words = a & b
+    cd: Words = c & d
     return ab | cd | ((a | b) & (c | d)), ab & cd
 
 

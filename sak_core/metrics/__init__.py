@@ -1,7 +1,9 @@
-"""Scores, one torchmetrics class a kind of task: sums on the device, synchronised over processes when computed.
+"""Scores, one torchmetrics class a kind of task: sums on the device, synchronised over processes when
+computed.
 
-`update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H, W, 3), with 255
-ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees, depth in the label's unit.
+`update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H,
+W, 3), with 255 ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees,
+depth in the label's unit.
 """
 
 from torchmetrics import Metric

@@ -13,16 +13,19 @@ from sak_core.tasks import IGNORE
 
 
 class BoundaryMetric(Metric):
-    """odsF, oisF and average precision of boundaries after non-maximum suppression, from counts summed over images.
+    """odsF, oisF and average precision of boundaries after non-maximum suppression, from counts summed over
+    images.
 
-    An image is cut to the bounding box of its valid pixels first, so that padding changes nothing; pixels ignored inside
-    count as no boundary. Works on the CPU, image by image (10 ms at 96x96, 19 thresholds).
+    An image is cut to the bounding box of its valid pixels first, so that padding changes nothing; pixels
+    ignored inside count as no boundary. Works on the CPU, image by image (10 ms at 96x96, 19 thresholds).
     """
 
     counts: Tensor
     best: Tensor
 
-    def __init__(self, max_dist: float = 0.0075, thresholds: Sequence[float] | None = None, *, suppress: bool = True) -> None:
+    def __init__(
+        self, max_dist: float = 0.0075, thresholds: Sequence[float] | None = None, *, suppress: bool = True
+    ) -> None:
         """max_dist: how far matched pixels may be apart, as a share of the diagonal.
 
         thresholds: in (0, 1]; None takes 0.01 .. 0.99. suppress: False scores strengths as they are.
@@ -31,7 +34,9 @@ class BoundaryMetric(Metric):
         self.max_dist = max_dist
         self.thresholds = even_thresholds() if thresholds is None else tuple(thresholds)
         self.suppress = suppress
-        self.add_state("counts", torch.zeros(4, len(self.thresholds), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state(
+            "counts", torch.zeros(4, len(self.thresholds), dtype=torch.int64), dist_reduce_fx="sum"
+        )
         self.add_state("best", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:
