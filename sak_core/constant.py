@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sak_core.tasks import IGNORE, Task
 
-LOWEST_SALIENCY = 0.06
-"""Just above the lowest threshold of the saliency score, so that the constant calls everything salient there.
+LOWEST = {"saliency": 0.06, "boundary": 0.02}
+"""Just above the lowest threshold of the kind's score: below every threshold a constant finds nothing at all.
 """
 
 
