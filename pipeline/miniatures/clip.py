@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.miniatures.augment import MILD, mirror, recolor
+from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.scenes import SceneAttribute, SceneBatch
 from sak_core.datasets.rooms import CLASSES, COLORS, PLACES
-from sak_core.teachers.miniature import WIDTH, MiniatureNet
+from sak_core.teachers.miniature import WIDTH
 
 NUM_GROUNDED = 4
 """Phrases grounded an image: the caption and up to three of the other objects."""
@@ -73,7 +74,7 @@ class ClipObjective(nn.Module):
         self.sizes = [len(CLASSES), len(COLORS), *(len(attribute.values) for attribute in attributes)]
         self.scene = nn.Linear(2 * WIDTH, sum(self.sizes))
 
-    def forward(self, net: MiniatureNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss terms of a batch; the loss is their sum."""
         batch = mirror(batch, generator)
         features = self.norm(net(recolor(batch.image, MILD, generator))[-1])

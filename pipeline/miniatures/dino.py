@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.miniatures.augment import STRONG, mirror, recolor
+from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.scenes import SceneBatch
 from sak_core.datasets.rooms import CLASSES, PARTS
-from sak_core.teachers.miniature import PATCH, WIDTH, MiniatureNet
+from sak_core.teachers.miniature import PATCH, WIDTH
 
 NUM_CLASSES, NUM_PARTS = len(CLASSES), len(PARTS)
 MASK_RATIO = 0.3
@@ -39,7 +40,7 @@ class DinoObjective(nn.Module):
         super().__init__()
         self.head = nn.Sequential(nn.BatchNorm2d(WIDTH), nn.Conv2d(WIDTH, NUM_CLASSES + NUM_PARTS, 1))
 
-    def forward(self, net: MiniatureNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss terms of a batch; the loss is their sum."""
         batch = mirror(batch, generator)
         pixels = recolor(batch.image, STRONG, generator)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from pipeline.miniatures.clip import ClipObjective
 from pipeline.miniatures.dino import DinoObjective
+from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.sam import SamObjective
 from pipeline.miniatures.scenes import SceneAttribute, SceneBatch
-from sak_core.teachers.miniature import MiniatureNet
 
 
 class Objective(Protocol):
     """A module with the heads an objective needs; calling it gives named loss terms, to be summed."""
 
-    def __call__(self, net: MiniatureNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss terms of a batch, drawing all randomness from `generator`."""
         ...
 

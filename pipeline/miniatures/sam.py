@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.miniatures.augment import MILD, mirror, recolor
+from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.scenes import SceneBatch
-from sak_core.teachers.miniature import PATCH, WIDTH, MiniatureNet
+from sak_core.teachers.miniature import PATCH, WIDTH
 
 NUM_POINTS = 12
 MASK_WIDTH = 32
@@ -55,7 +56,7 @@ class SamObjective(nn.Module):
         )
         self.affinity = nn.Conv2d(WIDTH, 2 * NUM_LEVELS * PATCH * PATCH, 1)
 
-    def forward(self, net: MiniatureNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss terms of a batch; the loss is their sum."""
         batch = mirror(batch, generator)
         features = self.norm(net(recolor(batch.image, MILD, generator))[-1])

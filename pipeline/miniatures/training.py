@@ -21,7 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.miniatures.objectives import LESSONS
+from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.scenes import TRAINING_SEED, SceneStore, render_scenes
+from sak_core.names import UnknownName, unknown
+from sak_core.teachers.base import state_digest
 from sak_core.teachers.miniature import MINIATURES, PATCH, MiniatureNet, file_digest
 
 
@@ -58,9 +61,9 @@ class MiniatureTraining:
 
     def __init__(self, name: str, scenes: SceneStore, num_steps: int, config: MiniatureConfig) -> None:
         torch.manual_seed(config.seed)
-        row = MINIATURES[name]
         self.name, self.scenes, self.num_steps, self.config = name, scenes, num_steps, config
-        self.net = MiniatureNet(row.mean, row.std)
+        self.net = MiniatureNet()
+        self.pixel_net = PixelNet(self.net, MINIATURES[name])
         self.objective: nn.Module = LESSONS[name].build(scenes.attributes)
         self.modules = nn.ModuleDict({"net": self.net, "objective": self.objective}).train()
         # Decay for matrices only, as usual: not for biases, norms and the mask token.
@@ -80,7 +83,7 @@ class MiniatureTraining:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.num_steps)
-        terms = self.objective(self.net, batch, generator)
+        terms = self.objective(self.pixel_net, batch, generator)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}")
@@ -139,6 +142,7 @@ class MiniatureTraining:
             "objective": MINIATURES[self.name].objective,
             "licence": "Apache-2.0",
             "sha256": file_digest(path),
+            "state": state_digest(tensors),
             "num_parameters": sum(p.numel() for p in self.net.parameters()),
             "patch": PATCH,
             "mean": MINIATURES[self.name].mean,
@@ -188,11 +192,12 @@ def train(
         The path of the weights, `out / f"{name}.safetensors"`.
 
     Raises:
-        ValueError: unknown name, or `out` or `scenes` hold something made with other settings.
+        UnknownName: there is no such miniature teacher.
+        ValueError: `out` or `scenes` holds something made with other settings.
         FloatingPointError: the loss is not finite.
     """
     if name not in LESSONS:
-        raise ValueError(f"unknown miniature teacher {name!r}; there are {', '.join(LESSONS)}")
+        raise UnknownName(unknown("miniature teacher", name, LESSONS))
     torch.set_num_threads(threads)
     store = render_scenes(
         scenes or out / "scenes",

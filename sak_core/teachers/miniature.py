@@ -23,7 +23,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch
+from sak_core.names import UnknownName, unknown
+from sak_core.teachers.base import (
+    Teacher,
+    TeacherSpec,
+    TeacherUnavailable,
+    fit_to_patch,
+    freeze,
+    state_digest,
+)
 
 ARCHITECTURE_VERSION = 1
 PATCH = 8
@@ -97,19 +105,10 @@ class Block(nn.Module):
 
 
 class MiniatureNet(nn.Module):
-    """The network all miniature teachers share, 0.82 M parameters.
+    """The network all miniature teachers share, 0.82 M parameters."""
 
-    Args:
-        mean, std: what pixels in [0, 1] are normalised with, one value a colour channel.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.stem = nn.Sequential(
             nn.Conv2d(3, 48, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(48),
@@ -123,18 +122,18 @@ class MiniatureNet(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(NUM_BLOCKS))
         self.apply(_initialise)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Compute the features of all blocks.
 
         Args:
-            pixels: (B, 3, H, W) float in [0, 1], H and W multiples of 8.
+            images: (B, 3, H, W) float32, normalised, H and W multiples of 8.
             mask: (B, h, w) bool, true where a patch is hidden (its stem features are replaced by the mask
                 token); used in training only.
 
         Returns:
             One map (B, 128, H / 8, W / 8) a block, shallowest first.
         """
-        x = self.stem((pixels - self.mean) / self.std)
+        x = self.stem(images)
         b, c, h, w = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         if mask is not None:
@@ -196,14 +195,10 @@ class MiniatureTeacher(Teacher):
         )
         self.net = net
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Views (B, H, W, 3) uint8 at the input size, in [0, 1]: the network applies its mean and std itself."""
-        return super().normalised(pixels) * self.std + self.mean
-
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] to one map (B, 128, h, w) a level."""
-        blocks = self.net(images.contiguous())
-        return [blocks[level] for level in self.spec.levels]
+        """Map normalised images (B, 3, *spec.input_size) to one map (B, 128, h, w) a level."""
+        every = self.net(images)
+        return [every[level] for level in self.spec.levels]
 
 
 def build_miniature(
@@ -228,21 +223,22 @@ def build_miniature(
         The teacher, in evaluation mode, without gradients.
 
     Raises:
-        ValueError: unknown name or level.
+        UnknownName: there is no such miniature teacher.
+        ValueError: a level that the network does not have, or levels out of order.
         TeacherUnavailable: the weights file is missing or does not fit the network.
     """
     if name not in MINIATURES:
-        raise ValueError(f"unknown miniature teacher {name!r}; there are {', '.join(MINIATURES)}")
+        raise UnknownName(unknown("miniature teacher", name, MINIATURES))
     chosen = tuple(range(NUM_BLOCKS)) if levels is None else tuple(levels)
     if not chosen or list(chosen) != sorted(set(chosen) & set(range(NUM_BLOCKS))):
         raise ValueError(f"levels of {name} must ascend within 0 ... {NUM_BLOCKS - 1}, got {list(chosen)}")
-    row = MINIATURES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MiniatureNet(row.mean, row.std)
+        net = MiniatureNet()
     identity = f"random:{seed}" if random_weights else load_weights(net, weights or shipped_weights(name))
     teacher = MiniatureTeacher(name, net, identity, size, chosen)
-    return teacher.eval().requires_grad_(False)
+    freeze(teacher)
+    return teacher
 
 
 def shipped_weights(name: str) -> Path:
@@ -257,7 +253,7 @@ def shipped_card(name: str) -> dict[str, Any]:
 
 
 def load_weights(net: MiniatureNet, path: Path) -> str:
-    """Load a safetensors file into `net` (fp16 becomes float32) and return `sha256:<digest of the file>`.
+    """Load a safetensors file into `net` (fp16 becomes float32) and return its `state_digest`.
 
     Raises:
         TeacherUnavailable: the file is missing, unreadable or holds other tensors than the network.
@@ -276,10 +272,9 @@ def load_weights(net: MiniatureNet, path: Path) -> str:
                 f"{path} does not fit: {key} has shape {found}, wanted {wanted.get(key)}"
             )
     net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    return f"sha256:{file_digest(path)}"
+    return state_digest(state)
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
