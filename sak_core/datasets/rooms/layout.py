@@ -28,8 +28,8 @@ _FLOOR_THINGS: tuple[tuple[str, float], ...] = (
     ("chair", 3.0),
     ("stool", 1.4),
     ("table", 2.0),
-    ("sofa", 1.9),
-    ("bed", 2.2),
+    ("sofa", 1.5),
+    ("bed", 1.1),
     ("cabinet", 1.3),
     ("shelf", 1.4),
     ("lamp", 1.1),
@@ -90,12 +90,11 @@ def draw_room(draws: Draws) -> Room:
         draws.between(1.3, 2.4),
         -1.5,
         draws.between(3.6, 5.2),
-        draws.between(2.3, 2.8),
+        draws.between(2.4, 2.9),
     )
     eye = (draws.between(-0.4, 0.4), 0.0, draws.between(1.15, 1.65))
     yaw, view = draws.between(-0.38, 0.38), math.radians(draws.between(39.0, 49.0))
-    target = draws.between(0.45, 0.8) if draws.chance(0.6) else draws.between(0.8, 1.2)
-    pitch = math.atan2(eye[2] - target, draws.between(2.6, 3.4))
+    pitch = math.atan2(eye[2] - draws.between(0.45, 0.75), draws.between(2.6, 3.4))
     sight = Sight(eye[0], eye[1], yaw, math.tan(view / 2))
 
     standing = _furnish(draws, bounds, sight)

@@ -83,4 +83,4 @@ def _colour_distance(one: Float32, other: Float32) -> float:
     """Distance of two colours in lightness, red against green and blue against yellow."""
     red, green, blue = (one - other).tolist()
     light = 0.3 * red + 0.59 * green + 0.11 * blue
-    return float(np.sqrt(0.75 * light**2 + 0.8 * (red - green) ** 2 + 0.5 * (blue - (red + green) / 2) ** 2))
+    return float(np.sqrt(light**2 + 0.8 * (red - green) ** 2 + 0.5 * (blue - (red + green) / 2) ** 2))

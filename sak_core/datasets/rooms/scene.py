@@ -31,7 +31,7 @@ UInt8 = npt.NDArray[np.uint8]
 UInt16 = npt.NDArray[np.uint16]
 Int = npt.NDArray[np.int64]
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 1
 """Grows with every change of a pixel or a label."""
 
 CANONICAL_SIZE = (96, 96)
@@ -89,7 +89,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     """What can be seen, by instance number"""
     attributes: dict[str, str]
-    """The scene's "wall" colour, "floor" kind and "light"; see `layout`"""
+    """The "wall" colour, "floor" (wood, tiles, carpet, stone) and "light" (day, evening, night)"""
 
     @property
     def salient(self) -> SceneObject:

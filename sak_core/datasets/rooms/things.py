@@ -36,13 +36,11 @@ def person(draws: Draws, color: str, main: Material) -> Thing:
     shoulder = leg + torso * 0.95
     length = tall * 0.2
     for side in (-1, 1):
-        lift = draws.between(0.02, 0.22) if draws.chance(0.7) else draws.between(0.5, 1.4)
+        lift = draws.between(0.05, 0.35) if draws.chance(0.7) else draws.between(0.6, 1.5)
         reach = math.pi / 2 if side > 0 else -math.pi / 2
-        centre = (side * (wide * 1.08 + length * math.sin(lift)), 0.0, shoulder - length * math.cos(lift))
+        centre = (side * (wide * 1.15 + length * math.sin(lift)), 0.0, shoulder - length * math.cos(lift))
         size = (wide * 0.3, wide * 0.3, length)
         solids.append(Solid(FRUSTUM, "person arm", main, centre, size, -0.7, tilt=lift, turn=reach))
-    centre = (0.0, 0.0, leg + torso)
-    solids.append(Solid(ELLIPSOID, "person torso", main, centre, (wide * 1.15, wide * 0.72, tall * 0.028)))
     head = tall * 0.075
     solids.append(Solid(FRUSTUM, "person head", skin, (0.0, 0.0, leg + torso + 0.02), (0.05, 0.05, 0.05)))
     centre = (0.0, -0.01, leg + torso + head * 1.15)
