@@ -6,16 +6,12 @@ checkpoints hold the backbone alone, without the `backbone.` prefix and without 
 checkpoints hold everything.
 """
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from sak_core.stem import Stem, resample_positions
 from sak_core.student import Student
+from sak_core.weights import check_state, fit_positions
 
 _ROUTER_PARTS = {"hidden": "0", "norm": "1", "gates": "3"}
 _HEAD_PARTS = {"linears": "linears", "fuse": "linear_fuse.0", "norm": "linear_fuse.1", "last": "last_conv"}
@@ -47,35 +43,20 @@ def reference_names(student: Student, *, stage: int = 2) -> dict[str, str]:
 def import_reference(student: Student, state: Mapping[str, Tensor]) -> int:
     """Loads a state dict of the release into `student` and returns its stage, 1 or 2.
 
-    Position embeddings of another size are resampled (their old grid is taken as square). After a stage 1
-    checkpoint routers and heads keep the weights they had. Raises ValueError naming what is missing, left
-    over or of another shape.
+    Position embeddings of another size are resampled. After a stage 1 checkpoint routers and heads keep the
+    weights they had. Raises ValueError naming what is missing, left over or of another shape, in the
+    release's names.
     """
     stage = 2 if any(name.startswith("backbone.") for name in state) else 1
     names = reference_names(student, stage=stage)
-    missing = sorted(set(names.values()) - set(state))
-    left_over = sorted(set(state) - set(names.values()))
-    if missing or left_over:
-        raise ValueError(
-            "the checkpoint does not fit the student: "
-            + "; ".join(
-                f"{what}: {_listed(keys)}"
-                for what, keys in (("missing", missing), ("left over", left_over))
-                if keys
-            )
-        )
     own = student.state_dict()
-    loaded = {name: state[reference] for name, reference in names.items()}
-    if "stem.vit.pos_embed" in loaded:
-        loaded["stem.vit.pos_embed"] = fit_positions(student.stem, loaded["stem.vit.pos_embed"])
-    wrong = [
-        f"{names[name]} is {tuple(value.shape)}, the student's {tuple(own[name].shape)}"
-        for name, value in loaded.items()
-        if value.shape != own[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"the checkpoint does not fit the student: {_listed(wrong)}")
-    student.load_state_dict({**own, **loaded})
+    given = dict(state)
+    positions = names["stem.vit.pos_embed"]
+    if positions in given:
+        given[positions] = fit_positions(student.stem, given[positions])
+    wanted = {reference: own[name] for name, reference in names.items()}
+    check_state(wanted, given, f"the stage {stage} checkpoint does not fit the student")
+    student.load_state_dict({**own, **{name: given[reference] for name, reference in names.items()}})
     return stage
 
 
@@ -86,34 +67,6 @@ def export_reference(student: Student, *, stage: int = 2) -> dict[str, Tensor]:
         reference: own[name].detach().clone()
         for name, reference in reference_names(student, stage=stage).items()
     }
-
-
-def read_reference(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file of the release (plain, or under the key "model"). Never unpickles
-    objects.
-
-    Raises ValueError if the file holds anything but tensors there.
-    """
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected names and tensors, plain or under 'model'")
-    return state
-
-
-def fit_positions(stem: Stem, position: Tensor) -> Tensor:
-    """A position embedding (1, prefix + n, C) of a square grid, or of the stem's own, for the stem's grid."""
-    grid = tuple(stem.vit.patch_embed.grid_size)
-    num_prefix = 0 if stem.vit.no_embed_class else stem.num_prefix
-    tokens = position.shape[1] - num_prefix
-    if tokens == grid[0] * grid[1]:
-        return position
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(
-            f"a position embedding of {tokens} patches is neither square nor the stem's {grid[0]}x{grid[1]}"
-        )
-    return resample_positions(position, (side, side), grid, num_prefix)
 
 
 def _reference_name(name: str, levels: tuple[int, ...]) -> str:
@@ -135,8 +88,3 @@ def _reference_name(name: str, levels: tuple[int, ...]) -> str:
         return f"mor.{levels[int(index)]}_{owner}.router.module.{_ROUTER_PARTS[inner]}.{rest}"
     inner, rest = rest.split(".", 1)
     return f"heads.{owner}.{_HEAD_PARTS[inner]}.{rest}"
-
-
-def _listed(items: list[str], most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

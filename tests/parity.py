@@ -21,19 +21,12 @@ from torch import Tensor
 from sak_core.losses import distillation_loss, task_losses
 from sak_core.metrics import metric_for
 from sak_core.reference import import_reference
+from sak_core.reference_config import reference_task
 from sak_core.stem import StemConfig
 from sak_core.student import Student, StudentConfig
-from sak_core.tasks import IGNORE, Task, published_weight
+from sak_core.tasks import IGNORE, Task
 from tests import formula
 
-KIND_OF = {
-    "semseg": "classes",
-    "human_parts": "classes",
-    "sal": "saliency",
-    "edge": "boundary",
-    "normals": "normals",
-    "depth": "depth",
-}
 NUM_CLASSES = {("semseg", "nyud"): 40, ("semseg", "pascalcontext"): 21, ("human_parts", "pascalcontext"): 7}
 METRIC_TOLERANCE = 1e-3
 STORED_WHOLE = 64
@@ -57,11 +50,9 @@ class Comparison:
         return self.key.split("/")[0]
 
 
-def reference_task(name: str, dataset: str) -> Task:
-    """The reference's task of this name, with its published weight."""
-    kind = KIND_OF[name]
-    classes = tuple(f"class{i}" for i in range(NUM_CLASSES[name, dataset])) if kind == "classes" else ()
-    return Task(name, kind, classes, published_weight(name))
+def task_of(name: str, dataset: str) -> Task:
+    """The reference's task `name` on `dataset`, with its published weight."""
+    return reference_task(name, NUM_CLASSES.get((name, dataset), 1), nyud=dataset == "nyud")
 
 
 def student_for(case: Mapping[str, Any]) -> Student:
@@ -72,7 +63,7 @@ def student_for(case: Mapping[str, Any]) -> Student:
         teachers=widths,
         aligner=case["aligner"],
         router=case["router"],
-        tasks=tuple(reference_task(name, case["dataset"]) for name in case["tasks"]),
+        tasks=tuple(task_of(name, case["dataset"]) for name in case["tasks"]),
     )
     student = Student(config)
     state = {
@@ -182,7 +173,7 @@ def compare_metric_case(name: str, case: Mapping[str, Any]) -> list[Comparison]:
     """Every score of a metric case, after all its batches, against this project."""
     comparisons = []
     for task_name, scores in case["scores"].items():
-        task = reference_task(task_name, case["dataset"])
+        task = task_of(task_name, case["dataset"])
         metric = metric_for(task)
         shape = label_shape(task, case["batch"], tuple(case["size"]))
         for b in range(case["batches"]):

@@ -1,0 +1,136 @@
+"""Weights from elsewhere: timm's ViTs into the stem, a distilled student into one with tasks or of another
+image size.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sak_core.stem import Stem, StemConfig, resample_positions
+from sak_core.student import Student
+
+HUB = "hub"
+_NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
+_POSITIONS = "pos_embed"
+
+
+def load_vit(stem: Stem, source: Path | str) -> None:
+    """Loads a timm ViT's weights into the stem; its final norm and classifier are left out.
+
+    source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
+    authors ship them), or "hub" for the weights that timm downloads for the stem's name. Position embeddings
+    are resampled. Raises ValueError naming what is missing, left over or of another shape, FileNotFoundError
+    without the file.
+    """
+    state = _hub_state(stem.config) if source == HUB else _file_state(stem.config, Path(source))
+    state = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
+    if _POSITIONS in state:
+        state[_POSITIONS] = fit_positions(stem, state[_POSITIONS])
+    check_state(stem.vit.state_dict(), state, f"{source} does not fit the stem {stem.config.name}")
+    stem.vit.load_state_dict(state)
+
+
+def load_student(student: Student, state: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> None:
+    """Loads a student's weights, its position embedding resampled where the image size differs.
+
+    fresh: parts that keep their initial weights where `state` lacks them, such as ("routers.", "heads.")
+    after stage 1. Raises ValueError naming what else is missing, left over or of another shape.
+    """
+    own = student.state_dict()
+    given = dict(state)
+    positions = f"stem.vit.{_POSITIONS}"
+    if positions in given:
+        given[positions] = fit_positions(student.stem, given[positions])
+    kept = (
+        {name: value for name, value in own.items() if name.startswith(fresh) and name not in given}
+        if fresh
+        else {}
+    )
+    check_state(own, {**given, **kept}, "the weights do not fit the student")
+    student.load_state_dict({**given, **kept})
+
+
+def fit_positions(stem: Stem, position: Tensor) -> Tensor:
+    """A position embedding (1, prefix + n, C) of the stem's own or of a square grid, for the stem's grid.
+
+    Raises ValueError if n is neither.
+    """
+    grid = (int(stem.vit.patch_embed.grid_size[0]), int(stem.vit.patch_embed.grid_size[1]))
+    num_prefix = 0 if stem.vit.no_embed_class else stem.num_prefix
+    patches = position.shape[1] - num_prefix
+    if patches == grid[0] * grid[1]:
+        return position
+    side = math.isqrt(max(patches, 0))
+    if patches < 1 or side * side != patches:
+        raise ValueError(
+            f"a position embedding of {patches} patches is neither square nor {grid[0]}x{grid[1]}"
+        )
+    return resample_positions(position, (side, side), grid, num_prefix)
+
+
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Raises ValueError, starting with `what`, unless `given` has exactly the names and shapes of `own`."""
+    faults = []
+    if missing := sorted(set(own) - set(given)):
+        faults.append(f"missing: {_listed(missing)}")
+    if left_over := sorted(set(given) - set(own)):
+        faults.append(f"left over: {_listed(left_over)}")
+    wrong = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if wrong:
+        faults.append(f"of another shape: {_listed(wrong)}")
+    if faults:
+        raise ValueError(f"{what}: {'; '.join(faults)}")
+
+
+def _listed(items: list[str], most: int = 8) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _hub_state(config: StemConfig) -> dict[str, Tensor]:
+    import timm
+
+    if config.name == "custom":
+        raise ValueError("timm has no weights for a custom stem: give a file")
+    state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True, num_classes=0).state_dict()
+    return state
+
+
+def _file_state(config: StemConfig, path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.suffix == ".npz":
+        import timm
+
+        # at its own size: timm's reader would resample positions with antialias
+        vit: Any = timm.create_model(config.name, num_classes=0)
+        vit.load_pretrained(str(path))
+        state: dict[str, Tensor] = vit.state_dict()
+        return state
+    return read_torch_state(path)
+
+
+def read_torch_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a torch file, plain or under "model" or "state_dict". Never unpickles objects.
+
+    Raises ValueError if the file holds anything but named tensors there.
+    """
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state dict: expected named tensors, plain or under 'model'")
+    return content
