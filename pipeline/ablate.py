@@ -184,7 +184,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
         return {name: kept[name][score] for name, score in primary.items()}
 
     scores = {label: [scores_of(job) for job in group] for label, group in by_label.items()}
-    constant = constant_scores(first.data, study.test, first.tasks, places)
+    constant = constant_scores(first, study.test, places)
     scores = {CONSTANT: [{name: constant[name][score] for name, score in primary.items()}], **scores}
     baseline = {name: mean(s[name] for s in scores[study.baseline]) for name in primary}
     rows = []

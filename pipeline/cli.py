@@ -308,11 +308,11 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
 
 
 @miniature.command("probe")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe.json"), show_default=True)
 @JSON
 def miniature_probe(out: Path, as_json: bool) -> None:
     """Score the miniature teachers' frozen features under one head on all six tasks."""
     from pipeline.console import say
     from pipeline.miniatures.probe import probe, render_table
 
-    _show(probe(out, report=say), as_json, render_table)
+    _show(probe(out=out, report=say), as_json, render_table)

@@ -77,6 +77,13 @@ class Schedule(Strict):
     power: float = Field(0.9, gt=0)
 
 
+class Boundary(Strict):
+    """How boundaries are scored: as published on PASCAL-Context (NYUD-v2 has max_dist 0.011)."""
+
+    thresholds: int = Field(99, ge=1, description="k / (thresholds + 1), k = 1 .. thresholds")
+    max_dist: float = Field(0.0075, gt=0, description="largest distance of a match, as a share of the diagonal")
+
+
 class Recipe(Strict):
     """Everything that decides what one training run computes."""
 
@@ -92,6 +99,7 @@ class Recipe(Strict):
     loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
     alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
     task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
+    boundary: Boundary = Boundary()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     batch_size: int = Field(16, ge=1, description="rows a process and step")

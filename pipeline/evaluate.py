@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
 from pipeline import runs
 from pipeline.arms import build_model, find_arm, teachers_read
-from pipeline.config import Data, Recipe
+from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
 from pipeline.stores import find_store, store_tasks
 from sak_core.constant import ConstantPredictor
-from sak_core.metrics import metric_for
+from sak_core.boundary import even_thresholds
+from sak_core.metrics import BoundaryMetric, metric_for
 from sak_core.stem import normalize
 from sak_core.tasks import Task
 
@@ -60,7 +62,7 @@ def evaluate_model(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     device = next(model.parameters()).device
-    metrics = {task.name: metric_for(task).to(device) for task in tasks}
+    metrics = {task.name: _metric(task, recipe.boundary).to(device) for task in tasks}
     start = time.monotonic()
     store, loader = _open(recipe, tasks, data, places)
     model.eval()
@@ -87,15 +89,21 @@ def predictions(
             yield batch, model(normalize(batch.pixels)).outputs
 
 
-def constant_scores(train: Data, test: Data, names: Sequence[str] | None, places: runs.Places) -> Scores:
-    """Scores on `test` of the best constant prediction, fitted on the labels of `train`."""
-    store = find_store(places.features, train)
-    tasks = store_tasks(store, names)
+def _metric(task: Task, boundary: Boundary) -> Metric:
+    if task.kind == "boundary":
+        return BoundaryMetric(boundary.max_dist, even_thresholds(boundary.thresholds))
+    return metric_for(task)
+
+
+def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
+    """Scores on `test` of the best constant prediction, fitted on the training labels of `recipe`."""
+    store = find_store(places.features, recipe.data)
+    tasks = store_tasks(store, recipe.tasks)
     labels = tuple(task.name for task in tasks)
     predictor = ConstantPredictor(tasks)
     for batch in _labels(store, labels):
         predictor.update(batch.labels)
-    metrics = {task.name: metric_for(task) for task in tasks}
+    metrics = {task.name: _metric(task, recipe.boundary) for task in tasks}
     with torch.inference_mode():
         for batch in _labels(find_store(places.features, test), labels):
             outputs = predictor.outputs(len(batch), (batch.pixels.shape[1], batch.pixels.shape[2]))
