@@ -15,7 +15,7 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 class GuardedTensor(torch.Tensor):
-    """A tensor in a ring's slot that refuses to be used once its slot was given to a later batch (debugging only)."""
+    """A tensor in a ring's slot that refuses to be used once a later batch has the slot (debugging only)."""
 
     _slot: Slot
     _generation: int
@@ -27,8 +27,8 @@ class GuardedTensor(torch.Tensor):
             slot = tensor.__dict__.get("_slot")
             if slot is not None and slot.generation != tensor.__dict__["_generation"]:
                 raise StaleBatch(
-                    "this batch's buffer has been given to a later batch: use a batch before asking for the next "
-                    "one, take batch.to(device) or clone what you keep, or raise the loader's valid_batches"
+                    "this batch's buffer has been given to a later batch: use a batch before asking for the "
+                    "next one, take batch.to(device), clone what you keep, or raise the loader's valid_batches"
                 )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
@@ -63,8 +63,8 @@ def _leaves(tree: Any) -> list[Any]:
 class Batch:
     """B rows, as stored or, after `to`, ready for the student.
 
-    A batch fresh from a `Loader` sees the loader's reused memory: it is valid until the loader has been asked for
-    `valid_batches` more. What `to` returns owns its memory.
+    A batch fresh from a `Loader` sees the loader's reused memory: it is valid until the loader has been asked
+    for `valid_batches` more. What `to` returns owns its memory.
 
     Attributes:
         samples: int64 (B,), numbers of the samples.
@@ -91,8 +91,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device` in memory of its own, features decoded to float32 (B, C, h, w) there.
 
-        From pinned memory the copies run in the background; the loader waits for them before it uses the memory
-        again.
+        From pinned memory the copies run in the background; the loader waits for them before it uses the
+        memory again.
         """
         device = torch.device(device)
 

@@ -1,6 +1,6 @@
-"""Calibration: channel statistics of a teacher's levels, from rows of view 0 that the seed draws, before the first shard.
+"""Calibration: channel statistics of a teacher's levels, made before the first shard is written.
 
-They serve codecs (ranges), PHI-S standardisation (covariance) and plots, and settle whether a codec keeps its
+They come from rows of view 0 that the seed draws, and serve codecs (ranges), PHI-S standardisation (covariance) and plots, and settle whether a codec keeps its
 promise: statistics come from the first half of the rows, fidelity is measured on the other half.
 """
 
@@ -151,8 +151,8 @@ def _check_promise(level: LevelSpec, fidelity: Fidelity) -> None:
     reached = min(fidelity.cosine, fidelity.centred_cosine)
     if reached < promised:
         raise CacheError(
-            f"level {level.level}: {level.codec} promises a token cosine of {promised}, calibration rows reach "
-            f"{reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
+            f"level {level.level}: {level.codec} promises a token cosine of {promised}, calibration rows "
+            f"reach {reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
             "use a codec with more bits"
         )
 

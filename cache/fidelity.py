@@ -1,4 +1,7 @@
-"""How well decoded features stand for the true ones. Cosine alone flatters: one massive channel gives the mean 0.84."""
+"""How well decoded features stand for the true ones.
+
+Cosine alone flatters: with one massive channel even the constant mean reaches 0.84.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ class FidelityMeter:
         count = self._num_tokens
         variance = self._square / count - np.square(self._sum / count)
         error = self._error / count
-        # A constant channel has no variance to compare with: an error of nothing is perfect, any other is total.
+        # A constant channel has no variance to compare with: no error is perfect, any other is total.
         relative = np.where(
             variance > 0, error / np.where(variance > 0, variance, 1.0), (error > 0).astype(float)
         )

@@ -1,4 +1,4 @@
-"""Files that are either whole and durable, or not there: temporary name, one ``writev``, fsync, rename, fsync."""
+"""Files that are whole and durable, or not there: temporary name, one ``writev``, fsync, rename, fsync."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def write_files(
             free = shutil.disk_usage(root).free
             raise StoreFull(
                 error.errno,
-                f"no space left below {root}: {len(files)} files of {needed:,} bytes in all, {free:,} bytes free. "
+                f"no space left below {root}: {len(files)} files of {needed:,} bytes in all, {free:,} free. "
                 "Nothing of this shard was committed; free some space and run the same command again",
             ) from error
         raise

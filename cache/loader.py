@@ -26,10 +26,10 @@ STATE_VERSION = 1
 class Loader:
     """Iterates over one epoch at a time; call `set_epoch` before each.
 
-    A background thread reads batches ahead, `num_threads` threads share the rows of each. **A batch is valid until
-    `valid_batches` more have been asked for** (1: until the next one): its tensors see memory that goes round. Take
-    `batch.to(device)`, which owns its memory, or clone what must last. One iteration runs at a time; starting
-    another ends it.
+    A background thread reads batches ahead, `num_threads` threads share the rows of each. **A batch is valid
+    until `valid_batches` more have been asked for** (1: until the next one): its tensors see memory that goes
+    round. Take `batch.to(device)`, which owns its memory, or clone what must last. One iteration runs at a
+    time; starting another ends it.
 
     Args:
         store: to read from.
@@ -144,7 +144,7 @@ class Loader:
         """Go on where `state_dict` was taken: the next iteration gives what would have come.
 
         Raises:
-            StateMismatch: another version, store or configuration; names the first difference and both values.
+            StateMismatch: another version, store or configuration; names the first difference.
         """
         if state.get("version") != STATE_VERSION:
             raise StateMismatch(

@@ -36,9 +36,9 @@ def sample_numbers(samples: Samples, num_samples: int) -> tuple[list[int], bool]
 class StoredArray:
     """Stored numbers of an array, read when indexed.
 
-    ``array[sample, view]`` is one row (*row_shape); ``array[samples, view]`` with a slice or a list of samples is
-    (n, *row_shape). Arrays without views (``store.samples``) are indexed by samples alone. The memory is new
-    each time. Rows marked invalid hold the fill value.
+    ``array[sample, view]`` is one row (*row_shape); ``array[samples, view]`` with a slice or a list of samples
+    is (n, *row_shape). Arrays without views (``store.samples``) are indexed by samples alone. The memory is
+    new each time. Rows marked invalid hold the fill value.
 
     Raises, when indexed:
         IndexError: there is no such sample or view.

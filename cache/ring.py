@@ -1,7 +1,7 @@
 """A ring of reused buffers that batches are read into and seen through, without a copy.
 
-New memory is what caps a reader: the kernel clears every page first. So a few slots, each large enough for a batch,
-are made once (of huge pages, or pinned where there is a GPU) and go round.
+New memory is what caps a reader: the kernel clears every page first. So a few slots, each large enough for a
+batch, are made once (of huge pages, or pinned where there is a GPU) and go round.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class OpenShards:
 class RowReader:
     """Stored rows of one array.
 
-    A shard's index is read and checked when the shard is first met. Where it says what the layout says (always,
-    for codecs whose rows have one size) only that fact is kept, a byte a shard.
+    A shard's index is read and checked when the shard is first met. Where it says what the layout says
+    (always, for codecs whose rows have one size) only that fact is kept, a byte a shard.
     """
 
     def __init__(self, root: Path, manifest: PartManifest, array: ArraySpec, files: OpenShards) -> None:

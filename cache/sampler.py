@@ -1,7 +1,8 @@
 """Which rows come when: pure functions of seed and epoch that do no reading.
 
-In epoch e sample i is seen in view ``(e + offset(seed, i)) mod V``; an epoch visits every valid sample once. All
-randomness is raw Philox output keyed by (seed, epoch) or (seed, sample), whose values are fixed for good.
+In epoch e sample i is seen in view ``(e + offset(seed, i)) mod V``; an epoch visits every valid sample once.
+All randomness is raw Philox output keyed by seed and epoch, or by seed and counted by sample, whose values are
+fixed for good.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class SamplerConfig:
         num_views: V.
         seed: of order and view offsets.
         shuffle: order drawn anew each epoch, or ascending.
-        drop_last: cut an epoch to whole batches on every process (training), or pad the last ones with rows of
-            weight 0 (evaluation).
+        drop_last: cut an epoch to whole batches on every process (training), or pad the last ones with rows
+            of weight 0 (evaluation).
         rank, world_size: this process among how many.
     """
 
@@ -103,8 +104,8 @@ def num_batches(num_valid: int, config: SamplerConfig) -> int:
 def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: int) -> Requests:
     """The rows of an epoch for `config.rank`.
 
-    Batch b of all ranks together is the b-th run of world_size x B rows of one global order; rank r has the r-th
-    B of them. So the rows of an epoch do not depend on the number of processes, only who gets them.
+    Batch b of all ranks together is the b-th run of world_size x B rows of one global order; rank r has the
+    r-th B of them. So the rows of an epoch do not depend on the number of processes, only who gets them.
 
     Args:
         valid: bool (N,), see `Store.valid`; the others are left out.

@@ -1,4 +1,4 @@
-"""What makes a store: facts that fix its bytes, written into it and compared field by field when it is met again."""
+"""What makes a store: facts that fix its bytes, written into it and compared when it is met again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_name(what: str, name: str) -> str:
-    """`name`, if it can be a folder's name everywhere: letters, digits, ``_ . -``, not starting with a sign."""
+    """`name`, if it can name a folder everywhere: letters, digits, ``_ . -``, not starting with a sign."""
     if not _NAME.fullmatch(name):
         raise BadInput(f"{what} {name!r} cannot name a folder: use letters, digits, '_', '.' and '-'")
     return name
@@ -110,7 +110,7 @@ class SourceSpec:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of what decides which rows a store holds: samples, policy, seed, size (not the views' number)."""
+        """16 hex digits of what decides a store's rows: samples, policy, seed, size (not how many views)."""
         decides = {
             name: _plain(getattr(self, name))
             for name in ("dataset", "split", "size", "policy", "seed", "num_samples", "samples_digest")
@@ -191,7 +191,7 @@ def to_plain(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(stored: Any, asked: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two JSON values differ, as (dotted name, stored value, asked value), or None."""
+    """The first field in which two JSON values differ: (dotted name, stored value, asked value), or None."""
     if isinstance(stored, Mapping) and isinstance(asked, Mapping):
         for key in sorted({*stored, *asked}):
             name = f"{path}.{key}" if path else str(key)

@@ -77,7 +77,7 @@ class Store:
         """The store for `spec` below `root`: a new one without views, or the one that is there already.
 
         Raises:
-            SpecMismatch: there is one, made with another `spec`; names the first differing field, both values.
+            SpecMismatch: it was made with another `spec`; names the first differing field and both values.
         """
         path = Path(root) / spec.store_name
         with file_lock(path / FOLDER / SOURCE / "lock", f"the source of {path}", wait=True):
@@ -225,7 +225,11 @@ class Store:
 
     @cached_property
     def samples(self) -> ArrayTable:
-        """``store.samples["ids"|"size"|"digest"|"valid"][samples]``: uint8 (width,), int32 (2,), uint8 (32,), uint8 ()."""
+        """``store.samples["ids"|"size"|"digest"|"valid"][samples]``, a row a sample.
+
+        ids uint8 (width,), see `ids`; size int32 (2,): original height and width, px; digest uint8 (32,);
+        valid uint8 (), 1 or 0.
+        """
         return self._table("sample field", "samples", ("ids", "size", "digest", "valid"))
 
     def _table(self, what: str, group: str, names: Mapping[str, Any] | Sequence[str]) -> ArrayTable:

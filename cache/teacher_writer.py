@@ -77,7 +77,7 @@ class TeacherWriter:
             raise SpecMismatch(
                 f"teacher {self.name} in {self.store.path}",
                 *difference,
-                "Ask for the stored value, drop the teacher (`sak drop`), or write to another folder (OUT=...).",
+                "Ask for the stored value, or write to another output folder (OUT=...).",
             )
 
     def _create(self, asked: Mapping[str, Any]) -> None:
@@ -95,14 +95,14 @@ class TeacherWriter:
     # -- calibration ------------------------------------------------------------------------------
 
     def calibration(self) -> dict[str, Array] | None:
-        """The committed calibration arrays, ``level_<i>/<name>`` -> array, or None; `CorruptFile` when damaged."""
+        """The committed calibration arrays (see `Store.calibration`), or None."""
         return self.store.calibration(self.name)
 
     def write_calibration(self, arrays: Mapping[str, Array]) -> None:
         """Write and commit calibration arrays (see `Calibrator.arrays`), before the first shard.
 
-        Where a calibration is committed already, the arrays must be the same; its files are then written again,
-        which repairs them.
+        Where a calibration is committed already, the arrays must be the same; its files are then written
+        again, which repairs them.
 
         Raises:
             BadInput: an array that a codec needs is missing, or has a wrong shape or dtype.
@@ -122,8 +122,8 @@ class TeacherWriter:
                 for name in sorted({*committed, *files}):
                     if name not in files or digest_of(files[name]) != committed.get(name):
                         raise CacheError(
-                            f"teacher {self.name}: {name} differs from the committed calibration; the teacher, "
-                            "the device or the number of threads is not the one that made it"
+                            f"teacher {self.name}: {name} differs from the committed calibration; the "
+                            "teacher, the device or the number of threads is not the one that made it"
                         )
                 write_files(self.store.path, files)
             else:
@@ -136,7 +136,7 @@ class TeacherWriter:
     # -- shards -----------------------------------------------------------------------------------
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in the order to write them."""
+        """The (view, shard) of the first `num_views` views that are not committed, in order."""
         return self._manifest.pending(num_views)
 
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[int, int]:
@@ -151,7 +151,8 @@ class TeacherWriter:
 
         Raises:
             BadInput: calibration is not committed yet, or shapes or dtypes are wrong.
-            NonFiniteFeature: a value is NaN, infinite or too large for the codec; names sample, view, level, channel.
+            NonFiniteFeature: a value is NaN, infinite or too large for the codec; names sample, view, level
+                and channel.
             UncommittedRow: the shard's source is not committed.
             StoreFull: no space; nothing of the shard is committed.
         """
@@ -182,8 +183,8 @@ class TeacherWriter:
                 sample = rows.start + row
                 raise NonFiniteFeature(
                     f"teacher {self.name}, sample {sample} ({self.store.ids(sample)[0]}), view {view}, "
-                    f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is {unstorable.value}; "
-                    f"{unstorable.why}"
+                    f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
+                    f"{unstorable.value}; {unstorable.why}"
                 )
             needed = {name: self._calibration[f"{spec.array}/{name}"] for name in codec.needs}
             encoded = codec.encode(features, needed)

@@ -64,7 +64,7 @@ class _Check:
 
 
 def verify_store(path: Path | str, progress: Progress | None = None) -> list[Problem]:
-    """Check every committed file of a store: existence, size, SHA-256, and for damaged shards every row's crc32c.
+    """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
     Works on a store that does not open any more. What is not committed is no problem; see `unlisted_files`.
 

@@ -34,7 +34,7 @@ class SourceWriter:
             clean_part(store, self._manifest)
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in the order to write them."""
+        """The (view, shard) of the first `num_views` views that are not committed, in order."""
         return self._manifest.pending(num_views)
 
     def write_shard(
@@ -50,12 +50,12 @@ class SourceWriter:
             view: below `store.num_views` (see `Store.ensure_views`).
             shard: its rows are `store.spec.rows(shard)`.
             arrays: for its n rows ``pixels`` uint8 (n, H, W, 3); ``labels/<task>`` (n, H, W[, c]) each;
-                ``views/box`` float32 (n, 4), ``views/flip`` uint8 (n,), ``views/colour`` float32 (n, 5); and with
-                view 0 ``samples/ids`` (n strings, or uint8 (n, id_width)), ``samples/size`` int32 (n, 2) px,
-                ``samples/digest`` uint8 (n, 32), ``samples/valid`` uint8 (n,), the last made from `invalid`
-                if it is left out.
-            invalid: sample -> why it could not be read. Their rows are filled (pixels with `spec.fill`, labels
-                with 255, the rest with zeros) whatever `arrays` hold there.
+                ``views/box`` float32 (n, 4), ``views/flip`` uint8 (n,), ``views/colour`` float32 (n, 5); and
+                with view 0 ``samples/ids`` (n strings, or uint8 (n, id_width)), ``samples/size`` int32 (n, 2)
+                px, ``samples/digest`` uint8 (n, 32), ``samples/valid`` uint8 (n,), the last made from
+                `invalid` if it is left out.
+            invalid: sample -> why it could not be read. Their rows are filled (pixels with `spec.fill`,
+                labels with 255, the rest with zeros) whatever `arrays` hold there.
 
         Raises:
             BadInput: wrong keys, shapes or dtypes, each named; rows outside of the shard in `invalid`.
@@ -112,6 +112,7 @@ def _checked(
             raise BadInput(f"{where}, {path}: a numpy array is needed, not {type(array).__name__}")
         if array.dtype != np.dtype(spec.dtype) or array.shape != (count, *spec.row_shape):
             raise BadInput(
-                f"{where}, {path}: {array.dtype} {array.shape} given, {spec.dtype} {(count, *spec.row_shape)} needed"
+                f"{where}, {path}: {array.dtype} {array.shape} given, "
+                f"{spec.dtype} {(count, *spec.row_shape)} needed"
             )
     return {path: given[path] for path in needed}
