@@ -1,7 +1,7 @@
 """Photometric distortion: brightness, contrast, saturation and hue, in the order published for dense tasks.
 
-Brightness is added; contrast and saturation are factors; each step clips to 0..255, and the last rounds. Unlike
-OpenCV-based pipelines the steps keep fractions (there, hue moves in steps of 2 degrees of uint8).
+Brightness is added; contrast and saturation are factors; each step clips to 0..255, and the last rounds.
+Unlike OpenCV-based pipelines the steps keep fractions (there, hue moves in steps of 2 degrees of uint8).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _Float = NDArray[np.float32]
 class ColourChange(NamedTuple):
     """Five numbers, each exactly a float32, in the order a store keeps them.
 
-    brightness: grey levels of 255, added. contrast, saturation: factors. contrast_first: whether contrast comes
-    before saturation and hue (1), or after them (0). hue: degrees of 360.
+    brightness: grey levels of 255, added. contrast, saturation: factors. contrast_first: whether contrast
+    comes before saturation and hue (1), or after them (0). hue: degrees of 360.
     """
 
     brightness: float = 0.0
@@ -60,8 +60,8 @@ def _clip(x: _Float) -> _Float:
 
 
 def _saturate(x: _Float, factor: np.float32) -> _Float:
-    """HSV saturation times `factor`, at most 1. At fixed hue and value v a channel is v − s · (its own constant),
-    so scaling s scales every channel's distance to v.
+    """HSV saturation times `factor`, at most 1. At fixed hue and value v a channel is v − s · (its own
+    constant), so scaling s scales every channel's distance to v.
     """
     value = x.max(axis=-1, keepdims=True)
     chroma = value - x.min(axis=-1, keepdims=True)

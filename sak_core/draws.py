@@ -1,7 +1,8 @@
 """Counter-based random numbers: the same for a (seed, sample, view), whatever the order, worker or machine.
 
-Philox 4x64-10 (Salmon et al., SC 2011), keyed by the seed and what the numbers are for, counting from (sample,
-view). Numbers are made from the raw 64 bits here, so that they do not depend on numpy's distributions.
+Philox 4x64-10 (Salmon et al., SC 2011), keyed by the seed and what the numbers are for, counting from
+(sample, view). Numbers are made from the raw 64 bits here, so that they do not depend on numpy's
+distributions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Views: deterministic crops, flips and colour changes of a sample.
 
-A view is a pure function of (policy, seed, sample, view) and of the sample's size and labels where the crop rule
-reads them. `draw_view` draws its parameters, `apply_view` replays them on pixels and labels. The parameters fit
-three small arrays that a store keeps, and those reproduce the view exactly.
+A view is a pure function of (policy, seed, sample, view) and of the sample's size and labels where the crop
+rule reads them. `draw_view` draws its parameters, `apply_view` replays them on pixels and labels. The
+parameters fit three small arrays that a store keeps, and those reproduce the view exactly.
 
 Geometry. A view's canvas of size (H, W) shows the box (top, left, height, width) of the source image; canvas
 pixel (y, x) looks at source point (top + (y + ½) · height / H, left + (x + ½) · width / W). The box may reach
@@ -47,7 +47,8 @@ class ViewPolicy:
     ratio: range of the box's width over height ("random-resized-crop").
     max_class_share: "scale-crop" draws the cut anew, up to `redraws` times, while one class fills more than
         this share of the valid pixels of the sample's semantic labels, or no pixel is valid.
-    fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size that
+    fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size
+    that
         covers the canvas (True; then factors of 1 and more never pad).
     flip: probability of mirroring.
     colour: probability of each of the four colour changes; brightness: largest shift, in grey levels of 255;
@@ -99,7 +100,8 @@ class ViewPolicy:
         for key in value:
             if key not in known:
                 raise UnknownName(unknown("view policy setting", key, known))
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
+        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+        return cls(**read)
 
 
 IMAGENET_MEAN = (124, 116, 104)
@@ -205,9 +207,9 @@ def apply_view(
 ) -> tuple[Pixels, dict[str, NDArray[Any]]]:
     """Replay a view on one sample.
 
-    Pixels are resized bilinearly, labels take the value of the source pixel they look at. Depth is divided by the
-    view's scale (things seen larger are nearer); the x of normals changes sign in a flip. The label value 255
-    stays what it is.
+    Pixels are resized bilinearly, labels take the value of the source pixel they look at. Depth is divided by
+    the view's scale (things seen larger are nearer); the x of normals changes sign in a flip. The label value
+    255 stays what it is.
 
     Args:
         image: (h, w, 3) uint8. labels: task to (h, w) or (h, w, 3), of the image's size.
@@ -243,7 +245,7 @@ def sources(view: View, image_size: Size, size: Size) -> tuple[NDArray[np.intp],
 
 def _source_indices(start: float, length: float, image_length: int, count: int) -> NDArray[np.intp]:
     points = start + (np.arange(count) + 0.5) * (length / count)
-    indices = np.floor(points).astype(np.intp)
+    indices: NDArray[np.intp] = np.floor(points).astype(np.intp)
     indices[(indices < 0) | (indices >= image_length)] = -1
     return indices
 
@@ -293,7 +295,9 @@ def _scale_crop(
 
 
 def largest_share(semseg: NDArray[Any], view: View, size: Size) -> float:
-    """Share of the valid pixels of a view's (h, w) class labels that its largest class fills; 1 if none is valid."""
+    """Share of the valid pixels of a view's (h, w) class labels that its largest class fills; 1 if none is
+    valid.
+    """
     rows, columns = sources(view, (semseg.shape[0], semseg.shape[1]), size)
     seen = semseg[rows[rows >= 0][:, None], columns[columns >= 0][None, :]]
     counts = np.bincount(seen.ravel(), minlength=IGNORE + 1)
@@ -325,7 +329,9 @@ def _random_resized_crop(
 
 
 def _draw_colour(policy: ViewPolicy, stream: Stream) -> ColourChange:
-    """Each change happens with probability `policy.colour`; contrast before or after the others, by a fair coin."""
+    """Each change happens with probability `policy.colour`; contrast before or after the others, by a fair
+    coin.
+    """
 
     def happens() -> bool:
         return stream.uniform(0.0, 1.0) < policy.colour
@@ -377,7 +383,8 @@ def _resize(image: Pixels, box: tuple[float, float, float, float], size: Size, a
     h, w = image.shape[:2]
     top, left = max(0.0, box[0]), max(0.0, box[1])
     bottom, right = min(float(h), box[0] + box[2]), min(float(w), box[1] + box[3])
-    # cut first, so that nothing outside the box is mixed in (and a large picture is not scanned for a small box)
+    # cut first, so that nothing outside the box is mixed in (and a large picture is not scanned for a small
+    # box)
     y, x = int(np.floor(top + 1e-3)), int(np.floor(left + 1e-3))
     y_end, x_end = int(np.ceil(bottom - 1e-3)), int(np.ceil(right - 1e-3))
     part = Image.fromarray(np.ascontiguousarray(image[y:y_end, x:x_end]))

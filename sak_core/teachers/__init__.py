@@ -1,33 +1,139 @@
-"""Teachers by name: one row each; a row's library is imported when the teacher is built."""
+"""Teachers by name: one row each; a row's library is imported when the teacher is built.
+
+Besides the rows, any model of a library goes by "LIBRARY:MODEL": `timm:resnet50`,
+`open_clip:ViT-B-32/openai`, `sam:vit_l`, `hf:facebook/dinov2-small`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sak_core.names import UnknownName, unknown
 from sak_core.teachers.base import Teacher
+from sak_core.teachers.weights import BuildOptions
 
 
-def _miniature(name: str, **options: Any) -> Teacher:
-    from sak_core.teachers.miniature import build_miniature
+@dataclass(frozen=True)
+class TeacherRow:
+    """library: a key of `LIBRARIES`, or "miniature". model: its id there. licence: of the weights."""
 
-    return build_miniature(name, **options)
+    library: str
+    model: str
+    licence: str
 
 
-TEACHERS: dict[str, Callable[..., Teacher]] = {
-    "mini-dino": _miniature,
-    "mini-clip": _miniature,
-    "mini-sam": _miniature,
+def _dinov2(size: str, registers: bool = False) -> TeacherRow:
+    kind = "_reg4" if registers else ""
+    return TeacherRow("timm", f"vit_{size}_patch14{kind}_dinov2.lvd142m", "Apache-2.0")
+
+
+def _dinov3(size: str) -> TeacherRow:
+    return TeacherRow("timm", f"vit_{size}_patch16_dinov3.lvd1689m", "DINOv3 License")
+
+
+TEACHERS: dict[str, TeacherRow] = {
+    "mini-dino": TeacherRow("miniature", "mini-dino", "Apache-2.0"),
+    "mini-clip": TeacherRow("miniature", "mini-clip", "Apache-2.0"),
+    "mini-sam": TeacherRow("miniature", "mini-sam", "Apache-2.0"),
+    "dinov2": _dinov2("base"),
+    "dinov2-small": _dinov2("small"),
+    "dinov2-base": _dinov2("base"),
+    "dinov2-large": _dinov2("large"),
+    "dinov2-giant": _dinov2("giant"),
+    "dinov2-reg": _dinov2("base", registers=True),
+    "dinov2-reg-small": _dinov2("small", registers=True),
+    "dinov2-reg-base": _dinov2("base", registers=True),
+    "dinov2-reg-large": _dinov2("large", registers=True),
+    "dinov2-reg-giant": _dinov2("giant", registers=True),
+    "dinov3": _dinov3("base"),
+    "dinov3-small": _dinov3("small"),
+    "dinov3-base": _dinov3("base"),
+    "dinov3-large": _dinov3("large"),
+    "clip": TeacherRow("open_clip", "ViT-B-16-quickgelu/openai", "MIT"),
+    "clip-base": TeacherRow("open_clip", "ViT-B-16-quickgelu/openai", "MIT"),
+    "clip-large": TeacherRow("open_clip", "ViT-L-14-quickgelu/openai", "MIT"),
+    "openclip": TeacherRow("open_clip", "ViT-B-16/laion2b_s34b_b88k", "MIT"),
+    "openclip-large": TeacherRow("open_clip", "ViT-L-14/laion2b_s32b_b82k", "MIT"),
+    "dfn-clip": TeacherRow("open_clip", "ViT-B-16-quickgelu/dfn2b", "Apple, see the model's card"),
+    "dfn-clip-large": TeacherRow("open_clip", "ViT-L-14-quickgelu/dfn2b", "Apple, see the model's card"),
+    "siglip": TeacherRow("open_clip", "ViT-B-16-SigLIP/webli", "Apache-2.0"),
+    "siglip-large": TeacherRow("open_clip", "ViT-L-16-SigLIP-384/webli", "Apache-2.0"),
+    "siglip2": TeacherRow("open_clip", "ViT-B-16-SigLIP2/webli", "Apache-2.0"),
+    "siglip2-large": TeacherRow("open_clip", "ViT-L-16-SigLIP2-384/webli", "Apache-2.0"),
+    "sam": TeacherRow("sam", "vit_b", "Apache-2.0"),
+    "sam-base": TeacherRow("sam", "vit_b", "Apache-2.0"),
+    "sam-large": TeacherRow("sam", "vit_l", "Apache-2.0"),
+    "sam-huge": TeacherRow("sam", "vit_h", "Apache-2.0"),
 }
 """All teachers, one row each."""
 
 
+def _miniature(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.miniature import build_miniature
+
+    return build_miniature(
+        model, options.size, options.levels, options.weights, options.random_weights, options.seed
+    )
+
+
+def _timm(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.timm_models import build_timm
+
+    return build_timm(name, model, options, licence)
+
+
+def _open_clip(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.open_clip_models import build_open_clip
+
+    return build_open_clip(name, model, options, licence)
+
+
+def _sam(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.sam import build_sam
+
+    return build_sam(name, model, options, licence or "Apache-2.0")
+
+
+def _hf(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.hf import build_hf
+
+    return build_hf(name, model, options, licence)
+
+
+Builder = Callable[[str, str, BuildOptions, str], Teacher]
+LIBRARIES: dict[str, Builder] = {"timm": _timm, "open_clip": _open_clip, "sam": _sam, "hf": _hf}
+"""Libraries whose models go by "LIBRARY:MODEL", one row each."""
+
+_BUILDERS: dict[str, Builder] = {"miniature": _miniature, **LIBRARIES}
+
+
+def find_teacher(name: str) -> TeacherRow:
+    """The row of a teacher, or one made for "LIBRARY:MODEL". Raises UnknownName, offering the nearest names."""
+    if name in TEACHERS:
+        return TEACHERS[name]
+    library, colon, model = name.partition(":")
+    if colon and library not in LIBRARIES:
+        raise UnknownName(unknown("teacher library", library, LIBRARIES))
+    if colon and not model:
+        raise UnknownName(f"teacher {name!r} names no model after the colon")
+    if not colon:
+        raise UnknownName(
+            f"{unknown('teacher', name, TEACHERS)}; any model of {', '.join(LIBRARIES)} goes by LIBRARY:MODEL"
+        )
+    return TeacherRow(library, model, "")
+
+
 def check_teacher(name: str) -> None:
     """Raise UnknownName, offering the nearest names, if there is no such teacher."""
-    if name not in TEACHERS:
-        raise UnknownName(unknown("teacher", name, TEACHERS))
+    find_teacher(name)
+
+
+def part_name(name: str) -> str:
+    """A teacher's name as a folder can have it: ":" and "/" become "-" (timm:resnet50 is timm-resnet50)."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def build_teacher(
@@ -38,8 +144,19 @@ def build_teacher(
     random_weights: bool = False,
     seed: int = 0,
 ) -> Teacher:
-    """Build a teacher for views of `size` (H, W), in evaluation mode. Raises TeacherUnavailable without weights."""
-    check_teacher(name)
-    return TEACHERS[name](
-        name, size=size, levels=levels, weights=weights, random_weights=random_weights, seed=seed
-    )
+    """Build a teacher, in evaluation mode, without gradients.
+
+    Args:
+        name: a key of `TEACHERS`, or "LIBRARY:MODEL".
+        size: (H, W) of the views it will be given, px.
+        levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its
+        quarters). weights: a file, instead of the library's hub. random_weights: an untrained network, drawn
+        from `seed`.
+
+    Raises:
+        UnknownName: no such teacher. ValueError: levels it does not have.
+        TeacherUnavailable: no weights; the message says how to get them.
+    """
+    row = find_teacher(name)
+    options = BuildOptions(size, levels, weights, random_weights, seed)
+    return _BUILDERS[row.library](name, row.model, options, row.licence)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,8 +97,8 @@ class Teacher(nn.Module, ABC):
             pixels: (B, H, W, 3) uint8 RGB, of the size the teacher was built for.
 
         Returns:
-            One map (B, C, h, w) float32 a level, shallowest first: the blocks' outputs as they leave the block,
-            without norm, neck or prefix tokens.
+            One map (B, C, h, w) float32 a level, shallowest first: the blocks' outputs as they leave the
+            block, without norm, neck or prefix tokens.
         """
         return [level.float() for level in self.features(self.normalised(pixels))]
 
@@ -108,16 +109,18 @@ class Teacher(nn.Module, ABC):
     def normalised(self, pixels: Tensor) -> Tensor:
         """Views (B, H, W, 3) uint8 as the network takes them: (B, 3, *spec.input_size), mean and std applied.
 
-        Resizing keeps fractions of grey levels (no rounding to uint8) and averages when it scales down.
+        Resizing keeps fractions of grey levels (no rounding to uint8) and averages over what it skips when it
+        scales down. Scaling up is torch's plain interpolation: its antialiased bicubic has another kernel.
         """
         images = pixels.movedim(-1, 1).to(self.mean.dtype) / 255
-        if tuple(images.shape[-2:]) != self.spec.input_size:
+        seen, wanted = tuple(images.shape[-2:]), self.spec.input_size
+        if seen != wanted:
             images = F.interpolate(
                 images,
-                size=self.spec.input_size,
+                size=wanted,
                 mode=self.spec.interpolation,
                 align_corners=False,
-                antialias=True,
+                antialias=wanted[0] < seen[0] or wanted[1] < seen[1],
             )
         return (images - self.mean) / self.std
 
@@ -153,15 +156,12 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(_bytes(tensor))
+        digest.update(_bytes(tensor).data)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    raw = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
-    return memoryview(np.ascontiguousarray(raw))
-
-
-def with_weights(spec: TeacherSpec, weights: str) -> TeacherSpec:
-    """`spec` with another weights identifier."""
-    return replace(spec, weights=weights)
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    if not tensor.numel():
+        return np.empty(0, np.uint8)
+    # through uint8, since numpy has no bfloat16
+    return np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,108 @@
+"""Any folder of images, nested and of mixed formats, without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sak_core.datasets.base import DatasetError, Sample
+from sak_core.images import EXTENSIONS, read_image
+from sak_core.tasks import Task
+from sak_core.views import EVALUATION, STAGE1, ViewPolicy
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """All images below a folder. Every split holds all of them: "train" in stage 1's random views, "val" and
+    "test" whole.
+
+    Ids are paths relative to the folder, with "/" between names, in the order of their characters; hidden
+    files and folders are left out, links are followed.
+
+    Args:
+        root: the folder. split: "train", "val" or "test". name: as on the command line.
+
+    Raises:
+        DatasetError: no such folder, or no images in it.
+    """
+
+    root: Path
+    split: str
+    name: str = "folder"
+    _paths: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_root(self.root)
+        paths = tuple(sorted(_find(self.root)))
+        if not paths:
+            raise DatasetError(
+                f"{self.root} holds no images (looked for {', '.join(EXTENSIONS)}, nested too)"
+            )
+        object.__setattr__(self, "_paths", paths)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """None."""
+        return ()
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """384×384 px, as published for stage 1."""
+        return (384, 384)
+
+    @property
+    def policy(self) -> ViewPolicy:
+        """Stage 1's random resized crops for "train", the whole image for others."""
+        return STAGE1 if self.split == "train" else EVALUATION
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Nothing beyond the files."""
+        return {}
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Relative paths; bytes that are no UTF-8 are written as \\xNN."""
+        return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
+
+    @property
+    def fingerprints(self) -> Sequence[int]:
+        """File sizes, bytes; 0 where a file has none (a broken link)."""
+        return [file_size(self.root / path) for path in self._paths]
+
+    def load(self, index: int) -> Sample:
+        """Decode one image; raises UnreadableSample."""
+        return Sample(read_image(self.root / self._paths[index]))
+
+
+def check_root(root: Path) -> None:
+    """Raise DatasetError unless `root` is a folder."""
+    if not root.exists():
+        raise DatasetError(f"no folder {root}")
+    if not root.is_dir():
+        raise DatasetError(f"{root} is a file, a folder is needed")
+
+
+def file_size(path: Path) -> int:
+    """A file's size in bytes, 0 where there is none to read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _find(root: Path) -> Iterator[str]:
+    """Relative POSIX paths of the images below `root`; a folder reached twice through links is entered once."""
+    entered: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()

@@ -1,0 +1,91 @@
+"""Images from files, whatever their format: (h, w, 3) uint8 RGB, upright, or a clear reason why not."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sak_core.datasets.base import UnreadableSample
+
+MAX_PIXELS = 200_000_000
+"""Larger pictures are refused before they are decoded: a small file can unpack to many gigabytes."""
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+"""Of the images that folders are searched for, lower case."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode a picture.
+
+    EXIF rotation is applied. Grey, palette, CMYK and the like become RGB; 16-bit grey is scaled by 1/257;
+    transparent pixels are laid over white; of animations the first frame is taken.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        UnreadableSample: no such file, not a regular file, empty, no image, truncated, too large, or without
+        a
+            defined range (floats, 32-bit integers beyond 16 bits).
+    """
+    check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _decode(path, image)
+    except (UnreadableSample, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableSample(path, "is not an image of a format that Pillow knows") from None
+    except Image.DecompressionBombError:
+        raise UnreadableSample(path, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
+        raise UnreadableSample(path, f"is damaged: {str(error) or type(error).__name__}") from error
+
+
+def check_file(path: Path) -> int:
+    """Size in bytes of a readable, non-empty, regular file; raises UnreadableSample otherwise."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise UnreadableSample(path, f"cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnreadableSample(path, "is not a regular file")
+    if facts.st_size == 0:
+        raise UnreadableSample(path, "is empty (0 bytes)")
+    return facts.st_size
+
+
+def _decode(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableSample(
+            path, f"is {image.width}x{image.height} px, more than {MAX_PIXELS}: refused before decoding"
+        )
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        grey = _eight_bits(path, np.asarray(upright))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, rgba)
+    return np.array(upright.convert("RGB"), np.uint8)
+
+
+def _eight_bits(path: Path, grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """16-bit grey as 8 bits: 65535 is 255."""
+    if grey.dtype.kind == "f":
+        raise UnreadableSample(path, "holds floating-point values, whose range no one states")
+    values = grey.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableSample(
+            path, f"holds integers {values.min()}..{values.max()}, beyond the 16 bits that can be scaled"
+        )
+    return np.rint(values / 257).astype(np.uint8)

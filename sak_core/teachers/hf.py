@@ -1,0 +1,149 @@
+"""Teachers from transformers: vision models by hub id or folder, without code from the hub.
+
+A model runs at the view's size, each side at the nearest multiple of its patch, where it can interpolate its
+position embedding, else at the size it was configured for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.weights import (
+    BuildOptions,
+    choose_levels,
+    hub,
+    identity,
+    load_exactly,
+    read_state,
+    seeded,
+)
+
+# names of PIL's resampling filters, by the number that image processors store
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+class HfTeacher(Teacher):
+    """A transformers vision model: hidden state i + 1 is the output of block (or stage) i."""
+
+    def __init__(self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__(spec)
+        self.net = net
+        self._options = options
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level."""
+        states = hidden_states(self.net, images, self._options)
+        grids = self.spec.level_grids()
+        return [as_map(states[level + 1], grid) for level, grid in zip(self.spec.levels, grids, strict=True)]
+
+
+def hidden_states(net: nn.Module, images: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+    """All hidden states, the embedding's first."""
+    output = net(pixel_values=images, output_hidden_states=True, **options)
+    states: tuple[Tensor, ...] = output.hidden_states
+    return states
+
+
+def as_map(state: Tensor, grid: Size) -> Tensor:
+    """Tokens (B, P + h · w, C), P prefix tokens first, as (B, C, h, w); maps stay as they are."""
+    if state.dim() == 4:
+        return state
+    tokens = state[:, state.shape[1] - grid[0] * grid[1] :]
+    return tokens.transpose(1, 2).reshape(len(state), -1, *grid)
+
+
+def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
+    """Build a teacher from a transformers vision model (the image tower of a model that has two).
+
+    Args:
+        name: the teacher's. model: a hub id or a local folder.
+
+    Raises:
+        TeacherUnavailable: hub out of reach, no vision model, or no mean and std stated.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    with hub(name):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            model, trust_remote_code=False
+        )
+        if options.from_hub:
+            whole = AutoModel.from_pretrained(
+                model, trust_remote_code=False, weights_only=True, dtype=torch.float32
+            )
+    if not options.from_hub:
+        with seeded(options.seed):
+            whole = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
+    net = getattr(whole, "vision_model", whole)
+    if options.weights is not None:
+        load_exactly(net, read_state(options.weights), options.weights)
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if mean is None or std is None:
+        raise TeacherUnavailable(f"{model} states no image mean and std in its preprocessor_config.json")
+    return _teacher(name, model, net, options, tuple(mean), tuple(std), processor, licence)
+
+
+def _teacher(
+    name: str,
+    model: str,
+    net: Any,
+    options: BuildOptions,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    processor: Any,
+    licence: str,
+) -> Teacher:
+    config = net.config
+    call = {}
+    if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters:
+        call["interpolate_pos_encoding"] = True
+    resizes = bool(call) or not hasattr(config, "image_size") or _has_no_positions(net)
+    weights = identity(net, options)
+    patch = int(getattr(config, "patch_size", 0) or 32)
+    own = getattr(config, "image_size", None)
+    input_size = fit_to_patch(options.size, patch) if resizes else _pair(own)
+    net.eval()
+    with torch.no_grad():
+        states = hidden_states(net, torch.zeros(1, 3, *input_size), call)
+    if len(states) < 2 or states[1].dim() not in (3, 4):
+        raise TeacherUnavailable(f"{model} gives no hidden states that can be laid out as maps")
+    levels = choose_levels(name, options.levels, len(states) - 1)
+    grids = tuple(
+        (state.shape[2], state.shape[3])
+        if state.dim() == 4
+        else (input_size[0] // patch, input_size[1] // patch)
+        for state in (states[level + 1] for level in levels)
+    )
+    spec = TeacherSpec(
+        name=name,
+        library="transformers",
+        model=model,
+        weights=weights,
+        mean=mean,
+        std=std,
+        interpolation=_FILTERS.get(int(getattr(processor, "resample", 3) or 3), "bicubic"),
+        patch=patch,
+        input_size=input_size,
+        grid=grids[-1],
+        widths=tuple(states[level + 1].shape[1 if states[level + 1].dim() == 4 else 2] for level in levels),
+        levels=levels,
+        licence=licence or "see the model's card",
+        grids=() if len(set(grids)) == 1 else grids,
+    )
+    return freeze(HfTeacher(spec, net, call))
+
+
+def _has_no_positions(net: nn.Module) -> bool:
+    return not any("position" in key for key in net.state_dict())
+
+
+def _pair(size: Any) -> Size:
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))

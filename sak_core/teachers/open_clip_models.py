@@ -1,0 +1,131 @@
+"""Teachers from open_clip: the image towers of contrastive models.
+
+The tower runs at the view's size, each side at the nearest multiple of its patch, its position embedding
+resampled. QuickGELU is used where the weights were trained with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sak_core.names import UnknownName, unknown
+from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.positions import resample_positions
+from sak_core.teachers.timm_models import timm_teacher
+from sak_core.teachers.weights import (
+    BuildOptions,
+    State,
+    choose_levels,
+    hub,
+    identity,
+    load_exactly,
+    read_state,
+    seeded,
+)
+
+
+class OpenClipTeacher(Teacher):
+    """An open_clip vision transformer: the blocks' patch tokens as maps, without norm or class token."""
+
+    def __init__(self, spec: TeacherSpec, net: nn.Module) -> None:
+        super().__init__(spec)
+        self.net = net
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Map (B, 3, *spec.input_size) to one map a level."""
+        output: dict[str, Any] = self.net.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=list(self.spec.levels),
+            stop_early=True,
+            normalize_intermediates=False,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        return list(output["image_intermediates"])
+
+
+def build_open_clip(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
+    """Build a teacher from an open_clip model's image tower.
+
+    Args:
+        name: the teacher's. model: "ARCH/TAG", the tag naming the weights.
+        licence: of the weights; empty where only the model's card says.
+
+    Raises:
+        UnknownName: open_clip has no such architecture or tag; the message offers the nearest.
+        TeacherUnavailable: the hub or the file does not give the weights, or the tower has no blocks to tap.
+    """
+    import open_clip
+
+    arch, _, tag = model.partition("/")
+    if arch not in open_clip.list_models():
+        raise UnknownName(unknown("open_clip architecture", arch, open_clip.list_models()))
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if (tag or options.from_hub) and tag not in tags:
+        raise UnknownName(unknown(f"open_clip weights of {arch}", tag, tags))
+    settings = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
+    common = {
+        "precision": "fp32",
+        "device": "cpu",
+        "force_quick_gelu": bool(settings.get("quick_gelu", False)),
+        "pretrained_text": False,
+        "force_preprocess_cfg": {
+            key: settings[key] for key in ("mean", "std", "interpolation") if key in settings
+        },
+    }
+    if options.from_hub:
+        with hub(name):
+            clip = open_clip.create_model(arch, pretrained=tag, weights_only=True, **common)
+    else:
+        with seeded(options.seed):
+            clip = open_clip.create_model(arch, pretrained=None, **common)
+    tower = clip.visual
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    if options.weights is not None:
+        load_exactly(tower, _tower_state(read_state(options.weights)), options.weights)
+    passport = {
+        "mean": tuple(preprocess["mean"]),
+        "std": tuple(preprocess["std"]),
+        "interpolation": preprocess["interpolation"],
+        "licence": licence or "see the model's card",
+    }
+    if hasattr(tower, "trunk"):
+        return timm_teacher(name, "open_clip", model, tower.trunk, options, **passport)
+    if not hasattr(tower, "positional_embedding") or not hasattr(tower, "conv1"):
+        raise TeacherUnavailable(f"{model}: open_clip taps blocks of vision transformers only, this is none")
+    return _transformer(name, model, tower, options, passport)
+
+
+def _transformer(
+    name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]
+) -> Teacher:
+    levels = choose_levels(name, options.levels, len(tower.transformer.resblocks))
+    weights = identity(tower, options)
+    patch = int(tower.patch_size[0])
+    input_size = fit_to_patch(options.size, patch)
+    grid = (input_size[0] // patch, input_size[1] // patch)
+    old = (int(tower.grid_size[0]), int(tower.grid_size[1]))
+    positions = resample_positions(tower.positional_embedding.detach()[None], old, grid)[0]
+    tower.positional_embedding = nn.Parameter(positions)
+    tower.image_size, tower.grid_size = input_size, grid
+    spec = TeacherSpec(
+        name=name,
+        library="open_clip",
+        model=model,
+        weights=weights,
+        patch=patch,
+        input_size=input_size,
+        grid=grid,
+        widths=(int(tower.conv1.out_channels),) * len(levels),
+        levels=levels,
+        **passport,
+    )
+    return freeze(OpenClipTeacher(spec, tower))
+
+
+def _tower_state(state: State) -> State:
+    """The image tower's tensors of a whole model's file (or of a file of the tower alone)."""
+    tower = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    return tower or state

@@ -1,0 +1,175 @@
+"""Teachers from timm: vision transformers, and any network with `forward_intermediates` (CNNs among them).
+
+A transformer runs at the view's size, each side at the nearest multiple of its patch, its position embedding
+resampled. A CNN runs at the nearest multiple of its largest stride; its levels have their own grids and
+widths.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+from sak_core.names import UnknownName, unknown
+from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.positions import resample_positions
+from sak_core.teachers.weights import (
+    BuildOptions,
+    State,
+    choose_levels,
+    hub,
+    identity,
+    load_exactly,
+    read_state,
+    seeded,
+)
+
+
+class TimmTeacher(Teacher):
+    """A timm network: one map (B, C, h, w) a tapped block (transformers) or stage (CNNs), without norm."""
+
+    def __init__(self, spec: TeacherSpec, net: nn.Module) -> None:
+        super().__init__(spec)
+        self.net = net
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Map (B, 3, *spec.input_size) to one map a level."""
+        maps: list[Tensor] = self.net.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=list(self.spec.levels),
+            norm=False,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return maps
+
+
+def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
+    """Build a teacher from a timm model.
+
+    Args:
+        name: the teacher's. model: timm's, with or without a weights tag ("resnet18", "vit_....lvd142m").
+        licence: of the weights; empty for what timm says.
+
+    Raises:
+        UnknownName: timm has no such model; the message offers the nearest.
+        TeacherUnavailable: the hub or the file does not give the weights, or the network has no levels to
+        tap.
+    """
+    import timm
+
+    architecture = model.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise UnknownName(unknown("timm model", architecture, timm.list_models()))
+    tags = timm.list_pretrained(architecture + ".*")
+    if architecture != model and model not in tags:
+        raise UnknownName(unknown("timm weights", model, tags))
+    if options.from_hub:
+        with hub(name):
+            net = timm.create_model(model, pretrained=True, num_classes=0)
+    else:
+        with seeded(options.seed):
+            net = timm.create_model(model, pretrained=False, num_classes=0)
+    config: Any = net.pretrained_cfg
+    if options.weights is not None:
+        state = _own_names(net, read_state(options.weights))
+        classifier = config.get("classifier") or "head"
+        heads = [classifier] if isinstance(classifier, str) else list(classifier)
+        load_exactly(net, state, options.weights, ignore=[f"{head}." for head in heads])
+    return timm_teacher(
+        name,
+        "timm",
+        model,
+        net,
+        options,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        licence=licence or config.get("license") or "unknown",
+    )
+
+
+def timm_teacher(
+    name: str,
+    library: str,
+    model: str,
+    net: nn.Module,
+    options: BuildOptions,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    interpolation: str,
+    licence: str,
+) -> Teacher:
+    """A teacher of a timm network that has its weights and its native size.
+
+    The weights' digest is taken before the position embedding is resampled, so it is the same at every size.
+
+    Raises TeacherUnavailable for networks without `forward_intermediates`.
+    """
+    info = getattr(net, "feature_info", None)
+    if info is None or not hasattr(net, "forward_intermediates"):
+        raise TeacherUnavailable(f"{model} has no intermediate features that timm can give")
+    stages: list[dict[str, Any]] = list(info)
+    is_transformer = len({stage["reduction"] for stage in stages}) == 1
+    # a CNN's stages are its levels: the last four, since the stem comes before them
+    default = None if is_transformer else range(max(0, len(stages) - 4), len(stages))
+    asked = options.levels if options.levels is not None else default
+    levels = choose_levels(name, asked, len(stages))
+    weights = identity(net, options)
+    patch = max(int(stage["reduction"]) for stage in stages)
+    input_size = _resize_network(net, fit_to_patch(options.size, patch))
+    reductions = [int(stages[level]["reduction"]) for level in levels]
+    grids = tuple((input_size[0] // r, input_size[1] // r) for r in reductions)
+    spec = TeacherSpec(
+        name=name,
+        library=library,
+        model=model,
+        weights=weights,
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+        patch=reductions[-1],
+        input_size=input_size,
+        grid=grids[-1],
+        widths=tuple(int(stages[level]["num_chs"]) for level in levels),
+        levels=levels,
+        licence=licence,
+        grids=() if len(set(grids)) == 1 else grids,
+    )
+    return freeze(TimmTeacher(spec, net))
+
+
+def _own_names(net: nn.Module, state: State) -> State:
+    """A file's tensors under timm's names: each model family knows its original releases' (DINOv2's, CLIP's)."""
+    family = sys.modules[type(net).__module__]
+    rename = getattr(family, "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    options = {"antialias": False} if "antialias" in inspect.signature(rename).parameters else {}
+    renamed: State = rename(state, net, **options)
+    return renamed
+
+
+def _resize_network(net: Any, size: Size) -> Size:
+    """Set the input size of networks that have one, and return the size the network will run at."""
+    if not hasattr(net, "set_input_size"):
+        embed = getattr(net, "patch_embed", None)
+        fixed = getattr(embed, "img_size", None)
+        # no way to change it (timm's SAM towers): the view is resized to what the network takes
+        return (int(fixed[0]), int(fixed[1])) if fixed is not None else size
+    positions = getattr(net, "pos_embed", None)
+    if isinstance(positions, nn.Parameter) and positions.dim() == 3:
+        old = tuple(net.patch_embed.grid_size)
+        kept = positions.detach().clone()
+        net.set_input_size(img_size=size)
+        new = tuple(net.patch_embed.grid_size)
+        # timm resamples with antialias; the method does without
+        net.pos_embed = nn.Parameter(resample_positions(kept, old, new))
+    else:
+        net.set_input_size(img_size=size)
+    return size

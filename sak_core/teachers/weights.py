@@ -1,0 +1,194 @@
+"""Teachers' weights: from a file, from a library's hub, or none; never unpickled."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sak_core.teachers.base import Size, TeacherUnavailable, state_digest
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is asked of a teacher.
+
+    size: (H, W) of the views it will be given, px. levels: indices of tapped blocks, ascending; None for the
+    teacher's own. weights: a file; None for the library's hub. random_weights: leave the network untrained,
+    its start drawn from `seed`.
+    """
+
+    size: Size
+    levels: Sequence[int] | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.random_weights:
+            raise ValueError(f"either weights from {self.weights} or random ones, not both")
+        if min(self.size) < 1:
+            raise ValueError(f"views of {self.size[0]}x{self.size[1]} px")
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights must come from the library's hub."""
+        return self.weights is None and not self.random_weights
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's CPU random numbers from `seed` inside, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def hub(teacher: str) -> Iterator[None]:
+    """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out.
+
+    Where the hub's name does not even resolve, only its local cache is asked: the libraries would try for
+    most of a minute.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _resolves(constants.ENDPOINT)
+        yield
+    except TeacherUnavailable:
+        raise
+    except Exception as error:  # every library has its own network errors
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        raise TeacherUnavailable(
+            f"no weights for {teacher}: the hub did not give them ({reason}). Run where the hub can be
+            reached, " "or give a file (--weights FILE, safetensors or .pth), or try the untrained tower
+            (--random-weights)"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _resolves(url: str) -> bool:
+    """Whether the host of `url` has an address, or a proxy would look for it."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`) read with
+    weights_only.
+
+    A torch file may hold the state dict itself, or under "state_dict" or "model".
+
+    Raises:
+        TeacherUnavailable: no such file, damaged, holding anything but tensors, or tensors that are not
+        finite.
+    """
+    if not path.is_file():
+        raise TeacherUnavailable(f"no weights file at {path}")
+    try:
+        state = _read(path)
+    except Exception as error:  # both readers raise many kinds for damaged or hostile files
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise TeacherUnavailable(
+            f"{path} cannot be read as weights ({reason}); give a .safetensors file, or a torch file of plain
+            " "tensors (TorchScript archives and pickled models are not opened)"
+        ) from error
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise TeacherUnavailable(f"{path}: {name!r} is {type(tensor).__name__}, not a tensor")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TeacherUnavailable(f"{path}: {name!r} holds NaN or infinite values")
+    return state
+
+
+def _read(path: Path) -> State:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a state dict")
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: Sequence[str] = ()) -> None:
+    """Load `state` into `net`, float16 and others as the network's own dtype.
+
+    Args:
+        ignore: prefixes of keys in `state` that the tower does without (a classifier, a text tower).
+
+    Raises:
+        TeacherUnavailable: keys missing, left over or of other shapes, named.
+    """
+    wanted = net.state_dict()
+    given = {key: value for key, value in state.items() if key in wanted or not key.startswith(tuple(ignore))}
+    problems = [
+        _named("misses", [key for key in wanted if key not in given]),
+        _named("does not know", [key for key in given if key not in wanted]),
+        _named(
+            "has other shapes for",
+            [
+                f"{key} (file {tuple(given[key].shape)}, network {tuple(tensor.shape)})"
+                for key, tensor in wanted.items()
+                if key in given and given[key].shape != tensor.shape
+            ],
+        ),
+    ]
+    # the file misses keys, the network does not know keys
+    subjects = ("the file", "the network", "the file")
+    said = [f"{who} {what}" for who, what in zip(subjects, problems, strict=True) if what]
+    if said:
+        raise TeacherUnavailable(f"{path} does not fit the network: {'; '.join(said)}")
+    net.load_state_dict(given)
+
+
+def _named(what: str, keys: Sequence[str], most: int = 5) -> str:
+    if not keys:
+        return ""
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{what} {', '.join(keys[:most])}{rest}"
+
+
+def identity(net: nn.Module, options: BuildOptions) -> str:
+    """What names the weights in provenance: "sha256:<hex of the state>" or "random:<seed>"."""
+    return f"random:{options.seed}" if options.random_weights else state_digest(net.state_dict())
+
+
+def choose_levels(teacher: str, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The tapped blocks: those asked for, or the ends of the four quarters (2, 5, 8, 11 of 12).
+
+    Raises ValueError for indices that do not ascend within 0..count-1.
+    """
+    if asked is None:
+        quarters = range(1, 5) if count >= 4 else range(0)
+        return tuple(count * quarter // 4 - 1 for quarter in quarters) or tuple(range(count))
+    levels = tuple(asked)
+    if not levels or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= count:
+        raise ValueError(
+            f"levels of {teacher} must ascend within 0..{count - 1} ({count} blocks), got "
+            f"{', '.join(map(str, levels)) or 'none'}"
+        )
+    return levels
