@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import runs
 from pipeline.arms import find_arm, teachers_read
 from pipeline.config import Recipe, Study, differences, load_recipe
-from pipeline.console import say, table
+from pipeline.console import say, start_worker, table
 from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks
 
@@ -114,14 +114,16 @@ def _run_all(calls: Sequence[Call], workers: int) -> None:
     for call in calls:
         if call not in pending:
             job = call[1]
-            say(f"{(job.stage1 if call[0] is _distill_job and job.stage1 else job.run).name}: finished earlier, skipped")
+            say(
+                f"{(job.stage1 if call[0] is _distill_job and job.stage1 else job.run).name}: finished earlier, skipped"
+            )
     if workers <= 1 or len(pending) <= 1:
-        for function, *arguments in pending:
-            function(*arguments)
+        for function, job, study, places in pending:
+            function(job, study, places)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pending)), mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(function, *arguments) for function, *arguments in pending]
+    with ProcessPoolExecutor(min(workers, len(pending)), mp_context=context, initializer=start_worker) as pool:
+        futures = [pool.submit(function, job, study, places) for function, job, study, places in pending]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
@@ -134,14 +136,6 @@ def _run_all(calls: Sequence[Call], workers: int) -> None:
             for process in list((pool._processes or {}).values()):
                 os.kill(process.pid or 0, signal.SIGTERM)
             raise
-
-
-def _start_worker() -> None:
-    """Workers leave Ctrl-C to their parent, and print plain lines: two bars on one terminal would fight."""
-    from pipeline import console
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    console.always_plain()
 
 
 def _is_done(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> bool:

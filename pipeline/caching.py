@@ -52,7 +52,10 @@ class CacheRequest:
             "codec": options["codec"],
             "levels": _numbers(options["levels"]),
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
-            **{key: options[key] for key in ("weights", "random_weights", "device", "precision", "batch_size", "threads")},
+            **{
+                key: options[key]
+                for key in ("weights", "random_weights", "device", "precision", "batch_size", "threads")
+            },
         }
         return cls(
             source, teachers, views, options["features"], run, options["workers"], options["strict"], options["dry_run"]
@@ -80,9 +83,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
             check_teacher(name)
     if request.dry_run:
         return _plan(request)
-    store = prepare(
-        request.source, request.features, request.views, workers=request.workers, strict=request.strict
-    )
+    store = prepare(request.source, request.features, request.views, workers=request.workers, strict=request.strict)
     for name in request.teachers:
         from pipeline.extract import TeacherRequest, extract
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ def sak() -> None:
 
 def main() -> None:
     """Entry point: turn errors that are the user's to mend into one line and an exit code of 2."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         sak.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -43,6 +45,10 @@ def main() -> None:
         if message is None:
             raise
         _leave(f"error: {message}", 2)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _explain(error: Exception) -> str | None:
@@ -118,7 +124,13 @@ def _show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
 @DRY
 @JSON
 def distill(
-    recipe: str, run: Path | None, assignments: tuple[str, ...], features: Path, runs: Path, dry_run: bool, as_json: bool
+    recipe: str,
+    run: Path | None,
+    assignments: tuple[str, ...],
+    features: Path,
+    runs: Path,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Stage 1: distil cached teachers into the student of RECIPE."""
     from pipeline.config import load_recipe, parse_set
@@ -136,7 +148,9 @@ def distill(
 
 @sak.command()
 @click.argument("recipe", default="demo")
-@click.option("--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent.")
+@click.option(
+    "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
+)
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder; named after the recipe when absent.")
 @SET
 @FEATURES
@@ -182,7 +196,12 @@ def _show_plan(recipe: Any, folder: Path, features: Path, as_json: bool) -> None
 
     store = find_store(features, recipe.data, teachers_read(recipe))
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
-    plan = {"run": str(folder), "store": store.path.name, "epochs": round(epochs, 2), "recipe": recipe.model_dump(mode="json")}
+    plan = {
+        "run": str(folder),
+        "store": store.path.name,
+        "epochs": round(epochs, 2),
+        "recipe": recipe.model_dump(mode="json"),
+    }
     _show(plan, as_json, lambda p: f"would train {p['run']}: {recipe.steps} steps, {epochs:.1f} epochs of {p['store']}")
 
 

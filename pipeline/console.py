@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +16,6 @@ PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
 
 _plain = False
-
-
-def always_plain() -> None:
-    """Show progress as plain lines in this process, terminal or not."""
-    global _plain
-    _plain = True
 
 
 def say(message: str) -> None:
@@ -115,3 +112,19 @@ def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..
             say(f"{title}: {current}/{total} {unit}, {speed:.1f} {unit}/s{left}{'  ' + note if note else ''}")
 
     yield advance
+
+
+def start_worker() -> None:
+    """Set up a worker process: Ctrl-C is its parent's to answer, progress comes as plain lines, and it ends with
+    its parent, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    global _plain
+    _plain = True
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import ablate
 from pipeline.caching import CacheRequest, run_cache
 from pipeline.config import Data, Study, load_study
-from pipeline.console import always_plain, duration, say
+from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
 from pipeline.prepare import DatasetRequest, prepare
 from pipeline.runs import Places
@@ -73,7 +73,11 @@ def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str
     if weak:
         print(ablate.markdown(table))
         raise UserError("not 10 % better than the constant predictor: " + "; ".join(weak))
-    return {"table": table, "pictures": [str(p) for p in pictures], "seconds": {k: round(v, 1) for k, v in stages.items()}}
+    return {
+        "table": table,
+        "pictures": [str(p) for p in pictures],
+        "seconds": {k: round(v, 1) for k, v in stages.items()},
+    }
 
 
 def demo_text(result: dict[str, Any]) -> str:
@@ -130,7 +134,7 @@ def _options(split: Split, teacher: str, features: Path) -> dict[str, Any]:
 def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path, workers: int) -> None:
     """Every teacher over every split; different teachers of one store may run at once, each with one thread."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=always_plain) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
         jobs = [
             pool.submit(run_cache, CacheRequest.from_options(_options(split, teacher, features)))
             for split in splits

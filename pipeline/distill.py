@@ -65,11 +65,7 @@ def open_loader(
 
 def random_teachers(store: Store, teachers: tuple[str, ...]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
-    return [
-        name
-        for name in teachers
-        if str(store.teacher(name).provenance["teacher"]["weights"]).startswith("random")
-    ]
+    return [name for name in teachers if str(store.teacher(name).provenance["teacher"]["weights"]).startswith("random")]
 
 
 def _loss(recipe: Recipe, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,8 +20,8 @@ from pipeline.arms import build_model, find_arm, teachers_read
 from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
 from pipeline.stores import find_store, store_tasks
-from sak_core.constant import ConstantPredictor
 from sak_core.boundary import even_thresholds
+from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, metric_for
 from sak_core.stem import normalize
 from sak_core.tasks import Task
@@ -55,9 +55,7 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     return model.eval(), tasks
 
 
-def evaluate_model(
-    model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places
-) -> Scores:
+def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
     """Scores of `model` on every valid sample of `data`, whose store must hold the teachers a frozen arm reads."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)

@@ -18,7 +18,7 @@ GAP_PX = 4
 
 
 def palette(count: int) -> Picture:
-    """`count` colours (count, 3) that neighbours can be told apart by: hues by the golden angle, three lightnesses."""
+    """`count` colours (count, 3) to tell neighbours apart: hues by the golden angle, three lightnesses."""
     golden = 0.61803398875
     colours = [
         colorsys.hls_to_rgb((0.02 + i * golden) % 1.0, (0.50, 0.36, 0.68)[i % 3], (0.65, 0.75, 0.55)[i // 3 % 3])
@@ -31,7 +31,8 @@ def colour_classes(labels: npt.NDArray[np.integer], count: int) -> Picture:
     """Class labels (H, W) to RGB; ignored pixels are black."""
     table = np.zeros((256, 3), np.uint8)
     table[:count] = palette(count)
-    return table[labels]
+    result: Picture = table[labels]
+    return result
 
 
 def colour_depth(depth: npt.NDArray[np.floating]) -> Picture:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from cache.spec import LabelSpec, SourceSpec, encode_ids, id_width, samples_digest
 from cache.store import Store
 from cache.writer import SourceWriter
-from pipeline.console import amount, progress, say, warn
+from pipeline.console import amount, progress, say, start_worker, warn
 from pipeline.errors import UserError
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import Dataset, UnreadableSample
@@ -166,9 +166,7 @@ _worker: dict[str, Any] = {}
 
 
 def _open_in_worker(request: DatasetRequest, spec: SourceSpec) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C and shuts the pool down
+    start_worker()
     _worker.update(dataset=request.open(), spec=spec)
 
 

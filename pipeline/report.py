@@ -118,7 +118,8 @@ def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 
     def colour(maps: Tensor) -> Tensor:
         projected = (maps.permute(0, 2, 3, 1) - mean) @ basis.T
-        return ((projected - low) / (high - low)).clamp(0, 1).permute(0, 3, 1, 2)
+        scaled: Tensor = ((projected - low) / (high - low)).clamp(0, 1)
+        return scaled.permute(0, 3, 1, 2)
 
     return colour(teacher), colour(student)
 

@@ -52,7 +52,9 @@ def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Stor
     return store
 
 
-def store_tasks(store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None) -> list[Task]:
+def store_tasks(
+    store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None
+) -> list[Task]:
     """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own."""
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:

@@ -47,7 +47,9 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> flo
     return peak
 
 
-def train(recipe: Recipe, run: Path, model: nn.Module, loader_for: Callable[..., Loader], step_loss: StepLoss) -> Trained:
+def train(
+    recipe: Recipe, run: Path, model: nn.Module, loader_for: Callable[..., Loader], step_loss: StepLoss
+) -> Trained:
     """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
 
     `loader_for(rank=, world_size=)` opens the batches. Raises `UserError` for a loss that is not finite (naming

@@ -13,7 +13,9 @@ SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1
 TINY = ["--set", "steps=4", "--set", "batch_size=8", "--set", "checkpoint_every=2"]
 
 
-def sak(*arguments: str | Path, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+def sak(
+    *arguments: str | Path, env: dict[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as a person would, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *map(str, arguments)],

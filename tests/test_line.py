@@ -110,7 +110,9 @@ def test_info_and_verify(features: Path) -> None:
 def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
     cache_split(tmp_path, "val", "--teacher", "mini-clip")
     store = find_stores(tmp_path, "rooms", "val")[0].path
-    shard = next(p for p in sorted((store / "teachers/mini-clip/level_1").rglob("*")) if p.is_file() and p.name != "zarr.json")
+    shard = next(
+        p for p in sorted((store / "teachers/mini-clip/level_1").rglob("*")) if p.is_file() and p.name != "zarr.json"
+    )
     raw = bytearray(shard.read_bytes())
     raw[1000] ^= 4
     shard.write_bytes(raw)
