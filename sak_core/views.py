@@ -48,8 +48,7 @@ class ViewPolicy:
     max_class_share: "scale-crop" draws the cut anew, up to `redraws` times, while one class fills more than
         this share of the valid pixels of the sample's semantic labels, or no pixel is valid.
     fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size
-    that
-        covers the canvas (True; then factors of 1 and more never pad).
+        that covers the canvas (True; then factors of 1 and more never pad).
     flip: probability of mirroring.
     colour: probability of each of the four colour changes; brightness: largest shift, in grey levels of 255;
         contrast, saturation: range of the factor; hue: largest turn, degrees of 360.
@@ -89,9 +88,7 @@ class ViewPolicy:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `from_dict` reads it back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
@@ -295,8 +292,9 @@ def _scale_crop(
 
 
 def largest_share(semseg: NDArray[Any], view: View, size: Size) -> float:
-    """Share of the valid pixels of a view's (h, w) class labels that its largest class fills; 1 if none is
-    valid.
+    """Share of a view's valid pixels that its largest class fills; 1 if none is valid.
+
+    semseg: (h, w) class labels of the source, 255 ignored.
     """
     rows, columns = sources(view, (semseg.shape[0], semseg.shape[1]), size)
     seen = semseg[rows[rows >= 0][:, None], columns[columns >= 0][None, :]]
@@ -306,10 +304,8 @@ def largest_share(semseg: NDArray[Any], view: View, size: Size) -> float:
     return float(counts.max() / valid) if valid else 1.0
 
 
-def _random_resized_crop(
-    policy: ViewPolicy, stream: Stream, image_size: Size
-) -> tuple[float, float, float, float]:
-    """torchvision's RandomResizedCrop.get_params: ten tries, then the largest central box of allowed aspect."""
+def _random_resized_crop(policy: ViewPolicy, stream: Stream, image_size: Size) -> tuple[float, float, float, float]:
+    """torchvision's RandomResizedCrop.get_params: ten tries, then the largest allowed central box."""
     height, width = image_size
     low, high = (float(np.log(value)) for value in policy.ratio)
     for _ in range(10):
@@ -329,9 +325,7 @@ def _random_resized_crop(
 
 
 def _draw_colour(policy: ViewPolicy, stream: Stream) -> ColourChange:
-    """Each change happens with probability `policy.colour`; contrast before or after the others, by a fair
-    coin.
-    """
+    """Each change happens with probability `policy.colour`; a fair coin puts contrast first or last."""
 
     def happens() -> bool:
         return stream.uniform(0.0, 1.0) < policy.colour
@@ -379,12 +373,11 @@ def _view_pixels(policy: ViewPolicy, view: View, image: Pixels, size: Size) -> P
 
 
 def _resize(image: Pixels, box: tuple[float, float, float, float], size: Size, antialias: bool) -> Pixels:
-    """Bilinear: the part `box` of an image at `size`. float32 boxes may stick out of the image by a rounding."""
+    """The part `box` of an image at `size`, bilinear. A box may stick out by the rounding to float32."""
     h, w = image.shape[:2]
     top, left = max(0.0, box[0]), max(0.0, box[1])
     bottom, right = min(float(h), box[0] + box[2]), min(float(w), box[1] + box[3])
-    # cut first, so that nothing outside the box is mixed in (and a large picture is not scanned for a small
-    # box)
+    # cut first, so that nothing outside the box is mixed in
     y, x = int(np.floor(top + 1e-3)), int(np.floor(left + 1e-3))
     y_end, x_end = int(np.ceil(bottom - 1e-3)), int(np.ceil(right - 1e-3))
     part = Image.fromarray(np.ascontiguousarray(image[y:y_end, x:x_end]))
@@ -399,9 +392,7 @@ def _resize(image: Pixels, box: tuple[float, float, float, float], size: Size, a
         )
         return np.asarray(part.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=inner))
     affine = (box[3] / size[1], 0.0, max(0.0, left - x), 0.0, box[2] / size[0], max(0.0, top - y))
-    moved = part.transform(
-        (size[1], size[0]), Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR
-    )
+    moved = part.transform((size[1], size[0]), Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR)
     return np.asarray(moved)
 
 

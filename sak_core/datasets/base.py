@@ -163,7 +163,5 @@ def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str) -> Sa
                 f"expected {expected}",
             )
         if label.dtype != task.spec.label_dtype:
-            raise UnreadableSample(
-                where, f"label {task.name!r} is {label.dtype}, expected {task.spec.label_dtype}"
-            )
+            raise UnreadableSample(where, f"label {task.name!r} is {label.dtype}, expected {task.spec.label_dtype}")
     return sample

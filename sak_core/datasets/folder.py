@@ -37,9 +37,7 @@ class ImageFolder:
         check_root(self.root)
         paths = tuple(sorted(_find(self.root)))
         if not paths:
-            raise DatasetError(
-                f"{self.root} holds no images (looked for {', '.join(EXTENSIONS)}, nested too)"
-            )
+            raise DatasetError(f"{self.root} holds no images (looked for {', '.join(EXTENSIONS)}, nested too)")
         object.__setattr__(self, "_paths", paths)
 
     @property
@@ -94,7 +92,7 @@ def file_size(path: Path) -> int:
 
 
 def _find(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of the images below `root`; a folder reached twice through links is entered once."""
+    """Relative POSIX paths of the images below `root`; each real folder is entered once, whatever links lead to it."""
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

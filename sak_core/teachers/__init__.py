@@ -74,9 +74,7 @@ TEACHERS: dict[str, TeacherRow] = {
 def _miniature(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
     from sak_core.teachers.miniature import build_miniature
 
-    return build_miniature(
-        model, options.size, options.levels, options.weights, options.random_weights, options.seed
-    )
+    return build_miniature(model, options.size, options.levels, options.weights, options.random_weights, options.seed)
 
 
 def _timm(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
@@ -111,7 +109,7 @@ _BUILDERS: dict[str, Builder] = {"miniature": _miniature, **LIBRARIES}
 
 
 def find_teacher(name: str) -> TeacherRow:
-    """The row of a teacher, or one made for "LIBRARY:MODEL". Raises UnknownName, offering the nearest names."""
+    """The row of a teacher, or one made for "LIBRARY:MODEL"; raises UnknownName."""
     if name in TEACHERS:
         return TEACHERS[name]
     library, colon, model = name.partition(":")

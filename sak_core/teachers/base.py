@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen network that turns a view's pixels into multi-level features, and its passport."""
+"""What a teacher is: a frozen network that turns pixels into multi-level features, and its passport."""
 
 from __future__ import annotations
 

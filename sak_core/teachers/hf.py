@@ -74,9 +74,7 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
             model, trust_remote_code=False
         )
         if options.from_hub:
-            whole = AutoModel.from_pretrained(
-                model, trust_remote_code=False, weights_only=True, dtype=torch.float32
-            )
+            whole = AutoModel.from_pretrained(model, trust_remote_code=False, weights_only=True, dtype=torch.float32)
     if not options.from_hub:
         with seeded(options.seed):
             whole = AutoModel.from_config(  # type: ignore[no-untyped-call]
@@ -117,9 +115,7 @@ def _teacher(
         raise TeacherUnavailable(f"{model} gives no hidden states that can be laid out as maps")
     levels = choose_levels(name, options.levels, len(states) - 1)
     grids = tuple(
-        (state.shape[2], state.shape[3])
-        if state.dim() == 4
-        else (input_size[0] // patch, input_size[1] // patch)
+        (state.shape[2], state.shape[3]) if state.dim() == 4 else (input_size[0] // patch, input_size[1] // patch)
         for state in (states[level + 1] for level in levels)
     )
     spec = TeacherSpec(

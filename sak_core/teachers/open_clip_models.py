@@ -71,9 +71,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
         "device": "cpu",
         "force_quick_gelu": bool(settings.get("quick_gelu", False)),
         "pretrained_text": False,
-        "force_preprocess_cfg": {
-            key: settings[key] for key in ("mean", "std", "interpolation") if key in settings
-        },
+        "force_preprocess_cfg": {key: settings[key] for key in ("mean", "std", "interpolation") if key in settings},
     }
     if options.from_hub:
         with hub(name):
@@ -98,9 +96,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     return _transformer(name, model, tower, options, passport)
 
 
-def _transformer(
-    name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]
-) -> Teacher:
+def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]) -> Teacher:
     levels = choose_levels(name, options.levels, len(tower.transformer.resblocks))
     weights = identity(tower, options)
     patch = int(tower.patch_size[0])

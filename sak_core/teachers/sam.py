@@ -117,9 +117,7 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apac
     return sam_teacher(name, model, encoder, options, licence)
 
 
-def sam_teacher(
-    name: str, model: str, encoder: Any, options: BuildOptions, licence: str = "Apache-2.0"
-) -> Teacher:
+def sam_teacher(name: str, model: str, encoder: Any, options: BuildOptions, licence: str = "Apache-2.0") -> Teacher:
     """A teacher of an image encoder that has its weights; its canvas is encoder.img_size px square."""
     levels = choose_levels(name, options.levels, len(encoder.blocks))
     patch = int(encoder.patch_embed.proj.stride[0])
@@ -177,7 +175,5 @@ def _download(name: str, file: str) -> Path:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digest.startswith(wanted):
-        raise TeacherUnavailable(
-            f"{path} is damaged: its SHA-256 starts with {digest[:6]}, not {wanted}; delete it"
-        )
+        raise TeacherUnavailable(f"{path} is damaged: its SHA-256 starts with {digest[:6]}, not {wanted}; delete it")
     return path

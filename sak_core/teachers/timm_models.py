@@ -145,7 +145,7 @@ def timm_teacher(
 
 
 def _own_names(net: nn.Module, state: State) -> State:
-    """A file's tensors under timm's names: each model family knows its original releases' (DINOv2's, CLIP's)."""
+    """A file's tensors under timm's names: each family knows its releases' (DINOv2's, CLIP's)."""
     family = sys.modules[type(net).__module__]
     rename = getattr(family, "checkpoint_filter_fn", None)
     if rename is None:

@@ -72,9 +72,9 @@ def hub(teacher: str) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         raise TeacherUnavailable(
-            f"no weights for {teacher}: the hub did not give them ({reason}). Run where the hub can be
-            reached, " "or give a file (--weights FILE, safetensors or .pth), or try the untrained tower
-            (--random-weights)"
+            f"no weights for {teacher}: the hub did not give them ({reason}). Run where the hub can be "
+            "reached, or give a file (--weights FILE, safetensors or .pth), or try the untrained tower "
+            "(--random-weights)"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
@@ -109,8 +109,8 @@ def read_state(path: Path) -> State:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise TeacherUnavailable(
-            f"{path} cannot be read as weights ({reason}); give a .safetensors file, or a torch file of plain
-            " "tensors (TorchScript archives and pickled models are not opened)"
+            f"{path} cannot be read as weights ({reason}); give a .safetensors file, or a torch file of "
+            "plain tensors (TorchScript archives and pickled models are not opened)"
         ) from error
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
