@@ -10,9 +10,7 @@ from sak_core.datasets.rooms.solids import BOX, ELLIPSOID, FRUSTUM, Solid, Thing
 _CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
 
 
-def box(
-    part: str, material: Material, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]
-) -> Solid:
+def box(part: str, material: Material, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> Solid:
     """An upright box between bounds along each axis."""
     centre = ((x[0] + x[1]) / 2, (y[0] + y[1]) / 2, (z[0] + z[1]) / 2)
     return Solid(BOX, part, material, centre, ((x[1] - x[0]) / 2, (y[1] - y[0]) / 2, (z[1] - z[0]) / 2))
@@ -48,9 +46,7 @@ def chair(draws: Draws, color: str, main: Material) -> Thing:
     frame = neutral(draws) if draws.chance(0.7) else main
     half, seat = draws.between(0.21, 0.27), draws.between(0.42, 0.5)
     thick, top = draws.between(0.05, 0.1), seat + draws.between(0.42, 0.6)
-    solids = legs(
-        "chair leg", frame, half, half, seat - thick, draws.between(0.018, 0.028), draws.chance(0.4)
-    )
+    solids = legs("chair leg", frame, half, half, seat - thick, draws.between(0.018, 0.028), draws.chance(0.4))
     solids.append(box("chair seat", main, (-half, half), (-half, half), (seat - thick, seat)))
     lean = -draws.between(0.05, 0.18)
     rise = (top - seat) / 2
@@ -67,9 +63,7 @@ def chair(draws: Draws, color: str, main: Material) -> Thing:
             solids.append(Solid(BOX, "chair back", frame, centre, (0.025, 0.02, rise), tilt=lean))
         for share in (0.75, 1.6):
             centre = (0.0, half - 0.025 + rise * share * 0.13, seat + rise * share)
-            solids.append(
-                Solid(BOX, "chair back", main, centre, (half - 0.01, 0.018, rise * 0.24), tilt=lean)
-            )
+            solids.append(Solid(BOX, "chair back", main, centre, (half - 0.01, 0.018, rise * 0.24), tilt=lean))
     return Thing("chair", color, solids, half, half + 0.06, top, shadow_m=seat * 0.8)
 
 
@@ -79,17 +73,13 @@ def stool(draws: Draws, color: str, main: Material) -> Thing:
     half, seat, thick = draws.between(0.17, 0.24), draws.between(0.42, 0.7), draws.between(0.05, 0.1)
     if draws.chance(0.35):
         solids = [
-            Solid(
-                FRUSTUM, "stool leg", frame, (0.0, 0.0, (seat - thick) / 2), (0.03, 0.03, (seat - thick) / 2)
-            ),
+            Solid(FRUSTUM, "stool leg", frame, (0.0, 0.0, (seat - thick) / 2), (0.03, 0.03, (seat - thick) / 2)),
             Solid(FRUSTUM, "stool leg", frame, (0.0, 0.0, 0.02), (half, half, 0.02), 0.8),
         ]
     else:
         solids = legs("stool leg", frame, half * 0.85, half * 0.85, seat - thick, 0.022, draws.chance(0.5))
     if draws.chance(0.65):
-        solids.append(
-            Solid(FRUSTUM, "stool seat", main, (0.0, 0.0, seat - thick / 2), (half, half, thick / 2), 0.93)
-        )
+        solids.append(Solid(FRUSTUM, "stool seat", main, (0.0, 0.0, seat - thick / 2), (half, half, thick / 2), 0.93))
     else:
         solids.append(box("stool seat", main, (-half, half), (-half, half), (seat - thick, seat)))
     return Thing("stool", color, solids, half, half, seat, shadow_m=seat * 0.8)
@@ -110,9 +100,7 @@ def table(draws: Draws, color: str, main: Material) -> Thing:
         ]
         return Thing("table", color, solids, half, half, height, height * 0.9, height)
     half_width, half_depth = draws.between(0.42, 0.72), draws.between(0.28, 0.42)
-    solids = legs(
-        "table leg", frame, half_width - 0.03, half_depth - 0.03, height - thick, 0.03, draws.chance(0.3)
-    )
+    solids = legs("table leg", frame, half_width - 0.03, half_depth - 0.03, height - thick, 0.03, draws.chance(0.3))
     solids.append(
         box("table top", main, (-half_width, half_width), (-half_depth, half_depth), (height - thick, height))
     )
@@ -161,9 +149,7 @@ def bed(draws: Draws, color: str, main: Material) -> Thing:
     for x in places:
         wide = 0.3 if len(places) == 1 else half_width / 2 - 0.05
         solids.append(
-            Solid(
-                ELLIPSOID, "bed pillow", cloth, (x, half_depth - 0.3, top + 0.05), (wide, 0.2, 0.1), tilt=0.35
-            )
+            Solid(ELLIPSOID, "bed pillow", cloth, (x, half_depth - 0.3, top + 0.05), (wide, 0.2, 0.1), tilt=0.35)
         )
     return Thing("bed", color, solids, half_width, half_depth, board, shadow_m=0.15)
 
@@ -197,9 +183,7 @@ def shelf(draws: Draws, color: str, main: Material) -> Thing:
     )
     board, back = 0.03, main._replace(color=_scaled(main.color, 0.7))
     solids = [
-        box(
-            "shelf board", main, (-half_width, -half_width + board), (-half_depth, half_depth), (0.0, height)
-        ),
+        box("shelf board", main, (-half_width, -half_width + board), (-half_depth, half_depth), (0.0, height)),
         box("shelf board", main, (half_width - board, half_width), (-half_depth, half_depth), (0.0, height)),
         box("shelf board", back, (-half_width, half_width), (half_depth - 0.02, half_depth), (0.0, height)),
     ]
@@ -208,9 +192,7 @@ def shelf(draws: Draws, color: str, main: Material) -> Thing:
     for level in range(levels + 1):
         low = 0.05 + level * rise
         x = (-half_width + board, half_width - board)
-        solids.append(
-            box("shelf board", main, x, (-half_depth + 0.01, half_depth - 0.02), (low, low + board))
-        )
+        solids.append(box("shelf board", main, x, (-half_depth + 0.01, half_depth - 0.02), (low, low + board)))
         if level < levels and draws.chance(0.8):
             free = 2 * (half_width - board)
             used = free * draws.between(0.45, 0.97)
@@ -224,9 +206,7 @@ def shelf(draws: Draws, color: str, main: Material) -> Thing:
                 phase=draws.unit() * 7,
             )
             depth = (-half_depth + draws.between(0.02, 0.07), half_depth - 0.03)
-            solids.append(
-                box("shelf book", books, (left, left + used), depth, (low + board, low + board + tall))
-            )
+            solids.append(box("shelf book", books, (left, left + used), depth, (low + board, low + board + tall)))
     return Thing("shelf", color, solids, half_width, half_depth, height, height * 0.25)
 
 

@@ -45,8 +45,8 @@ class Camera:
     def rays(self, size: tuple[int, int]) -> tuple[Float, Float]:
         """Slopes of the pixels' centres: u (W,) to the right and w (H,) upwards."""
         focal = self.focal_px(size)
-        u = (np.arange(size[1]) + 0.5 - size[1] / 2) / focal
-        w = -(np.arange(size[0]) + 0.5 - size[0] / 2) / focal
+        u: Float = (np.arange(size[1], dtype=np.float64) + 0.5 - size[1] / 2) / focal
+        w: Float = -(np.arange(size[0], dtype=np.float64) + 0.5 - size[0] / 2) / focal
         return u, w
 
 
@@ -216,6 +216,7 @@ def _cast_frustum(
     inside = np.abs(oz + distance * dz) <= half_height
     distance = np.where(inside & (distance > 0), distance, np.inf)
     if slope:
+        # the far root closes the gap where rounding lets a ray slip past the rim of a cap
         other = (root - b) * inverse
         inside = (np.abs(oz + other * dz) <= half_height) & (other > 0)
         distance = np.where(inside & (other < distance), other, distance)

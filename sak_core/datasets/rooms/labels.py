@@ -31,7 +31,10 @@ _PARTS_OF: dict[str, tuple[str, ...]] = {
 }
 
 CLASSES: tuple[str, ...] = tuple(_PARTS_OF)
-"""Class names; a semseg label is an index into this tuple."""
+"""Class names; a semseg label is an index into this tuple.
+
+With renderer 1 the ceiling lies above the picture: pictures that are not higher than wide hardly show it.
+"""
 
 PARTS: tuple[str, ...] = tuple(part for parts in _PARTS_OF.values() for part in parts)
 """Part names; a parts label is an index into this tuple."""

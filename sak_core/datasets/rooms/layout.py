@@ -130,6 +130,13 @@ def _covering(draws: Draws, star: bool) -> tuple[str, Material]:
     return color, covering(draws, color, draws.between(0.8, 1.0) if star else draws.between(0.0, 0.35))
 
 
+def _standing(draws: Draws, name: str, color: str, main: Material) -> Thing:
+    """A thing of this class, of the size that stands on the floor."""
+    if name in _FURNITURE:
+        return _FURNITURE[name](draws, color, main)
+    return _SMALL[name](draws, color, main, False)
+
+
 def _furnish(draws: Draws, bounds: Bounds, sight: Sight) -> list[Thing]:
     """Things on the floor; one, drawn at random, has a colour that stands out."""
     count = draws.whole(4, 7)
@@ -141,10 +148,7 @@ def _furnish(draws: Draws, bounds: Bounds, sight: Sight) -> list[Thing]:
         if name in _LARGE and large == _MOST_LARGE:
             name = draws.pick(("chair", "stool", "person", "plant", "lamp"))
         color, main = _covering(draws, number == star)
-        if name in _FURNITURE:
-            thing = _FURNITURE[name](draws, color, main)
-        else:
-            thing = _SMALL[name](draws, color, main, False)
+        thing = _standing(draws, name, color, main)
         against = name in _LARGE and draws.chance(0.75)
         if stand(draws, thing, placed, bounds, sight, against, _TRIES):
             placed.append(thing)
@@ -183,19 +187,13 @@ def _hang(
     place = (bounds.left + 0.05 if side < 0 else bounds.right - 0.05, draws.between(-1.0, 1.2), 1.5)
     opening: tuple[RGB, RGB] = (place, (-side, 0.0, 0.0))
     hung: list[Thing] = []
-    wanted = (
-        ["window"] * draws.chance(0.5) + ["picture"] * draws.whole(0, 2) + ["screen"] * draws.chance(0.12)
-    )
+    wanted = ["window"] * draws.chance(0.5) + ["picture"] * draws.whole(0, 2) + ["screen"] * draws.chance(0.12)
     for name in wanted:
         if name == "window":
             thing, low = things.window(draws, daylight), draws.between(0.85, 1.05)
         else:
             color, main = _covering(draws, draws.chance(0.12))
-            thing = (
-                things.picture(draws, color, main)
-                if name == "picture"
-                else things.screen(draws, color, main, True)
-            )
+            thing = things.picture(draws, color, main) if name == "picture" else things.screen(draws, color, main, True)
             low = draws.between(1.15, 1.4)
         if low + thing.height > bounds.height - 0.1:
             continue

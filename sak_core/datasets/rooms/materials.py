@@ -77,9 +77,7 @@ def pale(draws: Draws, strength: float) -> tuple[str, RGB]:
     name = draws.pick(tuple(_HUES))
     low, high = _HUES[name]
     saturation = draws.between(0.08, 0.3) * strength
-    return name, linear(
-        *colorsys.hsv_to_rgb(draws.between(low, high) % 1.0, saturation, draws.between(0.7, 0.95))
-    )
+    return name, linear(*colorsys.hsv_to_rgb(draws.between(low, high) % 1.0, saturation, draws.between(0.7, 0.95)))
 
 
 def wood(draws: Draws) -> RGB:
@@ -108,9 +106,7 @@ def covering(draws: Draws, name: str, vivid: float) -> Material:
     second = (color[0] * fade, color[1] * fade, color[2] * fade)
     if texture in (STRIPES, CHECKS) and draws.chance(0.4) and name not in ("white", "grey"):
         second = (0.4 * color[0] + 0.45, 0.4 * color[1] + 0.45, 0.4 * color[2] + 0.45)
-    frequency = {STRIPES: 7.0, CHECKS: 6.0, WOOD: 8.0, MOTTLE: 9.0}.get(texture, 1.0) * draws.between(
-        0.7, 1.3
-    )
+    frequency = {STRIPES: 7.0, CHECKS: 6.0, WOOD: 8.0, MOTTLE: 9.0}.get(texture, 1.0) * draws.between(0.7, 1.3)
     axis = draws.pick(((1.0, 0.02, 0.03), (0.02, 0.03, 1.0), (0.6, 0.53, 0.6)))
     return Material(color, second, texture, frequency, axis, draws.unit() * 7, draws.between(0.0, 0.45))
 
@@ -118,6 +114,4 @@ def covering(draws: Draws, name: str, vivid: float) -> Material:
 def paint(draws: Draws, color: RGB, emission: float = 0.0) -> Material:
     """The material of canvases, panels and views from windows: soft patches of two colours."""
     other = shade_of(draws, draws.pick(tuple(_HUES)), 0.5)
-    return Material(
-        color, other, PAINT, draws.between(2.0, 6.0), (1.0, 0.0, 0.0), draws.unit() * 7, emission=emission
-    )
+    return Material(color, other, PAINT, draws.between(2.0, 6.0), (1.0, 0.0, 0.0), draws.unit() * 7, emission=emission)

@@ -90,9 +90,7 @@ def inside(thing: Thing, bounds: Bounds) -> bool:
     reach_x = thing.half_width * cos + thing.half_depth * sin + 0.005
     reach_y = thing.half_width * sin + thing.half_depth * cos + 0.005
     x, y, _ = thing.position
-    return (
-        bounds.left + reach_x <= x <= bounds.right - reach_x and 0.9 + reach_y <= y <= bounds.back - reach_y
-    )
+    return bounds.left + reach_x <= x <= bounds.right - reach_x and 0.9 + reach_y <= y <= bounds.back - reach_y
 
 
 def stand(

@@ -178,7 +178,7 @@ def _local_points(room: Room, thing: Int, point: Float32) -> Float32:
 def _sky(room: Room, point: Float32, normal: Float32) -> Float32:
     """Light from all around: more from above, less in the corners of the room."""
     bounds = room.bounds
-    result = np.float32(0.8) + np.float32(0.2) * normal[2]
+    result: Float32 = np.float32(0.8) + np.float32(0.2) * normal[2]
     for axis, distance in (
         (0, point[0] - np.float32(bounds.left)),
         (0, np.float32(bounds.right) - point[0]),
@@ -209,7 +209,8 @@ def _daylight(room: Room, point: Float32, normal: Float32, hollow: Float32) -> F
     squared = (towards * towards).sum(axis=0) + np.float32(0.05)
     shown = np.maximum((towards * normal).sum(axis=0), np.float32(0))
     leaving = np.maximum(-(towards * _column(facing)).sum(axis=0), np.float32(0))
-    return hollow * shown * leaving / (squared * (squared + np.float32(0.6))) * np.float32(2.5)
+    result: Float32 = hollow * shown * leaving / (squared * (squared + np.float32(0.6))) * np.float32(2.5)
+    return result
 
 
 def _highlights(room: Room, point: Float32, normal: Float32, direction: Float32) -> Float32:
@@ -221,4 +222,5 @@ def _highlights(room: Room, point: Float32, normal: Float32, direction: Float32)
     cosine = np.maximum((half * normal).sum(axis=0), np.float32(0))
     for _ in range(5):
         cosine = cosine * cosine
-    return cosine
+    result: Float32 = cosine
+    return result

@@ -13,9 +13,7 @@ _FLOOR_FACE = 4
 _ROUND = frozenset({"lamp", "plant", "vase", "ball", "person"})
 
 
-def floor_shadows(
-    room: Room, facet: Int, thing: Int, point: Float32, normal: Float32
-) -> tuple[Float32, Float32]:
+def floor_shadows(room: Room, facet: Int, thing: Int, point: Float32, normal: Float32) -> tuple[Float32, Float32]:
     """How much of the bulb's and of the surrounding light reaches each pixel.
 
     A thing is taken as a flat footprint at the height of its mass, whose edge softens with that height.
@@ -79,12 +77,14 @@ def _distance(thing: Thing, x: Float32, y: Float32) -> Float32:
     """Signed distance of floor points to the edge of a footprint, negative inside, metres."""
     dx, dy = x - np.float32(thing.position[0]), y - np.float32(thing.position[1])
     if thing.name in _ROUND:
-        return np.sqrt(dx * dx + dy * dy) - np.float32(max(thing.half_width, thing.half_depth) * 0.9)
+        from_axis: Float32 = np.sqrt(dx * dx + dy * dy) - np.float32(max(thing.half_width, thing.half_depth) * 0.9)
+        return from_axis
     cos, sin = np.float32(np.cos(thing.yaw)), np.float32(np.sin(thing.yaw))
     along = np.abs(cos * dx + sin * dy) - np.float32(thing.half_width)
     across = np.abs(cos * dy - sin * dx) - np.float32(thing.half_depth)
     zero = np.float32(0)
     outer_along, outer_across = np.maximum(along, zero), np.maximum(across, zero)
-    return np.sqrt(outer_along * outer_along + outer_across * outer_across) + np.minimum(
+    result: Float32 = np.sqrt(outer_along * outer_along + outer_across * outer_across) + np.minimum(
         np.maximum(along, across), zero
     )
+    return result

@@ -9,7 +9,6 @@ from sak_core.datasets.rooms.materials import (
     CHECKS,
     MOTTLE,
     PAINT,
-    PLAIN,
     PLANKS,
     SPINES,
     STRIPES,
@@ -44,29 +43,34 @@ def mixture(texture: Int, point: Float32, axis: Float32, frequency: Float32, pha
 
 
 def _along(point: Float32, axis: Float32) -> Float32:
-    return point[0] * axis[0] + point[1] * axis[1] + point[2] * axis[2]
+    result: Float32 = point[0] * axis[0] + point[1] * axis[1] + point[2] * axis[2]
+    return result
 
 
 def _hash(cell: Float32) -> Float32:
     """A repeatable number in [0, 1) for each whole number."""
     value = np.sin(cell * np.float32(12.9898)) * np.float32(4375.85)
-    return value - np.floor(value)
+    result: Float32 = value - np.floor(value)
+    return result
 
 
 def _stripes(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -> Float32:
     value = _along(point, axis) * frequency + phase
-    return ((value - np.floor(value)) > np.float32(0.5)).astype(np.float32)
+    result: Float32 = ((value - np.floor(value)) > np.float32(0.5)).astype(np.float32)
+    return result
 
 
 def _checks(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -> Float32:
     cells = np.floor(point * frequency + np.float32(0.137)).sum(axis=0)
-    return np.mod(cells, np.float32(2.0))
+    result: Float32 = np.mod(cells, np.float32(2.0))
+    return result
 
 
 def _wood(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -> Float32:
     bend = np.float32(0.35) * np.sin(point[0] * np.float32(3.1) + point[2] * np.float32(2.3) + phase)
     value = (_along(point, axis) * frequency + bend + phase) * _TAU
-    return np.float32(0.5) + np.float32(0.5) * np.sin(value)
+    result: Float32 = np.float32(0.5) + np.float32(0.5) * np.sin(value)
+    return result
 
 
 def _mottle(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -> Float32:
@@ -74,7 +78,8 @@ def _mottle(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -
     first = np.sin(x * np.float32(1.7) + y * np.float32(2.3) - z * np.float32(1.1) + phase)
     second = np.sin(y * np.float32(3.1) - x * np.float32(2.9) + z * np.float32(2.7) + phase * np.float32(2.1))
     third = np.sin(z * np.float32(4.3) + x * np.float32(3.7) + y * np.float32(4.1) + first)
-    return np.float32(0.5) + np.float32(0.19) * (first + second + third) * np.float32(0.85)
+    result: Float32 = np.float32(0.5) + np.float32(0.19) * (first + second + third) * np.float32(0.85)
+    return result
 
 
 def _planks(point: Float32, axis: Float32, frequency: Float32, phase: Float32) -> Float32:
@@ -94,7 +99,8 @@ def _paint(point: Float32, axis: Float32, frequency: Float32, phase: Float32) ->
     x, z = point[0] * frequency, point[2] * frequency
     first = np.sin(x * np.float32(1.3) + z * np.float32(2.1) + phase)
     second = np.sin(x * np.float32(2.7) - z * np.float32(1.6) + phase * np.float32(1.7) + first)
-    return np.clip(np.float32(0.5) + np.float32(0.8) * first * second, 0.0, 1.0).astype(np.float32)
+    result: Float32 = np.clip(np.float32(0.5) + np.float32(0.8) * first * second, 0.0, 1.0).astype(np.float32)
+    return result
 
 
 _PATTERNS = {
@@ -106,5 +112,3 @@ _PATTERNS = {
     SPINES: _spines,
     PAINT: _paint,
 }
-
-TEXTURES = (PLAIN, *_PATTERNS)

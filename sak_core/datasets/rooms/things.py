@@ -12,9 +12,7 @@ def person(draws: Draws, color: str, main: Material) -> Thing:
     """A standing figure: legs, torso, arms hanging or lifted, head."""
     tall = draws.between(1.5, 1.82)
     skin = neutral(draws)
-    trousers = Material(
-        *(2 * (shade_of(draws, draws.pick(("blue", "grey", "black", "brown", "green")), 0.2),))
-    )
+    trousers = Material(*(2 * (shade_of(draws, draws.pick(("blue", "grey", "black", "brown", "green")), 0.2),)))
     leg, torso = tall * 0.47, tall * 0.35
     wide = tall * draws.between(0.115, 0.14)
     stride = draws.between(-0.14, 0.14)
@@ -72,9 +70,7 @@ def lamp(draws: Draws, color: str, main: Material, on_top: bool) -> Thing:
     ]
     if on_top and draws.chance(0.6):
         body = tall - shade * 0.9
-        solids[1] = Solid(
-            ELLIPSOID, "lamp pole", metal, (0.0, 0.0, body / 2), (wide * 0.45, wide * 0.45, body / 2)
-        )
+        solids[1] = Solid(ELLIPSOID, "lamp pole", metal, (0.0, 0.0, body / 2), (wide * 0.45, wide * 0.45, body / 2))
     glow = tall - shade / 2 if lit else 0.0
     return Thing("lamp", color, solids, wide, wide, tall, shadow_m=tall * 0.5, glow_m=glow)
 
@@ -110,9 +106,7 @@ def plant(draws: Draws, color: str, main: Material, on_top: bool) -> Thing:
             solids.append(Solid(ELLIPSOID, "plant leaves", main, centre, size, tilt=lean, turn=turn))
     elif form == 1:
         stem = crown * draws.between(0.15, 0.4)
-        solids.append(
-            Solid(FRUSTUM, "plant leaves", main, (0.0, 0.0, pot + stem / 2), (0.02, 0.02, stem / 2))
-        )
+        solids.append(Solid(FRUSTUM, "plant leaves", main, (0.0, 0.0, pot + stem / 2), (0.02, 0.02, stem / 2)))
         for number in range(5):
             ball = wide * draws.between(0.42, 0.6)
             turn = math.tau * number / 4 + draws.between(-0.4, 0.4)
@@ -121,7 +115,7 @@ def plant(draws: Draws, color: str, main: Material, on_top: bool) -> Thing:
             centre = (math.cos(turn) * out, math.sin(turn) * out, level)
             solids.append(Solid(ELLIPSOID, "plant leaves", main, centre, (ball, ball, ball * 0.85)))
     else:
-        for share, size in ((0.0, 1.0), (0.28, 0.78), (0.56, 0.52)):
+        for share, spread in ((0.0, 1.0), (0.28, 0.78), (0.56, 0.52)):
             low = pot + 0.02 + crown * share
             rise = crown * 0.44 / 2
             solids.append(
@@ -130,7 +124,7 @@ def plant(draws: Draws, color: str, main: Material, on_top: bool) -> Thing:
                     "plant leaves",
                     main,
                     (0.0, 0.0, low + rise),
-                    (wide * size, wide * size, rise),
+                    (wide * spread, wide * spread, rise),
                     0.12,
                 )
             )
@@ -170,9 +164,7 @@ def vase(draws: Draws, color: str, main: Material, on_top: bool) -> Thing:
     solids = [
         Solid(ELLIPSOID, "vase body", main, (0.0, 0.0, body * 0.53), (wide, wide, body * 0.55))
         if draws.chance(0.6)
-        else Solid(
-            FRUSTUM, "vase body", main, (0.0, 0.0, body / 2), (wide, wide, body / 2), draws.pick((-0.6, 0.6))
-        ),
+        else Solid(FRUSTUM, "vase body", main, (0.0, 0.0, body / 2), (wide, wide, body / 2), draws.pick((-0.6, 0.6))),
         Solid(
             FRUSTUM,
             "vase neck",
