@@ -37,10 +37,7 @@ class ConstantPredictor:
 
         Raises ValueError naming a task that has not seen a valid label.
         """
-        return {
-            task.name: self.constant(task)[None, :, None, None].expand(batch, -1, *size)
-            for task in self.tasks
-        }
+        return {task.name: self.constant(task)[None, :, None, None].expand(batch, -1, *size) for task in self.tasks}
 
     def constant(self, task: Task) -> Tensor:
         """The task's raw output at every pixel, (channels,) float32."""

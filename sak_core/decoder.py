@@ -14,9 +14,7 @@ ROUTERS = ("mor", "none")
 """Kinds of routers: the published one, and the plain sum of all experts, the same for every task."""
 
 
-def build_routers(
-    kind: str, tasks: Sequence[Task], num_levels: int, width: int, num_experts: int
-) -> nn.ModuleDict:
+def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int, num_experts: int) -> nn.ModuleDict:
     """A list of routers, one a level, for each task; empty for kind "none" and where there is one expert
     only.
 

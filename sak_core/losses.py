@@ -76,9 +76,7 @@ def distillation_loss(
     weighted: list[Tensor] = []
     for teacher, maps in aligned.items():
         if len(maps) != len(targets[teacher]):
-            raise ValueError(
-                f"{teacher}: {len(maps)} levels of the student, {len(targets[teacher])} of the teacher"
-            )
+            raise ValueError(f"{teacher}: {len(maps)} levels of the student, {len(targets[teacher])} of the teacher")
         for level, (student_map, teacher_map) in enumerate(zip(maps, targets[teacher], strict=True)):
             if student_map.shape[:2] != teacher_map.shape[:2]:
                 raise ValueError(
@@ -88,11 +86,7 @@ def distillation_loss(
             rows = DISTILLATION[kind](*on_one_grid(student_map, teacher_map))
             term = _mean_over_rows(rows, row_weights, over_ranks)
             terms[f"{teacher}_level{level + 1}"] = term
-            factor = (
-                1.0
-                if level_weights is None or teacher not in level_weights
-                else level_weights[teacher][level]
-            )
+            factor = 1.0 if level_weights is None or teacher not in level_weights else level_weights[teacher][level]
             weighted.append(term if factor == 1.0 else factor * term)
     return sum(weighted[1:], weighted[0]), terms
 
@@ -125,8 +119,7 @@ def task_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the tasks' losses, each times its weight, and the weighted terms by task name."""
     terms = {
-        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks)
-        for task in tasks
+        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks) for task in tasks
     }
     values = list(terms.values())
     return sum(values[1:], values[0]), terms

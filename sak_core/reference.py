@@ -24,11 +24,7 @@ def reference_names(student: Student, *, stage: int = 2) -> dict[str, str]:
     Raises ValueError for students that the release cannot express: many-to-one, another head, another kind of
     router.
     """
-    if (
-        not student.config.paths
-        or student.config.head != "sak"
-        or student.config.router not in ("mor", "none")
-    ):
+    if not student.config.paths or student.config.head != "sak" or student.config.router not in ("mor", "none"):
         raise ValueError("the release knows students with paths, head 'sak' and router 'mor' or 'none' only")
     prefix = "" if stage == 1 else "backbone."
     names = {}
@@ -63,10 +59,7 @@ def import_reference(student: Student, state: Mapping[str, Tensor]) -> int:
 def export_reference(student: Student, *, stage: int = 2) -> dict[str, Tensor]:
     """The student's weights under the release's names; stage 1 leaves routers and heads out."""
     own = student.state_dict()
-    return {
-        reference: own[name].detach().clone()
-        for name, reference in reference_names(student, stage=stage).items()
-    }
+    return {reference: own[name].detach().clone() for name, reference in reference_names(student, stage=stage).items()}
 
 
 def _reference_name(name: str, levels: tuple[int, ...]) -> str:

@@ -49,9 +49,7 @@ def reference_config(state: Mapping[str, Tensor], image_size: tuple[int, int] | 
     """
     names = {name.removeprefix("backbone."): value for name, value in state.items()}
     if "vit.pos_embed" not in names:
-        raise ValueError(
-            "no state dict of the release: it has no vit.pos_embed (LoRA checkpoints are not read)"
-        )
+        raise ValueError("no state dict of the release: it has no vit.pos_embed (LoRA checkpoints are not read)")
     _, tokens, width = names["vit.pos_embed"].shape
     if width not in STEMS:
         raise ValueError(f"a stem {width} wide is none of the release's, which are {sorted(STEMS)} wide")
@@ -62,9 +60,7 @@ def reference_config(state: Mapping[str, Tensor], image_size: tuple[int, int] | 
     levels = sorted({int(block) for block, _ in norms}) or [depth * (k + 1) // 4 - 1 for k in range(4)]
     aligner = any(name.startswith("ts_aligners.") for name in names)
     widths = {
-        teacher: tuple(
-            len(names[f"ts_aligners.{block}_{teacher}.weight"]) if aligner else width for block in levels
-        )
+        teacher: tuple(len(names[f"ts_aligners.{block}_{teacher}.weight"]) if aligner else width for block in levels)
         for teacher in teachers
     }
     channels = {task: len(names[f"heads.{task}.last_conv.weight"]) for task in heads}
@@ -90,6 +86,4 @@ def _image_size(patches: int) -> tuple[int, int]:
         return side * PATCH, side * PATCH
     if patches * PATCH**2 == NYUD_SIZE[0] * NYUD_SIZE[1]:
         return NYUD_SIZE
-    raise ValueError(
-        f"a position embedding of {patches} patches is not square: say the image size it is made for"
-    )
+    raise ValueError(f"a position embedding of {patches} patches is not square: say the image size it is made for")

@@ -33,9 +33,7 @@ class StemConfig:
         if self.name == "custom" and None in sizes:
             raise ValueError("a custom stem needs patch_size, width, depth and heads")
         if self.name != "custom" and sizes != (None,) * 4:
-            raise ValueError(
-                f"patch_size, width, depth and heads belong to name='custom', not to {self.name!r}"
-            )
+            raise ValueError(f"patch_size, width, depth and heads belong to name='custom', not to {self.name!r}")
         height, width = self.image_size
         object.__setattr__(self, "image_size", (height, width))
 
@@ -78,9 +76,7 @@ class Stem(nn.Module):
         it.
         """
         if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px"
-            )
+            raise ValueError(f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px")
         return height // self.patch, width // self.patch
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -101,9 +97,7 @@ class Stem(nn.Module):
         vit = self.vit
         grid = self.grid(*images.shape[2:])
         x = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        prefix = [
-            token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None
-        ]
+        prefix = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
         if vit.pos_embed is None:
             return vit.norm_pre(torch.cat([*prefix, x], dim=1))  # type: ignore[no-any-return]
         embedded = 0 if vit.no_embed_class else self.num_prefix
@@ -115,9 +109,7 @@ class Stem(nn.Module):
         return vit.norm_pre(x)  # type: ignore[no-any-return]
 
 
-def resample_positions(
-    position: Tensor, old_grid: Sequence[int], new_grid: Sequence[int], num_prefix: int
-) -> Tensor:
+def resample_positions(position: Tensor, old_grid: Sequence[int], new_grid: Sequence[int], num_prefix: int) -> Tensor:
     """Position embedding (1, num_prefix + h·w, C) of one grid for another: bicubic, no antialias, prefix
     entries kept.
     """
@@ -131,6 +123,7 @@ def resample_positions(
 
 def _build_vit(config: StemConfig) -> Any:
     import timm
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     vit: Any
@@ -151,10 +144,8 @@ def _build_vit(config: StemConfig) -> Any:
         except (RuntimeError, TypeError) as error:
             near = ", ".join(_nearest(config.name, timm.list_models("*vit*")))
             raise ValueError(f"timm has no ViT {config.name!r} (nearest: {near}): {error}") from error
-    if type(vit) is not VisionTransformer:
-        raise ValueError(
-            f"{config.name!r} is a {type(vit).__name__}, the stem needs timm's plain VisionTransformer"
-        )
+    if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
+        raise ValueError(f"{config.name!r} is a {type(vit).__name__}, the stem needs timm's plain VisionTransformer")
     vit.norm = vit.fc_norm = nn.Identity()
     return vit
 

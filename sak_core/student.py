@@ -50,8 +50,7 @@ class StudentConfig:
         return {
             "stem": self.stem.to_dict(),
             "teachers": {
-                name: width if isinstance(width, int) else list(width)
-                for name, width in self.teachers.items()
+                name: width if isinstance(width, int) else list(width) for name, width in self.teachers.items()
             },
             "levels": None if self.levels is None else list(self.levels),
             "paths": self.paths,
@@ -112,15 +111,11 @@ class Student(nn.Module):
             if config.paths:
                 self.paths[teacher] = AdapterPath(width, depth, self.levels, self.stem.num_prefix)
             else:
-                self.projector_norms[teacher] = nn.ModuleList(
-                    nn.LayerNorm(width, eps=1e-5) for _ in self.levels
-                )
+                self.projector_norms[teacher] = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
             if config.aligner or not config.paths:
                 self.aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(width, w)) for w in widths)
             elif set(widths) != {width}:
-                raise ValueError(
-                    f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them"
-                )
+                raise ValueError(f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them")
         self.num_experts = 1 + len(self.paths)
         num_levels = len(self.levels)
         self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
@@ -176,13 +171,9 @@ class Student(nn.Module):
             if teacher in self.paths:
                 levels = features[teacher]
             else:
-                levels = [
-                    norm(x) for norm, x in zip(self._list(self.projector_norms, teacher), stem, strict=True)
-                ]
+                levels = [norm(x) for norm, x in zip(self._list(self.projector_norms, teacher), stem, strict=True)]
             if teacher in self.aligners:
-                levels = [
-                    linear(x) for linear, x in zip(self._list(self.aligners, teacher), levels, strict=True)
-                ]
+                levels = [linear(x) for linear, x in zip(self._list(self.aligners, teacher), levels, strict=True)]
             aligned[teacher] = [to_map(x, grid) for x in levels]
         return aligned
 
@@ -215,9 +206,7 @@ def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
     return chosen
 
 
-def teacher_widths(
-    teachers: Mapping[str, int | Sequence[int]], num_levels: int
-) -> dict[str, tuple[int, ...]]:
+def teacher_widths(teachers: Mapping[str, int | Sequence[int]], num_levels: int) -> dict[str, tuple[int, ...]]:
     """A width a level for every teacher; one number stands for all levels. Raises ValueError where the
     lengths differ.
     """
@@ -225,7 +214,5 @@ def teacher_widths(
     for name, width in teachers.items():
         widths[name] = (width,) * num_levels if isinstance(width, int) else tuple(width)
         if len(widths[name]) != num_levels:
-            raise ValueError(
-                f"{name} has widths for {len(widths[name])} levels, the student taps {num_levels} blocks"
-            )
+            raise ValueError(f"{name} has widths for {len(widths[name])} levels, the student taps {num_levels} blocks")
     return widths

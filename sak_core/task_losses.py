@@ -37,9 +37,7 @@ def balanced_cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks 
     count = _count(label != IGNORE, over_ranks)
     negatives = _reduce((label == 0).sum(), over_ranks)
     p = (negatives / count).to(output.dtype)
-    total = F.cross_entropy(
-        output, label, weight=torch.stack([1 - p, p]), ignore_index=IGNORE, reduction="sum"
-    )
+    total = F.cross_entropy(output, label, weight=torch.stack([1 - p, p]), ignore_index=IGNORE, reduction="sum")
     return total / count
 
 

@@ -76,9 +76,7 @@ class Task:
                 "kind 'classes' needs them, no other kind takes them"
             )
         if len(self.classes) > IGNORE:
-            raise ValueError(
-                f"task {self.name!r}: {len(self.classes)} classes, but labels hold 0..{IGNORE - 1}"
-            )
+            raise ValueError(f"task {self.name!r}: {len(self.classes)} classes, but labels hold 0..{IGNORE - 1}")
         object.__setattr__(self, "classes", tuple(self.classes))
 
     @property

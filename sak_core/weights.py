@@ -45,11 +45,7 @@ def load_student(student: Student, state: Mapping[str, Tensor], fresh: tuple[str
     positions = f"stem.vit.{_POSITIONS}"
     if positions in given:
         given[positions] = fit_positions(student.stem, given[positions])
-    kept = (
-        {name: value for name, value in own.items() if name.startswith(fresh) and name not in given}
-        if fresh
-        else {}
-    )
+    kept = {name: value for name, value in own.items() if name.startswith(fresh) and name not in given} if fresh else {}
     check_state(own, {**given, **kept}, "the weights do not fit the student")
     student.load_state_dict({**given, **kept})
 
@@ -66,9 +62,7 @@ def fit_positions(stem: Stem, position: Tensor) -> Tensor:
         return position
     side = math.isqrt(max(patches, 0))
     if patches < 1 or side * side != patches:
-        raise ValueError(
-            f"a position embedding of {patches} patches is neither square nor {grid[0]}x{grid[1]}"
-        )
+        raise ValueError(f"a position embedding of {patches} patches is neither square nor {grid[0]}x{grid[1]}")
     return resample_positions(position, (side, side), grid, num_prefix)
 
 

@@ -110,9 +110,7 @@ def model_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
     targets = {
         teacher: [
             torch.from_numpy(
-                formula.tensor(
-                    f"{name}/teacher/{teacher}/{i}", (batch, maps[i].shape[1], *case["grids"][teacher])
-                )
+                formula.tensor(f"{name}/teacher/{teacher}/{i}", (batch, maps[i].shape[1], *case["grids"][teacher]))
             )
             for i in range(len(maps))
         ]
@@ -124,9 +122,7 @@ def model_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
         )
         for task in tasks
     }
-    values = {
-        f"aligned/{teacher}/{i}": m for teacher, maps in out.aligned.items() for i, m in enumerate(maps)
-    }
+    values = {f"aligned/{teacher}/{i}": m for teacher, maps in out.aligned.items() for i, m in enumerate(maps)}
     values |= {f"output/{task}": value for task, value in out.outputs.items()}
     for kind in ("cos+l1", "cos", "l2") if targets else ():
         total, terms = distillation_loss(out.aligned, targets, kind)
@@ -185,9 +181,7 @@ def compare_metric_case(name: str, case: Mapping[str, Any]) -> list[Comparison]:
             got = torch.as_tensor(computed.get(score, float("nan"))).double()
             error = (got - want).abs().reshape(1)
             comparisons.append(
-                _comparison(
-                    name, f"score/{task_name}/{score}", error, torch.full_like(error, METRIC_TOLERANCE)
-                )
+                _comparison(name, f"score/{task_name}/{score}", error, torch.full_like(error, METRIC_TOLERANCE))
             )
     return comparisons
 
@@ -235,9 +229,7 @@ def report(comparisons: list[Comparison]) -> str:
     for (case, kind), group in groups.items():
         worst = max(group, key=lambda c: c.share)
         largest = max(c.error for c in group)
-        lines.append(
-            f"{case:<20} {kind:<10} {len(group):>5} {largest:>14.3g} {worst.share:>12.2%}  {worst.key}"
-        )
+        lines.append(f"{case:<20} {kind:<10} {len(group):>5} {largest:>14.3g} {worst.share:>12.2%}  {worst.key}")
     worst = max(comparisons, key=lambda c: c.share)
     missing = sum(c.share == float("inf") for c in comparisons)
     compared = f"{len(comparisons) - missing} of {len(comparisons)} keys compared"

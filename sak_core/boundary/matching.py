@@ -52,9 +52,7 @@ def _match_one(prediction: Masks, truth: Masks, radius: float, matched: Masks) -
     matched.ravel()[left[row[amount > 0]]] = True
 
 
-def _pairs(
-    prediction: Masks, truth: Masks, radius: float
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _pairs(prediction: Masks, truth: Masks, radius: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Flat indices of every predicted and true pixel at most `radius` apart, predicted ones ascending."""
     reach = math.floor(radius)
     height, width = truth.shape

@@ -19,8 +19,8 @@ in cache.
 def thin(masks: Masks) -> Masks:
     """Thins masks (T, h, w) to lines of one pixel; what lies outside counts as 0.
 
-    Both subiterations alternate, the one that spares eastern borders' opposite first; a mask is finished as
-    soon as one of its subiterations deletes nothing.
+    Two subiterations alternate, the first for pixels with background to the east, the second to the west; a
+    mask is finished as soon as one of them deletes nothing.
     """
     num_masks, height, width = masks.shape
     packed = _pack(masks)

@@ -13,9 +13,7 @@ def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
     unknown names.
     """
     if name not in HEADS:
-        raise ValueError(
-            f"unknown head {name!r}, nearest {', '.join(get_close_matches(name, HEADS, cutoff=0.0))}"
-        )
+        raise ValueError(f"unknown head {name!r}, nearest {', '.join(get_close_matches(name, HEADS, cutoff=0.0))}")
     return HEADS[name](width, num_levels, channels)
 
 

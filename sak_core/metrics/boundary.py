@@ -20,6 +20,7 @@ class BoundaryMetric(Metric):
     ignored inside count as no boundary. Works on the CPU, image by image (10 ms at 96x96, 19 thresholds).
     """
 
+    full_state_update = False
     counts: Tensor
     best: Tensor
 
@@ -34,9 +35,7 @@ class BoundaryMetric(Metric):
         self.max_dist = max_dist
         self.thresholds = even_thresholds() if thresholds is None else tuple(thresholds)
         self.suppress = suppress
-        self.add_state(
-            "counts", torch.zeros(4, len(self.thresholds), dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("counts", torch.zeros(4, len(self.thresholds), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("best", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:

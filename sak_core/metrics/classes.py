@@ -12,15 +12,14 @@ class ClassesMetric(Metric):
     occurs counting 0.
     """
 
+    full_state_update = False
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
         """num_classes: labels are 0 .. num_classes - 1."""
         super().__init__()
         self.num_classes = num_classes
-        self.add_state(
-            "confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:
         """output (B, classes, H, W), label (B, H, W)."""

@@ -13,6 +13,7 @@ class DepthMetric(Metric):
     """
 
     FARTHEST = 80.0
+    full_state_update = False
     square_sum: Tensor
     relative_sum: Tensor
     close: Tensor

@@ -17,6 +17,7 @@ class NormalsMetric(Metric):
 
     LIMITS = (11.25, 22.5, 30.0)
     BINS = 18_000
+    full_state_update = False
     angle_sum: Tensor
     pixels: Tensor
     below: Tensor
@@ -46,10 +47,7 @@ class NormalsMetric(Metric):
     def compute(self) -> dict[str, float]:
         """mErr and median in degrees, shares in percent."""
         pixels = self.pixels.clamp_min(1).double()
-        shares = {
-            f"<{limit:g}": 100 * s
-            for limit, s in zip(self.LIMITS, (self.below / pixels).tolist(), strict=True)
-        }
+        shares = {f"<{limit:g}": 100 * s for limit, s in zip(self.LIMITS, (self.below / pixels).tolist(), strict=True)}
         return {"mErr": (self.angle_sum / pixels).item(), "median": self._median(), **shares}
 
     def _median(self) -> float:

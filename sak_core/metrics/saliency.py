@@ -18,6 +18,7 @@ class SaliencyMetric(Metric):
     """
 
     BETA_SQUARED = 0.3
+    full_state_update = False
     counts: Tensor
     iou_sum: Tensor
     images: Tensor

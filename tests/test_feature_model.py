@@ -1,0 +1,63 @@
+"""Teachers' features under heads, without a student."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sak_core.feature_model import FeatureModel
+from sak_core.losses import task_losses
+from sak_core.noise import RowNoise
+from tests import students
+
+TEACHERS = {"dino": (20, 20, 24, 24), "clip": 12}
+
+
+def model(teachers=None, **options) -> FeatureModel:
+    torch.manual_seed(0)
+    return FeatureModel(TEACHERS if teachers is None else teachers, students.TASKS, **options)
+
+
+def test_one_teacher_keeps_its_grid_and_needs_no_router():
+    alone = model({"clip": 12}).eval()
+    out = alone(students.features(), students.SIZE)
+    assert not len(alone.routers) and out.router_weights == {}
+    assert {n: tuple(o.shape) for n, o in out.outputs.items()} == {
+        t.name: (2, t.channels, *students.SIZE) for t in students.TASKS
+    }
+    normed = [F.layer_norm(m.permute(0, 2, 3, 1), (12,)).permute(0, 3, 1, 2) for m in students.features()["clip"]]
+    torch.testing.assert_close(alone.heads["depth"](normed, students.SIZE), out.outputs["depth"])
+
+
+def test_several_teachers_meet_on_the_finest_grid_and_widest_width():
+    both = model().eval()
+    assert both.width == 24
+    out = both(students.features(), students.SIZE)
+    assert [tuple(w.shape) for w in out.router_weights["depth"]] == [(2, 2)] * 4
+    for w in out.router_weights["depth"]:
+        torch.testing.assert_close(w.sum(1), torch.ones(2))
+
+
+def test_a_features_scale_does_not_matter():
+    both, features = model().eval(), students.features()
+    scaled = {"dino": [m * 1000 for m in features["dino"]], "clip": features["clip"]}
+    a, b = both(features, students.SIZE), both(scaled, students.SIZE)
+    torch.testing.assert_close(a.outputs["semseg"], b.outputs["semseg"], rtol=1e-4, atol=1e-4)
+
+
+def test_all_parameters_learn_and_noise_is_reproducible():
+    both = model().train()
+    noise = RowNoise(0, 0, torch.arange(2))
+    out = both(students.features(), students.SIZE, generator=noise)
+    task_losses(students.TASKS, out.outputs, students.labels())[0].backward()
+    assert [n for n, p in both.named_parameters() if p.grad is None or not p.grad.any()] == []
+    again = both(students.features(), students.SIZE, generator=noise)
+    assert torch.equal(out.outputs["depth"], again.outputs["depth"])
+
+
+def test_wrong_teachers_are_refused():
+    with pytest.raises(ValueError, match="no features of teacher 'clip' in the batch, nearest: clip2"):
+        model()({"dino": students.features()["dino"], "clip2": []}, students.SIZE)
+    with pytest.raises(ValueError, match="at least one teacher"):
+        model({})
+    with pytest.raises(ValueError, match="dino has widths for 2 levels"):
+        model({"dino": (4, 4), "clip": (4, 4, 4)})
