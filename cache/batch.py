@@ -28,7 +28,7 @@ class GuardedTensor(torch.Tensor):
             if slot is not None and slot.generation != tensor.__dict__["_generation"]:
                 raise StaleBatch(
                     "this batch's buffer has been given to a later batch: use a batch before asking for the "
-                    "next one, take batch.to(device), clone what you keep, or raise the loader's valid_batches"
+                    "next one, take batch.to(device), clone what you keep, or raise valid_batches"
                 )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))

@@ -1,7 +1,8 @@
 """Calibration: channel statistics of a teacher's levels, made before the first shard is written.
 
-They come from rows of view 0 that the seed draws, and serve codecs (ranges), PHI-S standardisation (covariance) and plots, and settle whether a codec keeps its
-promise: statistics come from the first half of the rows, fidelity is measured on the other half.
+They come from rows of view 0 that the seed draws. They serve codecs (ranges), PHI-S standardisation
+(covariance) and plots, and settle whether a codec keeps its promise: statistics come from the first half of
+the rows, fidelity is measured on the other half.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ def calibration_rows(valid: npt.NDArray[np.bool_], seed: int, num_rows: int) -> 
     return np.sort(drawn[:half]), np.sort(drawn[half:] if len(drawn) > 1 else drawn)
 
 
+def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+    """What a level's codec encodes and decodes with, from a teacher's calibration, ``level_<i>/<name>`` -> array."""
+    codec = get_codec(level.codec)
+    return codec.constants({name: calibration[f"{level.array}/{name}"] for name in codec.needs})
+
+
 class Calibrator:
     """Collects statistics of all levels, then measures fidelity, one batch in memory at a time.
 
@@ -73,9 +80,7 @@ class Calibrator:
         for place, (level, batch) in enumerate(zip(self.levels, features, strict=True)):
             tokens = self._tokens(level, batch)
             shift = self._shift[place]
-            if (
-                shift is None
-            ):  # any point near the mean keeps the squares small; the first batch's mean is one
+            if shift is None:  # any point near the mean keeps the squares small; the first batch's mean is one
                 shift = self._shift[place] = tokens.mean(0)
             centred = tokens - shift
             self._counts[place] += len(tokens)
@@ -95,8 +100,8 @@ class Calibrator:
             if unstorable := codec.find_unstorable(batch):
                 where = f"level {level.level}, channel {unstorable.index[-1]}"
                 raise BadInput(f"calibration, {where}: {unstorable.value}; {unstorable.why}")
-            needed = {name: statistics[f"{level.array}/{name}"] for name in codec.needs}
-            meter.update(batch, codec.decode_numpy(codec.encode(batch, needed).stored, needed))
+            constants = level_constants(level, statistics)
+            meter.update(batch, codec.decode_numpy(codec.encode(batch, constants).stored, constants))
 
     def arrays(self) -> dict[str, Array]:
         """What `TeacherWriter.write_calibration` takes, ``level_<i>/<name>`` -> array.
@@ -169,14 +174,10 @@ def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Bu
     """The files of a calibration group: each array is plain Zarr with one chunk, followed by its crc32c."""
     folder = calibration_folder(teacher)
     groups = {folder, *(f"{folder}/{name.rpartition('/')[0]}" for name in arrays if "/" in name)}
-    files: dict[str, Buffers] = {
-        f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)
-    }
+    files: dict[str, Buffers] = {f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)}
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
-            raise BadInput(
-                f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored"
-            )
+            raise BadInput(f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored")
         if not np.isfinite(array).all():
             raise BadInput(f"calibration {name}: a value is NaN or infinite")
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
@@ -227,7 +228,5 @@ def read_calibration(root: Path, teacher: str, manifest: PartManifest) -> dict[s
             continue
         document = json.loads(contents[f"{path}/zarr.json"])
         values = np.frombuffer(raw[:-CRC_BYTES], np.dtype(document["data_type"]).newbyteorder("<"))
-        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(
-            document["data_type"]
-        )
+        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(document["data_type"])
     return arrays

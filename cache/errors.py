@@ -64,7 +64,11 @@ class NonFiniteFeature(BadInput):
     """A feature is NaN or infinite, or would be when stored."""
 
 
-class StoreFull(CacheError, OSError):
+class WriteFailed(CacheError):
+    """The operating system refused a write; nothing was committed for it."""
+
+
+class StoreFull(WriteFailed):
     """No space left for a file; nothing was committed for it."""
 
 

@@ -41,7 +41,7 @@ class Fidelity:
 
 
 def _cosines(left: Float64, right: Float64) -> Float64:
-    """cos of rows (n, C) -> (n,); 1 where both are zero, 0 where one is."""
+    """cos of rows (n, C) -> (n,); 1 where both are zero, 0 where only one is."""
     left_norm, right_norm = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
     product = left_norm * right_norm
     safe = np.where(product > 0, product, 1.0)
@@ -71,9 +71,11 @@ class FidelityMeter:
         self._num_tokens += len(left)
         self._cosine += float(_cosines(left, right).sum())
         self._error += np.square(left - right).sum(0)
+        # A token that is the mean to within rounding has no direction left to compare.
+        is_mean = np.linalg.norm(left - self._mean, axis=1) <= 1e-6 * np.linalg.norm(left, axis=1)
         left -= self._mean
         right -= self._mean
-        self._centred += float(_cosines(left, right).sum())
+        self._centred += float(np.where(is_mean, 1.0, _cosines(left, right)).sum())
         self._sum += left.sum(0)
         self._square += np.square(left).sum(0)
 
@@ -83,9 +85,5 @@ class FidelityMeter:
         variance = self._square / count - np.square(self._sum / count)
         error = self._error / count
         # A constant channel has no variance to compare with: no error is perfect, any other is total.
-        relative = np.where(
-            variance > 0, error / np.where(variance > 0, variance, 1.0), (error > 0).astype(float)
-        )
-        return Fidelity(
-            self._cosine / count, self._centred / count, float(np.median(relative)), float(relative.max())
-        )
+        relative = np.where(variance > 0, error / np.where(variance > 0, variance, 1.0), (error > 0).astype(float))
+        return Fidelity(self._cosine / count, self._centred / count, float(np.median(relative)), float(relative.max()))

@@ -9,11 +9,12 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import StoreFull
+from cache.errors import StoreFull, WriteFailed
 
 Buffers = Sequence[bytes | memoryview]
 
@@ -39,9 +40,7 @@ def canonical_json(document: Any) -> bytes:
 
 def readable_json(document: Any) -> bytes:
     """As `canonical_json`, indented for people; used for ``zarr.json``."""
-    return (
-        json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    )
+    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def digest_of(buffers: Buffers) -> FileDigest:
@@ -125,15 +124,14 @@ def write_files(
 
     Raises:
         StoreFull: the file system has no space or quota left; the temporary files are removed.
+        WriteFailed: it refused for another reason.
     """
     targets = {name: root / name for name in files}
     directories = {path.parent for path in targets.values()}
-    for directory in directories:
-        make_directories(directory)
-    temporaries = {
-        name: path.with_name(f".{path.name}.{os.getpid()}{_TMP_SUFFIX}") for name, path in targets.items()
-    }
+    temporaries = {name: path.with_name(f".{path.name}.{os.getpid()}{_TMP_SUFFIX}") for name, path in targets.items()}
     try:
+        for directory in directories:
+            make_directories(directory)
         if len(files) == 1:  # small metadata files mostly: no threads for these
             ((name, buffers),) = files.items()
             _write_temporary(temporaries[name], buffers)
@@ -149,20 +147,23 @@ def write_files(
             before_rename()
         for name, path in targets.items():
             temporaries[name].rename(path)
+        for directory in directories:
+            fsync_directory(directory)
     except OSError as error:
         for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = sum(memoryview(b).nbytes for buffers in files.values() for b in buffers)
             free = shutil.disk_usage(root).free
             raise StoreFull(
-                error.errno,
                 f"no space left below {root}: {len(files)} files of {needed:,} bytes in all, {free:,} free. "
                 "Nothing of this shard was committed; free some space and run the same command again",
             ) from error
-        raise
-    for directory in directories:
-        fsync_directory(directory)
+        raise WriteFailed(
+            f"cannot write below {root}: {error}. Nothing of these files was committed; mend it and run the "
+            "same command again"
+        ) from error
     return digests
 
 

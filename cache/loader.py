@@ -98,8 +98,7 @@ class Loader:
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._decoders = {
-            teacher: [_decoder(store, teacher, level) for level in levels]
-            for teacher, levels in self._levels.items()
+            teacher: [_decoder(store, teacher, level) for level in levels] for teacher, levels in self._levels.items()
         }
         self._slots: list[Slot] = []
         self._epoch, self._next_batch, self._resumes = 0, 0, False
@@ -147,9 +146,7 @@ class Loader:
             StateMismatch: another version, store or configuration; names the first difference.
         """
         if state.get("version") != STATE_VERSION:
-            raise StateMismatch(
-                f"loader state has version {state.get('version')!r}; this one reads {STATE_VERSION}"
-            )
+            raise StateMismatch(f"loader state has version {state.get('version')!r}; this one reads {STATE_VERSION}")
         if difference := first_difference(state["config"], self._identity()):
             field, saved, now = difference
             raise StateMismatch(f"loader state was saved with {field} = {saved!r}, this loader has {now!r}")
@@ -229,7 +226,7 @@ class _Reading:
         self._ready: queue.SimpleQueue[Slot | BaseException] = queue.SimpleQueue()
         self._stopped = threading.Event()
         for slot in slots:
-            self._free.put(slot)
+            self.free(slot)
         self._thread = threading.Thread(target=self._run, args=(start,), name="cache-reader", daemon=True)
         self._thread.start()
 
@@ -241,7 +238,8 @@ class _Reading:
         return item
 
     def free(self, slot: Slot) -> None:
-        """Give a slot back."""
+        """Give a slot back; the batch in it is stale from now on."""
+        slot.generation += 1
         self._free.put(slot)
 
     def stop(self) -> None:
@@ -260,10 +258,7 @@ class _Reading:
                     if slot.copies is not None:
                         slot.copies.synchronize()
                         slot.copies = None
-                    slot.generation += 1
-                    jobs = [
-                        pool.submit(self._fill, slot, number, first) for first in range(self._num_threads)
-                    ]
+                    jobs = [pool.submit(self._fill, slot, number, first) for first in range(self._num_threads)]
                     for job in jobs:
                         job.result()
                     self._ready.put(slot)
@@ -279,13 +274,10 @@ class _Reading:
                 read_into(sample, view, target)
 
 
-def _levels(
-    store: Store, teachers: Sequence[str] | Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
+def _levels(store: Store, teachers: Sequence[str] | Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     if isinstance(teachers, Mapping):
         return {
-            name: tuple(store.level(name, level).level for level in sorted(levels))
-            for name, levels in teachers.items()
+            name: tuple(store.level(name, level).level for level in sorted(levels)) for name, levels in teachers.items()
         }
     return {name: tuple(sorted(spec.level for spec in store.teacher(name).levels)) for name in teachers}
 
@@ -302,7 +294,7 @@ def _decoder(store: Store, teacher: str, level: int) -> Decode:
     spec = store.level(teacher, level)
     codec = get_codec(spec.codec)
     features = store.features(teacher, level)
-    on_cpu = {name: torch.from_numpy(array) for name, array in features.calibration.items()}
+    on_cpu = {name: torch.from_numpy(array) for name, array in features.constants.items()}
     on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
 
     def decode(stored: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.errors import StoreLocked
+from cache.errors import StoreLocked, WriteFailed
 from cache.files import make_directories
 
 OnWait = Callable[[str], None]
@@ -25,9 +25,13 @@ def file_lock(path: Path, what: str, wait: bool, on_wait: OnWait | None = None) 
 
     Raises:
         StoreLocked: another process holds it and `wait` is false.
+        WriteFailed: the lock file cannot be made.
     """
-    make_directories(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        make_directories(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise WriteFailed(f"cannot write to {what}: {error}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -158,9 +158,7 @@ class ViewEntries:
         return cls(
             {shard: place for place, shard in enumerate(plain["shards"])},
             {
-                array: [
-                    FileDigest(size, sha) for size, sha in zip(files["bytes"], files["sha256"], strict=True)
-                ]
+                array: [FileDigest(size, sha) for size, sha in zip(files["bytes"], files["sha256"], strict=True)]
                 for array, files in plain["files"].items()
             },
             {int(sample): why for sample, why in plain["invalid"].items()},

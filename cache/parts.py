@@ -55,9 +55,7 @@ def grow_part(root: Path, manifest: PartManifest, num_views: int) -> None:
     manifest.commit_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
 
 
-def is_interrupted_growth(
-    metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096
-) -> bool:
+def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
     """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
 
     A run that is killed between `grow_part`'s two steps leaves this; the same command goes on from it.

@@ -36,9 +36,9 @@ def sample_numbers(samples: Samples, num_samples: int) -> tuple[list[int], bool]
 class StoredArray:
     """Stored numbers of an array, read when indexed.
 
-    ``array[sample, view]`` is one row (*row_shape); ``array[samples, view]`` with a slice or a list of samples
-    is (n, *row_shape). Arrays without views (``store.samples``) are indexed by samples alone. The memory is
-    new each time. Rows marked invalid hold the fill value.
+    ``array[sample, view]`` is one row (*row_shape); ``array[samples, view]`` with a slice or a list of
+    samples is (n, *row_shape). Arrays without views (``store.samples``) are indexed by samples alone. The
+    memory is new each time. Rows marked invalid hold the fill value.
 
     Raises, when indexed:
         IndexError: there is no such sample or view.
@@ -102,11 +102,9 @@ class FeatureArray(StoredArray):
     Otherwise as `StoredArray`; ``array.stored[sample, view]`` gives the numbers on disk.
     """
 
-    def __init__(
-        self, rows: RowReader, level: LevelSpec, codec: Codec, calibration: Mapping[str, Array]
-    ) -> None:
+    def __init__(self, rows: RowReader, level: LevelSpec, codec: Codec, constants: Mapping[str, Array]) -> None:
         super().__init__(rows)
-        self.level, self.codec, self.calibration = level, codec, calibration
+        self.level, self.codec, self.constants = level, codec, constants
 
     @property
     def stored(self) -> StoredArray:
@@ -124,7 +122,7 @@ class FeatureArray(StoredArray):
         return np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> Array:
-        return self.codec.decode_numpy(super().__getitem__(index), self.calibration)
+        return self.codec.decode_numpy(super().__getitem__(index), self.constants)
 
 
 class ArrayTable(Mapping[str, StoredArray]):

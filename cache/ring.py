@@ -40,7 +40,7 @@ class Slot:
     Attributes:
         tensors: a field each, (B, *row_shape), views of this slot's memory.
         targets: a field each, B writable buffers of a row.
-        generation: counts the batches that have used this slot; a batch is stale when it is not the last one.
+        generation: counts how often this slot was given back; a batch of an earlier one is stale.
         copies: work on the GPU that still reads this slot.
     """
 
@@ -57,9 +57,7 @@ class Slot:
         self.targets: list[list[memoryview]] = []
         for field, start in zip(fields, starts, strict=True):
             part = memory[start : start + field.row_bytes * batch_size]
-            self.tensors.append(
-                torch.from_numpy(part.view(field.dtype).reshape(batch_size, *field.row_shape))
-            )
+            self.tensors.append(torch.from_numpy(part.view(field.dtype).reshape(batch_size, *field.row_shape)))
             view = part.data
             step = field.row_bytes
             self.targets.append([view[row * step : (row + 1) * step] for row in range(batch_size)])

@@ -114,9 +114,7 @@ class RowReader:
         except OSError as error:
             raise CorruptFile(file.path, f"sample {sample}, view {view} cannot be read: {error}") from error
         if count != num_bytes:
-            raise CorruptFile(
-                file.path, f"sample {sample}, view {view}: {count} of {num_bytes} bytes are there"
-            )
+            raise CorruptFile(file.path, f"sample {sample}, view {view}: {count} of {num_bytes} bytes are there")
         if crc32c(target) != int.from_bytes(crc, "little"):
             raise CorruptFile(file.path, f"sample {sample}, view {view} fails its crc32c")
 
@@ -171,9 +169,7 @@ class RowReader:
         if size != committed:
             raise CorruptFile(path, f"it has {size} bytes, {committed} were committed")
         if not self._regular(view)[shard]:
-            raw = os.pread(
-                descriptor, index_bytes(self.rows_per_shard), size - index_bytes(self.rows_per_shard)
-            )
+            raw = os.pread(descriptor, index_bytes(self.rows_per_shard), size - index_bytes(self.rows_per_shard))
             index = parse_index(raw, path)
             if self._is_as_laid_out(index, shard):
                 self._regular(view)[shard] = 1
@@ -191,6 +187,4 @@ class RowReader:
     def _is_as_laid_out(self, index: Array, shard: int) -> bool:
         count = min(self.rows_per_shard, self.num_samples - shard * self.rows_per_shard)
         starts = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
-        return bool(
-            (index[:count, 0] == starts).all() and (index[:count, 1] == self._row_bytes + CRC_BYTES).all()
-        )
+        return bool((index[:count, 0] == starts).all() and (index[:count, 1] == self._row_bytes + CRC_BYTES).all())

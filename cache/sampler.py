@@ -1,8 +1,8 @@
 """Which rows come when: pure functions of seed and epoch that do no reading.
 
 In epoch e sample i is seen in view ``(e + offset(seed, i)) mod V``; an epoch visits every valid sample once.
-All randomness is raw Philox output keyed by seed and epoch, or by seed and counted by sample, whose values are
-fixed for good.
+All randomness is raw Philox output, keyed by seed and epoch, or keyed by seed and counted by sample; its
+values are fixed for good.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ def write_arrays(
 ) -> dict[str, FileDigest]:
     """Write the files of one shard, durable but not committed; returns array -> digest."""
     buffers: dict[str, Buffers] = {
-        spec.file(view, shard): shard_buffers(spec, arrays[spec.path], store.spec.rows_per_shard)
-        for spec in specs
+        spec.file(view, shard): shard_buffers(spec, arrays[spec.path], store.spec.rows_per_shard) for spec in specs
     }
     digests = write_files(store.path, buffers, before_rename=lambda: fault_point(phase))
     fault_point("commit")
@@ -34,6 +33,7 @@ def clean_part(store: Store, manifest: PartManifest) -> None:
     metadata = manifest.metadata
     folders = {(store.path / path).parent for path in metadata.files}
     folders |= {store.path / path for path in metadata.arrays}
+    folders |= {(store.path / path).parent for path in manifest.calibration() or ()}
     remove_temporaries([*folders, manifest.folder, *manifest.folder.glob("view_*/")])
     for view in range(metadata.num_views):
         manifest.view(view, refresh=True)

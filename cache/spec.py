@@ -205,11 +205,7 @@ def first_difference(stored: Any, asked: Any, path: str = "") -> tuple[str, Any,
             if difference := first_difference(left, right, f"{path}[{index}]"):
                 return difference
         return None
-    return (
-        None
-        if stored == asked and isinstance(stored, bool) == isinstance(asked, bool)
-        else (path, stored, asked)
-    )
+    return None if stored == asked and isinstance(stored, bool) == isinstance(asked, bool) else (path, stored, asked)
 
 
 def samples_digest(ids: Sequence[str], fingerprints: Sequence[int]) -> str:

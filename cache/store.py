@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import read_calibration
+from cache.calibration import level_constants, read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, CorruptFile, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json, digest_of
@@ -64,6 +64,7 @@ class Store:
         self.path, self.spec = path, spec
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
+        self._rows: dict[str, RowReader] = {}
         self._held: dict[str, int] = {}
         self._mutex = threading.RLock()
 
@@ -204,9 +205,13 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------
 
     def rows(self, part: str, array: str) -> RowReader:
-        """A reader of stored rows of the array at path `array`."""
-        manifest = self.part(part)
-        return RowReader(self.path, manifest, manifest.metadata.arrays[array], self._files)
+        """The reader of stored rows of the array at path `array` of a part."""
+        with self._mutex:
+            if array not in self._rows:
+                manifest = self.part(part)
+                spec = manifest.metadata.arrays[array]
+                self._rows[array] = RowReader(self.path, manifest, spec, self._files)
+            return self._rows[array]
 
     @cached_property
     def pixels(self) -> StoredArray:
@@ -248,10 +253,9 @@ class Store:
         """
         spec = self.level(teacher, level)
         codec = get_codec(spec.codec)
-        calibration = self.calibration(teacher) or {}
-        needed = {name: calibration[f"{spec.array}/{name}"] for name in codec.needs}
+        constants = level_constants(spec, self.calibration(teacher) or {})
         rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
-        return FeatureArray(rows, spec, codec, needed)
+        return FeatureArray(rows, spec, codec, constants)
 
     def level(self, teacher: str, level: int) -> LevelSpec:
         """How a teacher's level is stored; `UnknownName` where it is not."""
@@ -282,9 +286,7 @@ class Store:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest."""
-        descriptor = os.open(
-            self.path / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        descriptor = os.open(self.path / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.write(descriptor, canonical_json(dict(event)))
         finally:

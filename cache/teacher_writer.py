@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import calibration_files, calibration_folder
+from cache.calibration import calibration_files, calibration_folder, level_constants
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
-from cache.files import digest_of, write_files
+from cache.files import digest_of, remove_temporaries, write_files
 from cache.layout import group_json, teacher_arrays
 from cache.manifest import SOURCE, teacher_part
 from cache.parts import create_part, grow_part
@@ -64,7 +64,14 @@ class TeacherWriter:
                 clean_part(store, self._manifest)
             else:
                 self._create(asked)
-        self._calibration = self.calibration()
+        self._load_constants()
+
+    def _load_constants(self) -> None:
+        calibration = self.calibration()
+        self._is_calibrated = calibration is not None
+        self._constants: dict[int, dict[str, Array]] = {}
+        if calibration is not None:
+            self._constants = {level.level: level_constants(level, calibration) for level in self.levels}
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
         info = self.store.teacher(self.name)
@@ -83,6 +90,7 @@ class TeacherWriter:
     def _create(self, asked: Mapping[str, Any]) -> None:
         # Nothing of it is committed, so what lies there is from a creation that was killed.
         shutil.rmtree(self.store.path / "teachers" / self.name, ignore_errors=True)
+        remove_temporaries([self._manifest.folder])
         create_part(
             self.store.path,
             self._manifest,
@@ -131,7 +139,7 @@ class TeacherWriter:
                 digests = write_files(self.store.path, files)
                 fault_point("calibrate")
                 self._manifest.commit_calibration(digests)
-        self._calibration = self.calibration()
+        self._load_constants()
 
     # -- shards -----------------------------------------------------------------------------------
 
@@ -156,7 +164,7 @@ class TeacherWriter:
             UncommittedRow: the shard's source is not committed.
             StoreFull: no space; nothing of the shard is committed.
         """
-        if self._calibration is None:
+        if not self._is_calibrated:
             raise BadInput(f"teacher {self.name}: write_calibration must come before the first shard")
         rows = self.store.spec.rows(shard)
         if not self.store.part(SOURCE).is_committed(view, shard):
@@ -168,14 +176,8 @@ class TeacherWriter:
         for spec, array, features in zip(self.levels, self._arrays, levels, strict=True):
             where = f"teacher {self.name}, view {view}, shard {shard}, level {spec.level}"
             shape = (len(rows), *spec.grid, spec.width)
-            if (
-                not isinstance(features, np.ndarray)
-                or features.dtype != np.float32
-                or features.shape != shape
-            ):
-                given = (
-                    f"{getattr(features, 'dtype', type(features).__name__)} {getattr(features, 'shape', '')}"
-                )
+            if not isinstance(features, np.ndarray) or features.dtype != np.float32 or features.shape != shape:
+                given = f"{getattr(features, 'dtype', type(features).__name__)} {getattr(features, 'shape', '')}"
                 raise BadInput(f"{where}: {given} given, float32 {shape} needed")
             codec = get_codec(spec.codec)
             if unstorable := codec.find_unstorable(features):
@@ -186,8 +188,7 @@ class TeacherWriter:
                     f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
                     f"{unstorable.value}; {unstorable.why}"
                 )
-            needed = {name: self._calibration[f"{spec.array}/{name}"] for name in codec.needs}
-            encoded = codec.encode(features, needed)
+            encoded = codec.encode(features, self._constants[spec.level])
             stored[array.path] = encoded.stored
             clipped[spec.level] = encoded.num_clipped
         if view >= self._manifest.metadata.num_views:

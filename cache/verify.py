@@ -42,9 +42,7 @@ class Problem:
     def __str__(self) -> str:
         place = [self.part, *([self.level] if self.level else [])]
         place += [
-            f"{name} {value}"
-            for name, value in (("view", self.view), ("shard", self.shard))
-            if value is not None
+            f"{name} {value}" for name, value in (("view", self.view), ("shard", self.shard)) if value is not None
         ]
         rows = f" (samples {', '.join(map(str, self.rows))})" if self.rows else ""
         return f"{', '.join(place)}: {self.file}: {self.what}{rows}"
@@ -167,9 +165,7 @@ def _manifest_problem(root: Path, part: str, path: Path) -> Problem | None:
     try:
         unseal(path)
     except CorruptFile as error:
-        return Problem(
-            part, None, numbers["view"], numbers["shard"], path.relative_to(root).as_posix(), str(error)
-        )
+        return Problem(part, None, numbers["view"], numbers["shard"], path.relative_to(root).as_posix(), str(error))
     return None
 
 

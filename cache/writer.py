@@ -62,15 +62,11 @@ class SourceWriter:
             StoreFull: no space; nothing of the shard is committed.
         """
         if view >= self.store.num_views:
-            raise BadInput(
-                f"view {view}: the store has room for {self.store.num_views}; call ensure_views first"
-            )
+            raise BadInput(f"view {view}: the store has room for {self.store.num_views}; call ensure_views first")
         rows = self.store.spec.rows(shard)
         invalid = dict(invalid or {})
         if strangers := [sample for sample in invalid if sample not in rows]:
-            raise BadInput(
-                f"invalid samples {strangers} are not in shard {shard} ({rows.start}..{rows.stop - 1})"
-            )
+            raise BadInput(f"invalid samples {strangers} are not in shard {shard} ({rows.start}..{rows.stop - 1})")
         given = dict(arrays)
         bad = [sample - rows.start for sample in sorted(invalid)]
         if view == 0:
@@ -97,9 +93,7 @@ class SourceWriter:
         return array
 
 
-def _checked(
-    specs: Sequence[ArraySpec], given: Mapping[str, Any], count: int, where: str
-) -> dict[str, Array]:
+def _checked(specs: Sequence[ArraySpec], given: Mapping[str, Any], count: int, where: str) -> dict[str, Array]:
     """The given arrays by path, if they are what the specs ask for."""
     needed = {spec.path: spec for spec in specs}
     if missing := sorted(needed.keys() - given.keys()):
@@ -112,7 +106,6 @@ def _checked(
             raise BadInput(f"{where}, {path}: a numpy array is needed, not {type(array).__name__}")
         if array.dtype != np.dtype(spec.dtype) or array.shape != (count, *spec.row_shape):
             raise BadInput(
-                f"{where}, {path}: {array.dtype} {array.shape} given, "
-                f"{spec.dtype} {(count, *spec.row_shape)} needed"
+                f"{where}, {path}: {array.dtype} {array.shape} given, {spec.dtype} {(count, *spec.row_shape)} needed"
             )
     return {path: given[path] for path in needed}

@@ -47,7 +47,7 @@ class Codec(ABC):
         name: as in specs.
         stored_dtype: numpy's name of the stored type.
         fill_value: what plain readers see where nothing is committed.
-        needs: names of the level's calibration arrays (each (C,)) that encode and decode read.
+        needs: names of the level's calibration arrays, each (C,), that `constants` reads.
         promised_cosine: least mean token cosine on calibration rows, plain and with the channel mean removed.
         clips: whether values can be clipped.
     """
@@ -63,25 +63,28 @@ class Codec(ABC):
         """The first value of features (n, h, w, C) that is not finite, or would not be when stored."""
         return first_non_finite(features)
 
+    def constants(self, calibration: Mapping[str, Array]) -> dict[str, Float32]:
+        """What encoding and decoding read, made from a level's calibration arrays once; none by default."""
+        return {}
+
     @abstractmethod
-    def encode(self, features: Float32, calibration: Mapping[str, Array]) -> Encoded:
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """Features float32 (n, h, w, C) -> stored (n, h, w, C)."""
 
     @abstractmethod
-    def decode_numpy(self, stored: Array, calibration: Mapping[str, Array]) -> Float32:
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """Stored (..., C) -> float32 (..., C), in new memory."""
 
     @abstractmethod
-    def decode(self, stored: torch.Tensor, calibration: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Stored (..., C) on any device -> float32 (..., C) there; fp32 may give `stored` itself."""
 
 
 def first_non_finite(features: Float32) -> Unstorable | None:
     """The first NaN or infinity, if there is one."""
-    finite = np.isfinite(features)
-    if finite.all():
+    if np.isfinite(features.max()) and np.isfinite(features.min()):  # NaN spreads to both
         return None
-    index = tuple(int(i) for i in np.argwhere(~finite)[0])
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(features))[0])
     return Unstorable(
         index, float(features[index]), "features must be finite: look at the teacher's input and precision"
     )

@@ -19,10 +19,10 @@ _BF16_OVERFLOW = np.uint32(0x7F7F8000).view(np.float32)
 
 
 def _first_overflow(features: Float32, limit: np.float32, why: str) -> Unstorable | None:
+    if max(float(features.max()), -float(features.min())) < limit:  # false where one of them is NaN
+        return None
     if unstorable := first_non_finite(features):
         return unstorable
-    if max(float(features.max()), -float(features.min())) < limit:
-        return None
     index = tuple(int(i) for i in np.argwhere(np.abs(features) >= limit)[0])
     return Unstorable(index, float(features[index]), why)
 
@@ -35,15 +35,15 @@ class Fp32(Codec):
     fill_value = "NaN"
     promised_cosine = 1 - 1e-6
 
-    def encode(self, features: Float32, calibration: Mapping[str, Array]) -> Encoded:
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """See `Codec`."""
         return Encoded(features)
 
-    def decode_numpy(self, stored: Array, calibration: Mapping[str, Array]) -> Float32:
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """See `Codec`."""
         return stored.astype(np.float32)
 
-    def decode(self, stored: torch.Tensor, calibration: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Codec`."""
         return stored
 
@@ -58,19 +58,17 @@ class Fp16(Codec):
 
     def find_unstorable(self, features: Float32) -> Unstorable | None:
         """See `Codec`."""
-        return _first_overflow(
-            features, _FP16_OVERFLOW, "fp16 ends at 65504: use the codec bf16 for this teacher"
-        )
+        return _first_overflow(features, _FP16_OVERFLOW, "fp16 ends at 65504: use the codec bf16 for this teacher")
 
-    def encode(self, features: Float32, calibration: Mapping[str, Array]) -> Encoded:
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """See `Codec`."""
         return Encoded(features.astype(np.float16))
 
-    def decode_numpy(self, stored: Array, calibration: Mapping[str, Array]) -> Float32:
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """See `Codec`."""
         return stored.astype(np.float32)
 
-    def decode(self, stored: torch.Tensor, calibration: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Codec`."""
         return stored.float()
 
@@ -81,26 +79,24 @@ class Bf16(Codec):
     name = "bf16"
     stored_dtype = "uint16"
     fill_value = _BF16_NAN
-    promised_cosine = 0.9999
+    promised_cosine = 0.999
 
     def find_unstorable(self, features: Float32) -> Unstorable | None:
         """See `Codec`."""
-        return _first_overflow(
-            features, _BF16_OVERFLOW, "bf16 would round it to infinity: use the codec fp32"
-        )
+        return _first_overflow(features, _BF16_OVERFLOW, "bf16 would round it to infinity: use the codec fp32")
 
-    def encode(self, features: Float32, calibration: Mapping[str, Array]) -> Encoded:
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """See `Codec`."""
         bits = np.ascontiguousarray(features).view(np.uint32)
         # Half of the last kept bit, less one unless that bit is odd: ties go to even.
         rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
         return Encoded((rounded >> np.uint32(16)).astype(np.uint16))
 
-    def decode_numpy(self, stored: Array, calibration: Mapping[str, Array]) -> Float32:
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """See `Codec`."""
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
-    def decode(self, stored: torch.Tensor, calibration: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Codec`."""
         import torch
 

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
 _LOWEST, _HIGHEST = -128, 127
 
 
-def _affine(calibration: Mapping[str, Array]) -> tuple[Float32, Float32]:
-    """Step and offset (C,) with value = stored * step + offset; a channel without range gets step 1."""
-    low = calibration["min"].astype(np.float64)
-    span = calibration["max"].astype(np.float64) - low
-    step = np.where(span > 0, span / (_HIGHEST - _LOWEST), 1.0)
-    return step.astype(np.float32), (low - _LOWEST * step).astype(np.float32)
-
-
 class Int8(Codec):
     """Per-channel affine integers; values outside of the calibrated range are clipped and counted."""
 
@@ -33,22 +25,31 @@ class Int8(Codec):
     promised_cosine = 0.999
     clips = True
 
-    def encode(self, features: Float32, calibration: Mapping[str, Array]) -> Encoded:
+    def constants(self, calibration: Mapping[str, Array]) -> dict[str, Float32]:
+        """``step`` and ``offset``, (C,): value = stored * step + offset.
+
+        A channel without range gets step 1 around its only value, so that this value is exact.
+        """
+        low = calibration["min"].astype(np.float64)
+        step = ((calibration["max"] - low) / (_HIGHEST - _LOWEST)).astype(np.float32)
+        offset = np.where(step > 0, low - _LOWEST * step.astype(np.float64), low)
+        return {"step": np.where(step > 0, step, np.float32(1)), "offset": offset.astype(np.float32)}
+
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """See `Codec`."""
-        step, offset = _affine(calibration)
-        steps = np.rint((features - offset) / step)
+        steps = features - constants["offset"]
+        steps /= constants["step"]
+        np.rint(steps, out=steps)
         outside = (steps < _LOWEST) | (steps > _HIGHEST)
-        return Encoded(np.clip(steps, _LOWEST, _HIGHEST).astype(np.int8), int(np.count_nonzero(outside)))
+        return Encoded(steps.clip(_LOWEST, _HIGHEST, out=steps).astype(np.int8), int(np.count_nonzero(outside)))
 
-    def decode_numpy(self, stored: Array, calibration: Mapping[str, Array]) -> Float32:
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """See `Codec`."""
-        step, offset = _affine(calibration)
-        return np.asarray(stored.astype(np.float32) * step + offset)
+        values = stored.astype(np.float32)
+        values *= constants["step"]
+        values += constants["offset"]
+        return values
 
-    def decode(self, stored: torch.Tensor, calibration: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Codec`."""
-        low = calibration["min"].double()
-        span = calibration["max"].double() - low
-        step = (span / (_HIGHEST - _LOWEST)).where(span > 0, span.new_ones(()))
-        offset = low - _LOWEST * step
-        return stored.float() * step.float() + offset.float()
+        return stored.float() * constants["step"] + constants["offset"]

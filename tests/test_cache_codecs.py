@@ -1,0 +1,114 @@
+"""Codecs against numpy's and torch's own conversions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cache.codecs import CODECS, get_codec
+from cache.errors import UnknownName
+
+finite = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=4, max_dims=4, max_side=4),
+    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+moderate = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=4, max_dims=4, max_side=4),
+    elements=st.floats(-1000, 1000, width=32),
+)
+
+
+def ranges(features: np.ndarray) -> dict[str, np.ndarray]:
+    return {"min": features.min((0, 1, 2)), "max": features.max((0, 1, 2))}
+
+
+def constants(name: str, features: np.ndarray) -> dict[str, np.ndarray]:
+    return get_codec(name).constants(ranges(features))
+
+
+@given(finite)
+def test_bf16_is_torchs_bfloat16(features: np.ndarray) -> None:
+    codec = get_codec("bf16")
+    true = torch.from_numpy(features).bfloat16()
+    if not torch.isfinite(true).all():
+        assert codec.find_unstorable(features) is not None
+        return
+    assert codec.find_unstorable(features) is None
+    stored = codec.encode(features, {}).stored
+    assert stored.dtype == np.uint16
+    np.testing.assert_array_equal(stored, true.view(torch.int16).numpy().view(np.uint16))
+    np.testing.assert_array_equal(codec.decode_numpy(stored, {}), true.float().numpy())
+
+
+@given(finite)
+def test_fp16_is_numpys_half_or_refused(features: np.ndarray) -> None:
+    codec = get_codec("fp16")
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
+    refused = codec.find_unstorable(features)
+    assert (refused is None) == bool(np.isfinite(half).all())
+    if refused is None:
+        np.testing.assert_array_equal(codec.encode(features, {}).stored, half)
+    else:
+        assert not np.isfinite(half[refused.index])
+        assert "bf16" in refused.why
+
+
+@given(finite)
+def test_fp32_is_exact(features: np.ndarray) -> None:
+    codec = get_codec("fp32")
+    back = codec.decode_numpy(codec.encode(features, {}).stored, {})
+    np.testing.assert_array_equal(back.view(np.uint32), features.view(np.uint32))
+
+
+@given(moderate)
+def test_int8_stays_within_half_a_step(features: np.ndarray) -> None:
+    codec, made = get_codec("int8"), constants("int8", features)
+    encoded = codec.encode(features, made)
+    assert encoded.stored.dtype == np.int8 and encoded.num_clipped == 0
+    low, high = ranges(features)["min"].astype(np.float64), ranges(features)["max"]
+    error = np.abs(codec.decode_numpy(encoded.stored, made) - features)
+    assert (error <= 0.51 * (high - low) / 255 + 1e-6 * np.abs(features).max((0, 1, 2))).all()
+
+
+def test_int8_clips_and_counts() -> None:
+    codec = get_codec("int8")
+    made = codec.constants({"min": np.float32([-1, 0]), "max": np.float32([1, 0])})
+    features = np.float32([[-3, 0], [-1, 0], [1, 0], [2, 0], [0.5, 0], [0, 90]]).reshape(1, 2, 3, 2)
+    encoded = codec.encode(features, made)
+    assert encoded.num_clipped == 2  # the channel without range keeps steps of 1: 90 fits
+    back = codec.decode_numpy(encoded.stored, made).reshape(6, 2)
+    np.testing.assert_allclose(back[:, 0], [-1, -1, 1, 1, 0.5, 0], atol=0.5 * 2 / 255 + 1e-6)
+    np.testing.assert_array_equal(back[:, 1], [0, 0, 0, 0, 0, 90])
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_torch_decodes_as_numpy_does(name: str) -> None:
+    codec = get_codec(name)
+    features = np.random.default_rng(0).normal(2, 3, (3, 4, 5, 6)).astype(np.float32)
+    made = constants(name, features) if codec.needs else {}
+    stored = codec.encode(features, made).stored
+    assert stored.dtype == codec.stored_dtype and stored.shape == features.shape
+    decoded = codec.decode(torch.from_numpy(stored), {k: torch.from_numpy(v) for k, v in made.items()})
+    assert decoded.dtype == torch.float32
+    np.testing.assert_allclose(decoded.numpy(), codec.decode_numpy(stored, made), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_found(name: str, value: float) -> None:
+    features = np.zeros((2, 3, 4, 5), np.float32)
+    features[1, 2, 0, 4] = value
+    found = get_codec(name).find_unstorable(features)
+    assert found is not None and found.index == (1, 2, 0, 4)
+
+
+def test_unknown_names_meet_the_nearest() -> None:
+    with pytest.raises(UnknownName, match=r"fp8.*did you mean .*fp16"):
+        get_codec("fp8")
