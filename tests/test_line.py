@@ -15,11 +15,30 @@ from cache.store import Store, find_stores
 from tests.conftest import TINY, cache_split, sak
 
 BLOCKER = """
+# makes three libraries look as if they had never been installed, and this project's teachers unimportable
+import importlib.metadata
 import sys
+
+GONE = {"open_clip", "open_clip_torch", "segment_anything", "segment-anything", "transformers"}
+
+
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"open_clip", "segment_anything", "transformers"} or name.startswith("sak_core.teachers"):
-            raise ImportError(f"{name} must not be needed here")
+        if name.partition(".")[0] in GONE or name.startswith("sak_core.teachers"):
+            raise ModuleNotFoundError(f"{name} must not be needed here", name=name)
+
+
+real = importlib.metadata.distribution
+
+
+def distribution(name):
+    if name in GONE:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+
+
+importlib.metadata.distribution = distribution
+importlib.metadata.version = lambda name: distribution(name).version
 sys.meta_path.insert(0, Refuse())
 """
 
