@@ -103,15 +103,10 @@ class ClipObjective(nn.Module):
         rows = torch.arange(b)[:, None]
         phrases, cells, valid = batch.objects[rows, chosen], coverage[rows, chosen], here[rows, chosen]
         tokens = F.normalize(self.token_proj(features), dim=1)
-        maps = (
-            self.scales[1] * torch.einsum("bchw,bkc->bkhw", tokens, self.text(phrases.clamp(min=0)))
-            + self.bias
-        )
+        maps = self.scales[1] * torch.einsum("bchw,bkc->bkhw", tokens, self.text(phrases.clamp(min=0))) + self.bias
         terms["grounding"] = _region_loss(maps, cells)[valid].mean()
 
-        names, colors, *attributes = self.scene(torch.cat([features.mean((2, 3)), pooled], 1)).split(
-            self.sizes, 1
-        )
+        names, colors, *attributes = self.scene(torch.cat([features.mean((2, 3)), pooled], 1)).split(self.sizes, 1)
         terms["presence"] = _presence(names, batch.objects[..., 0]) + _presence(colors, batch.objects[..., 1])
         said = [F.cross_entropy(logits, batch.attributes[:, i]) for i, logits in enumerate(attributes)]
         terms["attributes"] = 0.3 * torch.stack(said).mean()

@@ -27,9 +27,7 @@ def patch_histogram(labels: Tensor, num_classes: int) -> Tensor:
     """
     b, h, w = labels.shape
     cells = labels.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 1, 3, 2, 4).flatten(3)
-    counts = torch.zeros(*cells.shape[:3], 256).scatter_add_(3, cells, torch.ones(cells.shape))[
-        ..., :num_classes
-    ]
+    counts = torch.zeros(*cells.shape[:3], 256).scatter_add_(3, cells, torch.ones(cells.shape))[..., :num_classes]
     return (counts / counts.sum(3, keepdim=True).clamp(min=1)).permute(0, 3, 1, 2)
 
 

@@ -13,7 +13,7 @@ HIDDEN = 64
 FINE = 24
 UPSCALE = 4
 BATCH_SIZE = 16
-LR = 3e-3
+LR = 5e-3
 
 
 class ProbeHead(nn.Module):

@@ -51,9 +51,7 @@ class SamObjective(nn.Module):
         self.norm = nn.BatchNorm2d(WIDTH)
         self.upscale = nn.Conv2d(WIDTH, MASK_WIDTH * UPSCALE**2, 1)
         self.offset = nn.Embedding(PATCH * PATCH, WIDTH)
-        self.prompt = nn.Sequential(
-            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, NUM_LEVELS * (MASK_WIDTH + 1))
-        )
+        self.prompt = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, NUM_LEVELS * (MASK_WIDTH + 1)))
         self.affinity = nn.Conv2d(WIDTH, 2 * NUM_LEVELS * PATCH * PATCH, 1)
 
     def forward(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -69,9 +67,7 @@ class SamObjective(nn.Module):
         prompt = self.prompt(at_point + self.offset((y % PATCH) * PATCH + x % PATCH))
         prompt = prompt.unflatten(2, (NUM_LEVELS, MASK_WIDTH + 1))
         pixels = F.pixel_shuffle(F.gelu(self.upscale(features)), UPSCALE).flatten(2)
-        logits = (
-            prompt[..., :-1].flatten(1, 2) @ pixels / MASK_WIDTH**0.5 + prompt[..., -1].flatten(1)[:, :, None]
-        )
+        logits = prompt[..., :-1].flatten(1, 2) @ pixels / MASK_WIDTH**0.5 + prompt[..., -1].flatten(1)[:, :, None]
         step = PATCH // UPSCALE
         small = labels[:, :, ::step, ::step].flatten(2)
         meant = labels.permute(0, 2, 3, 1)[rows, y, x]

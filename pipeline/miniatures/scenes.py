@@ -107,9 +107,7 @@ def render_scenes(
         header = json.loads((folder / "scenes.json").read_text())
         for key, value in wanted.items():
             if header[key] != value:
-                raise ValueError(
-                    f"{folder} holds scenes with {key} {header[key]}, wanted {value}: name another folder"
-                )
+                raise ValueError(f"{folder} holds scenes with {key} {header[key]}, wanted {value}: name another folder")
         return SceneStore(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {

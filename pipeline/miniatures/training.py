@@ -99,9 +99,7 @@ class MiniatureTraining:
         """Scenes of this step: epochs are permutations keyed by seed and epoch, cut into whole batches."""
         per_epoch = len(self.scenes) // self.config.batch_size
         epoch, position = divmod(self.step, per_epoch)
-        order = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch])).permutation(
-            len(self.scenes)
-        )
+        order = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch])).permutation(len(self.scenes))
         return order[position * self.config.batch_size :][: self.config.batch_size].astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,9 +203,7 @@ def train(
         seed=TRAINING_SEED,
         report=lambda done: report(f"scenes {done}/{num_scenes}") if done % 500 == 0 else None,
     )
-    training = MiniatureTraining(
-        name, store, num_steps or LESSONS[name].num_steps, config or MiniatureConfig()
-    )
+    training = MiniatureTraining(name, store, num_steps or LESSONS[name].num_steps, config or MiniatureConfig())
     out.mkdir(parents=True, exist_ok=True)
     state_path = out / f"{name}.state.pt"
     if state_path.exists():
