@@ -54,8 +54,8 @@ def info_text(info: dict[str, Any]) -> str:
     height, width = info["size"]
     lines = [
         info["store"],
-        f"  {info['dataset']} {info['split']}, {info['samples']} samples x {info['views']} views of {height}x{width} px,"
-        f" {amount(info['bytes'])}",
+        f"  {info['dataset']} {info['split']}, {info['samples']} samples x {info['views']} views"
+        f" of {height}x{width} px, {amount(info['bytes'])}",
         f"  labels: {', '.join(info['labels']) or 'none'}; invalid samples: {info['invalid']}",
     ]
     for name, teacher in info["teachers"].items():

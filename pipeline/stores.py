@@ -25,7 +25,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete."""
-    found = [] if not features.is_dir() else find_stores(features, data.dataset, data.split, parse_size(data.size) if data.size else None)
+    size = parse_size(data.size) if data.size else None
+    found = find_stores(features, data.dataset, data.split, size) if features.is_dir() else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
     if not found:
         raise UserError(

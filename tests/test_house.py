@@ -51,7 +51,8 @@ def test_the_store_does_without_torch(module: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, pipeline.cli as c; c.sak.main(['--help'], standalone_mode=False); "
-        "heavy = {'torch', 'numpy', 'zarr', 'pydantic', 'rich', 'timm'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+        "heavy = {'torch', 'numpy', 'zarr', 'pydantic', 'rich', 'timm'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
