@@ -103,14 +103,10 @@ def _teacher(
     call = {}
     if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters:
         call["interpolate_pos_encoding"] = True
-    resizes = bool(call) or not hasattr(config, "image_size") or _has_no_positions(net)
     weights = identity(net, options)
     patch = int(getattr(config, "patch_size", 0) or 32)
-    own = getattr(config, "image_size", None)
-    input_size = fit_to_patch(options.size, patch) if resizes else _pair(own)
     net.eval()
-    with torch.no_grad():
-        states = hidden_states(net, torch.zeros(1, 3, *input_size), call)
+    input_size, states = _probe(net, call, fit_to_patch(options.size, patch), getattr(config, "image_size", None))
     if len(states) < 2 or states[1].dim() not in (3, 4):
         raise TeacherUnavailable(f"{model} gives no hidden states that can be laid out as maps")
     levels = choose_levels(name, options.levels, len(states) - 1)
@@ -137,9 +133,15 @@ def _teacher(
     return freeze(HfTeacher(spec, net, call))
 
 
-def _has_no_positions(net: nn.Module) -> bool:
-    return not any("position" in key for key in net.state_dict())
-
-
-def _pair(size: Any) -> Size:
-    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
+@torch.no_grad()
+def _probe(net: Any, call: dict[str, Any], size: Size, own: Any) -> tuple[Size, tuple[Tensor, ...]]:
+    """Run a black image at `size`, or, where the model refuses that, at the size it was configured for; give
+    the size that ran and all hidden states.
+    """
+    try:
+        return size, hidden_states(net, torch.zeros(1, 3, *size), call)
+    except (ValueError, RuntimeError):
+        if own is None:
+            raise
+    size = (int(own[0]), int(own[1])) if isinstance(own, (tuple, list)) else (int(own), int(own))
+    return size, hidden_states(net, torch.zeros(1, 3, *size), call)
