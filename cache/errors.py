@@ -50,9 +50,10 @@ class UncommittedRow(CacheError, LookupError):
 
 
 class CorruptFile(CacheError):
-    """Bytes on disk are not what was committed."""
+    """Bytes on disk are not what was committed: `what` is wrong with the file at `path`."""
 
     def __init__(self, path: object, what: str) -> None:
+        self.path, self.what = path, what
         super().__init__(f"{path}: {what}; `sak verify` lists all damage")
 
 

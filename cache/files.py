@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ Buffers = Sequence[bytes | memoryview]
 
 _IOV_MAX = 1024  # buffers a single writev may take (Linux)
 _TMP_SUFFIX = ".tmp"
-# Hashing one file while another waits for the disk; hashlib, writev and fsync all release the GIL.
-_NUM_THREADS = 4
+# Many files are made durable at once (file systems commit concurrent fsyncs together: 12 instead of 49 ms for the
+# 14 small files of a source shard) and hashed meanwhile; hashlib, writev and fsync all release the GIL.
+_NUM_THREADS = 16
+_SMALL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -127,43 +129,51 @@ def write_files(
         WriteFailed: it refused for another reason.
     """
     targets = {name: root / name for name in files}
-    directories = {path.parent for path in targets.values()}
+    size = sum(memoryview(buffer).nbytes for buffers in files.values() for buffer in buffers)
     temporaries = {name: path.with_name(f".{path.name}.{os.getpid()}{_TMP_SUFFIX}") for name, path in targets.items()}
     try:
-        for directory in directories:
+        for directory in {path.parent for path in targets.values()}:
             make_directories(directory)
-        if len(files) == 1:  # small metadata files mostly: no threads for these
-            ((name, buffers),) = files.items()
-            _write_temporary(temporaries[name], buffers)
-            digests = {name: digest_of(buffers)}
+        if len(files) == 1 and size <= _SMALL_BYTES:  # a manifest's entry: no threads for it
+            digests = _write_and_rename(files, temporaries, targets, map, before_rename)
         else:
             with ThreadPoolExecutor(_NUM_THREADS) as pool:
-                writes = [pool.submit(_write_temporary, temporaries[name], files[name]) for name in files]
-                hashes = {name: pool.submit(digest_of, buffers) for name, buffers in files.items()}
-                for write in writes:
-                    write.result()
-                digests = {name: job.result() for name, job in hashes.items()}
-        if before_rename is not None:
-            before_rename()
-        for name, path in targets.items():
-            temporaries[name].rename(path)
-        for directory in directories:
-            fsync_directory(directory)
+                digests = _write_and_rename(files, temporaries, targets, pool.map, before_rename)
     except OSError as error:
         for temporary in temporaries.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = sum(memoryview(b).nbytes for buffers in files.values() for b in buffers)
             free = shutil.disk_usage(root).free
             raise StoreFull(
-                f"no space left below {root}: {len(files)} files of {needed:,} bytes in all, {free:,} free. "
+                f"no space left below {root}: {len(files)} files of {size:,} bytes in all, {free:,} free. "
                 "Nothing of this shard was committed; free some space and run the same command again",
             ) from error
         raise WriteFailed(
             f"cannot write below {root}: {error}. Nothing of these files was committed; mend it and run the "
             "same command again"
         ) from error
+    return digests
+
+
+def _write_and_rename(
+    files: Mapping[str, Buffers],
+    temporaries: Mapping[str, Path],
+    targets: Mapping[str, Path],
+    run: Callable[..., Iterable[Any]],
+    before_rename: Callable[[], None] | None,
+) -> dict[str, FileDigest]:
+    """The steps of `write_files`; `run` is `map`, or an executor's."""
+    hashed = run(digest_of, files.values())
+    for _ in run(_write_temporary, [temporaries[name] for name in files], files.values()):
+        pass
+    digests = dict(zip(files, hashed, strict=True))
+    if before_rename is not None:
+        before_rename()
+    for name, path in targets.items():
+        temporaries[name].rename(path)
+    for _ in run(fsync_directory, {path.parent for path in targets.values()}):
+        pass
     return digests
 
 

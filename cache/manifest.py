@@ -62,6 +62,15 @@ def unseal(path: Path) -> dict[str, Any]:
     return document
 
 
+def place_of(path: Path) -> tuple[int | None, int | None]:
+    """The view and shard that a manifest file's name stands for, None where it stands for neither."""
+    if path.stem.startswith("shard_"):
+        return int(path.parent.name.removeprefix("view_")), int(path.stem.removeprefix("shard_"))
+    if path.stem.startswith("view_"):
+        return int(path.stem.removeprefix("view_")), None
+    return None, None
+
+
 def files_to_dict(files: Mapping[str, FileDigest]) -> dict[str, Any]:
     """Digests as plain JSON values."""
     return {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in files.items()}
@@ -109,12 +118,14 @@ class ViewEntries:
         files: array -> digest of its file, a shard each.
         invalid: sample -> why its row is invalid.
         clipped: array -> number of clipped values, a shard each; only arrays whose codec clips.
+        damaged: shard -> what is wrong with the entry that should commit it.
     """
 
     shards: dict[int, int] = field(default_factory=dict)
     files: dict[str, list[FileDigest]] = field(default_factory=dict)
     invalid: dict[int, str] = field(default_factory=dict)
     clipped: dict[str, list[int]] = field(default_factory=dict)
+    damaged: dict[int, CorruptFile] = field(default_factory=dict)
 
     def digest(self, shard: int, array: str) -> FileDigest:
         """The committed digest of an array's file."""
@@ -186,7 +197,7 @@ class PartManifest:
     def metadata(self) -> PartMetadata:
         """The part's committed metadata."""
         if self._metadata is None:
-            plain = unseal(self.folder / "metadata.json")
+            plain = self.read(self.folder / "metadata.json")
             self._metadata = PartMetadata(
                 plain["num_views"],
                 plain["num_samples"],
@@ -217,7 +228,7 @@ class PartManifest:
     def calibration(self) -> dict[str, FileDigest] | None:
         """Digests of the calibration's files, or None where none is committed."""
         path = self.folder / "calibration.json"
-        return files_from_dict(unseal(path)["files"]) if path.is_file() else None
+        return files_from_dict(self.read(path)["files"]) if path.is_file() else None
 
     def commit_calibration(self, files: Mapping[str, FileDigest]) -> None:
         """Make `files` the part's calibration."""
@@ -235,9 +246,16 @@ class PartManifest:
         return self._views[view]
 
     def is_committed(self, view: int, shard: int) -> bool:
-        """Whether a shard is committed; asks the disk again before it says no."""
-        if shard in self.view(view).shards:
+        """Whether a shard is committed; asks the disk again before it says no.
+
+        Raises:
+            CorruptFile: the manifest file that would say so is damaged.
+        """
+        entries = self.view(view)
+        if shard in entries.shards:
             return True
+        if shard in entries.damaged:
+            raise entries.damaged[shard]
         if not (self._compact_path(view).is_file() or self._entry_path(view, shard).is_file()):
             return False
         return shard in self.view(view, refresh=True).shards
@@ -273,16 +291,23 @@ class PartManifest:
         shutil.rmtree(self._entry_path(view, 0).parent, ignore_errors=True)
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order."""
+        """The (view, shard) of the first `num_views` views that are not committed, in order.
+
+        Raises:
+            CorruptFile: a manifest file is damaged.
+        """
         left = []
         for view in range(num_views):
-            committed = self.view(view, refresh=True).shards
+            entries = self.view(view, refresh=True)
+            for error in entries.damaged.values():
+                raise error
+            committed = entries.shards
             left += [(view, shard) for shard in range(self.metadata.num_shards) if shard not in committed]
         return left
 
     def entry_files(self) -> Iterable[Path]:
         """Every manifest file of the part that exists."""
-        return sorted(self.folder.rglob("*.json"))
+        return sorted([*self.folder.glob("[!.]*.json"), *self.folder.glob("view_*/shard_*.json")])
 
     def _entry_path(self, view: int, shard: int) -> Path:
         return self.folder / f"view_{view:04d}" / f"shard_{shard:06d}.json"
@@ -296,20 +321,31 @@ class PartManifest:
         entries = ViewEntries()
         for path in singles:
             try:
-                entries.add(self._entries_in(path, view))
+                entries.add(ViewEntries.from_dict(self.read(path)))
             except FileNotFoundError:
                 continue  # compacted meanwhile
+            except CorruptFile as error:  # its reach is one shard
+                entries.damaged[int(path.stem.removeprefix("shard_"))] = error
         if self._compact_path(view).is_file():
-            whole = self._entries_in(self._compact_path(view), view)
+            whole = ViewEntries.from_dict(self.read(self._compact_path(view)))
             whole.add(entries)
             return whole
         return entries
 
-    def _entries_in(self, path: Path, view: int) -> ViewEntries:
+    def read(self, path: Path) -> dict[str, Any]:
+        """The content of a manifest file of this part.
+
+        Raises:
+            CorruptFile: it is not what was written there.
+            FileNotFoundError: there is none.
+        """
         plain = unseal(path)
-        if plain["part"] != self.part or plain["view"] != view:
-            raise CorruptFile(path, f"it belongs to {plain['part']}, view {plain['view']}")
-        return ViewEntries.from_dict(plain)
+        if plain["part"] != self.part:
+            raise CorruptFile(path, f"it belongs to {plain['part']}")
+        view, shard = place_of(path)
+        if plain.get("view") != view or (shard is not None and plain["shards"] != [shard]):
+            raise CorruptFile(path, f"it belongs to view {plain.get('view')}, shards {plain.get('shards')}")
+        return plain
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         write_files(self.folder, {name: [seal(document)]})

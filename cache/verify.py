@@ -11,7 +11,7 @@ from crc32c import crc32c
 from cache.errors import CorruptFile, StoreNotFound
 from cache.files import FileDigest, digest_of_file
 from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
-from cache.manifest import FOLDER, SOURCE, PartManifest, PartMetadata, teacher_part
+from cache.manifest import FOLDER, SOURCE, PartManifest, PartMetadata, place_of, teacher_part
 from cache.parts import is_interrupted_growth
 
 Progress = Callable[[int, int], None]
@@ -125,8 +125,10 @@ def _plan(root: Path, part: str) -> Iterator[_Check | Problem]:
     """The committed files of a part, or why they cannot be known."""
     manifest = PartManifest(root, part)
     for path in manifest.entry_files():
-        if problem := _manifest_problem(root, part, path):
-            yield problem
+        try:
+            manifest.read(path)
+        except CorruptFile as error:
+            yield Problem(part, None, *place_of(path), path.relative_to(root).as_posix(), error.what)
     if not manifest.exists:
         if any(manifest.entry_files()):
             file = (manifest.folder / "metadata.json").relative_to(root).as_posix()
@@ -152,21 +154,6 @@ def _plan(root: Path, part: str) -> Iterator[_Check | Problem]:
             for shard in sorted(entries.shards):
                 digest = entries.digest(shard, array.path)
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
-
-
-def _manifest_problem(root: Path, part: str, path: Path) -> Problem | None:
-    from cache.manifest import unseal
-
-    numbers = {"view": None, "shard": None}
-    for piece in path.relative_to(root / FOLDER / part).with_suffix("").parts:
-        name, _, number = piece.partition("_")
-        if name in numbers and number.isdigit():
-            numbers[name] = int(number)  # type: ignore[assignment]
-    try:
-        unseal(path)
-    except CorruptFile as error:
-        return Problem(part, None, numbers["view"], numbers["shard"], path.relative_to(root).as_posix(), str(error))
-    return None
 
 
 def _check_file(root: Path, check: _Check, count: Callable[[int], None]) -> Problem | None:

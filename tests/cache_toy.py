@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from cache.calibration import Calibrator, calibration_rows
 from cache.spec import LabelSpec, LevelSpec, SourceSpec
@@ -19,6 +21,14 @@ Array = npt.NDArray[Any]
 LEVELS = (LevelSpec(0, (5, 4), 6, "fp16"), LevelSpec(1, (5, 4), 6, "int8"), LevelSpec(3, (3, 2), 8, "bf16"))
 OTHER_LEVELS = (LevelSpec(0, (2, 2), 5, "fp32"),)
 INVALID = {4: "truncated", 10: "zero bytes"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """For tests that import it: nothing here survives a power cut, and nothing needs to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def toy_spec(num_samples: int = 13, rows_per_shard: int = 4, **fields: Any) -> SourceSpec:

@@ -18,6 +18,7 @@ from cache.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids,
 from cache.store import Store, find_stores
 from cache.writer import SourceWriter, TeacherWriter
 from tests import cache_toy as toy
+from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 
 @pytest.fixture(scope="module")
