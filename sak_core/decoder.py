@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from sak_core.heads import build_head
 from sak_core.noise import NoiseSource
-from sak_core.router import Router, mix
+from sak_core.router import Router, TokenRouter, mix
 from sak_core.tasks import Task
 
-ROUTERS = ("mor", "none")
-"""Kinds of routers: the published one, and the plain sum of all experts, the same for every task."""
+ROUTERS: dict[str, type[Router] | None] = {"mor": Router, "token": TokenRouter, "none": None}
+"""Kinds of routers: published, a weight a token, and the plain sum of all experts, the same for every task.
+"""
 
 
 def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int, num_experts: int) -> nn.ModuleDict:
@@ -24,9 +25,10 @@ def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int,
         near = ", ".join(get_close_matches(kind, ROUTERS, cutoff=0.0))
         raise ValueError(f"unknown router {kind!r}, nearest {near}")
     routers = nn.ModuleDict()
-    if kind != "none" and num_experts > 1:
+    router = ROUTERS[kind]
+    if router is not None and num_experts > 1:
         for task in tasks:
-            routers[task.name] = nn.ModuleList(Router(width, num_experts) for _ in range(num_levels))
+            routers[task.name] = nn.ModuleList(router(width, num_experts) for _ in range(num_levels))
     return routers
 
 

@@ -1,4 +1,4 @@
-"""Router noise that depends on (seed, step, row) and a name, and on nothing else.
+"""Noise that depends on (seed, step, row) and a name, and on nothing else.
 
 A `RowNoise` gives the same numbers for a row whatever batch, process or order it comes in, so a resumed or a
 distributed run draws what the uninterrupted single process would have drawn. It is a counter-based generator:
@@ -29,30 +29,46 @@ class RowNoise:
 
     def normal(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """(B, *shape) standard normal float32 on like's device, independent for different names."""
-        device = like.device
+        first, second = self._uniform(name, 2, math.prod(shape), like.device)
+        normal = torch.sqrt(-2 * torch.log(1 - first)) * torch.cos(2 * math.pi * second)
+        return normal.to(torch.float32).reshape(-1, *shape)
+
+    def uniform(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """(B, *shape) uniform in [0, 1), float64 on like's device, independent for different names."""
+        return self._uniform(name, 1, math.prod(shape), like.device)[0].reshape(-1, *shape)
+
+    def _uniform(self, name: str, number: int, count: int, device: torch.device) -> list[Tensor]:
+        """`number` tensors (B, count) uniform in [0, 1), float64."""
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
         stream = int.from_bytes(digest[:8], "little", signed=True)
         keys = _mix(self.rows.to(device=device, dtype=torch.int64) ^ stream)
-        count = math.prod(shape)
-        # two uniform numbers an element, from one counter each
-        counters = torch.arange(count, device=device, dtype=torch.int64)
-        first = _uniform(_mix(keys[:, None] + counters * _GOLDEN))
-        second = _uniform(_mix(keys[:, None] + (counters + count) * _GOLDEN))
-        normal = torch.sqrt(-2 * torch.log(1 - first)) * torch.cos(2 * math.pi * second)
-        return normal.to(torch.float32).reshape(len(keys), *shape)
+        counters = torch.arange(number * count, device=device, dtype=torch.int64).reshape(number, 1, count)
+        return list(_to_uniform(_mix(keys[:, None] + counters * _GOLDEN)))
 
 
 NoiseSource = torch.Generator | RowNoise | None
-"""Where routers draw their noise: a torch generator, `RowNoise`, or None for torch's global generator."""
+"""Where noise is drawn from: a torch generator, `RowNoise`, or None for torch's global generator."""
 
 
 def draw_normal(source: NoiseSource, name: str, like: Tensor) -> Tensor:
-    """Standard normal numbers shaped (B, ...) as `like` and on its device, from `source`."""
+    """Standard normal numbers shaped (B, ...) as `like`, on its device and of its dtype, from `source`."""
     if isinstance(source, RowNoise):
-        if len(source.rows) != len(like):
-            raise ValueError(f"noise for {len(source.rows)} rows was given to a batch of {len(like)}")
+        _check_rows(source, like)
         return source.normal(name, like.shape[1:], like).to(like.dtype)
     return torch.randn(like.shape, generator=source, device=like.device, dtype=like.dtype)
+
+
+def draw_uniform(source: NoiseSource, name: str, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) shaped (B, ...) as `like`, on its device, in float64, from `source`."""
+    if isinstance(source, RowNoise):
+        _check_rows(source, like)
+        return source.uniform(name, like.shape[1:], like)
+    return torch.rand(like.shape, generator=source, device=like.device, dtype=torch.float64)
+
+
+def _check_rows(source: RowNoise, like: Tensor) -> None:
+    if len(source.rows) != len(like):
+        raise ValueError(f"noise for {len(source.rows)} rows was given to a batch of {len(like)}")
 
 
 def _signed(value: int) -> int:
@@ -76,6 +92,6 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _uniform(x: Tensor) -> Tensor:
+def _to_uniform(x: Tensor) -> Tensor:
     """[0, 1) in float64, from the upper 53 bits."""
     return _shift_right(x, 11).to(torch.float64) * 2.0**-53

@@ -29,18 +29,35 @@ class Router(nn.Module):
         self.gates = init_linear(nn.Linear(width // 2, 2 * num_experts))
 
     def forward(self, stem: Tensor, noise: NoiseSource = None, name: str = "") -> Tensor:
-        """The stem's tokens (B, n, C) to weights (B, E, n) in training, (B, E, 1) in evaluation; they sum to
-        1 over E.
+        """The stem's tokens (B, n, C) to weights that sum to 1 over E: (B, E, n), or (B, E, 1) where all
+        tokens share them.
 
         noise: where training draws from. name: tells this router's draws from others' of the same step.
         """
-        hidden = F.gelu(self.norm(self.hidden(stem)))
-        # the last layer is linear, so it may act on the mean of the tokens
-        logits, raw = self.gates(hidden.mean(dim=1)).unsqueeze(-1).chunk(2, dim=1)
+        hidden = self.pool(F.gelu(self.norm(self.hidden(stem))))
+        logits, raw = self.gates(hidden).transpose(1, 2).chunk(2, dim=1)
         if self.training:
             spread = (F.softplus(raw) + 0.01).expand(-1, -1, stem.shape[1])
             logits = torch.addcmul(logits, draw_normal(noise, name, spread), spread)
         return F.softmax(logits, dim=1)
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """(B, n, C/2) to (B, 1, C/2). The last layer is linear, so it may act on the mean instead of being
+        averaged.
+        """
+        return hidden.mean(dim=1, keepdim=True)
+
+
+class TokenRouter(Router):
+    """The same network without the average: every token weighs the experts for itself.
+
+    Routing a token instead of an image is what sparse mixtures for vision do (Riquelme et al. 2021, arXiv
+    2106.05974); here the weights stay soft.
+    """
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """(B, n, C/2), as it is."""
+        return hidden
 
 
 def mix(experts: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class StudentConfig:
       (without prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
     aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
     widths must agree.
-    router: "mor" (published) or "none" (plain sum of stem and paths).
+    router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
     head: a key of sak_core.heads.HEADS. tasks: what to predict; () for distillation alone.
     """
 
@@ -139,7 +139,8 @@ class Student(nn.Module):
     ) -> StudentOutput:
         """The rest of the forward pass, from the stem's tokens x_0 .. x_depth, (B, prefix + n, C) each."""
         grid = self.stem.grid(*image_size)
-        stem = [tokens[block + 1][:, self.stem.num_prefix :] for block in self.levels]
+        # contiguous once here, or every task's router would copy it
+        stem = [tokens[block + 1][:, self.stem.num_prefix :].contiguous() for block in self.levels]
         features = self.features(tokens)
         outputs: dict[str, Tensor] = {}
         weights: dict[str, list[Tensor]] = {}

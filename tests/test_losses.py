@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sak_core.losses import distillation_loss, on_one_grid, task_loss, task_losses
+from sak_core.losses import distillation_loss, task_loss, task_losses
+from sak_core.row_losses import on_finer_grid
 from sak_core.tasks import IGNORE, KINDS, Task, published_weight
 from tests import students
 
@@ -48,7 +49,7 @@ def test_distillation_does_not_depend_on_memory_layout(memory):
 )
 def test_grids_meet_by_height(student, teacher, resized):
     s, t = maps(0, 2, 3, *student), maps(1, 2, 3, *teacher)
-    a, b = on_one_grid(s, t)
+    a, b = on_finer_grid(s, t)
     if resized == "student":
         assert b is t
         torch.testing.assert_close(a, F.interpolate(s, teacher, mode="bilinear", align_corners=False))

@@ -3,9 +3,11 @@
 from difflib import get_close_matches
 
 from sak_core.heads.base import Head
+from sak_core.heads.dpt import DPTHead
+from sak_core.heads.linear import LinearHead
 from sak_core.heads.sak import SakHead
 
-HEADS: dict[str, type[Head]] = {"sak": SakHead}
+HEADS: dict[str, type[Head]] = {"sak": SakHead, "linear": LinearHead, "dpt": DPTHead}
 
 
 def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
@@ -17,4 +19,4 @@ def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
     return HEADS[name](width, num_levels, channels)
 
 
-__all__ = ["HEADS", "Head", "SakHead", "build_head"]
+__all__ = ["HEADS", "DPTHead", "Head", "LinearHead", "SakHead", "build_head"]
