@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +36,44 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         a
             defined range (floats, 32-bit integers beyond 16 bits).
     """
+    with open_image(path) as image:
+        return _decode(path, image)
+
+
+def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
+    """`read_image` of a file's content; `where` names it in errors."""
+    if not content:
+        raise UnreadableSample(where, "is empty (0 bytes)")
+    with _opened(io.BytesIO(content), where) as image:
+        return _decode(where, image)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """A picture, decoded but otherwise as it is stored. Raises UnreadableSample, within the block too."""
     check_file(path)
+    with _opened(path, path) as image:
+        yield image
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, where: Path | str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _decode(path, image)
+            with Image.open(source) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                image.load()
+                yield image
     except (UnreadableSample, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UnreadableSample(path, "is not an image of a format that Pillow knows") from None
+        raise UnreadableSample(where, "is not an image of a format that Pillow knows") from None
     except Image.DecompressionBombError:
-        raise UnreadableSample(path, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
+        raise UnreadableSample(where, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise UnreadableSample(path, f"is damaged: {str(error) or type(error).__name__}") from error
+        raise UnreadableSample(where, f"is damaged: {str(error) or type(error).__name__}") from error
 
 
 def check_file(path: Path) -> int:
@@ -62,15 +89,18 @@ def check_file(path: Path) -> int:
     return facts.st_size
 
 
-def _decode(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableSample(
-            path, f"is {image.width}x{image.height} px, more than {MAX_PIXELS}: refused before decoding"
-        )
-    image.load()
+def file_size(path: Path) -> int:
+    """A file's size in bytes, 0 where there is none to read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _decode(where: Path | str, image: Image.Image) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        grey = _eight_bits(path, np.asarray(upright))
+        grey = _eight_bits(where, np.asarray(upright))
         return np.repeat(grey[:, :, None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
@@ -79,13 +109,13 @@ def _decode(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     return np.array(upright.convert("RGB"), np.uint8)
 
 
-def _eight_bits(path: Path, grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _eight_bits(where: Path | str, grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     """16-bit grey as 8 bits: 65535 is 255."""
     if grey.dtype.kind == "f":
-        raise UnreadableSample(path, "holds floating-point values, whose range no one states")
+        raise UnreadableSample(where, "holds floating-point values, whose range no one states")
     values = grey.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableSample(
-            path, f"holds integers {values.min()}..{values.max()}, beyond the 16 bits that can be scaled"
+            where, f"holds integers {values.min()}..{values.max()}, beyond the 16 bits that can be scaled"
         )
     return np.rint(values / 257).astype(np.uint8)

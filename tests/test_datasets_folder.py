@@ -234,6 +234,7 @@ def test_labels_are_checked():
         ({**right, "semseg": np.zeros((5, 4), np.uint8)}, r"\(5, 4\).*4x5"),
         ({**right, "depth": np.zeros((4, 5))}, "float64"),
         ({"semseg": right["semseg"]}, "no label 'depth'"),
+        ({**right, "semseg": np.full((4, 5), 2, np.uint8)}, r"holds 2: expected 0\.\.1, or 255"),
     ):
         with pytest.raises(UnreadableSample, match=words):
             check_labels(Sample(image, wrong), (task, depth), "x")

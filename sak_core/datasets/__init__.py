@@ -41,11 +41,34 @@ def _folder(split: str, root: Path | None, size: Size | None) -> Dataset:
     return ImageFolder(root, split)
 
 
+def _nyud(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.nyud import Nyud
+
+    assert root is not None
+    return Nyud(root, split)
+
+
+def _pascal_context(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.pascal_context import PascalContext
+
+    assert root is not None
+    return PascalContext(root, split)
+
+
 DATASETS: dict[str, DatasetRow] = {
     "rooms": DatasetRow(
         _rooms, ("train", "val", "test", "unlabelled"), False, "rendered indoor scenes, six exact labels"
     ),
     "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
+    "nyud": DatasetRow(
+        _nyud, ("train", "val"), True, "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)"
+    ),
+    "pascal_context": DatasetRow(
+        _pascal_context,
+        ("train", "val"),
+        True,
+        "PASCAL-Context: semseg 21, human parts 7, saliency, normals, boundaries (papers' layout)",
+    ),
 }
 """All datasets, one row each."""
 

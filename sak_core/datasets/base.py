@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sak_core.tasks import Task
+from sak_core.tasks import IGNORE, Task
 from sak_core.views import ViewPolicy
 
 Label = NDArray[np.uint8] | NDArray[np.float32]
@@ -126,12 +127,12 @@ class FirstSamples:
         """The dataset's versions and options."""
         return self.dataset.info
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[str]:
         """The first `limit` ids."""
         return self.dataset.ids[: self.limit]
 
-    @property
+    @cached_property
     def fingerprints(self) -> Sequence[int]:
         """The first `limit` fingerprints."""
         return self.dataset.fingerprints[: self.limit]
@@ -144,10 +145,10 @@ class FirstSamples:
 
 
 def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str) -> Sample:
-    """`sample`, if it has exactly the tasks' labels, in their dtypes and at the image's size.
+    """`sample`, if it has exactly the tasks' labels, in their dtypes and ranges and at the image's size.
 
     Raises:
-        UnreadableSample: naming `where`, the label, and both sizes or dtypes.
+        UnreadableSample: naming `where`, the label, and what it is against what was expected.
     """
     height, width = sample.image.shape[:2]
     for task in tasks:
@@ -164,4 +165,18 @@ def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str) -> Sa
             )
         if label.dtype != task.spec.label_dtype:
             raise UnreadableSample(where, f"label {task.name!r} is {label.dtype}, expected {task.spec.label_dtype}")
+        if task.spec.label_dtype == np.uint8:
+            _check_classes(where, task, label)
     return sample
+
+
+def _check_classes(where: Path | str, task: Task, label: Label) -> None:
+    """Class labels lie in 0..classes − 1, saliency and boundaries in 0..1; 255 is no label anywhere."""
+    count = len(task.classes) or 2
+    found = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+    wrong = [int(value) for value in found if count <= value < IGNORE]
+    if wrong:
+        raise UnreadableSample(
+            where,
+            f"label {task.name!r} holds {', '.join(map(str, wrong[:5]))}: expected 0..{count - 1}, or {IGNORE}",
+        )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from sak_core.datasets.base import DatasetError, Sample
-from sak_core.images import EXTENSIONS, read_image
+from sak_core.images import EXTENSIONS, file_size, read_image
 from sak_core.tasks import Task
 from sak_core.views import EVALUATION, STAGE1, ViewPolicy
 
@@ -60,12 +61,12 @@ class ImageFolder:
         """Nothing beyond the files."""
         return {}
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[str]:
         """Relative paths; bytes that are no UTF-8 are written as \\xNN."""
         return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
 
-    @property
+    @cached_property
     def fingerprints(self) -> Sequence[int]:
         """File sizes, bytes; 0 where a file has none (a broken link)."""
         return [file_size(self.root / path) for path in self._paths]
@@ -83,16 +84,10 @@ def check_root(root: Path) -> None:
         raise DatasetError(f"{root} is a file, a folder is needed")
 
 
-def file_size(path: Path) -> int:
-    """A file's size in bytes, 0 where there is none to read."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def _find(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of the images below `root`; each real folder is entered once, whatever links lead to it."""
+    """Relative POSIX paths of the images below `root`; each real folder is entered once, whatever links lead
+    to it.
+    """
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

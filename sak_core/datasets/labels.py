@@ -1,0 +1,96 @@
+"""Label files: PNG indices and colours, NumPy arrays, MATLAB structs; what cannot be read is named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sak_core.datasets.base import DatasetError, UnreadableSample
+from sak_core.images import check_file, file_size, open_image
+
+
+def read_grey(path: Path) -> NDArray[Any]:
+    """A PNG's stored numbers (h, w): palette indices, 8-bit grey (uint8) or 16-bit grey (uint16).
+
+    Raises UnreadableSample, also for pictures with colour channels.
+    """
+    with open_image(path) as image:
+        if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+            raise UnreadableSample(path, f"is {image.mode}: indices or grey levels are expected")
+        if image.mode == "1":
+            return np.asarray(image, np.uint8)
+        return np.asarray(image)
+
+
+def read_colours(path: Path) -> NDArray[np.uint8]:
+    """A PNG's three channels (h, w, 3) uint8, as stored. Raises UnreadableSample, also for other modes."""
+    with open_image(path) as image:
+        if image.mode != "RGB":
+            raise UnreadableSample(path, f"is {image.mode}: RGB is expected")
+        return np.asarray(image)
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """A `.npy` file's array, without pickles; channels of length one are dropped. Raises UnreadableSample."""
+    check_file(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UnreadableSample(path, f"is no readable array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise UnreadableSample(path, "does not hold one array of numbers")
+    return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+
+
+def read_mat(path: Path, name: str) -> NDArray[Any]:
+    """One variable of a MATLAB file (to version 7.2), nothing squeezed. Raises UnreadableSample."""
+    from scipy.io import loadmat
+
+    check_file(path)
+    try:
+        found = loadmat(str(path), variable_names=[name])
+    except Exception as error:  # scipy raises many kinds for damaged files
+        raise UnreadableSample(path, f"is no readable MATLAB file: {error}") from error
+    if name not in found:
+        raise UnreadableSample(path, f"has no variable {name!r}")
+    value: NDArray[Any] = found[name]
+    return value
+
+
+def normals_of(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Normals as pictures hold them: 2 v / 255 − 1 a channel, (h, w, 3) float32."""
+    return (colours.astype(np.float32) * np.float32(2 / 255) - 1).astype(np.float32)
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+    """Ids, one a line, in the file's order; blank lines are skipped.
+
+    Raises DatasetError: no such file, no ids, or one twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read the list of ids {path}: {error}") from error
+    ids = tuple(line.strip() for line in lines if line.strip())
+    if not ids:
+        raise DatasetError(f"{path} lists no ids")
+    check_unique(ids, path)
+    return ids
+
+
+def check_unique(ids: Sequence[str], where: Path) -> None:
+    """Raise DatasetError if an id comes twice."""
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise DatasetError(f"{where}: {name!r} comes twice")
+        seen.add(name)
+
+
+def total_size(paths: Sequence[Path]) -> int:
+    """Bytes of a sample's files together; those that are missing count 0."""
+    return sum(file_size(path) for path in paths)

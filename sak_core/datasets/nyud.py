@@ -1,0 +1,115 @@
+"""NYUD-v2 in the layout that multi-task papers share: semantic segmentation, depth, normals, boundaries.
+
+    gt_sets/{train,val}.txt    ids, one a line
+    images/<id>.png            RGB
+    segmentation/<id>.png      grey 0..40; 0 is no label, v means class v − 1
+    depth/<id>.npy             metres; 0 is no label
+    normals/<id>.png           2 v / 255 − 1 a channel
+    edge/<id>.png              0 or 255
+
+The dataset is Silberman et al., ECCV 2012; this layout is ASTMT's and MTI-Net's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from sak_core.datasets.base import Label, Sample, check_labels
+from sak_core.datasets.folder import check_root
+from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, total_size
+from sak_core.images import read_image
+from sak_core.tasks import IGNORE, Task, published_weight
+from sak_core.views import EVALUATION, NYUD_SIZE, STAGE2, ViewPolicy
+
+CLASSES = tuple(
+    """wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
+    shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refrigerator, television,
+    paper, towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag,
+    other structure, other furniture, other prop""".replace("\n    ", " ").split(", ")
+)
+"""The 40 classes of Gupta et al., CVPR 2013, in label order."""
+
+TASKS = (
+    Task("semseg", "classes", CLASSES, published_weight("semseg")),
+    Task("depth", "depth", weight=published_weight("depth")),
+    Task("normals", "normals", weight=published_weight("normals")),
+    Task("edge", "boundary", weight=published_weight("edge")),
+)
+
+
+@dataclass(frozen=True)
+class Nyud:
+    """One split of NYUD-v2.
+
+    Args:
+        root: the folder above. split: "train" or "val".
+
+    Raises:
+        DatasetError: no such folder, or no list of the split.
+    """
+
+    root: Path
+    split: str
+    ids: Sequence[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_root(self.root)
+        object.__setattr__(self, "ids", read_ids(self.root / "gt_sets" / f"{self.split}.txt"))
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return "nyud"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Four tasks."""
+        return TASKS
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """448×576 px, as published."""
+        return NYUD_SIZE
+
+    @property
+    def policy(self) -> ViewPolicy:
+        """Published views: stage 2's for training, centred padding for evaluation."""
+        return STAGE2 if self.split == "train" else EVALUATION
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Nothing beyond the files."""
+        return {}
+
+    @cached_property
+    def fingerprints(self) -> Sequence[int]:
+        """Bytes of each sample's files together."""
+        return [total_size(list(self._files(name).values())) for name in self.ids]
+
+    def load(self, index: int) -> Sample:
+        """Read one image and its labels; raises UnreadableSample naming the file."""
+        files = self._files(self.ids[index])
+        # classes count from 0; what was 0, no label, wraps to 255
+        semseg = (read_grey(files["semseg"]).astype(np.int64) - 1).astype(np.uint8)
+        depth = read_array(files["depth"]).astype(np.float32)
+        labels: dict[str, Label] = {
+            "semseg": semseg,
+            "depth": np.where(depth == 0, np.float32(IGNORE), depth),
+            "normals": normals_of(read_colours(files["normals"])),
+            "edge": (read_grey(files["edge"]) >= 128).astype(np.uint8),
+        }
+        return check_labels(Sample(read_image(files["image"]), labels), TASKS, files["image"])
+
+    def _files(self, name: str) -> dict[str, Path]:
+        return {
+            "image": self.root / "images" / f"{name}.png",
+            "semseg": self.root / "segmentation" / f"{name}.png",
+            "depth": self.root / "depth" / f"{name}.npy",
+            "normals": self.root / "normals" / f"{name}.png",
+            "edge": self.root / "edge" / f"{name}.png",
+        }

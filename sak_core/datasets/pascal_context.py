@@ -1,0 +1,185 @@
+"""PASCAL-Context in the layout that multi-task papers share: semantic segmentation, human parts, saliency,
+normals, boundaries.
+
+    ImageSets/Context/{train,val}.txt   ids, one a line
+    ImageSets/Parts/{train,val}.txt     JSON: id to the classes of its objects
+    JPEGImages/<id>.jpg
+    semseg/VOC12/<id>.png, else semseg/pascal-context/<id>.png    palette indices 0..20, 255
+    pascal-context/trainval/<id>.mat    LabelMap, for boundaries and for where normals are valid
+    human_parts/<id>.mat                anno
+    sal_distill/<id>.png, normals_distill/<id>.png
+    json/{context_classes,nyu_classes}.json
+
+The dataset is Mottaghi et al., CVPR 2014 and Chen et al., CVPR 2014 (parts); labels of saliency and normals
+and the layout are ASTMT's (Maninis et al., CVPR 2019).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sak_core.datasets.base import DatasetError, Label, Sample, UnreadableSample, check_labels
+from sak_core.datasets.folder import check_root
+from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_ids, read_mat, total_size
+from sak_core.datasets.pascal_parts import PART_CLASSES, PERSON, draw_parts
+from sak_core.images import read_image
+from sak_core.tasks import IGNORE, Task, published_weight
+from sak_core.views import EVALUATION, PASCAL_SIZE, STAGE2, ViewPolicy
+
+CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train"),
+    "tv monitor",
+)
+"""VOC's 20 classes and background, in label order."""
+
+TASKS = (
+    Task("semseg", "classes", CLASSES, published_weight("semseg")),
+    Task("human_parts", "classes", PART_CLASSES, published_weight("human_parts")),
+    Task("sal", "saliency", weight=published_weight("sal")),
+    Task("normals", "normals", weight=published_weight("normals")),
+    Task("edge", "boundary", weight=published_weight("edge")),
+)
+
+
+@dataclass(frozen=True)
+class PascalContext:
+    """One split of PASCAL-Context.
+
+    Args:
+        root: the folder above. split: "train" or "val".
+
+    Raises:
+        DatasetError: no such folder, or a list or table missing or damaged.
+    """
+
+    root: Path
+    split: str
+    ids: Sequence[str] = field(init=False, repr=False)
+    _objects: Mapping[str, Sequence[int]] = field(init=False, repr=False)
+    _valid_normals: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_root(self.root)
+        lists = self.root / "ImageSets"
+        object.__setattr__(self, "ids", read_ids(lists / "Context" / f"{self.split}.txt"))
+        object.__setattr__(self, "_objects", _read_json(lists / "Parts" / f"{self.split}.txt", dict))
+        object.__setattr__(self, "_valid_normals", _classes_with_normals(self.root / "json"))
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return "pascal_context"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Five tasks."""
+        return TASKS
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """512×512 px, as published."""
+        return PASCAL_SIZE
+
+    @property
+    def policy(self) -> ViewPolicy:
+        """Published views: stage 2's for training, centred padding for evaluation."""
+        return STAGE2 if self.split == "train" else EVALUATION
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Nothing beyond the files."""
+        return {}
+
+    @cached_property
+    def fingerprints(self) -> Sequence[int]:
+        """Bytes of each sample's files together."""
+        return [total_size(list(self._files(name).values())) for name in self.ids]
+
+    def load(self, index: int) -> Sample:
+        """Read one image and its labels; raises UnreadableSample naming the file."""
+        name = self.ids[index]
+        files = self._files(name)
+        image = read_image(files["image"])
+        label_map = read_mat(files["context"], "LabelMap")
+        if label_map.shape != image.shape[:2] or label_map.dtype.kind not in "ui":
+            raise UnreadableSample(
+                files["context"],
+                f"LabelMap is {label_map.dtype} {label_map.shape}, its image {image.shape[:2]}",
+            )
+        labels: dict[str, Label] = {
+            "semseg": read_grey(files["semseg"]).astype(np.uint8),
+            "human_parts": self._parts(name, files["parts"], image.shape[:2]),
+            "sal": (read_grey(files["sal"]) > 127).astype(np.uint8),
+            "normals": self._normals(files["normals"], label_map),
+            "edge": boundaries(label_map),
+        }
+        return check_labels(Sample(image, labels), TASKS, files["image"])
+
+    def _parts(self, name: str, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+        if name not in self._objects:
+            raise UnreadableSample(
+                self.root / "ImageSets" / "Parts" / f"{self.split}.txt", f"has no entry for {name!r}"
+            )
+        objects = read_mat(path, "anno")
+        return draw_parts(path, objects, size, has_person=PERSON in self._objects[name])
+
+    def _normals(self, path: Path, label_map: NDArray[Any]) -> NDArray[np.float32]:
+        normals = normals_of(read_colours(path))
+        if normals.shape[:2] != label_map.shape:
+            raise UnreadableSample(path, f"is {normals.shape[:2]}, its image {label_map.shape}")
+        normals[~np.isin(label_map, self._valid_normals)] = IGNORE
+        return normals
+
+    def _files(self, name: str) -> dict[str, Path]:
+        semseg = self.root / "semseg" / "VOC12" / f"{name}.png"
+        if not semseg.is_file():
+            semseg = self.root / "semseg" / "pascal-context" / f"{name}.png"
+        return {
+            "image": self.root / "JPEGImages" / f"{name}.jpg",
+            "semseg": semseg,
+            "context": self.root / "pascal-context" / "trainval" / f"{name}.mat",
+            "parts": self.root / "human_parts" / f"{name}.mat",
+            "sal": self.root / "sal_distill" / f"{name}.png",
+            "normals": self.root / "normals_distill" / f"{name}.png",
+        }
+
+
+def boundaries(label_map: NDArray[Any]) -> NDArray[np.uint8]:
+    """Boundaries of a label map (h, w): its Laplacian's support, thinned to convergence; (h, w) uint8, 0 or
+    1.
+
+    Differences of labels can cancel in the Laplacian, and do so in the published labels.
+    """
+    from skimage.morphology import thin
+
+    padded = np.pad(label_map.astype(np.float64), 1, mode="reflect")
+    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    support = around - 4 * padded[1:-1, 1:-1] != 0
+    edges: NDArray[np.uint8] = thin(support).astype(np.uint8)  # type: ignore[no-untyped-call]
+    return edges
+
+
+def _classes_with_normals(folder: Path) -> tuple[int, ...]:
+    """LabelMap values whose normals are trusted: indoor classes (those that NYUD has too) and screens."""
+    context = _read_json(folder / "context_classes.json", dict)
+    indoor = set(_read_json(folder / "nyu_classes.json", list)) - {"unknown"}
+    return tuple(int(value) for name, value in context.items() if name in indoor or name == "tvmonitor")
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, kind):
+        raise DatasetError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}")
+    return value
