@@ -81,14 +81,12 @@ def phi_s(statistics: ChannelStatistics) -> AffineBalance:
         raise ValueError("features without variance cannot be balanced")
     width = len(statistics.mean)
     mixing = torch.from_numpy(hadamard(width).astype("float64")) / width**0.5
-    # the sign of an eigenvector is arbitrary; fixed here so that a balance does not depend on the linear algebra library
+    # the sign of an eigenvector is arbitrary: fixed here, for a balance that does not depend on the library
     largest = basis.abs().argmax(dim=0)
     basis = basis * basis[largest, torch.arange(width)].sign()
     rotation = mixing @ basis.T
     scale = mean_variance.sqrt()
-    return AffineBalance(
-        statistics.mean, rotation / mean_variance.sqrt().cpu(), rotation.T * mean_variance.sqrt().cpu()
-    )
+    return AffineBalance(statistics.mean.cpu(), rotation / scale, rotation.T * scale)
 
 
 BALANCES: dict[str, Callable[[ChannelStatistics], AffineBalance] | None] = {
