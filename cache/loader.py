@@ -13,7 +13,7 @@ import torch
 
 from cache.batch import Batch, Decode, guard
 from cache.codecs import get_codec
-from cache.errors import BadInput, StateMismatch, UncommittedRow
+from cache.errors import BadInput, CacheError, StateMismatch, UncommittedRow
 from cache.manifest import SOURCE, teacher_part
 from cache.ring import Field, Slot
 from cache.sampler import Requests, SamplerConfig, epoch_requests, num_batches
@@ -171,19 +171,17 @@ class Loader:
     # -- iterating --------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._running is not None:
-            self._running.stop()
         start = self._next_batch if self._resumes else 0
         self._next_batch, self._resumes = start, False
+        return self._batches(epoch_requests(self._valid, self.config, self._epoch), start)
+
+    def _batches(self, requests: Requests, start: int) -> Iterator[Batch]:
+        if self._running is not None:
+            self._running.stop()
         if not self._slots:
             count = self._prefetch + self._valid_batches
             self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
-        requests = epoch_requests(self._valid, self.config, self._epoch)
-        reading = _Reading(self._slots, self._fields, requests, start, self._num_threads)
-        self._running = reading
-        return self._batches(reading, requests, start)
-
-    def _batches(self, reading: _Reading, requests: Requests, start: int) -> Iterator[Batch]:
+        reading = self._running = _Reading(self._slots, self._fields, requests, start, self._num_threads)
         held: list[Slot] = []
         try:
             for number in range(start, self._num_batches):
@@ -232,6 +230,8 @@ class _Reading:
 
     def take(self) -> Slot:
         """The next filled slot; raises what went wrong while it was read."""
+        if self._stopped.is_set():
+            raise CacheError("this iteration over the loader ended when another one began")
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item

@@ -186,6 +186,11 @@ class PartManifest:
         self._metadata: PartMetadata | None = None
         self._views: dict[int, ViewEntries] = {}
 
+    def forget(self) -> None:
+        """Read everything from the disk anew when it is next asked for."""
+        self._metadata = None
+        self._views = {}
+
     # -- metadata ---------------------------------------------------------------------------------
 
     @property

@@ -197,6 +197,7 @@ class Store:
                 yield
             else:
                 with file_lock(self.path / FOLDER / part / "lock", f"{part} of {self.path}", wait, on_wait):
+                    self.part(part).forget()  # whoever held the lock before may have changed it
                     yield
         finally:
             with self._mutex:

@@ -115,7 +115,7 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(WriteFailed, match="cannot write to the source of .*file"):
+    with pytest.raises(WriteFailed, match=r"cannot write to the source of .*file"):
         Store.create(tmp_path / "file", toy.toy_spec())
 
 

@@ -254,6 +254,16 @@ def test_appended_views_equal_views_made_at_once(tmp_path: Path) -> None:
     assert grown.num_views == 4
 
 
+def test_a_store_opened_before_it_grew_does_not_shrink_it(tmp_path: Path) -> None:
+    first = Store.create(tmp_path, toy.toy_spec())
+    second = Store.open(first.path)
+    assert first.num_views == second.num_views == 0
+    toy.write_source(first, 3)
+    toy.write_source(second, 2)
+    assert second.num_views == 3 and Store.open(first.path).num_views == 3
+    second.pixels[0, 2]
+
+
 def test_the_log_is_outside_of_the_store(store: Store) -> None:
     before = toy.tree(store.path)
     store.log({"stage": "prepare", "seconds": 1.5})
