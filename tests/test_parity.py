@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import parity
+from sak_core.reference import export_reference
+from sak_core.stem import StemConfig
+from sak_core.student import Student, StudentConfig
+from tests import formula, method, parity
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 
@@ -67,3 +70,69 @@ def test_command_fails_on_a_missing_score_and_an_empty_folder(tmp_path):
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(ValueError, match="holds no case"):
         parity.main([str(tmp_path)])
+
+
+UNSEEN = {
+    "one-teacher": {"teachers": {"sam": 384}, "grids": {"sam": [2, 3]}, "router": "mor", "tasks": ["semseg", "depth"]},
+    "no-router": {
+        "teachers": {"clip": 64, "dinov2": 384, "siglip": 200, "sam": 16},
+        "grids": {"clip": [3, 9], "dinov2": [5, 4], "siglip": [4, 6], "sam": [16, 24]},
+        "router": "none",
+        "tasks": ["sal", "normals", "edge"],
+        "dataset": "pascalcontext",
+    },
+    "base": {
+        "stem": "vit_base",
+        "teachers": {"clip": 768, "dinov2": 768},
+        "grids": {"clip": [4, 6], "dinov2": [4, 6]},
+        "router": "mor",
+        "tasks": ["human_parts"],
+        "dataset": "pascalcontext",
+    },
+    "stage-one": {"teachers": {"a": 20, "b": 384}, "grids": {"a": [7, 9], "b": [3, 3]}, "router": "mor", "tasks": []},
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_cases_without_a_fixture_equal_an_independent_rewrite(name):
+    case = {"name": name, "image": [64, 96], "batch": 2, "stem": "vit_small", "dataset": "nyud", **UNSEEN[name]}
+    width = {"vit_small": 384, "vit_base": 768}[case["stem"]]
+    case["aligner"] = set(case["teachers"].values()) != {width}
+    shapes = export_reference(untrained(case), stage=2 if case["tasks"] else 1)
+    case["shapes"] = {key: list(value.shape) for key, value in shapes.items()}
+    ours = parity.model_case_values(case)
+
+    state = {
+        key: torch.from_numpy(formula.parameter(key, tuple(shape)))
+        for key, shape in case["shapes"].items()
+        if not key.endswith("num_batches_tracked")
+    }
+    image = torch.from_numpy(formula.tensor(f"{name}/image", (2, 3, 64, 96)))
+    aligned, outputs = method.Forward(state, width // 64, case["teachers"], case["tasks"], case["router"])(image)
+    theirs = {f"aligned/{t}/{i}": m for t, maps in aligned.items() for i, m in enumerate(maps)}
+    theirs |= {f"output/{task}": value for task, value in outputs.items()}
+    for kind in ("cos+l1", "cos", "l2"):
+        terms = {}
+        for t, maps in aligned.items():
+            for i, m in enumerate(maps):
+                shape = (2, m.shape[1], *case["grids"][t])
+                target = torch.from_numpy(formula.tensor(f"{name}/teacher/{t}/{i}", shape))
+                terms[f"{t}_level{i + 1}"] = method.distillation(m, target, kind)
+        theirs |= {f"distill/{kind}/{term}": value for term, value in terms.items()}
+        theirs[f"distill/{kind}/total"] = torch.stack(list(terms.values())).sum()
+    assert {k for k in ours if k.startswith(("aligned", "output", "distill"))} == set(theirs)
+    for key, want in theirs.items():
+        tolerance = (1e-4 * torch.maximum(want.abs(), want.square().mean().sqrt())).clamp_min(1e-5)
+        assert ((ours[key] - want).abs() <= tolerance).all(), key
+
+
+def untrained(case: dict) -> Student:
+    return Student(
+        StudentConfig(
+            stem=StemConfig(f"{case['stem']}_patch16_384", image_size=tuple(case["image"])),
+            teachers=case["teachers"],
+            aligner=case["aligner"],
+            router=case["router"],
+            tasks=tuple(parity.task_of(task, case["dataset"]) for task in case["tasks"]),
+        )
+    )

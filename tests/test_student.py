@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from sak_core.decoder import to_map
 from sak_core.losses import distillation_loss, task_losses
 from sak_core.noise import RowNoise
+from sak_core.parts import count_parameters, freeze
 from sak_core.stem import Stem, StemConfig, normalize
 from sak_core.student import Student, StudentConfig, tapped_levels
 from tests import students
@@ -268,3 +269,46 @@ def test_compiled_student_agrees():
         a, b = student(students.images()), compiled(students.images())
     for task in a.outputs:
         torch.testing.assert_close(a.outputs[task], b.outputs[task], rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_are_counted_by_part():
+    student = students.student()
+    counts = count_parameters(student)
+    assert counts["total"] == sum(p.numel() for p in student.parameters())
+    # a path is five adapters (16·4 + 4 + 4·16 + 16 + 1 each) and four norms
+    assert counts["paths"] == 2 * (5 * 149 + 4 * 32)
+    assert set(count_parameters(students.student(teachers={}))) == {"stem", "heads", "total"}
+    with pytest.raises(ValueError, match="weight belongs to no part"):
+        count_parameters(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "trains,still", [("all", set()), ("adapters", {"stem"}), ("routers", {"stem", "paths", "aligners"})]
+)
+def test_frozen_parts_stay(trains, still):
+    student = students.student()
+    freeze(student, trains)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1.0)
+    total_loss(student, student(students.images())).backward()
+    optimizer.step()
+    same = {n.partition(".")[0] for n, p in student.named_parameters() if torch.equal(p, before[n])}
+    assert same == still
+    with pytest.raises(ValueError, match="unknown part 'adapter', nearest adapters"):
+        freeze(student, "adapter")
+
+
+def test_frozen_parts_from_stored_tokens_give_the_same_numbers():
+    """What a cache of the stem's tokens, or of all experts, trains from."""
+    student = students.student().eval()
+    live = student(students.images())
+    with torch.no_grad():
+        tokens = student.stem(students.images())
+        from_tokens = student.from_tokens(tokens, students.SIZE)
+        stem = [tokens[i + 1][:, 1:] for i in student.levels]
+        outputs, weights = student.decode([stem, *student.features(tokens).values()], students.SIZE)
+    for task in live.outputs:
+        assert torch.equal(live.outputs[task], from_tokens.outputs[task])
+        torch.testing.assert_close(live.outputs[task], outputs[task])
+        assert len(weights[task]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(live.aligned["dino"], from_tokens.aligned["dino"], strict=True))

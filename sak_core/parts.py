@@ -1,0 +1,54 @@
+"""A model by parts: how many parameters each has, and which of them a run trains."""
+
+from difflib import get_close_matches
+
+from torch import nn
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "stem": ("stem",),
+    "paths": ("paths",),
+    "aligners": ("aligners", "projector_norms", "norms", "projectors"),
+    "routers": ("routers",),
+    "heads": ("heads",),
+}
+"""Parts of a student (or of a feature model, whose norms and projectors stand for aligners) and their
+submodules.
+"""
+
+TRAINS: dict[str, tuple[str, ...]] = {
+    "all": ("stem", "paths", "aligners", "routers", "heads"),
+    "adapters": ("paths", "aligners", "routers", "heads"),
+    "routers": ("routers", "heads"),
+}
+"""What a run trains, by name: everything; all but the stem; routers and heads alone."""
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters a part, parts without any left out, and their sum as "total".
+
+    Raises ValueError where a parameter belongs to no part.
+    """
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[_part(name)] += parameter.numel()
+    counts = {part: count for part, count in counts.items() if count}
+    return {**counts, "total": sum(counts.values())}
+
+
+def freeze(model: nn.Module, trains: str) -> None:
+    """Lets only the parts that `trains` names learn; the others' parameters no longer require gradients.
+
+    Raises ValueError for an unknown name.
+    """
+    if trains not in TRAINS:
+        raise ValueError(f"unknown part {trains!r}, nearest {', '.join(get_close_matches(trains, TRAINS, cutoff=0.0))}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_part(name) in TRAINS[trains])
+
+
+def _part(name: str) -> str:
+    first = name.partition(".")[0]
+    for part, modules in PARTS.items():
+        if first in modules:
+            return part
+    raise ValueError(f"parameter {name} belongs to no part of {', '.join(PARTS)}")
