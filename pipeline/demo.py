@@ -30,7 +30,7 @@ class Split:
     views: int
 
 
-SPLITS = (Split("unlabelled", 1200, 2), Split("train", 640, 2), Split("val", 64, 1), Split("test", 200, 1))
+SPLITS = (Split("unlabelled", 1000, 2), Split("train", 600, 2), Split("val", 48, 1), Split("test", 200, 1))
 SMALL_SPLITS = (Split("unlabelled", 32, 2), Split("train", 32, 2), Split("val", 16, 1), Split("test", 16, 1))
 SMALL_STEPS: dict[str, Any] = {"steps": 4, "batch_size": 8}
 
