@@ -23,6 +23,7 @@ from cache.teacher_writer import TeacherWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.prepare import check_disk
+from sak_core.names import part_name
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
 
@@ -99,7 +100,7 @@ def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
     if teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
     check_disk(store.path, teacher_bytes(store, levels, num_views), f"features of {request.name}")
-    with store.lock(f"teachers/{request.name}"), torch.inference_mode():
+    with store.lock(f"teachers/{provenance['name']}"), torch.inference_mode():
         writer = TeacherWriter(store, provenance, levels)
         if writer.calibration() is None:
             writer.write_calibration(_calibrate(store, levels, teacher, request, device))
@@ -128,7 +129,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
     library = LIBRARIES.get(teacher.spec.library)
     versions = {name: version(name) for name in ("torch", *([library] if library else ()))}
     return {
-        "name": request.name,
+        "name": part_name(request.name),
         "teacher": teacher.spec.to_dict(),
         "grid": list(request.grid) if request.grid else "native",
         "codec": request.codec,

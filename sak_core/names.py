@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+def part_name(teacher: str) -> str:
+    """A teacher's name as a folder can have it.
+
+    >>> part_name("timm:resnet50"), part_name("open_clip:ViT-B-32/openai")
+    ('timm-resnet50', 'open_clip-ViT-B-32-openai')
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", teacher)
 
 
 class UnknownName(ValueError):

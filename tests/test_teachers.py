@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional as F
 
-from sak_core.names import UnknownName
-from sak_core.teachers import TEACHERS, build_teacher, check_teacher, part_name
+from sak_core.names import UnknownName, part_name
+from sak_core.teachers import TEACHERS, build_teacher, check_teacher
 from sak_core.teachers.base import (
     TeacherSpec,
     TeacherUnavailable,

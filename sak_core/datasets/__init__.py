@@ -16,7 +16,8 @@ Size = tuple[int, int]
 class DatasetRow:
     """How to open one dataset.
 
-    open: (split, root, size) to Dataset; size is (H, W) or None for the dataset's own. splits: their names.
+    open: (split, root, size) to Dataset; size is (H, W) or None for the dataset's own.
+    splits: their names; empty where the folder says.
     needs_root: whether a folder must be given. about: one line for lists.
     """
 
@@ -55,11 +56,45 @@ def _pascal_context(split: str, root: Path | None, size: Size | None) -> Dataset
     return PascalContext(root, split)
 
 
+def _imagenet(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.imagenet import open_imagenet
+
+    assert root is not None
+    return open_imagenet(root, split)
+
+
+def _webdataset(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.webdataset import TarFolder
+
+    assert root is not None
+    return TarFolder(root, split)
+
+
+def _hugging_face(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.hugging_face import HuggingFaceFolder
+
+    assert root is not None
+    return HuggingFaceFolder(root, split)
+
+
+def _labelled(split: str, root: Path | None, size: Size | None) -> Dataset:
+    from sak_core.datasets.labelled import open_labelled
+
+    assert root is not None
+    return open_labelled(root, split)
+
+
 DATASETS: dict[str, DatasetRow] = {
     "rooms": DatasetRow(
         _rooms, ("train", "val", "test", "unlabelled"), False, "rendered indoor scenes, six exact labels"
     ),
     "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
+    "labelled": DatasetRow(_labelled, (), True, "a folder with labels, described by its dataset.toml"),
+    "imagenet": DatasetRow(_imagenet, ("train", "val"), True, "ImageNet-1k as class folders, no labels"),
+    "webdataset": DatasetRow(_webdataset, ("train", "val", "test"), True, "images in WebDataset tars, no labels"),
+    "hugging_face": DatasetRow(
+        _hugging_face, ("train", "val", "test"), True, "a Hugging Face dataset on disk, no labels"
+    ),
     "nyud": DatasetRow(
         _nyud, ("train", "val"), True, "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)"
     ),
@@ -95,7 +130,7 @@ def open_dataset(
     if name not in DATASETS:
         raise UnknownName(unknown("dataset", name, DATASETS))
     row = DATASETS[name]
-    if split not in row.splits:
+    if row.splits and split not in row.splits:
         raise UnknownName(unknown(f"split of {name}", split, row.splits))
     if row.needs_root and root is None:
         raise DatasetError(f"dataset {name!r} lies in a folder: say which (ROOT=DIR, --root DIR)")

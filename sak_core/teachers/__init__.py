@@ -6,7 +6,6 @@ Besides the rows, any model of a library goes by "LIBRARY:MODEL": `timm:resnet50
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +126,6 @@ def find_teacher(name: str) -> TeacherRow:
 def check_teacher(name: str) -> None:
     """Raise UnknownName, offering the nearest names, if there is no such teacher."""
     find_teacher(name)
-
-
-def part_name(name: str) -> str:
-    """A teacher's name as a folder can have it: ":" and "/" become "-" (timm:resnet50 is timm-resnet50)."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def build_teacher(

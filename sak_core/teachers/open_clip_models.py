@@ -21,6 +21,7 @@ from sak_core.teachers.weights import (
     hub,
     identity,
     load_exactly,
+    quiet,
     read_state,
     seeded,
 )
@@ -77,7 +78,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
         with hub(name):
             clip = open_clip.create_model(arch, pretrained=tag, weights_only=True, **common)
     else:
-        with seeded(options.seed):
+        with seeded(options.seed), quiet():
             clip = open_clip.create_model(arch, pretrained=None, **common)
     tower = clip.visual
     preprocess = open_clip.get_model_preprocess_cfg(clip)

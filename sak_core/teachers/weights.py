@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import urllib.parse
 import urllib.request
@@ -54,6 +55,17 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's log messages down, where this project says the same in its own words."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def hub(teacher: str) -> Iterator[None]:
     """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out.
 
@@ -65,7 +77,8 @@ def hub(teacher: str) -> Iterator[None]:
     offline = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = offline or not _resolves(constants.ENDPOINT)
-        yield
+        with quiet():
+            yield
     except TeacherUnavailable:
         raise
     except Exception as error:  # every library has its own network errors

@@ -1,0 +1,118 @@
+"""WebDataset tars, without labels: every image in every tar below a folder.
+
+The tars are indexed by their headers and read in place; nothing is unpacked. Other members (captions, classes)
+are left alone.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from sak_core.datasets.base import DatasetError, Sample, UnreadableSample
+from sak_core.datasets.folder import check_root
+from sak_core.datasets.labels import check_unique
+from sak_core.datasets.shards import files_of_split
+from sak_core.images import EXTENSIONS, decode_image
+from sak_core.tasks import Task
+from sak_core.views import EVALUATION, STAGE1, ViewPolicy
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image: its tar, its name in there, where its bytes are."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TarFolder:
+    """One split of a folder of tars; ids are the tar's relative path and the member's name.
+
+    Args:
+        root: the folder. split: "train" (in stage 1's views), "val" or "test" (whole); see
+            `sak_core.datasets.shards.files_of_split`.
+
+    Raises:
+        DatasetError: no tars, a damaged or compressed one, or no images in them.
+    """
+
+    root: Path
+    split: str
+    _members: tuple[Member, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_root(self.root)
+        tars = files_of_split(self.root, self.split, ".tar")
+        members = tuple(member for tar in tars for member in _images(tar))
+        if not members:
+            raise DatasetError(f"the tars in {self.root} hold no images ({', '.join(EXTENSIONS)})")
+        object.__setattr__(self, "_members", members)
+        check_unique(self.ids, self.root)
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return "webdataset"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """None."""
+        return ()
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """384×384 px, as published for stage 1."""
+        return (384, 384)
+
+    @property
+    def policy(self) -> ViewPolicy:
+        """Stage 1's random resized crops for "train", the whole image for others."""
+        return STAGE1 if self.split == "train" else EVALUATION
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Nothing beyond the files."""
+        return {}
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """Tar and member, with "/" between."""
+        return [f"{m.tar.relative_to(self.root).as_posix()}/{m.name}" for m in self._members]
+
+    @cached_property
+    def fingerprints(self) -> Sequence[int]:
+        """Bytes of each image."""
+        return [member.size for member in self._members]
+
+    def load(self, index: int) -> Sample:
+        """Decode one image; raises UnreadableSample naming tar and member."""
+        member = self._members[index]
+        where = f"{member.tar}/{member.name}"
+        try:
+            with member.tar.open("rb") as stream:
+                stream.seek(member.offset)
+                content = stream.read(member.size)
+        except OSError as error:
+            raise UnreadableSample(where, f"cannot be read: {error.strerror or error}") from error
+        if len(content) < member.size:
+            raise UnreadableSample(where, f"is truncated: {len(content)} of {member.size} bytes are there")
+        return Sample(decode_image(content, where))
+
+
+def _images(tar: Path) -> list[Member]:
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            return [
+                Member(tar, member.name, member.offset_data, member.size)
+                for member in archive
+                if member.isreg() and member.name.lower().endswith(EXTENSIONS)
+            ]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DatasetError(f"{tar} is no readable tar (compressed ones are not read): {error}") from error
