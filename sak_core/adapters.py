@@ -9,9 +9,7 @@ from sak_core.init import init_linear
 
 
 class Adapter(nn.Module):
-    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially
-    1.
-    """
+    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
 
     def __init__(self, width: int, reduction: int = 4) -> None:
         """width: channels C. reduction: C over the channels in the middle."""

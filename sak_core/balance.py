@@ -8,12 +8,12 @@ teacher's own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from sak_core.hadamard import hadamard
+from sak_core.names import UnknownName, unknown
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ class Balance(nn.Module):
         """
         super().__init__()
         if kind not in BALANCES:
-            raise ValueError(
-                f"unknown balance {kind!r}, nearest {', '.join(get_close_matches(kind, BALANCES, cutoff=0.0))}"
-            )
+            raise UnknownName(unknown("balance", kind, BALANCES))
         fit = BALANCES[kind]
         self.by_teacher = nn.ModuleDict()
         if fit is not None:

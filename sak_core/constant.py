@@ -9,8 +9,7 @@ from torch import Tensor
 from sak_core.tasks import IGNORE, Task
 
 LOWEST = {"saliency": 0.06, "boundary": 0.02}
-"""Just above the lowest threshold of the kind's score: below every threshold a constant finds nothing at all.
-"""
+"""Just above the lowest threshold of the kind's score: below every threshold a constant finds nothing at all."""
 
 
 class ConstantPredictor:

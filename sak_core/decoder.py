@@ -1,18 +1,17 @@
 """From experts to outputs: routers weigh the experts a task and level, a head a task decodes the mixtures."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
 from sak_core.heads import build_head
+from sak_core.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.router import Router, TokenRouter, mix
 from sak_core.tasks import Task
 
 ROUTERS: dict[str, type[Router] | None] = {"mor": Router, "token": TokenRouter, "none": None}
-"""Kinds of routers: published, a weight a token, and the plain sum of all experts, the same for every task.
-"""
+"""Kinds of routers: published, a weight a token, and the plain sum of all experts, the same for every task."""
 
 
 def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int, num_experts: int) -> nn.ModuleDict:
@@ -22,8 +21,7 @@ def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int,
     Raises ValueError for an unknown kind.
     """
     if kind not in ROUTERS:
-        near = ", ".join(get_close_matches(kind, ROUTERS, cutoff=0.0))
-        raise ValueError(f"unknown router {kind!r}, nearest {near}")
+        raise UnknownName(unknown("router", kind, ROUTERS))
     routers = nn.ModuleDict()
     router = ROUTERS[kind]
     if router is not None and num_experts > 1:

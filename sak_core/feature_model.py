@@ -1,7 +1,6 @@
 """Arms without a student: teachers' cached features under the routers and heads that a student has."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
@@ -70,8 +69,7 @@ class FeatureModel(nn.Module):
         """
         for name in self.norms:
             if name not in features:
-                near = ", ".join(get_close_matches(name, features, cutoff=0.0)) or "none"
-                raise ValueError(f"no features of teacher {name!r} in the batch, nearest: {near}")
+                raise ValueError(f"no features of teacher {name!r} in the batch, there are some of {sorted(features)}")
         sizes = [level.shape[2:] for name in self.norms for level in features[name]]
         grid = max(((size[0], size[1]) for size in sizes), key=lambda size: size[0] * size[1])
         experts = [self._expert(name, features[name], grid) for name in self.norms]

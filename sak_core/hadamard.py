@@ -50,9 +50,7 @@ def _paley_one(q: int) -> Int8:
 
 
 def _paley_two(q: int) -> Int8:
-    """Order 2 (q + 1) for a prime q = 4 k + 1: a symmetric conference matrix with 2x2 blocks in place of 0
-    and ±1.
-    """
+    """Order 2 (q + 1) for a prime q = 4 k + 1: a symmetric conference matrix with 2x2 blocks in place of 0 and ±1."""
     conference = np.ones((q + 1, q + 1), dtype=np.int8)
     conference[1:, 1:] = _jacobsthal(q)
     np.fill_diagonal(conference, 0)

@@ -1,12 +1,12 @@
 """The losses of a training step: distillation over teachers and levels, and the weighted sum over tasks."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from sak_core.dropping import TeacherDropping
+from sak_core.names import UnknownName, unknown
 from sak_core.row_losses import DISTILLATION
 from sak_core.tasks import OverRanks, Task
 
@@ -36,8 +36,7 @@ def distillation_loss(
     Raises ValueError where teachers, levels or widths do not fit, naming them.
     """
     if kind not in DISTILLATION:
-        near = ", ".join(get_close_matches(kind, DISTILLATION, cutoff=0.0))
-        raise ValueError(f"unknown distillation loss {kind!r}, nearest {near}")
+        raise UnknownName(unknown("distillation loss", kind, DISTILLATION))
     _check(aligned, targets)
     terms: dict[str, Tensor] = {}
     by_teacher: list[Tensor] = []

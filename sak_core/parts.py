@@ -1,8 +1,8 @@
 """A model by parts: how many parameters each has, and which of them a run trains."""
 
-from difflib import get_close_matches
-
 from torch import nn
+
+from sak_core.names import UnknownName, unknown
 
 PARTS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),
@@ -11,9 +11,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "routers": ("routers",),
     "heads": ("heads",),
 }
-"""Parts of a student (or of a feature model, whose norms and projectors stand for aligners) and their
-submodules.
-"""
+"""Parts of a student (or of a feature model, whose norms and projectors stand for aligners) and their submodules."""
 
 TRAINS: dict[str, tuple[str, ...]] = {
     "all": ("stem", "paths", "aligners", "routers", "heads"),
@@ -41,7 +39,7 @@ def freeze(model: nn.Module, trains: str) -> None:
     Raises ValueError for an unknown name.
     """
     if trains not in TRAINS:
-        raise ValueError(f"unknown part {trains!r}, nearest {', '.join(get_close_matches(trains, TRAINS, cutoff=0.0))}")
+        raise UnknownName(unknown("trained part", trains, TRAINS))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_part(name) in TRAINS[trains])
 

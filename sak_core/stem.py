@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sak_core.names import UnknownName, unknown
+
 
 @dataclass(frozen=True)
 class StemConfig:
@@ -72,9 +74,7 @@ class Stem(nn.Module):
         self.patch: int = self.vit.patch_embed.patch_size[0]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide
-        it.
-        """
+        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide it."""
         if height % self.patch or width % self.patch:
             raise ValueError(f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px")
         return height // self.patch, width // self.patch
@@ -142,15 +142,8 @@ def _build_vit(config: StemConfig) -> Any:
         try:
             vit = timm.create_model(config.name, img_size=config.image_size, num_classes=0)
         except (RuntimeError, TypeError) as error:
-            near = ", ".join(_nearest(config.name, timm.list_models("*vit*")))
-            raise ValueError(f"timm has no ViT {config.name!r} (nearest: {near}): {error}") from error
+            raise UnknownName(f"{unknown('timm ViT', config.name, timm.list_models('*vit*'))} ({error})") from error
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
         raise ValueError(f"{config.name!r} is a {type(vit).__name__}, the stem needs timm's plain VisionTransformer")
     vit.norm = vit.fc_norm = nn.Identity()
     return vit
-
-
-def _nearest(name: str, names: Sequence[str]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, names, cutoff=0.0)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sak_core.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            near = get_close_matches(self.kind, KINDS, cutoff=0.0)
-            raise ValueError(f"task {self.name!r}: unknown kind {self.kind!r}, nearest {', '.join(near)}")
+            raise UnknownName(f"task {self.name!r}: {unknown('kind', self.kind, KINDS)}")
         if (self.kind == "classes") != bool(self.classes):
             raise ValueError(
                 f"task {self.name!r} of kind {self.kind!r} has {len(self.classes)} class names: "

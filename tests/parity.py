@@ -202,9 +202,7 @@ def raw_output(task: Task, label: Tensor, noise: Tensor) -> Tensor:
 
 
 def compare_folder(folder: Path) -> list[Comparison]:
-    """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its
-    tensors.
-    """
+    """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its tensors."""
     comparisons: list[Comparison] = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())

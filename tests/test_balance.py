@@ -85,7 +85,7 @@ def test_balance_maps_all_levels_and_names_what_is_wrong():
         for m, original in zip(maps, features[name], strict=True):
             assert m.shape == original.shape
             torch.testing.assert_close(m.var((0, 2, 3), correction=0), torch.ones(m.shape[1]), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="unknown balance 'phis', nearest phi-s"):
+    with pytest.raises(ValueError, match="unknown balance 'phis'; did you mean phi-s"):
         Balance("phis", made)
     with pytest.raises(ValueError, match="no statistics of teacher 'clip'"):
         Balance("standardize", {"dino": made["dino"]})(features)

@@ -141,9 +141,9 @@ def test_many_to_one_has_no_path_and_no_router():
 def test_config_round_trips_and_refuses():
     made = students.config()
     assert StudentConfig.from_dict(made.to_dict()) == made
-    with pytest.raises(ValueError, match="unknown router 'moar', nearest mor"):
+    with pytest.raises(ValueError, match="unknown router 'moar'; did you mean mor"):
         Student(students.config(router="moar"))
-    with pytest.raises(ValueError, match="unknown head 'sack', nearest sak"):
+    with pytest.raises(ValueError, match="unknown head 'sack'; did you mean sak"):
         Student(students.config(head="sack"))
     with pytest.raises(ValueError, match="set aligner=True"):
         Student(students.config(aligner=False))
@@ -294,7 +294,7 @@ def test_frozen_parts_stay(trains, still):
     optimizer.step()
     same = {n.partition(".")[0] for n, p in student.named_parameters() if torch.equal(p, before[n])}
     assert same == still
-    with pytest.raises(ValueError, match="unknown part 'adapter', nearest adapters"):
+    with pytest.raises(ValueError, match="unknown trained part 'adapter'; did you mean adapters"):
         freeze(student, "adapter")
 
 

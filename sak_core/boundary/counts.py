@@ -1,6 +1,4 @@
-"""The BSDS boundary benchmark (Martin, Fowlkes, Malik 2004, doi 10.1109/TPAMI.2004.1273918): counts and
-scores.
-"""
+"""The BSDS boundary benchmark (Martin, Fowlkes, Malik 2004, doi 10.1109/TPAMI.2004.1273918): counts and scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

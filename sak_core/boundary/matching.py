@@ -33,7 +33,7 @@ def _match_one(prediction: Masks, truth: Masks, radius: float, matched: Masks) -
     source, sink = num_left + num_right, num_left + num_right + 1
     # rows of the capacity matrix in order: predicted pixels, truth pixels, source, sink
     degree = np.bincount(left_of, minlength=num_left)
-    starts = np.concatenate([[0], np.cumsum(degree), [0] * 0])
+    starts = np.concatenate([[0], np.cumsum(degree)])
     columns = np.concatenate([right_of + num_left, np.full(num_right, sink), np.arange(num_left)])
     indptr = np.concatenate(
         [
@@ -49,7 +49,7 @@ def _match_one(prediction: Masks, truth: Masks, radius: float, matched: Masks) -
     flow = maximum_flow(capacity, source, sink, method="dinic").flow
     row = flow.indices[flow.indptr[source] : flow.indptr[source + 1]]
     amount = flow.data[flow.indptr[source] : flow.indptr[source + 1]]
-    matched.ravel()[left[row[amount > 0]]] = True
+    matched.flat[left[row[amount > 0]]] = True
 
 
 def _pairs(prediction: Masks, truth: Masks, radius: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

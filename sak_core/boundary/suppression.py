@@ -1,6 +1,4 @@
-"""Non-maximum suppression of boundary maps, as structured-edges' `edgesNmsMex` does it (Dollár, Zitnick
-2015).
-"""
+"""Non-maximum suppression of boundary maps, as structured-edges' `edgesNmsMex` does it (Dollár, Zitnick 2015)."""
 
 from typing import Any
 

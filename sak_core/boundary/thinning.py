@@ -1,6 +1,4 @@
-"""Guo-Hall thinning (Guo, Hall 1989, doi 10.1145/62065.62074) of many masks at once, 64 pixels a machine
-word.
-"""
+"""Guo-Hall thinning (Guo, Hall 1989, doi 10.1145/62065.62074) of many masks at once, 64 pixels a machine word."""
 
 import numpy as np
 import numpy.typing as npt

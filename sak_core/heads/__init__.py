@@ -1,11 +1,10 @@
 """Heads turn four levels of features into a task's output; a new head is a file here and a row in `HEADS`."""
 
-from difflib import get_close_matches
-
 from sak_core.heads.base import Head
 from sak_core.heads.dpt import DPTHead
 from sak_core.heads.linear import LinearHead
 from sak_core.heads.sak import SakHead
+from sak_core.names import UnknownName, unknown
 
 HEADS: dict[str, type[Head]] = {"sak": SakHead, "linear": LinearHead, "dpt": DPTHead}
 
@@ -15,7 +14,7 @@ def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
     unknown names.
     """
     if name not in HEADS:
-        raise ValueError(f"unknown head {name!r}, nearest {', '.join(get_close_matches(name, HEADS, cutoff=0.0))}")
+        raise UnknownName(unknown("head", name, HEADS))
     return HEADS[name](width, num_levels, channels)
 
 
