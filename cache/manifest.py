@@ -29,6 +29,7 @@ from cache.spec import FORMAT_VERSION
 
 FOLDER = "manifest"
 SOURCE = "source"
+_DIGEST = b'"digest":"'
 
 
 def teacher_part(name: str) -> str:
@@ -37,7 +38,7 @@ def teacher_part(name: str) -> str:
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
-    """A manifest file's bytes: `document` with its own digest."""
+    """A manifest file's bytes: `document` with its own digest, the SHA-256 of the bytes without that member."""
     return canonical_json({**document, "digest": hashlib.sha256(canonical_json(document)).hexdigest()})
 
 
@@ -49,14 +50,14 @@ def unseal(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
     """
     raw = path.read_bytes()
-    try:
-        document: dict[str, Any] = json.loads(raw)
-        body = {key: value for key, value in document.items() if key != "digest"}
-        whole = seal(body) == raw
-    except (ValueError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+    # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
+    start = raw.find(_DIGEST)
+    end = start + len(_DIGEST) + 64
+    if start < 0 or raw[end : end + 2] != b'",':
+        raise CorruptFile(path, "this manifest file lacks its own digest")
+    if hashlib.sha256(raw[:start] + raw[end + 2 :]).hexdigest().encode() != raw[start + len(_DIGEST) : end]:
         raise CorruptFile(path, "this manifest file fails its own digest")
+    document: dict[str, Any] = json.loads(raw)
     if document["format"] != FORMAT_VERSION:
         raise CorruptFile(path, f"format {document['format']}, this version reads {FORMAT_VERSION}")
     return document
@@ -115,32 +116,39 @@ class ViewEntries:
 
     Attributes:
         shards: shard -> position in the lists.
-        files: array -> digest of its file, a shard each.
+        sizes: array -> bytes of its file, a shard each.
+        digests: array -> SHA-256 (hex) of its file, a shard each.
         invalid: sample -> why its row is invalid.
         clipped: array -> number of clipped values, a shard each; only arrays whose codec clips.
         damaged: shard -> what is wrong with the entry that should commit it.
     """
 
     shards: dict[int, int] = field(default_factory=dict)
-    files: dict[str, list[FileDigest]] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    digests: dict[str, list[str]] = field(default_factory=dict)
     invalid: dict[int, str] = field(default_factory=dict)
     clipped: dict[str, list[int]] = field(default_factory=dict)
     damaged: dict[int, CorruptFile] = field(default_factory=dict)
 
-    def digest(self, shard: int, array: str) -> FileDigest:
-        """The committed digest of an array's file."""
-        return self.files[array][self.shards[shard]]
+    def file(self, shard: int, array: str) -> FileDigest:
+        """What is committed of an array's file."""
+        place = self.shards[shard]
+        return FileDigest(self.sizes[array][place], self.digests[array][place])
 
     def add(self, other: ViewEntries) -> None:
         """Take over the shards of `other` that are not here yet."""
+        columns: list[tuple[dict[str, list[Any]], dict[str, list[Any]]]] = [
+            (self.sizes, other.sizes),
+            (self.digests, other.digests),
+            (self.clipped, other.clipped),
+        ]
         for shard, position in other.shards.items():
             if shard in self.shards:
                 continue
             self.shards[shard] = len(self.shards)
-            for array, files in other.files.items():
-                self.files.setdefault(array, []).append(files[position])
-            for array, counts in other.clipped.items():
-                self.clipped.setdefault(array, []).append(counts[position])
+            for mine, theirs in columns:
+                for array, values in theirs.items():
+                    mine.setdefault(array, []).append(values[position])
         self.invalid.update(other.invalid)
 
     def to_dict(self, part: str, view: int) -> dict[str, Any]:
@@ -154,10 +162,10 @@ class ViewEntries:
             "shards": order,
             "files": {
                 array: {
-                    "bytes": [files[place].num_bytes for place in places],
-                    "sha256": [files[place].sha256 for place in places],
+                    "bytes": [sizes[place] for place in places],
+                    "sha256": [self.digests[array][place] for place in places],
                 }
-                for array, files in self.files.items()
+                for array, sizes in self.sizes.items()
             },
             "invalid": {str(sample): why for sample, why in self.invalid.items()},
             "clipped": {array: [counts[place] for place in places] for array, counts in self.clipped.items()},
@@ -168,10 +176,8 @@ class ViewEntries:
         """The inverse of `to_dict`."""
         return cls(
             {shard: place for place, shard in enumerate(plain["shards"])},
-            {
-                array: [FileDigest(size, sha) for size, sha in zip(files["bytes"], files["sha256"], strict=True)]
-                for array, files in plain["files"].items()
-            },
+            {array: files["bytes"] for array, files in plain["files"].items()},
+            {array: files["sha256"] for array, files in plain["files"].items()},
             {int(sample): why for sample, why in plain["invalid"].items()},
             dict(plain["clipped"]),
         )
@@ -276,7 +282,8 @@ class PartManifest:
         """Commit a shard whose files are durable (array -> digest); compacts the view when it is complete."""
         entry = ViewEntries(
             {shard: 0},
-            {array: [file] for array, file in files.items()},
+            {array: [file.num_bytes] for array, file in files.items()},
+            {array: [file.sha256] for array, file in files.items()},
             dict(invalid or {}),
             {array: [count] for array, count in (clipped or {}).items()},
         )

@@ -165,7 +165,7 @@ class RowReader:
             raise CorruptFile(path, f"it cannot be opened: {error}") from error
         file = _OpenShard(descriptor, path, None)
         size = os.fstat(descriptor).st_size
-        committed = self.manifest.view(view).digest(shard, self.array.path).num_bytes
+        committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
         if size != committed:
             raise CorruptFile(path, f"it has {size} bytes, {committed} were committed")
         if not self._regular(view)[shard]:

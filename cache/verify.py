@@ -152,7 +152,7 @@ def _plan(root: Path, part: str) -> Iterator[_Check | Problem]:
             continue
         for array in metadata.arrays_of(view):
             for shard in sorted(entries.shards):
-                digest = entries.digest(shard, array.path)
+                digest = entries.file(shard, array.path)
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
 
 

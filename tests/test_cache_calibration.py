@@ -113,7 +113,7 @@ def test_bad_calibration_input_is_named() -> None:
     calibrator.fit([features(2, 0)])
     with pytest.raises(BadInput, match=r"measure\(\) was given no rows"):
         calibrator.arrays()
-    with pytest.raises(BadInput, match="channel 3: 70000.0; .*bf16"):
+    with pytest.raises(BadInput, match=r"channel 3: 70000.0; .*bf16"):
         large = features(2, 0)
         large[1, 2, 3, 3] = 70000
         calibrator.measure([large])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,9 @@ def test_the_digest_is_of_what_decides_the_rows() -> None:
     ):
         assert toy.toy_spec(**{field: value}).digest != spec.digest, field
     assert toy.toy_spec(fill=(0, 0, 0)).digest == spec.digest
+    names = ("dataset", "split", "size", "policy", "seed", "num_samples", "samples_digest")
+    text = json.dumps({name: spec.to_dict()[name] for name in names}, sort_keys=True, separators=(",", ":")) + "\n"
+    assert spec.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert SourceSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert samples_digest(["a", "b"], [1, 2]) != samples_digest(["a", "b"], [1, 3]) != samples_digest(["ab"], [1])
 

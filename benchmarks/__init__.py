@@ -1,0 +1,1 @@
+"""Speeds as commands: ``python -m benchmarks NAME [--quick] [--json]``."""

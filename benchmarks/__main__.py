@@ -1,0 +1,28 @@
+"""``python -m benchmarks NAME [--quick] [--json]``: run one benchmark; the last thing printed is its JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import click
+
+from benchmarks import read
+from benchmarks.harness import Result, table
+
+BENCHMARKS: dict[str, Callable[[bool], Result]] = {"read": read.run}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("name", type=click.Choice(sorted(BENCHMARKS)))
+@click.option("--quick", is_flag=True, help="Less data and fewer rounds: at most 40 s.")
+@click.option("--json", "as_json", is_flag=True, help="Only the JSON object on stdout; the table goes to stderr.")
+def main(name: str, quick: bool, as_json: bool) -> None:
+    """Run the benchmark NAME: its sides take turns in one run; medians with ranges."""
+    result = BENCHMARKS[name](quick)
+    click.echo(table(result), err=as_json)
+    click.echo(json.dumps(result.to_dict()))
+
+
+if __name__ == "__main__":
+    main()
