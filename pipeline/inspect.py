@@ -70,20 +70,18 @@ def info_text(info: dict[str, Any]) -> str:
 
 
 def verify_with_progress(path: Path) -> dict[str, Any]:
-    """Check the store; returns its problems as text, JSON-able."""
-    Store.open(path)
-    total = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    with progress("verify", max(total // 1_000_000, 1), "MB") as advance:
-        seen, shown = 0, 0
+    """Check the store, also one too damaged to open; returns its problems as text, JSON-able."""
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    with progress("verify", max(size // 1_000_000, 1), "MB") as advance:
+        shown = 0
 
-        def tell(num_bytes: int) -> None:
-            nonlocal seen, shown
-            seen += num_bytes
-            if seen // 1_000_000 > shown:
-                advance(seen // 1_000_000 - shown)
-                shown = seen // 1_000_000
+        def tell(done_bytes: int, total_bytes: int) -> None:
+            nonlocal shown
+            if done_bytes // 1_000_000 > shown:
+                advance(done_bytes // 1_000_000 - shown)
+                shown = done_bytes // 1_000_000
 
-        problems = verify_store(path, lambda done, *rest: tell(done))
+        problems = verify_store(path, tell)
     return {"store": str(path), "problems": [str(problem) for problem in problems]}
 
 

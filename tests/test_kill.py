@@ -46,7 +46,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("fault", ["prepare:2", "calibrate:1", "write:2", "commit:1", "commit:5"])
 def test_killed_in_a_phase(fault: str, undisturbed: dict[str, str], tmp_path: Path) -> None:
     assert run(tmp_path, fault) == -signal.SIGKILL, "the phase must have been reached"
-    committed = {name: d for name, d in digests(tmp_path).items() if "/c/" in name and name in undisturbed}
+    committed = {name: d for name, d in digests(tmp_path).items() if "/c." in name and name in undisturbed}
     times = {name: (tmp_path / name).stat().st_mtime_ns for name, d in committed.items() if d == undisturbed[name]}
     assert run(tmp_path) == 0
     assert digests(tmp_path) == undisturbed
