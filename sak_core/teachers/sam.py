@@ -68,19 +68,26 @@ class SamTeacher(Teacher):
         self.encoder: Any = encoder
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level."""
+        """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level.
+
+        One image at a time: the attention over 4096 cells of one takes about 4 GB, and keeps a device busy.
+        """
+        maps = [self._features(image) for image in torch.chunk(images, len(images))]
+        return [torch.cat(level) for level in zip(*maps, strict=True)]
+
+    def _features(self, image: Tensor) -> list[Tensor]:
         canvas = int(self.encoder.img_size)
-        height, width = images.shape[-2:]
-        x = self.encoder.patch_embed(F.pad(images, (0, canvas - width, 0, canvas - height)))
+        height, width = image.shape[-2:]
+        x = self.encoder.patch_embed(F.pad(image, (0, canvas - width, 0, canvas - height)))
         if self.encoder.pos_embed is not None:
             x = x + self.encoder.pos_embed
         h, w = self.spec.grid
-        maps = []
+        levels = []
         for i, block in enumerate(self.encoder.blocks[: self.spec.levels[-1] + 1]):
             x = block(x)
             if i in self.spec.levels:
-                maps.append(x[:, :h, :w].permute(0, 3, 1, 2).contiguous())
-        return maps
+                levels.append(x[:, :h, :w].permute(0, 3, 1, 2).contiguous())
+        return levels
 
 
 def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apache-2.0") -> Teacher:

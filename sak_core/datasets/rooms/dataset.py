@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sak_core.datasets.base import Sample
 from sak_core.datasets.rooms.labels import CLASSES, PARTS
@@ -68,7 +69,7 @@ class Rooms:
         """What fixes the pixels."""
         return {"renderer_version": RENDERER_VERSION, "seed": SEED}
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[str]:
         """Scene numbers as seven digits."""
         return [f"{number:07d}" for number in SPLITS[self.split]]
