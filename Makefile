@@ -32,7 +32,7 @@ demo: $(STAMP)  ## the whole line on rendered rooms, with a table and pictures
 	$(SAK) demo
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the slower tests, a shrunken demo among them
 	$(BIN)/python -m pytest -m slow
