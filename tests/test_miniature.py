@@ -16,7 +16,7 @@ from pipeline.miniatures.clip import PhraseTower, box_coverage
 from pipeline.miniatures.dino import patch_histogram
 from pipeline.miniatures.objectives import LESSONS
 from pipeline.miniatures.pixels import PixelNet
-from pipeline.miniatures.probe import Column, exact_boundary_f, verdicts
+from pipeline.miniatures.probe import Column, ProbeConfig, exact_boundary_f, probe, render_table, verdicts
 from pipeline.miniatures.sam import neighbours_differ, regions
 from pipeline.miniatures.scenes import (
     TRAINING_SEED,
@@ -89,9 +89,7 @@ def test_lessons_and_splits_share_no_scene() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("size", "input_size"), [((96, 96), (96, 96)), ((64, 128), (64, 128)), ((99, 77), (96, 80))]
-)
+@pytest.mark.parametrize(("size", "input_size"), [((96, 96), (96, 96)), ((64, 128), (64, 128)), ((99, 77), (96, 80))])
 def test_features_cover_the_view(name: str, size: tuple[int, int], input_size: tuple[int, int]) -> None:
     teacher = build_miniature(name, size)
     pixels = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8, generator=generator())
@@ -248,9 +246,7 @@ def test_every_lesson_teaches(name: str, scenes: SceneStore) -> None:
     training = MiniatureTraining(name, scenes, 24, MiniatureConfig(batch_size=8))
     losses = [training.train_step()["loss"] for _ in range(24)]
     assert np.mean(losses[-4:]) < 0.85 * losses[0]
-    gradients = [
-        p.grad for n, p in training.net.named_parameters() if n != "mask_token" or name == "mini-dino"
-    ]
+    gradients = [p.grad for n, p in training.net.named_parameters() if n != "mask_token" or name == "mini-dino"]
     assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
 
 
@@ -339,3 +335,37 @@ def test_verdicts_compare_teachers_only() -> None:
 
 def test_every_class_and_part_has_room() -> None:
     assert len(CLASSES) < 255 and len(PARTS) < 255
+
+
+def test_only_a_clear_lead_is_bold() -> None:
+    def score(mean: float) -> dict[str, float]:
+        return {"mean": mean, "std": 1.0}
+
+    rows = ("untrained", *NAMES, "all three side by side")
+    result = {
+        "columns": [{"name": "semseg", "score": "mIoU", "higher_is_better": True}],
+        "scores": {row: {"semseg": score(float(i))} for i, row in enumerate(rows)},
+        "verdicts": [{"column": "semseg", "best": "mini-sam", "runner_up": "mini-clip", "lead": 2.5}],
+    }
+    assert "| mini-sam | **3.0 ± 1.0** |" in render_table(result)
+    result["verdicts"][0]["lead"] = 1.5
+    assert "| mini-sam | 3.0 ± 1.0 |" in render_table(result) and "no clear lead" in render_table(result)
+
+
+@pytest.mark.slow
+def test_a_small_probe_runs(tmp_path: Path) -> None:
+    config = ProbeConfig(num_train=16, num_test=8, num_seeds=2, num_epochs=1)
+    result = probe(tmp_path, config=config, workers=2, report=lambda line: None)
+    assert json.loads((tmp_path / "probe.json").read_text()) == json.loads(json.dumps(result))
+    assert set(result["scores"]) == {"untrained", *NAMES, "all three side by side"}
+    for by_column in result["scores"].values():
+        assert all(np.isfinite(score["mean"]) and len(score["seeds"]) == 2 for score in by_column.values())
+    assert result["weights"]["mini-sam"] == shipped_card("mini-sam")["state"]
+
+
+def test_the_documented_table_is_of_the_shipped_weights() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "miniatures.md").read_text()
+    for name in NAMES:
+        card = shipped_card(name)
+        assert card["state"].removeprefix("sha256:")[:12] in text
+        assert f"| {card['num_steps']} | {card['cpu_seconds']} |" in text

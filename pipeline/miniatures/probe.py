@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import platform
 import tempfile
 import time
@@ -30,6 +31,9 @@ from sak_core.teachers.miniature import MINIATURES, build_miniature
 UNTRAINED = "untrained"
 TOGETHER = "all three side by side"
 NUM_THRESHOLDS = 19
+CLEAR_LEAD = 2.0
+"""Pooled standard deviations by which a teacher must lead to be called the best."""
+
 EXACT = "boundary 0 px"
 """Column of boundary F where only the very pixel counts."""
 
@@ -123,10 +127,10 @@ def probe(
 
     Returns:
         The result: settings, versions, weights, scores a row, column and seed, their means and standard
-        deviations, verdicts and seconds.
+        deviations, verdicts, seconds on the clock and CPU-seconds of all processes.
     """
     config = config or ProbeConfig()
-    start = time.perf_counter()
+    start, cpu_before = time.perf_counter(), sum(os.times()[:4])
     with tempfile.TemporaryDirectory(prefix="sak-probe-") as folder:
         tasks, used = _write_inputs(Path(folder), weights, config, report)
         rows = [TOGETHER, *MINIATURES, UNTRAINED]
@@ -150,6 +154,7 @@ def probe(
             "python": platform.python_version(),
         },
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(sum(os.times()[:4]) - cpu_before, 1),
         "columns": [vars(column) for column in table],
         "scores": {
             row: {
@@ -174,7 +179,7 @@ def render_table(result: dict[str, Any]) -> str:
     """The result as a Markdown table with the verdicts below it."""
     heads = [f"{c['name']} {c['score']}" + ("" if c["higher_is_better"] else " ↓") for c in result["columns"]]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    best = {v["column"]: v["best"] for v in result["verdicts"]}
+    best = {v["column"]: v["best"] for v in result["verdicts"] if v["lead"] > CLEAR_LEAD}
     for row in (UNTRAINED, *MINIATURES, TOGETHER):
         cells = []
         for column in result["columns"]:
@@ -185,6 +190,7 @@ def render_table(result: dict[str, Any]) -> str:
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     lines += [""] + [
         f"- {v['column']}: {v['best']} leads {v['runner_up']} by {v['lead']:.1f} pooled standard deviations"
+        + ("" if v["lead"] > CLEAR_LEAD else ", no clear lead")
         for v in result["verdicts"]
     ]
     return "\n".join(lines)

@@ -55,12 +55,8 @@ _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577
 
 # Each miniature normalises as its model does, so that code which mixes the three up is found out.
 MINIATURES: dict[str, Miniature] = {
-    "mini-dino": Miniature(
-        "mini-dino", *_IMAGENET, "masked prediction of patches' class and part histograms"
-    ),
-    "mini-clip": Miniature(
-        "mini-clip", *_OPENAI, "contrast of phrases with the prompt vocabulary, and grounding"
-    ),
+    "mini-dino": Miniature("mini-dino", *_IMAGENET, "masked prediction of patches' class and part histograms"),
+    "mini-clip": Miniature("mini-clip", *_OPENAI, "contrast of phrases with the prompt vocabulary, and grounding"),
     "mini-sam": Miniature("mini-sam", *_IMAGENET, "point-prompted masks at three levels, and pixel affinity"),
 }
 
@@ -268,9 +264,7 @@ def load_weights(net: MiniatureNet, path: Path) -> str:
     for key in sorted(wanted.keys() | state.keys()):
         found = state[key].shape if key in state else None
         if found != wanted.get(key):
-            raise TeacherUnavailable(
-                f"{path} does not fit: {key} has shape {found}, wanted {wanted.get(key)}"
-            )
+            raise TeacherUnavailable(f"{path} does not fit: {key} has shape {found}, wanted {wanted.get(key)}")
     net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     return state_digest(state)
 
