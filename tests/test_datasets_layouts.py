@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import scipy.ndimage
 from PIL import Image
+from skimage.morphology import thin
 
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import DatasetError, UnreadableSample
@@ -177,6 +179,24 @@ def test_boundaries_are_where_the_laplacian_is():
     # up + down + left + right − 4 · centre can vanish where labels differ: a ramp has no boundary inside
     ramp = np.tile(np.arange(9, dtype=np.uint16), (9, 1))
     assert boundaries(ramp)[:, 1:-1].sum() == 0
+
+
+def test_borders_are_mirrored_without_repeating_the_outermost_pixel():
+    """As OpenCV's Laplacian does it, which the published labels come from; on noise, where much cancels."""
+    kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    for seed in range(20):
+        labels = np.random.default_rng(seed).integers(0, 4, (12, 15)).astype(np.uint16)
+        laplacian = scipy.ndimage.convolve(labels.astype(np.float64), kernel, mode="mirror")
+        assert np.array_equal(boundaries(labels), thin(laplacian != 0))
+
+
+def test_saliency_begins_above_one_half(copy):
+    path = copy / "pascal-context" / "sal_distill" / "2008_000002.png"
+    grey = np.zeros((43, 48), np.uint8)
+    grey[:, 1], grey[:, 2], grey[:, 3] = 127, 128, 255
+    Image.fromarray(grey).save(path)
+    seen = open_dataset("pascal_context", "val", copy / "pascal-context").load(0).labels["sal"]
+    assert seen[0, :5].tolist() == [0, 0, 1, 1, 0]
 
 
 def test_wrong_folders_are_named(copy):
