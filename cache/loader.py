@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +10,9 @@ import torch
 
 from cache.batch import Batch, Decode, guard
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, StateMismatch, UncommittedRow
+from cache.errors import BadInput, StateMismatch, UncommittedRow
 from cache.manifest import SOURCE, teacher_part
+from cache.prefetch import Prefetch
 from cache.ring import Field, Slot
 from cache.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.spec import first_difference
@@ -102,7 +100,7 @@ class Loader:
         }
         self._slots: list[Slot] = []
         self._epoch, self._next_batch, self._resumes = 0, 0, False
-        self._running: _Reading | None = None
+        self._running: Prefetch | None = None
 
     def _make_fields(self) -> list[Field]:
         paths = [(SOURCE, "pixels")] if self._has_pixels else []
@@ -181,7 +179,7 @@ class Loader:
         if not self._slots:
             count = self._prefetch + self._valid_batches
             self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
-        reading = self._running = _Reading(self._slots, self._fields, requests, start, self._num_threads)
+        reading = self._running = Prefetch(self._slots, self._fields, requests, start, self._num_threads)
         held: list[Slot] = []
         try:
             for number in range(start, self._num_batches):
@@ -211,67 +209,6 @@ class Loader:
             _decoders=self._decoders,
             _slot=slot,
         )
-
-
-class _Reading:
-    """The threads that fill slots for one iteration."""
-
-    def __init__(
-        self, slots: Sequence[Slot], fields: Sequence[Field], requests: Requests, start: int, num_threads: int
-    ) -> None:
-        self._fields, self._requests, self._num_threads = fields, requests, num_threads
-        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[Slot | BaseException] = queue.SimpleQueue()
-        self._stopped = threading.Event()
-        for slot in slots:
-            self.free(slot)
-        self._thread = threading.Thread(target=self._run, args=(start,), name="cache-reader", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Slot:
-        """The next filled slot; raises what went wrong while it was read."""
-        if self._stopped.is_set():
-            raise CacheError("this iteration over the loader ended when another one began")
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def free(self, slot: Slot) -> None:
-        """Give a slot back; the batch in it is stale from now on."""
-        slot.generation += 1
-        self._free.put(slot)
-
-    def stop(self) -> None:
-        """End the threads and wait for them."""
-        self._stopped.set()
-        self._free.put(None)
-        self._thread.join()
-
-    def _run(self, start: int) -> None:
-        try:
-            with ThreadPoolExecutor(self._num_threads, thread_name_prefix="cache-read") as pool:
-                for number in range(start, len(self._requests.samples)):
-                    slot = self._free.get()
-                    if slot is None or self._stopped.is_set():
-                        return
-                    if slot.copies is not None:
-                        slot.copies.synchronize()
-                        slot.copies = None
-                    jobs = [pool.submit(self._fill, slot, number, first) for first in range(self._num_threads)]
-                    for job in jobs:
-                        job.result()
-                    self._ready.put(slot)
-        except BaseException as error:  # whatever it is, the training loop must hear of it
-            self._ready.put(error)
-
-    def _fill(self, slot: Slot, number: int, first: int) -> None:
-        samples = self._requests.samples[number, first :: self._num_threads].tolist()
-        views = self._requests.views[number, first :: self._num_threads].tolist()
-        for field, targets in zip(self._fields, slot.targets, strict=True):
-            read_into: Callable[[int, int, memoryview], None] = field.rows.read_into
-            for sample, view, target in zip(samples, views, targets[first :: self._num_threads], strict=True):
-                read_into(sample, view, target)
 
 
 def _levels(store: Store, teachers: Sequence[str] | Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -1,16 +1,22 @@
-"""Creating a part of a store and growing its number of views: metadata files first, the manifest last."""
+"""A part's metadata: creating it, growing its number of views, reading it. Metadata files first, the manifest last."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache.entries import PartMetadata
+from cache.errors import CorruptFile
 from cache.faults import fault_point
 from cache.files import FileDigest, digest_of, readable_json, write_files
 from cache.layout import ArraySpec
-from cache.manifest import PartManifest, PartMetadata
+from cache.manifest import PartManifest
+
+ATTRIBUTE = "sak"
+"""Key of this project's attributes in ``zarr.json``."""
 
 
 def array_json(array: ArraySpec, num_views: int, num_samples: int, rows_per_shard: int) -> bytes:
@@ -67,3 +73,16 @@ def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, 
         digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
         for views in range(metadata.num_views + 1, max_views)
     )
+
+
+def committed_attributes(root: Path, manifest: PartManifest, name: str) -> dict[str, Any]:
+    """This project's attributes in a group's ``zarr.json``, if the file is the committed one."""
+    path = root / name
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CorruptFile(path, f"it cannot be read: {error}") from error
+    if digest_of([raw]) != manifest.metadata.files[name]:
+        raise CorruptFile(path, "it is not the file that was committed")
+    attributes: dict[str, Any] = json.loads(raw)["attributes"][ATTRIBUTE]
+    return attributes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +16,17 @@ import numpy.typing as npt
 
 from cache.calibration import level_constants, read_calibration
 from cache.codecs import get_codec
-from cache.errors import BadInput, CorruptFile, SpecMismatch, StoreNotFound, UnknownName
-from cache.files import canonical_json, digest_of
+from cache.errors import BadInput, SpecMismatch, StoreNotFound, UnknownName
+from cache.files import canonical_json
 from cache.layout import group_json, source_arrays
 from cache.locks import OnWait, file_lock
 from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part
-from cache.parts import create_part, grow_part
+from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
 from cache.reader import ArrayTable, FeatureArray, StoredArray
 from cache.rows import OpenShards, RowReader
 from cache.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference
 
 Array = npt.NDArray[Any]
-
-ATTRIBUTE = "sak"
-"""Key of this project's attributes in ``zarr.json``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class Store:
         if not manifest.exists:
             what = "an unfinished creation; run `sak cache` again" if path.exists() else "nothing there"
             raise StoreNotFound(f"{path} is no store: {what}")
-        attributes = _committed_attributes(path, manifest, "zarr.json")
+        attributes = committed_attributes(path, manifest, "zarr.json")
         store = cls(path, SourceSpec.from_dict(attributes["spec"]))
         store._parts[SOURCE] = manifest
         return store
@@ -163,7 +159,7 @@ class Store:
         if name not in self.teachers:
             raise UnknownName(f"teacher in {self.path.name}", name, self.teachers)
         manifest = self.part(teacher_part(name))
-        attributes = _committed_attributes(self.path, manifest, f"teachers/{name}/zarr.json")
+        attributes = committed_attributes(self.path, manifest, f"teachers/{name}/zarr.json")
         levels = tuple(LevelSpec(**level) for level in attributes["levels"])
         return TeacherInfo(name, attributes["provenance"], levels, manifest.metadata.num_views)
 
@@ -292,19 +288,6 @@ class Store:
             os.write(descriptor, canonical_json(dict(event)))
         finally:
             os.close(descriptor)
-
-
-def _committed_attributes(root: Path, manifest: PartManifest, name: str) -> dict[str, Any]:
-    """This project's attributes in a group's ``zarr.json``, if the file is the committed one."""
-    path = root / name
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(path, f"it cannot be read: {error}") from error
-    if digest_of([raw]) != manifest.metadata.files[name]:
-        raise CorruptFile(path, "it is not the file that was committed")
-    attributes: dict[str, Any] = json.loads(raw)["attributes"][ATTRIBUTE]
-    return attributes
 
 
 def find_stores(

@@ -16,10 +16,10 @@ from cache.faults import fault_point
 from cache.files import digest_of, remove_temporaries, write_files
 from cache.layout import group_json, teacher_arrays
 from cache.manifest import SOURCE, teacher_part
-from cache.parts import create_part, grow_part
+from cache.parts import ATTRIBUTE, create_part, grow_part
 from cache.shard_files import clean_part, write_arrays
 from cache.spec import FORMAT_VERSION, LevelSpec, check_name, first_difference, to_plain
-from cache.store import ATTRIBUTE, Store
+from cache.store import Store
 
 Array = npt.NDArray[Any]
 

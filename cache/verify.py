@@ -8,10 +8,11 @@ from pathlib import Path
 
 from crc32c import crc32c
 
+from cache.entries import PartMetadata
 from cache.errors import CorruptFile, StoreNotFound
 from cache.files import FileDigest, digest_of_file
 from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
-from cache.manifest import FOLDER, SOURCE, PartManifest, PartMetadata, place_of, teacher_part
+from cache.manifest import FOLDER, SOURCE, PartManifest, place_of, teacher_part
 from cache.parts import is_interrupted_growth
 
 Progress = Callable[[int, int], None]

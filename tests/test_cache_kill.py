@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +83,23 @@ def test_killed_again_and_again(tmp_path: Path, undisturbed: dict[str, bytes]) -
         kills += 1
         assert kills < 20
     assert kills >= 7  # 8 source shards and 16 of teachers, at most two committed a run
+    assert toy.tree(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    moments = random.Random(3)
+    kills = 0
+    while kills < 30:
+        process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], cwd=ROOT)
+        try:
+            process.wait(timeout=moments.uniform(0.2, 1.2))
+            shutil.rmtree(tmp_path)  # it came through: begin again
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert make(tmp_path) == 0
     assert toy.tree(tmp_path) == undisturbed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cache.errors import BadInput, NonFiniteFeature, SpecMismatch, StoreNotFound
 from cache.layout import ALIGNED_ROW_BYTES, ArraySpec, shard_buffers
 from cache.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, first_difference, samples_digest
 from cache.store import Store, find_stores
+from cache.verify import verify_store
 from cache.writer import SourceWriter, TeacherWriter
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
@@ -295,6 +297,51 @@ def test_a_difference_is_found_where_there_is_one(left: Any, right: Any) -> None
         json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
     )
     assert first_difference(left, left) is None
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    num_samples=st.integers(1, 9),
+    rows_per_shard=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    num_views=st.integers(1, 3),
+    labels=st.dictionaries(
+        st.sampled_from(["semseg", "depth"]),
+        st.builds(LabelSpec, st.sampled_from(["uint8", "float32"]), st.integers(0, 3)),
+    ),
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    width=st.integers(1, 7),
+)
+def test_stores_of_any_shape_read_back(
+    num_samples: int,
+    rows_per_shard: int,
+    size: tuple[int, int],
+    num_views: int,
+    labels: dict[str, LabelSpec],
+    grid: tuple[int, int],
+    width: int,
+) -> None:
+    import zarr
+
+    spec = toy.toy_spec(num_samples, rows_per_shard, size=size, labels=labels)
+    level = LevelSpec(0, grid, width, "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder), spec)
+        toy.write_source(store, num_views)
+        toy.write_teacher(store, num_views, "t", [level])
+        group = zarr.open_group(store.path, mode="r")
+        assert verify_store(store.path) == []
+        for view in range(num_views):
+            expected = np.stack([toy.pixels(spec, sample, view) for sample in range(num_samples)])
+            np.testing.assert_array_equal(store.pixels[:, view], expected)
+            np.testing.assert_array_equal(group["pixels"][view], expected)
+            for task in labels:
+                truth = np.stack([toy.label(spec, task, sample, view) for sample in range(num_samples)])
+                np.testing.assert_array_equal(store.labels[task][:, view], truth)
+                np.testing.assert_array_equal(group[f"labels/{task}"][view], truth)
+            truth = np.stack([toy.features(level, sample, view) for sample in range(num_samples)])
+            np.testing.assert_array_equal(store.features("t", 0)[:, view], truth)
+            np.testing.assert_array_equal(group["teachers/t/level_0"][view], truth)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])

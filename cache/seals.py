@@ -1,0 +1,41 @@
+"""Manifest files on disk: canonical JSON that carries its own digest, so that no byte can change unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CorruptFile
+from cache.files import canonical_json
+from cache.spec import FORMAT_VERSION
+
+_DIGEST = b'"digest":"'
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """A manifest file's bytes: `document` with its own digest, the SHA-256 of the bytes without that member."""
+    return canonical_json({**document, "digest": hashlib.sha256(canonical_json(document)).hexdigest()})
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """A manifest file's content.
+
+    Raises:
+        CorruptFile: it is not what was written, or of another format version.
+        FileNotFoundError: there is none.
+    """
+    raw = path.read_bytes()
+    # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
+    start = raw.find(_DIGEST)
+    end = start + len(_DIGEST) + 64
+    if start < 0 or raw[end : end + 2] != b'",':
+        raise CorruptFile(path, "this manifest file lacks its own digest")
+    if hashlib.sha256(raw[:start] + raw[end + 2 :]).hexdigest().encode() != raw[start + len(_DIGEST) : end]:
+        raise CorruptFile(path, "this manifest file fails its own digest")
+    document: dict[str, Any] = json.loads(raw)
+    if document["format"] != FORMAT_VERSION:
+        raise CorruptFile(path, f"format {document['format']}, this version reads {FORMAT_VERSION}")
+    return document
