@@ -13,130 +13,46 @@ finished canvas, padding included.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sak_core.colour import NEUTRAL, ColourChange, change_colour
 from sak_core.draws import Stream
-from sak_core.names import UnknownName, unknown
+from sak_core.resampling import resize_part
 from sak_core.tasks import IGNORE
+from sak_core.view_policies import (
+    EVALUATION,
+    NYUD_SIZE,
+    PASCAL_SIZE,
+    ROOMS_TRAIN,
+    ROOMS_UNLABELLED,
+    STAGE1,
+    STAGE2,
+    ViewPolicy,
+)
+
+__all__ = [
+    "EVALUATION",
+    "NYUD_SIZE",
+    "PASCAL_SIZE",
+    "ROOMS_TRAIN",
+    "ROOMS_UNLABELLED",
+    "STAGE1",
+    "STAGE2",
+    "View",
+    "ViewPolicy",
+    "apply_view",
+    "draw_view",
+    "largest_share",
+    "sources",
+    "view_scale",
+]
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
-Range = tuple[float, float]
-
-POLICY_KINDS = ("random-resized-crop", "scale-crop", "pad")
-
-
-@dataclass(frozen=True)
-class ViewPolicy:
-    """How views are drawn.
-
-    kind:
-        "random-resized-crop": a box of random area and aspect, inside the image, resized to the canvas (as
-        torchvision's RandomResizedCrop draws it).
-        "scale-crop": the image is scaled by a random factor and a canvas-sized piece is cut out at random; an
-        image smaller than the canvas is padded around its centre.
-        "pad": the whole image in the canvas' centre, padded; an image larger than the canvas is first scaled
-        down to fit. Draws nothing.
-    scale: "random-resized-crop": range of the box's area over the image's; "scale-crop": range of the factor.
-    ratio: range of the box's width over height ("random-resized-crop").
-    max_class_share: "scale-crop" draws the cut anew, up to `redraws` times, while one class fills more than
-        this share of the valid pixels of the sample's semantic labels, or no pixel is valid.
-    fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size
-        that covers the canvas (True; then factors of 1 and more never pad).
-    flip: probability of mirroring.
-    colour: probability of each of the four colour changes; brightness: largest shift, in grey levels of 255;
-        contrast, saturation: range of the factor; hue: largest turn, degrees of 360.
-    antialias: whether scaling down averages over the pixels it skips.
-    fill: RGB uint8 of padding.
-    """
-
-    kind: str
-    scale: Range = (1.0, 1.0)
-    ratio: Range = (3 / 4, 4 / 3)
-    max_class_share: float = 1.0
-    redraws: int = 10
-    fit: bool = False
-    flip: float = 0.0
-    colour: float = 0.0
-    brightness: float = 0.0
-    contrast: Range = (1.0, 1.0)
-    saturation: Range = (1.0, 1.0)
-    hue: float = 0.0
-    antialias: bool = True
-    fill: tuple[int, int, int] = (124, 116, 104)
-
-    def __post_init__(self) -> None:
-        if self.kind not in POLICY_KINDS:
-            raise UnknownName(unknown("view policy", self.kind, POLICY_KINDS))
-        for name in ("scale", "ratio", "contrast", "saturation"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"view policy: {name} {(low, high)} must be 0 < low <= high")
-            object.__setattr__(self, name, (float(low), float(high)))
-        for name in ("flip", "colour", "max_class_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"view policy: {name} {getattr(self, name)} must lie in 0..1")
-        object.__setattr__(self, "fill", tuple(int(value) for value in self.fill))
-        if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
-            raise ValueError(f"view policy: fill {self.fill} must be three values in 0..255")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_dict` reads it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """The policy that `to_dict` described. Raises UnknownName for keys that no policy has."""
-        known = [field.name for field in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise UnknownName(unknown("view policy setting", key, known))
-        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
-        return cls(**read)
-
-
-IMAGENET_MEAN = (124, 116, 104)
-"""ImageNet's mean colour, RGB uint8: what published pipelines pad with."""
-
-EVALUATION = ViewPolicy("pad", fill=IMAGENET_MEAN)
-"""Published for evaluation: centred padding alone."""
-
-STAGE1 = ViewPolicy("random-resized-crop", scale=(0.08, 1.0), flip=0.5, fill=IMAGENET_MEAN)
-"""Published for stage 1 (ImageNet, 384 px): random resized crop with torchvision's ranges, flip."""
-
-STAGE2 = ViewPolicy(
-    "scale-crop",
-    scale=(0.5, 2.0),
-    max_class_share=0.75,
-    flip=0.5,
-    colour=0.5,
-    brightness=32.0,
-    contrast=(0.5, 1.5),
-    saturation=(0.5, 1.5),
-    hue=36.0,
-    antialias=False,
-    fill=IMAGENET_MEAN,
-)
-"""Published for stage 2: NYUD at `NYUD_SIZE`, PASCAL-Context at `PASCAL_SIZE`. (Hue ±18 in OpenCV's 180.)"""
-
-NYUD_SIZE: Size = (448, 576)
-PASCAL_SIZE: Size = (512, 512)
-
-_MILD = replace(
-    EVALUATION, colour=0.5, brightness=16.0, contrast=(0.8, 1.25), saturation=(0.8, 1.25), hue=9.0, flip=0.5
-)
-
-ROOMS_TRAIN = replace(_MILD, kind="scale-crop", scale=(1.0, 1.5), fit=True)
-"""For `rooms` with labels: scaled up and cut, so nothing is padded; flip, mild colour."""
-
-ROOMS_UNLABELLED = replace(_MILD, kind="random-resized-crop", scale=(0.5, 1.0))
-"""For `rooms` without labels: random resized crop, flip, mild colour."""
 
 
 @dataclass(frozen=True)
@@ -362,7 +278,7 @@ def _view_pixels(policy: ViewPolicy, view: View, image: Pixels, size: Size) -> P
     if y1 > y0 and x1 > x0:
         # colour changes leave padding alone: they act on the image, as published
         step_y, step_x = height / size[0], width / size[1]
-        seen = _resize(
+        seen = resize_part(
             image,
             (top + y0 * step_y, left + x0 * step_x, (y1 - y0) * step_y, (x1 - x0) * step_x),
             (y1 - y0, x1 - x0),
@@ -371,56 +287,6 @@ def _view_pixels(policy: ViewPolicy, view: View, image: Pixels, size: Size) -> P
         )
         canvas[y0:y1, x0:x1] = change_colour(seen, view.colour)
     return np.ascontiguousarray(canvas[:, ::-1]) if view.flip else canvas
-
-
-def _resize(
-    image: Pixels, box: tuple[float, float, float, float], size: Size, antialias: bool, context: bool
-) -> Pixels:
-    """The part `box` of an image at `size`, bilinear. A box may stick out by the rounding to float32.
-
-    antialias: whether scaling down averages over the pixels it skips. context: whether pixels around the box
-    count at its border, as in a piece of a scaled image, or not, as in a scaled piece of an image.
-    """
-    h, w = image.shape[:2]
-    top, left = max(0.0, box[0]), max(0.0, box[1])
-    bottom, right = min(float(h), box[0] + box[2]), min(float(w), box[1] + box[3])
-    step_y, step_x = box[2] / size[0], box[3] / size[1]
-    around = int(np.ceil(max(step_y, step_x))) + 1 if context else 0
-    y, x = max(0, int(np.floor(top + 1e-3)) - around), max(0, int(np.floor(left + 1e-3)) - around)
-    y_end, x_end = int(np.ceil(bottom - 1e-3)) + around, int(np.ceil(right - 1e-3)) + around
-    part = np.ascontiguousarray(image[y:y_end, x:x_end])
-    if antialias or (step_y <= 1 and step_x <= 1):
-        # Pillow averages when it scales down, and is plain bilinear when it scales up
-        inner = (
-            max(0.0, left - x),
-            max(0.0, top - y),
-            min(float(part.shape[1]), right - x),
-            min(float(part.shape[0]), bottom - y),
-        )
-        resized = Image.fromarray(part).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=inner)
-        return np.asarray(resized)
-    rows = _neighbours(box[0] - y, box[2], size[0], part.shape[0])
-    columns = _neighbours(box[1] - x, box[3], size[1], part.shape[1])
-    return _bilinear(part, rows, columns)
-
-
-_Neighbours = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
-
-
-def _neighbours(start: float, length: float, count: int, image_length: int) -> _Neighbours:
-    """The two source pixels that each of `count` canvas pixels lies between, and the second one's weight."""
-    centres = np.clip(start + (np.arange(count) + 0.5) * (length / count) - 0.5, 0, image_length - 1)
-    first = np.floor(centres).astype(np.intp)
-    return first, np.minimum(first + 1, image_length - 1), (centres - first).astype(np.float32)
-
-
-def _bilinear(image: Pixels, rows: _Neighbours, columns: _Neighbours) -> Pixels:
-    """Interpolate along both axes, without averaging over pixels in between."""
-    x: NDArray[np.float32] = image.astype(np.float32)
-    for axis, (first, second, weight) in enumerate((rows, columns)):
-        low, high = x.take(first, axis), x.take(second, axis)
-        x = low + (high - low) * weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    return np.rint(x).astype(np.uint8)
 
 
 def _view_label(
