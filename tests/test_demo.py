@@ -15,7 +15,7 @@ from tests.conftest import sak
 @pytest.mark.slow
 def test_the_demo_in_small_and_again(tmp_path: Path) -> None:
     result = json.loads(sak("demo", "--small", "--json", "--out", tmp_path).stdout)
-    assert [row["arm"] for row in result["table"]["rows"]][0] == "constant"
+    assert result["table"]["rows"][0]["arm"] == "constant"
     assert len(result["table"]["columns"]) == 6
     for path in result["pictures"]:
         assert min(Image.open(path).size) > 100
