@@ -22,12 +22,12 @@ from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import Buffers, digest_of, readable_json
 from cache.layout import CRC_BYTES, group_json
 from cache.manifest import PartManifest
+from cache.sampler import CALIBRATION, raw_draws
 from cache.spec import LevelSpec
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 
-_ROWS_DOMAIN = 0x5ACA11B
 STATISTICS = ("mean", "std", "min", "max", "covariance")
 
 
@@ -42,7 +42,7 @@ def calibration_rows(valid: npt.NDArray[np.bool_], seed: int, num_rows: int) -> 
     samples = np.flatnonzero(valid)
     if not len(samples):
         raise BadInput("no valid sample to calibrate on: every image was unreadable")
-    draws = np.random.Philox(key=[seed % 2**64, _ROWS_DOMAIN]).random_raw(len(samples))
+    draws = raw_draws(seed, 0, CALIBRATION, len(samples))
     drawn = samples[np.argsort(draws, kind="stable")[: max(2, num_rows)]]
     half = max(1, len(drawn) // 2)
     return np.sort(drawn[:half]), np.sort(drawn[half:] if len(drawn) > 1 else drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from cache.errors import CorruptFile, UncommittedRow
+from cache.errors import CacheError, CorruptFile, UncommittedRow
 from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
 from cache.manifest import PartManifest
 
@@ -159,10 +160,7 @@ class RowReader:
             return file
         self._check_committed(sample, view, shard)
         path = os.path.join(self.root, self.array.file(view, shard))  # noqa: PTH118 (on the path of every read)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CorruptFile(path, f"it cannot be opened: {error}") from error
+        descriptor = self._descriptor(path)
         file = _OpenShard(descriptor, path, None)
         size = os.fstat(descriptor).st_size
         committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
@@ -177,6 +175,18 @@ class RowReader:
                 file.index = index
         self._files.put(key, file)
         return file
+
+    def _descriptor(self, path: str) -> int:
+        for attempt in range(2):
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise CorruptFile(path, f"it cannot be opened: {error}") from error
+                if attempt:
+                    raise CacheError(f"{path}: {error.strerror}; raise the limit (`ulimit -n`)") from error
+                self._files.clear()  # others in this process took the descriptors: make do with fewer
+        raise AssertionError("unreachable")
 
     def _regular(self, view: int) -> bytearray:
         flags = self._is_regular.get(view)

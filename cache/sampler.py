@@ -17,17 +17,19 @@ from cache.errors import BadInput
 
 Int64 = npt.NDArray[np.int64]
 
-_OFFSETS, _ORDER = 1, 2  # domains of the generator's counter, so that streams of equal keys do not meet
+_OFFSETS, _ORDER, CALIBRATION = 1, 2, 3  # domains of the generator's counter, so that streams of equal keys do not meet
 
 
-def _raw(key: tuple[int, int], domain: int, count: int) -> npt.NDArray[np.uint64]:
-    generator = np.random.Philox(key=[word % 2**64 for word in key], counter=[0, 0, 0, domain])
-    return np.asarray(generator.random_raw(count), np.uint64)
+def raw_draws(seed: int, stream: int, domain: int, count: int) -> npt.NDArray[np.uint64]:
+    """The first `count` words, uint64, of Philox keyed by (seed, stream), counted from `domain`."""
+    # As uint64 arrays: numpy would turn lists with large words into float64 on the way.
+    key, counter = np.array([seed % 2**64, stream], np.uint64), np.array([0, 0, 0, domain], np.uint64)
+    return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), np.uint64)
 
 
 def view_offsets(seed: int, num_samples: int) -> npt.NDArray[np.uint64]:
     """offset(seed, i) of all samples, uint64 (N,); a sample's does not depend on how many there are."""
-    return _raw((seed, 0), _OFFSETS, num_samples)
+    return raw_draws(seed, 0, _OFFSETS, num_samples)
 
 
 def views_in_epoch(offsets: npt.NDArray[np.uint64], epoch: int, num_views: int) -> Int64:
@@ -114,7 +116,7 @@ def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: i
     samples = np.flatnonzero(valid)
     batches = num_batches(len(samples), config)
     if config.shuffle:
-        draws = _raw((config.seed, epoch), _ORDER, len(samples))
+        draws = raw_draws(config.seed, epoch, _ORDER, len(samples))
         samples = samples[np.argsort(draws, kind="stable")]
     wanted = batches * config.world_size * config.batch_size
     weights = np.ones(wanted, np.float32)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cache.calibration import level_constants, read_calibration
 from cache.codecs import get_codec
-from cache.errors import BadInput, SpecMismatch, StoreNotFound, UnknownName
+from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json
 from cache.layout import group_json, source_arrays
 from cache.locks import OnWait, file_lock
@@ -61,6 +61,7 @@ class Store:
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}
+        self._features: dict[tuple[str, int], FeatureArray] = {}
         self._held: dict[str, int] = {}
         self._mutex = threading.RLock()
 
@@ -247,12 +248,18 @@ class Store:
         Raises:
             UnknownName: the teacher or level is not in this store.
             CorruptFile: its metadata or calibration is not what was committed.
+            CacheError: its codec needs a calibration, and none is committed yet.
         """
-        spec = self.level(teacher, level)
-        codec = get_codec(spec.codec)
-        constants = level_constants(spec, self.calibration(teacher) or {})
-        rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
-        return FeatureArray(rows, spec, codec, constants)
+        with self._mutex:
+            if (teacher, level) not in self._features:
+                spec = self.level(teacher, level)
+                codec = get_codec(spec.codec)
+                calibration = self.calibration(teacher) if codec.needs else {}
+                if calibration is None:
+                    raise CacheError(f"{teacher} in {self.path} is not calibrated yet; run `sak cache` again")
+                rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
+                self._features[teacher, level] = FeatureArray(rows, spec, codec, level_constants(spec, calibration))
+            return self._features[teacher, level]
 
     def level(self, teacher: str, level: int) -> LevelSpec:
         """How a teacher's level is stored; `UnknownName` where it is not."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cache.errors import StoreFull, StoreLocked, WriteFailed
+from cache.errors import CacheError, StoreFull, StoreLocked, WriteFailed
 from cache.files import canonical_json, digest_of_file, write_files
 from cache.store import Store
 from cache.verify import unlisted_files, verify_store
@@ -117,6 +119,23 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(WriteFailed, match=r"cannot write to the source of .*file"):
         Store.create(tmp_path / "file", toy.toy_spec())
+
+
+def test_few_descriptors_are_made_do_with(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, toy.toy_spec(rows_per_shard=1, num_samples=40))
+    toy.write_source(store, 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
+    opened = Store.open(store.path)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 12, limits[1]))
+        for sample in range(40):  # many more files than may be open
+            np.testing.assert_array_equal(opened.pixels[sample, 0], toy.pixels(store.spec, sample, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(CacheError, match="Too many open files; raise the limit"):
+            opened.labels["semseg"][0, 0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 HOLD = """

@@ -89,6 +89,13 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert epoch_requests(valid, CONFIG, 5).views.ravel()[:10].tolist() == [1, 2, 2, 0, 0, 1, 2, 1, 2, 2]
 
 
+def test_every_seed_is_its_own() -> None:
+    valid = np.ones(50, bool)
+    for seed in (2**53, 2**63, 2**64 - 2):
+        one, other = (epoch_requests(valid, replace(CONFIG, seed=seed + i), 0) for i in (0, 1))
+        assert (one.samples != other.samples).any(), seed
+
+
 def test_the_rows_of_an_epoch_do_not_depend_on_how_many_processes_read_them() -> None:
     valid = np.ones(103, bool)
     alone = epoch_requests(valid, replace(CONFIG, batch_size=12), 2).samples
