@@ -21,7 +21,7 @@ def sak(
         [sys.executable, "-m", "pipeline", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         cwd=Path(__file__).parents[1],
     )

@@ -75,6 +75,7 @@ def test_an_untrained_tower_is_marked_wherever_it_is_used(photographs: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_real_base_towers_have_the_grids_they_should(photographs: Path, tmp_path: Path) -> None:
     result = cache_folder(
         photographs, tmp_path, "--teacher", "dinov2,clip,sam", "--views", "1", "--random-weights", "--batch-size", "1",
