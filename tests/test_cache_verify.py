@@ -156,7 +156,7 @@ def test_truncated_and_missing_files(store: Path) -> None:
         ("teachers/mini-dino/calibration/level_1/min/c.0", lambda path: Store.open(path).features("mini-dino", 1)),
         ("manifest/source/metadata.json", lambda path: Store.open(path)),
         ("manifest/source/view_0001.json", lambda path: Store.open(path).pixels[0, 1]),
-        ("manifest/teachers/mini-dino/calibration.json", lambda path: Store.open(path).features("mini-dino", 0)),
+        ("manifest/teachers/mini-dino/calibration.json", lambda path: Store.open(path).features("mini-dino", 1)),
     ],
 )
 def test_damaged_metadata_is_refused_and_named(store: Path, file: str, use) -> None:  # type: ignore[no-untyped-def]
