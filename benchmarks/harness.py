@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
+
+from cache.checksums import crc32c
 
 
 @dataclass
@@ -120,7 +121,7 @@ def checksum(batches: Iterable[Any]) -> tuple[str, int]:
     for batch in batches:
         for row in np.asarray(batch):
             data = np.ascontiguousarray(row).reshape(-1).view(np.uint8)
-            total += int(crc32c(data.data))
+            total += crc32c(data.data)
             num_bytes += data.nbytes
     return f"{total % 2**64:016x}", num_bytes
 

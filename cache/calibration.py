@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
+from cache.checksums import CRC_BYTES, crc_suffix
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import Buffers, digest_of, readable_json
-from cache.layout import CRC_BYTES, group_json
+from cache.layout import group_json
 from cache.manifest import PartManifest
 from cache.sampler import CALIBRATION, raw_draws
 from cache.spec import LevelSpec
@@ -184,7 +184,7 @@ def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Bu
         files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(array))]
         files[f"{folder}/{name}/c." + ".".join("0" * array.ndim)] = [
             data,
-            int(crc32c(data)).to_bytes(CRC_BYTES, "little"),
+            crc_suffix(data),
         ]
     return files
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
+from cache.checksums import CRC_BYTES, crc_suffix, matches
 from cache.codecs import get_codec
 from cache.errors import CorruptFile
 from cache.files import Buffers
@@ -29,7 +29,6 @@ ALIGNMENT = 4096
 ALIGNED_ROW_BYTES = 64_000
 """Rows of this size and more start at multiples of `ALIGNMENT`, for unbuffered reads."""
 
-CRC_BYTES = 4
 _MISSING = (1 << 64) - 1
 
 
@@ -165,10 +164,6 @@ def group_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
-def _crc(data: bytes | memoryview) -> bytes:
-    return int(crc32c(data)).to_bytes(CRC_BYTES, "little")
-
-
 def shard_buffers(array: ArraySpec, rows: Array, rows_per_shard: int) -> Buffers:
     """The bytes of one shard's file, as buffers to be written one after the other; `rows` is not copied.
 
@@ -182,7 +177,7 @@ def shard_buffers(array: ArraySpec, rows: Array, rows_per_shard: int) -> Buffers
             rest = np.full((rows_per_shard - len(rows), *array.row_shape), array.fill_value, little.dtype)
             padded = np.concatenate([little, rest])
         data = padded.reshape(-1).view(np.uint8).data
-        return [data, _crc(data)]
+        return [data, crc_suffix(data)]
     flat = little.reshape(-1).view(np.uint8).data
     row_bytes, stride = array.row_bytes, array.stride
     padding = bytes(stride - row_bytes - CRC_BYTES)
@@ -190,10 +185,10 @@ def shard_buffers(array: ArraySpec, rows: Array, rows_per_shard: int) -> Buffers
     buffers: list[bytes | memoryview] = []
     for row in range(len(rows)):
         data = flat[row * row_bytes : (row + 1) * row_bytes]
-        buffers += [data, _crc(data) + padding]
+        buffers += [data, crc_suffix(data) + padding]
         index[row] = row * stride, row_bytes + CRC_BYTES
     raw_index = index.tobytes()
-    return [*buffers, raw_index + _crc(raw_index)]
+    return [*buffers, raw_index + crc_suffix(raw_index)]
 
 
 def index_bytes(rows_per_shard: int) -> int:
@@ -207,6 +202,6 @@ def parse_index(raw: bytes, path: object) -> Array:
     Raises:
         CorruptFile: its checksum is wrong.
     """
-    if _crc(raw[:-CRC_BYTES]) != raw[-CRC_BYTES:]:
+    if not matches(raw[:-CRC_BYTES], raw[-CRC_BYTES:]):
         raise CorruptFile(path, "the shard's index fails its crc32c")
     return np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(-1, 2)

@@ -1,73 +1,75 @@
-"""Reading batches ahead: one thread that hands out slots of the ring, a few that fill them."""
+"""Reading batches ahead: slots of the ring are filled by a few threads, in the order of their batches."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from cache.errors import CacheError
 from cache.ring import Field, Slot
 from cache.sampler import Requests
 
+if TYPE_CHECKING:
+    import torch
+
 
 class Prefetch:
-    """The threads that fill slots for one iteration."""
+    """One iteration's reading. Every slot that is free is being filled with the next batch that nobody reads yet.
+
+    No thread waits for another: each takes its share of one batch after the other.
+
+    Args:
+        slots: the ring; batches in them are stale from now on.
+        fields: what each row consists of.
+        requests: an epoch's rows.
+        start: the first batch to read.
+        num_threads: that read.
+    """
 
     def __init__(
         self, slots: Sequence[Slot], fields: Sequence[Field], requests: Requests, start: int, num_threads: int
     ) -> None:
         self._fields, self._requests, self._num_threads = fields, requests, num_threads
-        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[Slot | BaseException] = queue.SimpleQueue()
-        self._stopped = threading.Event()
+        self._next = start
+        self._filling: deque[tuple[Slot, list[Future[None]]]] = deque()
+        self._stopped = False
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-read")
         for slot in slots:
             self.free(slot)
-        self._thread = threading.Thread(target=self._run, args=(start,), name="cache-reader", daemon=True)
-        self._thread.start()
 
     def take(self) -> Slot:
-        """The next filled slot; raises what went wrong while it was read."""
-        if self._stopped.is_set():
+        """The slot of the next batch, when it is filled; raises what went wrong while it was read."""
+        if self._stopped:
             raise CacheError("this iteration over the loader ended when another one began")
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        slot, jobs = self._filling.popleft()
+        for job in jobs:
+            job.result()
+        return slot
 
     def free(self, slot: Slot) -> None:
         """Give a slot back; the batch in it is stale from now on."""
         slot.generation += 1
-        self._free.put(slot)
+        copies, slot.copies = slot.copies, None
+        if self._stopped or self._next == len(self._requests.samples):
+            return
+        number, self._next = self._next, self._next + 1
+        shares = range(self._num_threads)
+        jobs = [self._pool.submit(self._fill, slot, number, share, copies) for share in shares]
+        self._filling.append((slot, jobs))
 
     def stop(self) -> None:
         """End the threads and wait for them."""
-        self._stopped.set()
-        self._free.put(None)
-        self._thread.join()
+        self._stopped = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, start: int) -> None:
-        try:
-            with ThreadPoolExecutor(self._num_threads, thread_name_prefix="cache-read") as pool:
-                for number in range(start, len(self._requests.samples)):
-                    slot = self._free.get()
-                    if slot is None or self._stopped.is_set():
-                        return
-                    if slot.copies is not None:
-                        slot.copies.synchronize()
-                        slot.copies = None
-                    jobs = [pool.submit(self._fill, slot, number, first) for first in range(self._num_threads)]
-                    for job in jobs:
-                        job.result()
-                    self._ready.put(slot)
-        except BaseException as error:  # whatever it is, the training loop must hear of it
-            self._ready.put(error)
-
-    def _fill(self, slot: Slot, number: int, first: int) -> None:
-        samples = self._requests.samples[number, first :: self._num_threads].tolist()
-        views = self._requests.views[number, first :: self._num_threads].tolist()
+    def _fill(self, slot: Slot, number: int, share: int, copies: torch.cuda.Event | None) -> None:
+        if copies is not None:
+            copies.synchronize()  # the GPU may still read what was in the slot before
+        samples = self._requests.samples[number, share :: self._num_threads].tolist()
+        views = self._requests.views[number, share :: self._num_threads].tolist()
         for field, targets in zip(self._fields, slot.targets, strict=True):
-            read_into: Callable[[int, int, memoryview], None] = field.rows.read_into
-            for sample, view, target in zip(samples, views, targets[first :: self._num_threads], strict=True):
+            read_into = field.rows.read_into
+            for sample, view, target in zip(samples, views, targets[share :: self._num_threads], strict=True):
                 read_into(sample, view, target)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
+from cache.checksums import CRC_BYTES, matches
 from cache.errors import CacheError, CorruptFile, UncommittedRow
-from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
+from cache.layout import ArraySpec, index_bytes, parse_index
 from cache.manifest import PartManifest
 
 Array = npt.NDArray[Any]
@@ -116,7 +116,7 @@ class RowReader:
             raise CorruptFile(file.path, f"sample {sample}, view {view} cannot be read: {error}") from error
         if count != num_bytes:
             raise CorruptFile(file.path, f"sample {sample}, view {view}: {count} of {num_bytes} bytes are there")
-        if crc32c(target) != int.from_bytes(crc, "little"):
+        if not matches(target, crc):
             raise CorruptFile(file.path, f"sample {sample}, view {view} fails its crc32c")
 
     def read(self, sample: int, view: int) -> Array:
@@ -144,7 +144,7 @@ class RowReader:
         data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
         if len(data) != self._row_bytes * self.rows_per_shard:
             raise CorruptFile(path, f"it has {len(raw)} bytes")
-        if crc32c(data) != int.from_bytes(crc, "little"):
+        if not matches(data, crc):
             raise CorruptFile(path, "it fails its crc32c")
         rows = np.frombuffer(data, np.dtype(self.array.dtype).newbyteorder("<"))
         return rows.reshape(self.rows_per_shard, *self.array.row_shape)[:count].astype(self.array.dtype)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crc32c import crc32c
-
+from cache.checksums import CRC_BYTES, matches
 from cache.entries import PartMetadata
 from cache.errors import CorruptFile, StoreNotFound
 from cache.files import FileDigest, digest_of_file
-from cache.layout import CRC_BYTES, ArraySpec, index_bytes, parse_index
+from cache.layout import ArraySpec, index_bytes, parse_index
 from cache.manifest import FOLDER, SOURCE, PartManifest, place_of, teacher_part
 from cache.parts import is_interrupted_growth
 
@@ -206,7 +205,7 @@ def _damage(path: Path, check: _Check) -> tuple[str, tuple[int, ...]]:
         for row, sample in enumerate(rows):
             file.seek(int(index[row, 0]))
             data = file.read(int(index[row, 1]))
-            if crc32c(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+            if not matches(data[:-CRC_BYTES], data[-CRC_BYTES:]):
                 damaged.append(sample)
     if damaged:
         return "rows fail their crc32c", tuple(damaged)
