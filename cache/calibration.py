@@ -28,8 +28,6 @@ from cache.spec import LevelSpec
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 
-STATISTICS = ("mean", "std", "min", "max", "covariance")
-
 
 def calibration_rows(valid: npt.NDArray[np.bool_], seed: int, num_rows: int) -> tuple[Int64, Int64]:
     """The samples whose view 0 calibrates: (rows to fit, rows to measure), each in ascending order.

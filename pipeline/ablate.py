@@ -110,13 +110,12 @@ Call = tuple[Callable[[Job, Study, runs.Places], None], Job, Study, runs.Places]
 
 
 def _run_all(calls: Sequence[Call], workers: int) -> None:
-    pending = [call for call in calls if not _is_done(*call)]
+    pending = []
     for call in calls:
-        if call not in pending:
-            job = call[1]
-            say(
-                f"{(job.stage1 if call[0] is _distill_job and job.stage1 else job.run).name}: finished earlier, skipped"
-            )
+        if name := _finished(*call):
+            say(f"{name}: finished earlier, skipped")
+        else:
+            pending.append(call)
     if workers <= 1 or len(pending) <= 1:
         for function, job, study, places in pending:
             function(job, study, places)
@@ -138,12 +137,13 @@ def _run_all(calls: Sequence[Call], workers: int) -> None:
             raise
 
 
-def _is_done(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> bool:
+def _finished(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> str | None:
+    """The name of the run that `function` would make, if it is there already."""
     if function is _distill_job:
         assert job.stage1 and job.distill
-        return job.stage1.exists() and runs.begin(job.stage1, job.distill)
-    scored = job.run / f"scores-{study.test.dataset}-{study.test.split}.json"
-    return job.run.exists() and runs.begin(job.run, job.finetune) and scored.exists()
+        return job.stage1.name if job.stage1.exists() and runs.begin(job.stage1, job.distill) else None
+    done = job.run.exists() and runs.begin(job.run, job.finetune) and runs.scores_path(job.run, study.test).exists()
+    return job.run.name if done else None
 
 
 def _distill_job(job: Job, study: Study, places: runs.Places) -> None:
@@ -174,7 +174,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
         by_label.setdefault(job.label, []).append(job)
 
     def scores_of(job: Job) -> dict[str, float]:
-        kept = json.loads((job.run / f"scores-{study.test.dataset}-{study.test.split}.json").read_text())
+        kept = json.loads(runs.scores_path(job.run, study.test).read_text())
         return {name: kept[name][score] for name, score in primary.items()}
 
     scores = {label: [scores_of(job) for job in group] for label, group in by_label.items()}

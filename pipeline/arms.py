@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cache.batch import Batch
 from cache.store import Store
 from pipeline.config import Recipe
-from pipeline.errors import UserError, unknown
+from pipeline.errors import UserError
 from sak_core.feature_model import FeatureModel
-from sak_core.stem import StemConfig
-from sak_core.student import Student, StudentConfig
+from sak_core.names import unknown
+from sak_core.noise import NoiseSource
+from sak_core.stem import StemConfig, normalize
+from sak_core.student import Student, StudentConfig, StudentOutput
 from sak_core.tasks import Task
 
 TEACHER_PREFIX = "teacher:"
@@ -98,6 +101,18 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
         tasks=tuple(tasks),
     )
     return Student(config)
+
+
+def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:
+    """What the arm's `model` makes of a batch: of its teachers' features where the arm is frozen, else of its pixels.
+
+    noise: where routers draw from in training.
+    """
+    if find_arm(recipe.arm).frozen_features:
+        output: StudentOutput = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2]), generator=noise)
+    else:
+        output = model(normalize(batch.pixels), generator=noise)
+    return output
 
 
 def _widths(store: Store, teacher: str) -> tuple[int, ...]:

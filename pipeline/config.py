@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError, unknown
+from pipeline.errors import UserError
+from sak_core.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")

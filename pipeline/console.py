@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
@@ -26,11 +24,6 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on stderr, in red on a terminal."""
     say(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}")
-
-
-def emit_json(value: Any) -> None:
-    """Print one JSON value on stdout."""
-    print(json.dumps(value, indent=1))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

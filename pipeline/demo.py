@@ -105,41 +105,16 @@ def _source(split: Split) -> DatasetRequest:
     return DatasetRequest("rooms", split.name, limit=split.samples)
 
 
-def _options(split: Split, teacher: str, features: Path) -> dict[str, Any]:
-    return {
-        "teachers": teacher,
-        "dataset": "rooms",
-        "split": split.name,
-        "root": None,
-        "size": None,
-        "views": split.views,
-        "seed": 0,
-        "limit": split.samples,
-        "codec": "fp16",
-        "levels": None,
-        "grid": "native",
-        "weights": None,
-        "random_weights": False,
-        "device": "auto",
-        "precision": "fp32",
-        "batch_size": 16,
-        "threads": 1,
-        "features": features,
-        "workers": 0,
-        "strict": True,
-        "dry_run": False,
-    }
+def _request(split: Split, teacher: str, features: Path) -> CacheRequest:
+    run = {"codec": "fp16", "threads": 1}
+    return CacheRequest(_source(split), (teacher,), split.views, features, run, workers=0, strict=True)
 
 
 def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path, workers: int) -> None:
     """Every teacher over every split; different teachers of one store may run at once, each with one thread."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        jobs = [
-            pool.submit(run_cache, CacheRequest.from_options(_options(split, teacher, features)))
-            for split in splits
-            for teacher in teachers
-        ]
+        jobs = [pool.submit(run_cache, _request(split, teacher, features)) for split in splits for teacher in teachers]
         for job in jobs:
             job.result()
 

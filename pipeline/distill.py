@@ -16,7 +16,7 @@ from pipeline.arms import build_model, find_arm, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.errors import UserError
-from pipeline.stores import find_store
+from pipeline.stores import find_store, random_teachers
 from pipeline.training import train
 from sak_core.losses import distillation_loss
 from sak_core.stem import normalize
@@ -61,11 +61,6 @@ def open_loader(
         rank=rank,
         world_size=world_size,
     )
-
-
-def random_teachers(store: Store, teachers: tuple[str, ...]) -> list[str]:
-    """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
-    return [name for name in teachers if str(store.teacher(name).provenance["teacher"]["weights"]).startswith("random")]
 
 
 def _loss(recipe: Recipe, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:

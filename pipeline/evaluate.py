@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
 from pipeline import runs
-from pipeline.arms import build_model, find_arm, teachers_read
+from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
 from pipeline.stores import find_store, store_tasks
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, metric_for
-from sak_core.stem import normalize
 from sak_core.tasks import Task
 
 EVALUATION_BATCH = 16
@@ -34,7 +33,7 @@ Scores = dict[str, dict[str, float]]
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     """Score the finished run's last checkpoint on `data`, and write the scores into the run's folder."""
     recipe = runs.read_recipe(run)
-    kept = run / f"scores-{data.dataset}-{data.split}.json"
+    kept = runs.scores_path(run, data)
     if kept.exists():
         say(f"{run.name}: already scored on {data.split}")
         scores: dict[str, Any] = json.loads(kept.read_text())
@@ -59,38 +58,14 @@ def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data
     """Scores of `model` on every valid sample of `data`, whose store must hold the teachers a frozen arm reads."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    device = next(model.parameters()).device
-    metrics = {task.name: _metric(task, recipe.boundary).to(device) for task in tasks}
     start = time.monotonic()
-    store, loader = _open(recipe, tasks, data, places)
+    loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
     model.eval()
-    with torch.inference_mode(), progress(f"{recipe.arm} on {data.split}", len(loader), "batches") as advance:
-        for batch, outputs in predictions(model, recipe, loader, device):
-            for task in tasks:
-                metrics[task.name].update(outputs[task.name], batch.labels[task.name])
-            advance(1)
-    say(f"{recipe.arm}: scored {int(store.valid(1).sum())} samples of {data.split} in {time.monotonic() - start:.0f} s")
-    return {name: metric.compute() for name, metric in metrics.items()}
-
-
-def predictions(
-    model: nn.Module, recipe: Recipe, loader: Loader, device: torch.device
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Batches with the model's outputs for them, padding cut off."""
-    frozen = find_arm(recipe.arm).frozen_features
-    for stored in loader:
-        batch = _without_padding(stored.to(device))
-        if frozen:
-            size = (batch.pixels.shape[1], batch.pixels.shape[2])
-            yield batch, model(batch.features, size).outputs
-        else:
-            yield batch, model(normalize(batch.pixels)).outputs
-
-
-def _metric(task: Task, boundary: Boundary) -> Metric:
-    if task.kind == "boundary":
-        return BoundaryMetric(boundary.max_dist, even_thresholds(boundary.thresholds))
-    return metric_for(task)
+    with progress(f"{recipe.arm} on {data.split}", len(loader), "batches") as advance:
+        scores = _score(tasks, recipe.boundary, _predictions(model, recipe, loader, advance))
+    samples = int(loader.store.valid(1).sum())
+    say(f"{recipe.arm}: scored {samples} samples of {data.split} in {time.monotonic() - start:.0f} s")
+    return scores
 
 
 def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
@@ -101,29 +76,53 @@ def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
     predictor = ConstantPredictor(tasks)
     for batch in _labels(store, labels):
         predictor.update(batch.labels)
-    metrics = {task.name: _metric(task, recipe.boundary) for task in tasks}
+    batches = _labels(find_store(places.features, test), labels)
+    pairs = ((b, predictor.outputs(len(b), (b.pixels.shape[1], b.pixels.shape[2]))) for b in batches)
+    return _score(tasks, recipe.boundary, pairs)
+
+
+def _score(
+    tasks: Sequence[Task], boundary: Boundary, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]]
+) -> Scores:
+    """Scores of raw outputs by task against their batches' labels."""
+    metrics = {task.name: _metric(task, boundary) for task in tasks}
     with torch.inference_mode():
-        for batch in _labels(find_store(places.features, test), labels):
-            outputs = predictor.outputs(len(batch), (batch.pixels.shape[1], batch.pixels.shape[2]))
-            for task in tasks:
-                metrics[task.name].update(outputs[task.name], batch.labels[task.name])
+        for batch, outputs in predictions:
+            for name, metric in metrics.items():
+                metric.to(outputs[name].device).update(outputs[name], batch.labels[name])
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def _metric(task: Task, boundary: Boundary) -> Metric:
+    if task.kind == "boundary":
+        return BoundaryMetric(boundary.max_dist, even_thresholds(boundary.thresholds))
+    return metric_for(task)
+
+
+def _predictions(
+    model: nn.Module, recipe: Recipe, loader: Loader, advance: Callable[..., None]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Batches on the model's device, padding cut off, with the model's outputs for them."""
+    device = next(model.parameters()).device
+    for stored in loader:
+        batch = without_padding(stored.to(device))
+        yield batch, run_model(recipe, model, batch).outputs
+        advance(1)
 
 
 def _labels(store: Store, labels: Sequence[str]) -> Iterator[Batch]:
     loader = Loader(store, (), labels, batch_size=EVALUATION_BATCH, num_views=1, shuffle=False)
-    return map(_without_padding, (batch.to("cpu") for batch in loader))
+    return map(without_padding, (batch.to("cpu") for batch in loader))
 
 
-def _open(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> tuple[Store, Loader]:
+def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places, batch_size: int) -> Loader:
+    """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
     teachers = teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
     store = find_store(places.features, data, teachers)
-    labels = [task.name for task in tasks]
-    loader = Loader(store, teachers, labels, batch_size=EVALUATION_BATCH, num_views=1, shuffle=False)
-    return store, loader
+    return Loader(store, teachers, [task.name for task in tasks], batch_size=batch_size, num_views=1, shuffle=False)
 
 
-def _without_padding(batch: Batch) -> Batch:
+def without_padding(batch: Batch) -> Batch:
     """The rows of weight 1: an evaluation's last batch is padded."""
     keep = batch.weights > 0
     if bool(keep.all()):

@@ -108,7 +108,7 @@ def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
 
 
 def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> int:
-    """Bytes that the levels' rows take over `num_views` views, without what is already there."""
+    """Bytes that the levels' rows take over `num_views` views."""
     row = sum(
         level.grid[0] * level.grid[1] * level.width * np.dtype(get_codec(level.codec).stored_dtype).itemsize
         for level in levels

@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from cache.batch import Batch
 from pipeline import runs
-from pipeline.arms import build_model, find_arm, teachers_read
+from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
-from pipeline.distill import open_loader, random_teachers
+from pipeline.distill import open_loader
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate_model
-from pipeline.stores import find_store, store_tasks
+from pipeline.stores import find_store, random_teachers, store_tasks
 from pipeline.training import train
 from sak_core.losses import distillation_loss, task_losses
 from sak_core.noise import RowNoise
-from sak_core.stem import normalize
 from sak_core.tasks import Task
 
 
@@ -69,13 +68,9 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
     noise = RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)
-    size = (batch.pixels.shape[1], batch.pixels.shape[2])
-    if find_arm(recipe.arm).frozen_features:
-        output = model(batch.features, size, generator=noise)
-        return task_losses(tasks, output.outputs, batch.labels)
-    output = model(normalize(batch.pixels), generator=noise)
+    output = run_model(recipe, model, batch, noise)
     total, terms = task_losses(tasks, output.outputs, batch.labels)
-    if batch.features:
+    if output.aligned and batch.features:
         distillation, by_level = distillation_loss(output.aligned, batch.features, recipe.loss)
         total = total + recipe.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}

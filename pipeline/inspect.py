@@ -8,6 +8,7 @@ from typing import Any
 from cache.store import Store
 from cache.verify import verify_store
 from pipeline.console import amount, progress
+from pipeline.stores import random_teachers
 
 
 def store_info(path: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _teacher_info(store: Store, name: str) -> dict[str, Any]:
             for key, value in sorted(calibration.items())
             if key.endswith("/fidelity")
         },
-        "random_weights": str(info.provenance["teacher"]["weights"]).startswith("random"),
+        "random_weights": bool(random_teachers(store, [name])),
         "provenance": dict(info.provenance),
     }
 

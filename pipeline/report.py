@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from cache.batch import Batch
 from cache.loader import Loader
 from pipeline import pictures, runs
-from pipeline.arms import find_arm, teachers_read
+from pipeline.arms import run_model
 from pipeline.config import Data
-from pipeline.evaluate import load_model
+from pipeline.evaluate import load_model, open_evaluation, without_padding
 from pipeline.stores import find_store
 from sak_core.datasets import open_dataset
 from sak_core.stem import normalize
@@ -50,15 +50,9 @@ def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path
     """Image, then truth and prediction of every task, for the first samples of `data`."""
     model, tasks = load_model(run, places)
     recipe = runs.read_recipe(run)
-    frozen = find_arm(recipe.arm).frozen_features
-    store = find_store(places.features, data)
-    teachers = teachers_read(recipe) if frozen else ()
-    batch = _first(Loader(store, teachers, [t.name for t in tasks], batch_size=SHEET_ROWS, num_views=1, shuffle=False))
+    batch = _first(open_evaluation(recipe, tasks, data, places, SHEET_ROWS))
     with torch.inference_mode():
-        if frozen:
-            outputs = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2])).outputs
-        else:
-            outputs = model(normalize(batch.pixels)).outputs
+        outputs = run_model(recipe, model, batch).outputs
     rows = []
     for i in range(len(batch)):
         row = [batch.pixels[i].numpy()]
@@ -164,10 +158,4 @@ def mean_router_weights(model: nn.Module, store: Any, tasks: Sequence[Task]) -> 
 
 def _first(loader: Loader) -> Batch:
     """The first batch, in memory of its own, without padding."""
-    stored = next(iter(loader)).to("cpu")
-    keep = int((stored.weights > 0).sum())
-    stored.pixels = stored.pixels[:keep]
-    stored.samples, stored.views, stored.weights = stored.samples[:keep], stored.views[:keep], stored.weights[:keep]
-    stored.labels = {k: v[:keep] for k, v in stored.labels.items()}
-    stored.features = {k: [level[:keep] for level in levels] for k, levels in stored.features.items()}
-    return stored
+    return without_padding(next(iter(loader)).to("cpu"))

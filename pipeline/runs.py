@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.config import Recipe, differences, recipe_json
+from pipeline.config import Data, Recipe, differences, recipe_json
 from pipeline.errors import UserError
 
 RUNS = Path("runs")
@@ -69,6 +69,11 @@ def read_results(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not a finished run (no results.json)")
     results: dict[str, Any] = json.loads(path.read_text())
     return results
+
+
+def scores_path(run: Path, data: Data) -> Path:
+    """Where a run's scores on a split are kept."""
+    return run / f"scores-{data.dataset}-{data.split}.json"
 
 
 def read_recipe(run: Path) -> Recipe:

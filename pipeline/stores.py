@@ -53,6 +53,11 @@ def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Stor
     return store
 
 
+def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
+    """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
+    return [name for name in teachers if store.teacher(name).provenance["teacher"]["weights"].startswith("random:")]
+
+
 def store_tasks(
     store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None
 ) -> list[Task]:

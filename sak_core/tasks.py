@@ -7,7 +7,7 @@ A `Task` is a name, a kind and (for classes) class names; everything else follow
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +99,6 @@ class Task:
     def higher_is_better(self) -> bool:
         """Whether a larger primary score is the better one."""
         return self.spec.higher_is_better
-
-    def with_weight(self, weight: float) -> Task:
-        """The same task with another loss weight."""
-        return replace(self, weight=weight)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `Task.from_dict` reads it back."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from sak_core.datasets.base import DatasetError, Sample
+from sak_core.datasets.published import Stage1Images
 from sak_core.images import EXTENSIONS, file_size, read_image
-from sak_core.tasks import Task
-from sak_core.views import EVALUATION, STAGE1, ViewPolicy
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Stage1Images):
     """All images below a folder. Every split holds all of them: "train" in stage 1's random views, "val" and
     "test" whole.
 
@@ -40,26 +39,6 @@ class ImageFolder:
         if not paths:
             raise DatasetError(f"{self.root} holds no images (looked for {', '.join(EXTENSIONS)}, nested too)")
         object.__setattr__(self, "_paths", paths)
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """None."""
-        return ()
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """384×384 px, as published for stage 1."""
-        return (384, 384)
-
-    @property
-    def policy(self) -> ViewPolicy:
-        """Stage 1's random resized crops for "train", the whole image for others."""
-        return STAGE1 if self.split == "train" else EVALUATION
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Nothing beyond the files."""
-        return {}
 
     @cached_property
     def ids(self) -> Sequence[str]:

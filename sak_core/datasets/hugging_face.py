@@ -6,7 +6,7 @@ Needs pyarrow, not the `datasets` library; nothing is downloaded and no code of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,13 @@ from typing import Any
 
 from sak_core.datasets.base import DatasetError, Sample, UnreadableSample
 from sak_core.datasets.folder import check_root
+from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import SPLIT_WORDS, files_of_split, locate
 from sak_core.images import decode_image
-from sak_core.tasks import Task
-from sak_core.views import EVALUATION, STAGE1, ViewPolicy
 
 
 @dataclass(frozen=True)
-class HuggingFaceFolder:
+class HuggingFaceFolder(Stage1Images):
     """One split of a dataset on disk; ids are row numbers.
 
     Args:
@@ -53,26 +52,6 @@ class HuggingFaceFolder:
     def name(self) -> str:
         """The dataset's name."""
         return "hugging_face"
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """None."""
-        return ()
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """384×384 px, as published for stage 1."""
-        return (384, 384)
-
-    @property
-    def policy(self) -> ViewPolicy:
-        """Stage 1's random resized crops for "train", the whole image for others."""
-        return STAGE1 if self.split == "train" else EVALUATION
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Nothing beyond the files."""
-        return {}
 
     @cached_property
     def ids(self) -> Sequence[str]:

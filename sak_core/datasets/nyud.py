@@ -12,7 +12,7 @@ The dataset is Silberman et al., ECCV 2012; this layout is ASTMT's and MTI-Net's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,10 @@ import numpy as np
 from sak_core.datasets.base import Label, Sample, check_labels
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, total_size
+from sak_core.datasets.published import Stage2Benchmark
 from sak_core.images import read_image
 from sak_core.tasks import IGNORE, Task, published_weight
-from sak_core.views import EVALUATION, NYUD_SIZE, STAGE2, ViewPolicy
+from sak_core.views import NYUD_SIZE
 
 CLASSES = tuple(
     """wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
@@ -43,7 +44,7 @@ TASKS = (
 
 
 @dataclass(frozen=True)
-class Nyud:
+class Nyud(Stage2Benchmark):
     """One split of NYUD-v2.
 
     Args:
@@ -75,16 +76,6 @@ class Nyud:
     def default_size(self) -> tuple[int, int]:
         """448×576 px, as published."""
         return NYUD_SIZE
-
-    @property
-    def policy(self) -> ViewPolicy:
-        """Published views: stage 2's for training, centred padding for evaluation."""
-        return STAGE2 if self.split == "train" else EVALUATION
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Nothing beyond the files."""
-        return {}
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:

@@ -30,9 +30,10 @@ from sak_core.datasets.base import DatasetError, Label, Sample, UnreadableSample
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_ids, read_mat, total_size
 from sak_core.datasets.pascal_parts import PART_CLASSES, PERSON, draw_parts
+from sak_core.datasets.published import Stage2Benchmark
 from sak_core.images import read_image
 from sak_core.tasks import IGNORE, Task, published_weight
-from sak_core.views import EVALUATION, PASCAL_SIZE, STAGE2, ViewPolicy
+from sak_core.views import PASCAL_SIZE
 
 CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -51,7 +52,7 @@ TASKS = (
 
 
 @dataclass(frozen=True)
-class PascalContext:
+class PascalContext(Stage2Benchmark):
     """One split of PASCAL-Context.
 
     Args:
@@ -88,16 +89,6 @@ class PascalContext:
     def default_size(self) -> tuple[int, int]:
         """512×512 px, as published."""
         return PASCAL_SIZE
-
-    @property
-    def policy(self) -> ViewPolicy:
-        """Published views: stage 2's for training, centred padding for evaluation."""
-        return STAGE2 if self.split == "train" else EVALUATION
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Nothing beyond the files."""
-        return {}
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:

@@ -7,7 +7,7 @@ are left alone.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,9 @@ from pathlib import Path
 from sak_core.datasets.base import DatasetError, Sample, UnreadableSample
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import check_unique
+from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
 from sak_core.images import EXTENSIONS, decode_image
-from sak_core.tasks import Task
-from sak_core.views import EVALUATION, STAGE1, ViewPolicy
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class TarFolder:
+class TarFolder(Stage1Images):
     """One split of a folder of tars; ids are the tar's relative path and the member's name.
 
     Args:
@@ -60,26 +59,6 @@ class TarFolder:
     def name(self) -> str:
         """The dataset's name."""
         return "webdataset"
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """None."""
-        return ()
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """384×384 px, as published for stage 1."""
-        return (384, 384)
-
-    @property
-    def policy(self) -> ViewPolicy:
-        """Stage 1's random resized crops for "train", the whole image for others."""
-        return STAGE1 if self.split == "train" else EVALUATION
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Nothing beyond the files."""
-        return {}
 
     @cached_property
     def ids(self) -> Sequence[str]:
