@@ -1,0 +1,21 @@
+"""`sak demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import JSON, show
+
+
+@click.command()
+@click.option("--out", "folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where the demo lives.")
+@click.option("--small", is_flag=True, help="A shrunken line for tests: minutes become seconds, scores mean nothing.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@JSON
+def demo(folder: Path, small: bool, workers: int, as_json: bool) -> None:
+    """The whole line on rendered rooms: cache, distil, fine-tune, ablate, pictures."""
+    from pipeline.demo import demo_text, run_demo
+
+    show(run_demo(folder, small=small, workers=workers), as_json, demo_text)

@@ -1,0 +1,43 @@
+"""`sak miniature`: train the miniature teachers again, or probe them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.errors import UserError
+from pipeline.options import JSON, show
+
+
+@click.group()
+def miniature() -> None:
+    """The miniature teachers: train them again, or probe them."""
+
+
+@miniature.command("train")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures"), show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Length of the run; the teacher's own when absent.")
+@click.option("--scenes", "num_scenes", type=click.IntRange(64), default=8000, show_default=True)
+def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) -> None:
+    """Train the miniature teacher NAME again, from rendered scenes; goes on where it stopped."""
+    from pipeline.console import say
+    from pipeline.miniatures.training import train
+    from sak_core.names import unknown
+    from sak_core.teachers.miniature import MINIATURES
+
+    if name not in MINIATURES:
+        raise UserError(unknown("miniature teacher", name, MINIATURES))
+    print(train(name, out, num_scenes=num_scenes, num_steps=steps, report=say))
+
+
+@miniature.command("probe")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe.json"), show_default=True)
+@JSON
+def miniature_probe(out: Path, as_json: bool) -> None:
+    """Score the miniature teachers' frozen features under one head on all six tasks."""
+    from pipeline.console import say
+    from pipeline.miniatures.probe import probe, render_table
+
+    show(probe(out=out, report=say), as_json, render_table)

@@ -1,0 +1,147 @@
+"""`sak distill`, `sak finetune`, `sak evaluate`, `sak ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import UserError
+from pipeline.options import DRY, FEATURES, JSON, RUNS, SET, places, show
+
+
+@click.command()
+@click.argument("recipe", default="demo")
+@click.option("--run", type=click.Path(path_type=Path), help="The run's folder; named after the recipe when absent.")
+@SET
+@FEATURES
+@RUNS
+@DRY
+@JSON
+def distill(
+    recipe: str,
+    run: Path | None,
+    assignments: tuple[str, ...],
+    features: Path,
+    runs: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Stage 1: distil cached teachers into the student of RECIPE."""
+    from pipeline.config import load_recipe, parse_set
+    from pipeline.runs import run_name
+
+    loaded = load_recipe(recipe, "distill", parse_set(assignments))
+    folder = run or runs / run_name(loaded)
+    if dry_run:
+        _show_plan(loaded, folder, features, as_json)
+        return
+    from pipeline.distill import distill as stage
+
+    show(stage(loaded, folder, places(features, runs)), as_json, lambda r: f"{folder}")
+
+
+@click.command()
+@click.argument("recipe", default="demo")
+@click.option(
+    "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
+)
+@click.option("--run", type=click.Path(path_type=Path), help="The run's folder; named after the recipe when absent.")
+@SET
+@FEATURES
+@RUNS
+@DRY
+@JSON
+def finetune(
+    recipe: str,
+    stage1: Path | None,
+    run: Path | None,
+    assignments: tuple[str, ...],
+    features: Path,
+    runs: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
+    from pipeline.arms import find_arm
+    from pipeline.config import load_recipe, parse_set
+    from pipeline.runs import run_name
+
+    loaded = load_recipe(recipe, "finetune", parse_set(assignments))
+    folder = run or runs / run_name(loaded)
+    if find_arm(loaded.arm).distils:
+        if stage1 is None:
+            stage1 = runs / run_name(loaded.model_copy(update={"stage": "distill"}))
+        elif not stage1.exists() and (runs / stage1).exists():
+            stage1 = runs / stage1
+        if not (stage1 / "results.json").exists() and not dry_run:
+            raise UserError(f"{stage1} is no finished stage-1 run: make distill RECIPE={recipe}, or FROM=RUN")
+    if dry_run:
+        _show_plan(loaded, folder, features, as_json)
+        return
+    from pipeline.finetune import finetune as stage
+
+    result = stage(loaded, folder, stage1, places(features, runs))
+    show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
+
+
+def _show_plan(recipe: Any, folder: Path, features: Path, as_json: bool) -> None:
+    from pipeline.arms import teachers_read
+    from pipeline.stores import find_store
+
+    store = find_store(features, recipe.data, teachers_read(recipe))
+    epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
+    plan = {
+        "run": str(folder),
+        "store": store.path.name,
+        "epochs": round(epochs, 2),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    show(plan, as_json, lambda p: f"would train {p['run']}: {recipe.steps} steps, {epochs:.1f} epochs of {p['store']}")
+
+
+def _scores_text(scores: dict[str, dict[str, float]], where: str) -> str:
+    lines = [f"{task}: " + ", ".join(f"{k} {v:.4g}" for k, v in s.items()) for task, s in scores.items()]
+    return "\n".join([*lines, where])
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True)
+@click.option("--dataset", help="The recipe's own when absent.")
+@FEATURES
+@RUNS
+@JSON
+def evaluate(run: Path, split: str, dataset: str | None, features: Path, runs: Path, as_json: bool) -> None:
+    """Score the fine-tuned RUN on a labelled split."""
+    from pipeline.config import Data
+    from pipeline.evaluate import evaluate as score
+    from pipeline.runs import read_recipe
+
+    run = run if run.exists() else runs / run
+    recipe = read_recipe(run)
+    data = Data(dataset=dataset or recipe.data.dataset, split=split, size=recipe.data.size)
+    show(score(run, data, places(features, runs)), as_json, lambda r: _scores_text(r, str(run)))
+
+
+@click.command()
+@click.argument("study", default="demo")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs trained side by side.")
+@FEATURES
+@RUNS
+@DRY
+@JSON
+def ablate(study: str, workers: int, features: Path, runs: Path, dry_run: bool, as_json: bool) -> None:
+    """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
+    from pipeline import ablate as studies
+    from pipeline.config import load_study
+
+    loaded, where = load_study(study), places(features, runs)
+    if dry_run:
+        jobs = studies.plan(loaded, where)
+        studies.check(loaded, jobs, where)
+        names = [str(path) for job in jobs for path in (job.stage1, job.run) if path]
+        show({"runs": sorted(set(names))}, as_json, lambda r: "\n".join(r["runs"]))
+        return
+    show(studies.ablate(loaded, where, workers), as_json, studies.markdown)

@@ -1,0 +1,33 @@
+"""Options that several commands share, and how they show their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.runs import Places
+
+FEATURES = click.option(
+    "--out", "features", type=click.Path(path_type=Path), default=Path("features"), help="Folder of the caches."
+)
+RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
+DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
+
+
+def places(features: Path, runs: Path) -> Places:
+    """The folders of caches and runs that a command was given."""
+    from pipeline.runs import Places
+
+    return Places(features, runs)
+
+
+def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print a command's result to stdout: one JSON value, or what `text` makes of it."""
+    print(json.dumps(result, indent=1) if as_json else text(result))
