@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +57,64 @@ class TeacherRequest:
     threads: int | None = None
 
 
+@dataclass(frozen=True)
+class RunningTeacher:
+    """A teacher set up as a request asks: what extraction, repair and live checks run rows through.
+
+    Attributes:
+        request: as asked.
+        device: where it runs.
+        teacher: built, with its weights.
+        levels: as stored.
+        provenance: what decides the bytes of its features.
+    """
+
+    request: TeacherRequest
+    device: torch.device
+    teacher: Teacher
+    levels: tuple[LevelSpec, ...]
+    provenance: dict[str, Any]
+
+    def forward(self, pixels: Array) -> list[Array]:
+        """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.request.precision == "bf16"),
+        ):
+            maps = self.teacher(batch)
+        if self.request.grid:
+            maps = [F.adaptive_avg_pool2d(m.float(), self.request.grid) for m in maps]
+        return [m.float().permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+
+
+def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:
+    """Build a teacher for views of `size`, on its device, with its number of threads.
+
+    Raises `UserError` for a device that is not there, and what `build_teacher` raises.
+    """
+    device = resolve_device(request.device)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    teacher = build_teacher(
+        request.name,
+        size=size,
+        levels=request.levels,
+        weights=request.weights,
+        random_weights=request.random_weights,
+    ).to(device)
+    return RunningTeacher(
+        request, device, teacher, _level_specs(teacher, request), _provenance(teacher, request, device)
+    )
+
+
+def batches(rows: range, batch_size: int) -> Iterator[range]:
+    """The rows of a shard as the teacher sees them: cut the same way always, so that a row's numbers never depend on
+    a resume, a repair or who computes them."""
+    for first in range(rows.start, rows.stop, batch_size):
+        yield range(first, min(first + batch_size, rows.stop))
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first GPU where there is one, else the CPU."""
     if name == "auto":
@@ -84,27 +142,17 @@ def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
     Raises `UserError` for a full disk, NaN features (by the writer, naming sample, view and level) and
     `cache.errors.SpecMismatch` where the store holds this teacher with another provenance.
     """
-    device = resolve_device(request.device)
-    if request.threads:
-        torch.set_num_threads(request.threads)
-    teacher = build_teacher(
-        request.name,
-        size=store.spec.size,
-        levels=request.levels,
-        weights=request.weights,
-        random_weights=request.random_weights,
-    ).to(device)
-    levels = _level_specs(teacher, request)
-    provenance = _provenance(teacher, request, device)
+    running = start_teacher(request, store.spec.size)
+    provenance = running.provenance
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
-    if teacher.spec.is_random:
+    if running.teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
-    check_disk(store.path, teacher_bytes(store, levels, num_views), f"features of {request.name}")
-    with store.lock(f"teachers/{provenance['name']}"), torch.inference_mode():
-        writer = TeacherWriter(store, provenance, levels)
+    check_disk(store.path, teacher_bytes(store, running.levels, num_views), f"features of {request.name}")
+    with store.lock(f"teachers/{provenance['name']}"):
+        writer = TeacherWriter(store, provenance, running.levels)
         if writer.calibration() is None:
-            writer.write_calibration(_calibrate(store, levels, teacher, request, device))
-        _write(store, writer, teacher, request, device, num_views)
+            writer.write_calibration(calibrate(store, running))
+        _write(store, writer, running, num_views)
 
 
 def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> int:
@@ -116,12 +164,12 @@ def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> 
     return row * store.spec.num_samples * num_views
 
 
-def _level_specs(teacher: Teacher, request: TeacherRequest) -> list[LevelSpec]:
+def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
     grids = teacher.spec.level_grids()
-    return [
+    return tuple(
         LevelSpec(level, request.grid or grid, width, request.codec)
         for level, (grid, width) in enumerate(zip(grids, teacher.spec.widths, strict=True))
-    ]
+    )
 
 
 def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
@@ -141,61 +189,48 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
     }
 
 
-def _forward(teacher: Teacher, pixels: Array, request: TeacherRequest, device: torch.device) -> list[Array]:
-    """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
-    batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=request.precision == "bf16"):
-        maps = teacher(batch)
-    if request.grid:
-        maps = [F.adaptive_avg_pool2d(m.float(), request.grid) for m in maps]
-    return [m.float().permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
-
-
-def _calibrate(
-    store: Store, levels: Sequence[LevelSpec], teacher: Teacher, request: TeacherRequest, device: torch.device
-) -> dict[str, Array]:
+def calibrate(store: Store, running: RunningTeacher) -> dict[str, Array]:
     """Channel statistics and fidelity a level, from rows of view 0 that the store's seed draws."""
     fitted, measured = calibration_rows(store.valid(1), store.spec.seed, CALIBRATION_ROWS)
-    calibrator = Calibrator(levels)
+    calibrator = Calibrator(running.levels)
+    request = running.request
     total = len(fitted) + len(measured)
     with progress(f"{request.name} calibration", total, "rows") as advance:
         for rows, use in ((fitted, calibrator.fit), (measured, calibrator.measure)):
             for start in range(0, len(rows), request.batch_size):
                 chosen = rows[start : start + request.batch_size]
                 pixels = np.stack([store.pixels[int(sample), 0] for sample in chosen])
-                use(_forward(teacher, pixels, request, device))
+                use(running.forward(pixels))
                 advance(len(chosen))
     return calibrator.arrays()
 
 
-def _write(
-    store: Store,
-    writer: TeacherWriter,
-    teacher: Teacher,
-    request: TeacherRequest,
-    device: torch.device,
-    num_views: int,
-) -> None:
+def shard_features(
+    store: Store, running: RunningTeacher, view: int, shard: int, advance: Callable[[int], None] = lambda rows: None
+) -> list[Array]:
+    """The features of one shard's rows, from the store's own pixels: float32 (n, h, w, C) a level."""
+    parts: list[list[Array]] = []
+    for rows in batches(store.spec.rows(shard), running.request.batch_size):
+        parts.append(running.forward(store.pixels[rows.start : rows.stop, view]))
+        advance(len(rows))
+    return [np.concatenate(level) for level in zip(*parts, strict=True)]
+
+
+def _write(store: Store, writer: TeacherWriter, running: RunningTeacher, num_views: int) -> None:
+    name = running.request.name
     pending = list(writer.pending(num_views))
     total = store.spec.num_samples * num_views
     left = sum(len(store.spec.rows(shard)) for _, shard in pending)
     if not pending:
-        say(f"{request.name}: {total} rows already cached")
+        say(f"{name}: {total} rows already cached")
         return
     start, busy = time.monotonic(), 0.0
-    with progress(request.name, total, "rows", total - left) as advance:
+    with progress(name, total, "rows", total - left) as advance:
         for view, shard in pending:
-            rows = store.spec.rows(shard)
-            parts: list[list[Array]] = []
-            # batches are cut the same way in every shard, so that a row's numbers never depend on a resume
-            for first in range(rows.start, rows.stop, request.batch_size):
-                last = min(first + request.batch_size, rows.stop)
-                pixels = store.pixels[first:last, view]
-                began = time.monotonic()
-                parts.append(_forward(teacher, pixels, request, device))
-                busy += time.monotonic() - began
-                advance(last - first)
-            writer.write_shard(view, shard, [np.concatenate(level) for level in zip(*parts, strict=True)])
+            began = time.monotonic()
+            levels = shard_features(store, running, view, shard, advance)
+            busy += time.monotonic() - began
+            writer.write_shard(view, shard, levels)
     seconds = time.monotonic() - start
-    store.log({"stage": "extract", "teacher": request.name, "rows": left, "seconds": round(seconds, 2)})
-    say(f"{request.name}: {left} rows in {seconds:.1f} s, the teacher was busy {busy / seconds:.0%} of it")
+    store.log({"stage": "extract", "teacher": name, "rows": left, "seconds": round(seconds, 2)})
+    say(f"{name}: {left} rows in {seconds:.1f} s, the teacher was busy {busy / seconds:.0%} of it")
