@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import Buffers, digest_of, readable_json
 from cache.layout import group_json
 from cache.manifest import PartManifest
+from cache.places import Place
 from cache.sampler import CALIBRATION, raw_draws
 from cache.spec import LevelSpec
 
@@ -201,7 +201,7 @@ def _array_json(array: Array) -> dict[str, Any]:
     }
 
 
-def read_calibration(root: Path, teacher: str, manifest: PartManifest) -> dict[str, Array] | None:
+def read_calibration(place: Place, teacher: str, manifest: PartManifest) -> dict[str, Array] | None:
     """A teacher's committed calibration arrays, or None.
 
     Raises:
@@ -214,11 +214,11 @@ def read_calibration(root: Path, teacher: str, manifest: PartManifest) -> dict[s
     contents = {}
     for name, digest in committed.items():
         try:
-            contents[name] = (root / name).read_bytes()
+            contents[name] = place.read(name)
         except OSError as error:
-            raise CorruptFile(root / name, f"it cannot be read: {error}") from error
+            raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
         if digest_of([contents[name]]) != digest:
-            raise CorruptFile(root / name, "it is not the file that was committed")
+            raise CorruptFile(place.show(name), "it is not the file that was committed")
     arrays = {}
     for name, raw in contents.items():
         path, _, file = name.rpartition("/")

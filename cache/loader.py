@@ -41,7 +41,7 @@ class Loader:
             by default as `shuffle`, so training cuts and evaluation pads.
         rank, world_size: this process among how many.
         pixels: whether pixels are read.
-        num_threads: that read.
+        num_threads: that read; 2 by default, 32 from object storage, where a request mostly waits.
         prefetch: batches read ahead.
         valid_batches: how long a batch stays valid, see above.
         pin: pinned memory; by default where CUDA is there.
@@ -67,12 +67,13 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         pixels: bool = True,
-        num_threads: int = 2,
+        num_threads: int | None = None,
         prefetch: int = 2,
         valid_batches: int = 1,
         pin: bool | None = None,
         debug: bool = False,
     ) -> None:
+        num_threads = store.place.num_readers if num_threads is None else num_threads
         if min(num_threads, prefetch, valid_batches) < 1:
             raise BadInput("num_threads, prefetch and valid_batches must be at least 1")
         self.store = store
@@ -155,7 +156,7 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         """What decides the sequence of batches; threads, prefetching and memory do not."""
         return {
-            "store": self.store.path.name,
+            "store": self.store.name,
             "sampler": self.config.to_dict(),
             "num_valid": int(self._valid.sum()),
             "pixels": self._has_pixels,

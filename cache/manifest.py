@@ -13,21 +13,24 @@ Every file is canonical JSON and carries the SHA-256 of the rest of itself, so n
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.entries import PartMetadata, ViewEntries, files_from_dict, files_to_dict
 from cache.errors import CorruptFile
 from cache.faults import fault_point
-from cache.files import FileDigest, write_files
+from cache.files import FileDigest
 from cache.layout import ArraySpec
+from cache.places import Place, as_place
 from cache.seals import seal, unseal
 from cache.spec import FORMAT_VERSION
 
 FOLDER = "manifest"
 SOURCE = "source"
+_ENTRY = re.compile(r"/shard_\d+\.json$")
 
 
 def teacher_part(name: str) -> str:
@@ -35,8 +38,9 @@ def teacher_part(name: str) -> str:
     return f"teachers/{name}"
 
 
-def place_of(path: Path) -> tuple[int | None, int | None]:
+def view_and_shard(name: str) -> tuple[int | None, int | None]:
     """The view and shard that a manifest file's name stands for, None where it stands for neither."""
+    path = PurePosixPath(name)
     if path.stem.startswith("shard_"):
         return int(path.parent.name.removeprefix("view_")), int(path.stem.removeprefix("shard_"))
     if path.stem.startswith("view_"):
@@ -45,11 +49,16 @@ def place_of(path: Path) -> tuple[int | None, int | None]:
 
 
 class PartManifest:
-    """The manifest of one part, read lazily, a view at a time."""
+    """The manifest of one part, read lazily, a view at a time.
 
-    def __init__(self, root: Path, part: str) -> None:
-        self.root, self.part = root, part
-        self.folder = root / FOLDER / part
+    Attributes:
+        place: of the store.
+        folder: of the part's manifest files, below it.
+    """
+
+    def __init__(self, place: Place | Path | str, part: str) -> None:
+        self.place, self.part = as_place(place), part
+        self.folder = f"{FOLDER}/{part}"
         self._metadata: PartMetadata | None = None
         self._views: dict[int, ViewEntries] = {}
 
@@ -63,13 +72,13 @@ class PartManifest:
     @property
     def exists(self) -> bool:
         """Whether the part's metadata is committed."""
-        return (self.folder / "metadata.json").is_file()
+        return self.place.exists(f"{self.folder}/metadata.json")
 
     @property
     def metadata(self) -> PartMetadata:
         """The part's committed metadata."""
         if self._metadata is None:
-            plain = self.read(self.folder / "metadata.json")
+            plain = self.read(f"{self.folder}/metadata.json")
             self._metadata = PartMetadata(
                 plain["num_views"],
                 plain["num_samples"],
@@ -79,10 +88,10 @@ class PartManifest:
             )
         return self._metadata
 
-    def commit_metadata(self, metadata: PartMetadata) -> None:
-        """Make `metadata` the part's."""
+    def commit_metadata(self, metadata: PartMetadata, replace: bool = False) -> None:
+        """Make `metadata` the part's, in place of what it was before where `replace` says so."""
         self._write(
-            "metadata.json",
+            f"{self.folder}/metadata.json",
             {
                 "format": FORMAT_VERSION,
                 "part": self.part,
@@ -92,6 +101,7 @@ class PartManifest:
                 "arrays": {path: array.to_dict() for path, array in metadata.arrays.items()},
                 "files": files_to_dict(metadata.files),
             },
+            replace,
         )
         self._metadata = metadata
 
@@ -99,13 +109,13 @@ class PartManifest:
 
     def calibration(self) -> dict[str, FileDigest] | None:
         """Digests of the calibration's files, or None where none is committed."""
-        path = self.folder / "calibration.json"
-        return files_from_dict(self.read(path)["files"]) if path.is_file() else None
+        name = f"{self.folder}/calibration.json"
+        return files_from_dict(self.read(name)["files"]) if self.place.exists(name) else None
 
     def commit_calibration(self, files: Mapping[str, FileDigest]) -> None:
         """Make `files` the part's calibration."""
         self._write(
-            "calibration.json",
+            f"{self.folder}/calibration.json",
             {"format": FORMAT_VERSION, "part": self.part, "files": files_to_dict(files)},
         )
 
@@ -128,7 +138,7 @@ class PartManifest:
             return True
         if shard in entries.damaged:
             raise entries.damaged[shard]
-        if not (self._compact_path(view).is_file() or self._entry_path(view, shard).is_file()):
+        if not any(map(self.place.exists, (self._compact_name(view), self._entry_name(view, shard)))):
             return False
         return shard in self.view(view, refresh=True).shards
 
@@ -148,8 +158,7 @@ class PartManifest:
             dict(invalid or {}),
             {array: [count] for array, count in (clipped or {}).items()},
         )
-        name = self._entry_path(view, shard).relative_to(self.folder).as_posix()
-        self._write(name, entry.to_dict(self.part, view))
+        self._write(self._entry_name(view, shard), entry.to_dict(self.part, view))
         self.view(view).add(entry)
         self.compact(view)
 
@@ -158,10 +167,10 @@ class PartManifest:
         entries = self.view(view)
         if len(entries.shards) < self.metadata.num_shards:
             return
-        if not self._compact_path(view).is_file():
-            self._write(self._compact_path(view).name, entries.to_dict(self.part, view))
+        if not self.place.exists(self._compact_name(view)):
+            self._write(self._compact_name(view), entries.to_dict(self.part, view))
             fault_point("compact")
-        shutil.rmtree(self._entry_path(view, 0).parent, ignore_errors=True)
+        self.place.remove(self._entry_folder(view))
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
         """The (view, shard) of the first `num_views` views that are not committed, in order.
@@ -178,47 +187,59 @@ class PartManifest:
             left += [(view, shard) for shard in range(self.metadata.num_shards) if shard not in committed]
         return left
 
-    def entry_files(self) -> Iterable[Path]:
-        """Every manifest file of the part that exists."""
-        return sorted([*self.folder.glob("[!.]*.json"), *self.folder.glob("view_*/shard_*.json")])
+    def entry_files(self) -> list[str]:
+        """The names of every manifest file of the part that exists."""
+        names = (PurePosixPath(name) for name in self.place.sizes(self.folder))
+        return [path.as_posix() for path in names if path.suffix == ".json" and not path.name.startswith(".")]
 
-    def _entry_path(self, view: int, shard: int) -> Path:
-        return self.folder / f"view_{view:04d}" / f"shard_{shard:06d}.json"
+    def _entry_folder(self, view: int) -> str:
+        return f"{self.folder}/view_{view:04d}"
 
-    def _compact_path(self, view: int) -> Path:
-        return self.folder / f"view_{view:04d}.json"
+    def _entry_name(self, view: int, shard: int) -> str:
+        return f"{self._entry_folder(view)}/shard_{shard:06d}.json"
+
+    def _compact_name(self, view: int) -> str:
+        return f"{self.folder}/view_{view:04d}.json"
 
     def _read_view(self, view: int) -> ViewEntries:
         # Entries first: a compaction that happens between the two looks then loses nothing.
-        singles = sorted(self._entry_path(view, 0).parent.glob("shard_*.json"))
+        singles = [name for name in self.place.sizes(self._entry_folder(view)) if _ENTRY.search(name)]
         entries = ViewEntries()
-        for path in singles:
-            try:
-                entries.add(ViewEntries.from_dict(self.read(path)))
-            except FileNotFoundError:
-                continue  # compacted meanwhile
-            except CorruptFile as error:  # its reach is one shard
-                entries.damaged[int(path.stem.removeprefix("shard_"))] = error
-        if self._compact_path(view).is_file():
-            whole = ViewEntries.from_dict(self.read(self._compact_path(view)))
+        with ThreadPoolExecutor(self.place.num_readers) as pool:  # an entry a request, where it lies far away
+            for name, found in zip(singles, pool.map(self._read_entry, singles), strict=True):
+                if isinstance(found, CorruptFile):  # its reach is one shard
+                    entries.damaged[view_and_shard(name)[1] or 0] = found
+                elif found is not None:
+                    entries.add(found)
+        if self.place.exists(self._compact_name(view)):
+            whole = ViewEntries.from_dict(self.read(self._compact_name(view)))
             whole.add(entries)
             return whole
         return entries
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """The content of a manifest file of this part.
+    def _read_entry(self, name: str) -> ViewEntries | CorruptFile | None:
+        try:
+            return ViewEntries.from_dict(self.read(name))
+        except FileNotFoundError:
+            return None  # compacted meanwhile
+        except CorruptFile as error:
+            return error
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The content of a manifest file of this part, named by its path below the store.
 
         Raises:
             CorruptFile: it is not what was written there.
             FileNotFoundError: there is none.
         """
-        plain = unseal(path)
+        path = self.place.show(name)
+        plain = unseal(self.place.read(name), path)
         if plain["part"] != self.part:
             raise CorruptFile(path, f"it belongs to {plain['part']}")
-        view, shard = place_of(path)
+        view, shard = view_and_shard(name)
         if plain.get("view") != view or (shard is not None and plain["shards"] != [shard]):
             raise CorruptFile(path, f"it belongs to view {plain.get('view')}, shards {plain.get('shards')}")
         return plain
 
-    def _write(self, name: str, document: Mapping[str, Any]) -> None:
-        write_files(self.folder, {name: [seal(document)]})
+    def _write(self, name: str, document: Mapping[str, Any], replace: bool = False) -> None:
+        self.place.write({name: [seal(document)]}, replace=replace)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cache.entries import PartMetadata
 from cache.errors import CorruptFile
 from cache.faults import fault_point
-from cache.files import FileDigest, digest_of, readable_json, write_files
+from cache.files import FileDigest, digest_of, readable_json
 from cache.layout import ArraySpec
 from cache.manifest import PartManifest
+from cache.places import Place
 
 ATTRIBUTE = "sak"
 """Key of this project's attributes in ``zarr.json``."""
@@ -25,7 +25,7 @@ def array_json(array: ArraySpec, num_views: int, num_samples: int, rows_per_shar
 
 
 def create_part(
-    root: Path,
+    place: Place,
     manifest: PartManifest,
     groups: Mapping[str, Mapping[str, Any]],
     arrays: Iterable[ArraySpec],
@@ -35,18 +35,18 @@ def create_part(
     """Write a part's metadata, with no views yet, and commit it.
 
     Args:
-        groups: path below `root` of each group's ``zarr.json`` -> its document.
+        groups: path below `place` of each group's ``zarr.json`` -> its document.
         arrays: the part's arrays.
     """
     files = {path: readable_json(document) for path, document in groups.items()}
     by_path = {array.path: array for array in arrays}
     for path, array in by_path.items():
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
-    digests = write_files(root, {path: [data] for path, data in files.items()})
+    digests = place.write({path: [data] for path, data in files.items()})
     manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests))
 
 
-def grow_part(root: Path, manifest: PartManifest, num_views: int) -> None:
+def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
     """Make room for `num_views` views; does nothing where there is room already. No shard is touched."""
     old = manifest.metadata
     if num_views <= old.num_views:
@@ -56,9 +56,10 @@ def grow_part(root: Path, manifest: PartManifest, num_views: int) -> None:
         for path, array in old.arrays.items()
         if array.has_views
     }
-    digests = write_files(root, {path: [data] for path, data in grown.items()})
+    digests = place.write({path: [data] for path, data in grown.items()}, replace=True)
     fault_point("grow")
-    manifest.commit_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
+    grown_metadata = replace(old, num_views=num_views, files={**old.files, **digests})
+    manifest.commit_metadata(grown_metadata, replace=True)
 
 
 def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
@@ -75,11 +76,11 @@ def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, 
     )
 
 
-def committed_attributes(root: Path, manifest: PartManifest, name: str) -> dict[str, Any]:
+def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dict[str, Any]:
     """This project's attributes in a group's ``zarr.json``, if the file is the committed one."""
-    path = root / name
+    path = place.show(name)
     try:
-        raw = path.read_bytes()
+        raw = place.read(name)
     except OSError as error:
         raise CorruptFile(path, f"it cannot be read: {error}") from error
     if digest_of([raw]) != manifest.metadata.files[name]:

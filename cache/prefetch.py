@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from typing import TYPE_CHECKING
 
 from cache.errors import CacheError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Prefetch:
     """One iteration's reading. Every slot that is free is being filled with the next batch that nobody reads yet.
 
-    No thread waits for another: each takes its share of one batch after the other.
+    No thread waits for another: each takes a share of a field's rows, of one batch after the other.
 
     Args:
         slots: the ring; batches in them are stale from now on.
@@ -56,7 +57,8 @@ class Prefetch:
             return
         number, self._next = self._next, self._next + 1
         shares = range(self._num_threads)
-        jobs = [self._pool.submit(self._fill, slot, number, share, copies) for share in shares]
+        fields = range(len(self._fields))
+        jobs = [self._pool.submit(self._fill, slot, number, *job, copies) for job in product(fields, shares)]
         self._filling.append((slot, jobs))
 
     def stop(self) -> None:
@@ -64,12 +66,10 @@ class Prefetch:
         self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, slot: Slot, number: int, share: int, copies: torch.cuda.Event | None) -> None:
+    def _fill(self, slot: Slot, number: int, field: int, share: int, copies: torch.cuda.Event | None) -> None:
         if copies is not None:
             copies.synchronize()  # the GPU may still read what was in the slot before
-        samples = self._requests.samples[number, share :: self._num_threads].tolist()
-        views = self._requests.views[number, share :: self._num_threads].tolist()
-        for field, targets in zip(self._fields, slot.targets, strict=True):
-            read_into = field.rows.read_into
-            for sample, view, target in zip(samples, views, targets[share :: self._num_threads], strict=True):
-                read_into(sample, view, target)
+        samples, views = self._requests.samples[number], self._requests.views[number]
+        size = -(-len(samples) // self._num_threads)
+        mine = slice(share * size, (share + 1) * size)
+        self._fields[field].rows.read_rows(samples[mine].tolist(), views[mine].tolist(), slot.targets[field][mine])

@@ -1,13 +1,12 @@
-"""Reading rows by position: one ``preadv`` a row, each checked by its crc32c; safe from several threads."""
+"""Reading rows by position, neighbours by one request, each checked by its crc32c; safe from several threads."""
 
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import threading
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,25 @@ import numpy.typing as npt
 
 from cache.checksums import CRC_BYTES, matches
 from cache.errors import CacheError, CorruptFile, UncommittedRow
-from cache.layout import ArraySpec, index_bytes, parse_index
+from cache.layout import ALIGNMENT, ArraySpec, index_bytes, parse_index
 from cache.manifest import PartManifest
+from cache.places import OpenFile, Place
 
 Array = npt.NDArray[Any]
 
+_MOST_BYTES = 8 << 20
+"""Of a request, so that several are under way at once and checksums find bytes in the processor's cache."""
+_MOST_ROWS = 256
+"""Of a request: three buffers each, and a `preadv` takes 1024."""
+
 
 class _OpenShard:
-    """An open file; closed when nobody uses it any more."""
+    """An open file with its index; None where the index is the one that the layout gives."""
 
-    __slots__ = ("descriptor", "index", "path")
+    __slots__ = ("file", "index")
 
-    def __init__(self, descriptor: int, path: str, index: Array | None) -> None:
-        self.descriptor, self.path, self.index = descriptor, path, index
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def __init__(self, file: OpenFile, index: Array | None) -> None:
+        self.file, self.index = file, index
 
 
 class OpenShards:
@@ -73,12 +75,13 @@ class RowReader:
     (always, for codecs whose rows have one size) only that fact is kept, a byte a shard.
     """
 
-    def __init__(self, root: Path, manifest: PartManifest, array: ArraySpec, files: OpenShards) -> None:
-        self.root, self.manifest, self.array = root, manifest, array
+    def __init__(self, place: Place, manifest: PartManifest, array: ArraySpec, files: OpenShards) -> None:
+        self.place, self.manifest, self.array = place, manifest, array
         self._files = files
         metadata = manifest.metadata
         self.num_samples, self.rows_per_shard = metadata.num_samples, metadata.rows_per_shard
         self._row_bytes, self._stride = array.row_bytes, array.stride
+        self._most_rows = max(1, min(_MOST_ROWS, _MOST_BYTES // array.stride))
         self._is_regular: dict[int, bytearray] = {}
 
     @property
@@ -94,39 +97,70 @@ class RowReader:
             have = f"0..{self.num_views - 1}" if self.num_views else "a store that has no views yet"
             raise IndexError(f"{self.array.path}: view {view} is not in {have}")
 
-    def read_into(self, sample: int, view: int, target: memoryview) -> None:
-        """Read a row of a sharded array into `target`, `array.row_bytes` writable bytes.
+    def read_rows(self, samples: Sequence[int], views: Sequence[int], targets: Sequence[memoryview]) -> None:
+        """Read rows of a sharded array, each into its target of `array.row_bytes` writable bytes.
+
+        They are read in the order in which they lie, neighbours by one request.
 
         Raises:
             UncommittedRow: nothing is committed there.
             CorruptFile: the bytes are not what was written.
         """
-        shard, row = divmod(sample, self.rows_per_shard)
-        file = self._open(sample, view, shard)
-        if file.index is None:
-            offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
-        else:
-            offset, num_bytes = (int(value) for value in file.index[row])
-        if num_bytes != self._row_bytes + CRC_BYTES:
-            raise CorruptFile(file.path, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
-        crc = bytearray(CRC_BYTES)
+        places = [(view, *divmod(sample, self.rows_per_shard)) for sample, view in zip(samples, views, strict=True)]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        first = 0
+        while first < len(order):
+            view, shard, _ = places[order[first]]
+            last = first + 1
+            while last < len(order) and last - first < self._most_rows and places[order[last]][:2] == (view, shard):
+                last += 1
+            some = order[first:last]
+            self._read_shard(view, shard, [places[number][2] for number in some], [targets[n] for n in some])
+            first = last
+
+    def _read_shard(self, view: int, shard: int, rows: Sequence[int], targets: Sequence[memoryview]) -> None:
+        """Rows of one shard, ascending."""
+        opened = self._open(shard * self.rows_per_shard + rows[0], view, shard)
+        ranges: list[tuple[int, list[memoryview | bytearray]]] = []
+        crcs = []
+        end = -1
+        for row, target in zip(rows, targets, strict=True):
+            if opened.index is None:
+                offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
+            else:
+                offset, num_bytes = (int(value) for value in opened.index[row])
+            if num_bytes != self._row_bytes + CRC_BYTES:
+                sample = shard * self.rows_per_shard + row
+                raise CorruptFile(opened.file.shown, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
+            crc = bytearray(CRC_BYTES)
+            if ranges and 0 <= offset - end < ALIGNMENT:  # the next row: padding is all that lies between
+                ranges[-1][1].extend((bytearray(offset - end), target, crc) if offset > end else (target, crc))
+            else:
+                ranges.append((offset, [target, crc]))
+            crcs.append(crc)
+            end = offset + num_bytes
         try:
-            count = os.preadv(file.descriptor, (target, crc), offset)
+            opened.file.read_into(ranges)
         except OSError as error:
-            raise CorruptFile(file.path, f"sample {sample}, view {view} cannot be read: {error}") from error
-        if count != num_bytes:
-            raise CorruptFile(file.path, f"sample {sample}, view {view}: {count} of {num_bytes} bytes are there")
-        if not matches(target, crc):
-            raise CorruptFile(file.path, f"sample {sample}, view {view} fails its crc32c")
+            where = self._named(view, shard, rows)
+            raise CorruptFile(opened.file.shown, f"{where} cannot be read: {error}") from error
+        for row, target, crc in zip(rows, targets, crcs, strict=True):
+            if not matches(target, crc):
+                raise CorruptFile(opened.file.shown, f"{self._named(view, shard, [row])} fails its crc32c")
+
+    def _named(self, view: int, shard: int, rows: Sequence[int]) -> str:
+        first = shard * self.rows_per_shard
+        more = f"..{first + rows[-1]}" if len(rows) > 1 else ""
+        return f"sample {first + rows[0]}{more}, view {view}"
 
     def read(self, sample: int, view: int) -> Array:
-        """One row (*row_shape) of the array's dtype, in new memory; errors as `read_into`, and IndexError."""
+        """One row (*row_shape) of the array's dtype, in new memory; errors as `read_rows`, and IndexError."""
         self.check_bounds(sample, view)
         if not self.array.sharded:
             shard, row = divmod(sample, self.rows_per_shard)
             return np.array(self.read_chunk(view, shard, sample)[row])
         out = np.empty(self.array.row_shape, self.array.dtype)
-        self.read_into(sample, view, out.reshape(-1).view(np.uint8).data)
+        self.read_rows([sample], [view], [out.reshape(-1).view(np.uint8).data])
         return out
 
     def read_chunk(self, view: int, shard: int, sample: int | None = None) -> Array:
@@ -136,9 +170,10 @@ class RowReader:
         if self.array.sharded:
             return np.stack([self.read(first + row, view) for row in range(count)])
         self._check_committed(first if sample is None else sample, view, shard)
-        path = self.root / self.array.file(view, shard)
+        name = self.array.file(view, shard)
+        path = self.place.show(name)
         try:
-            raw = path.read_bytes()
+            raw = self.place.read(name)
         except OSError as error:
             raise CorruptFile(path, f"it cannot be read: {error}") from error
         data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
@@ -159,28 +194,29 @@ class RowReader:
         if file is not None:
             return file
         self._check_committed(sample, view, shard)
-        path = os.path.join(self.root, self.array.file(view, shard))  # noqa: PTH118 (on the path of every read)
-        descriptor = self._descriptor(path)
-        file = _OpenShard(descriptor, path, None)
-        size = os.fstat(descriptor).st_size
+        name = self.array.file(view, shard)
         committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
-        if size != committed:
-            raise CorruptFile(path, f"it has {size} bytes, {committed} were committed")
+        opened = _OpenShard(self._open_file(name, committed), None)
         if not self._regular(view)[shard]:
-            raw = os.pread(descriptor, index_bytes(self.rows_per_shard), size - index_bytes(self.rows_per_shard))
-            index = parse_index(raw, path)
+            size = index_bytes(self.rows_per_shard)
+            try:
+                raw = opened.file.read(committed - size, size)
+            except OSError as error:
+                raise CorruptFile(opened.file.shown, f"its index cannot be read: {error}") from error
+            index = parse_index(raw, opened.file.shown)
             if self._is_as_laid_out(index, shard):
                 self._regular(view)[shard] = 1
             else:
-                file.index = index
-        self._files.put(key, file)
-        return file
+                opened.index = index
+        self._files.put(key, opened)
+        return opened
 
-    def _descriptor(self, path: str) -> int:
+    def _open_file(self, name: str, num_bytes: int) -> OpenFile:
         for attempt in range(2):
             try:
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return self.place.open(name, num_bytes)
             except OSError as error:
+                path = self.place.show(name)
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise CorruptFile(path, f"it cannot be opened: {error}") from error
                 if attempt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cache.errors import CorruptFile
@@ -20,14 +19,12 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return canonical_json({**document, "digest": hashlib.sha256(canonical_json(document)).hexdigest()})
 
 
-def unseal(path: Path) -> dict[str, Any]:
-    """A manifest file's content.
+def unseal(raw: bytes, path: object) -> dict[str, Any]:
+    """A manifest file's content; `path` is named in errors.
 
     Raises:
         CorruptFile: it is not what was written, or of another format version.
-        FileNotFoundError: there is none.
     """
-    raw = path.read_bytes()
     # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
     start = raw.find(_DIGEST)
     end = start + len(_DIGEST) + 64

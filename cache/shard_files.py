@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from cache.faults import fault_point
-from cache.files import Buffers, FileDigest, remove_temporaries, write_files
+from cache.files import Buffers, FileDigest
 from cache.layout import ArraySpec, shard_buffers
 from cache.manifest import PartManifest
 from cache.store import Store
@@ -23,7 +23,7 @@ def write_arrays(
     buffers: dict[str, Buffers] = {
         spec.file(view, shard): shard_buffers(spec, arrays[spec.path], store.spec.rows_per_shard) for spec in specs
     }
-    digests = write_files(store.path, buffers, before_rename=lambda: fault_point(phase))
+    digests = store.place.write(buffers, before_commit=lambda: fault_point(phase))
     fault_point("commit")
     return {spec.path: digests[spec.file(view, shard)] for spec in specs}
 
@@ -31,10 +31,10 @@ def write_arrays(
 def clean_part(store: Store, manifest: PartManifest) -> None:
     """Tidy what a killed run left of a part: temporary files, complete views that are not compacted."""
     metadata = manifest.metadata
-    folders = {(store.path / path).parent for path in metadata.files}
-    folders |= {store.path / path for path in metadata.arrays}
-    folders |= {(store.path / path).parent for path in manifest.calibration() or ()}
-    remove_temporaries([*folders, manifest.folder, *manifest.folder.glob("view_*/")])
+    files = [*metadata.files, *metadata.arrays, *(manifest.calibration() or ())]
+    folders = {path.rpartition("/")[0] for path in files} | set(metadata.arrays)
+    views = [f"{manifest.folder}/{name}" for name in store.place.folders(manifest.folder)]
+    store.place.remove_temporaries([*folders, manifest.folder, *views])
     for view in range(metadata.num_views):
         manifest.view(view, refresh=True)
         manifest.compact(view)

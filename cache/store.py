@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json
 from cache.layout import group_json, source_arrays
-from cache.locks import OnWait, file_lock
+from cache.locks import OnWait
 from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part
 from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
+from cache.places import LocalPlace, Place, as_place
 from cache.reader import ArrayTable, FeatureArray, StoredArray
 from cache.rows import OpenShards, RowReader
 from cache.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference
@@ -52,12 +52,13 @@ class Store:
     Reading is safe from several threads. A half-finished store gives the rows that are committed.
 
     Attributes:
-        path: its folder.
+        place: where its files lie.
+        name: its folder's name.
         spec: what its source part was made with.
     """
 
-    def __init__(self, path: Path, spec: SourceSpec) -> None:
-        self.path, self.spec = path, spec
+    def __init__(self, place: Place, spec: SourceSpec) -> None:
+        self.place, self.name, self.spec = place, place.name, spec
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}
@@ -66,20 +67,38 @@ class Store:
         self._mutex = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r})"
+        return f"Store({str(self)!r})"
+
+    def __str__(self) -> str:
+        return self.place.shown
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            CacheError: it lies in object storage.
+        """
+        if isinstance(self.place, LocalPlace):
+            return self.place.path
+        raise CacheError(f"{self} is not a folder of this machine; `sak copy` brings it here")
+
+    def zarr(self) -> Any:
+        """The store for zarr-python, wherever it lies: ``zarr.open_group(store.zarr(), mode="r")``."""
+        return self.place.zarr()
 
     # -- creating, opening ------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Path | str, spec: SourceSpec) -> Store:
+    def create(cls, root: Place | Path | str, spec: SourceSpec) -> Store:
         """The store for `spec` below `root`: a new one without views, or the one that is there already.
 
         Raises:
             SpecMismatch: it was made with another `spec`; names the first differing field and both values.
         """
-        path = Path(root) / spec.store_name
-        with file_lock(path / FOLDER / SOURCE / "lock", f"the source of {path}", wait=True):
-            if not PartManifest(path, SOURCE).exists:
+        place = as_place(root) / spec.store_name
+        with place.lock(f"{FOLDER}/{SOURCE}/lock", f"the source of {place.shown}", wait=True):
+            if not PartManifest(place, SOURCE).exists:
                 groups = {
                     "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),
                     **{f"{name}/zarr.json": group_json({}) for name in ("samples", "views", "teachers")},
@@ -87,37 +106,37 @@ class Store:
                 if spec.labels:
                     groups["labels/zarr.json"] = group_json({})
                 create_part(
-                    path,
-                    PartManifest(path, SOURCE),
+                    place,
+                    PartManifest(place, SOURCE),
                     groups,
                     source_arrays(spec),
                     spec.num_samples,
                     spec.rows_per_shard,
                 )
-        store = cls.open(path)
+        store = cls.open(place)
         if difference := first_difference(store.spec.to_dict(), spec.to_dict()):
             raise SpecMismatch(
-                f"the store {path}",
+                f"the store {place.shown}",
                 *difference,
                 "Ask for the stored value, or give another output folder (OUT=...) for a store of its own.",
             )
         return store
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
-        """The store at `path`.
+    def open(cls, where: Place | Path | str) -> Store:
+        """The store at a path, or at an address such as ``s3://bucket/features/x.zarr``.
 
         Raises:
             StoreNotFound: there is none, or its creation never finished.
             CorruptFile: its metadata is not what was committed.
         """
-        path = Path(path)
-        manifest = PartManifest(path, SOURCE)
+        place = as_place(where)
+        manifest = PartManifest(place, SOURCE)
         if not manifest.exists:
-            what = "an unfinished creation; run `sak cache` again" if path.exists() else "nothing there"
-            raise StoreNotFound(f"{path} is no store: {what}")
-        attributes = committed_attributes(path, manifest, "zarr.json")
-        store = cls(path, SourceSpec.from_dict(attributes["spec"]))
+            what = "an unfinished creation; run `sak cache` again" if place.folders() else "nothing there"
+            raise StoreNotFound(f"{place.shown} is no store: {what}")
+        attributes = committed_attributes(place, manifest, "zarr.json")
+        store = cls(place, SourceSpec.from_dict(attributes["spec"]))
         store._parts[SOURCE] = manifest
         return store
 
@@ -127,7 +146,7 @@ class Store:
         """The manifest of a part, ``source`` or ``teachers/<name>`` (which may not exist yet)."""
         with self._mutex:
             if part not in self._parts:
-                self._parts[part] = PartManifest(self.path, part)
+                self._parts[part] = PartManifest(self.place, part)
             return self._parts[part]
 
     @property
@@ -142,13 +161,13 @@ class Store:
         their views are written.
         """
         with self.lock(SOURCE):
-            grow_part(self.path, self.part(SOURCE), num_views)
+            grow_part(self.place, self.part(SOURCE), num_views)
 
     @property
     def teachers(self) -> list[str]:
         """Names of the teachers, in alphabetical order."""
-        folder = self.path / FOLDER / "teachers"
-        return sorted(path.parent.name for path in folder.glob("*/metadata.json"))
+        names = self.place.folders(f"{FOLDER}/teachers")
+        return [name for name in names if self.part(teacher_part(name)).exists]
 
     def teacher(self, name: str) -> TeacherInfo:
         """What is known about a teacher.
@@ -158,9 +177,9 @@ class Store:
             CorruptFile: its metadata is not what was committed.
         """
         if name not in self.teachers:
-            raise UnknownName(f"teacher in {self.path.name}", name, self.teachers)
+            raise UnknownName(f"teacher in {self.name}", name, self.teachers)
         manifest = self.part(teacher_part(name))
-        attributes = committed_attributes(self.path, manifest, f"teachers/{name}/zarr.json")
+        attributes = committed_attributes(self.place, manifest, f"teachers/{name}/zarr.json")
         levels = tuple(LevelSpec(**level) for level in attributes["levels"])
         return TeacherInfo(name, attributes["provenance"], levels, manifest.metadata.num_views)
 
@@ -170,7 +189,7 @@ class Store:
         Raises:
             CorruptFile: a file is not what was committed.
         """
-        return read_calibration(self.path, teacher, self.part(teacher_part(teacher)))
+        return read_calibration(self.place, teacher, self.part(teacher_part(teacher)))
 
     @contextmanager
     def lock(self, part: str, wait: bool = True, on_wait: OnWait | None = None) -> Iterator[None]:
@@ -193,7 +212,7 @@ class Store:
             if is_held:
                 yield
             else:
-                with file_lock(self.path / FOLDER / part / "lock", f"{part} of {self.path}", wait, on_wait):
+                with self.place.lock(f"{FOLDER}/{part}/lock", f"{part} of {self}", wait, on_wait):
                     self.part(part).forget()  # whoever held the lock before may have changed it
                     yield
         finally:
@@ -208,7 +227,7 @@ class Store:
             if array not in self._rows:
                 manifest = self.part(part)
                 spec = manifest.metadata.arrays[array]
-                self._rows[array] = RowReader(self.path, manifest, spec, self._files)
+                self._rows[array] = RowReader(self.place, manifest, spec, self._files)
             return self._rows[array]
 
     @cached_property
@@ -256,7 +275,7 @@ class Store:
                 codec = get_codec(spec.codec)
                 calibration = self.calibration(teacher) if codec.needs else {}
                 if calibration is None:
-                    raise CacheError(f"{teacher} in {self.path} is not calibrated yet; run `sak cache` again")
+                    raise CacheError(f"{teacher} in {self} is not calibrated yet; run `sak cache` again")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
                 self._features[teacher, level] = FeatureArray(rows, spec, codec, level_constants(spec, calibration))
             return self._features[teacher, level]
@@ -290,15 +309,11 @@ class Store:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest."""
-        descriptor = os.open(self.path / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(descriptor, canonical_json(dict(event)))
-        finally:
-            os.close(descriptor)
+        self.place.append("log.jsonl", canonical_json(dict(event)))
 
 
 def find_stores(
-    root: Path | str,
+    root: Place | Path | str,
     dataset: str | None = None,
     split: str | None = None,
     size: tuple[int, int] | None = None,
@@ -308,14 +323,15 @@ def find_stores(
     Raises:
         BadInput: `root` is not a folder.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise BadInput(f"{root} is not a folder, so it holds no stores")
+    root = as_place(root)
+    if isinstance(root, LocalPlace) and not root.path.is_dir():
+        raise BadInput(f"{root.shown} is not a folder, so it holds no stores")
     stores = []
-    for path in sorted(root.glob("*.zarr")):
-        if not PartManifest(path, SOURCE).exists:
+    for name in root.folders():
+        place = root / name
+        if not name.endswith(".zarr") or not PartManifest(place, SOURCE).exists:
             continue
-        store = Store.open(path)
+        store = Store.open(place)
         asked = (
             (dataset, store.spec.dataset),
             (split, store.spec.split),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from cache.calibration import calibration_files, calibration_folder, level_const
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
-from cache.files import digest_of, remove_temporaries, write_files
+from cache.files import digest_of
 from cache.layout import group_json, teacher_arrays
 from cache.manifest import SOURCE, teacher_part
 from cache.parts import ATTRIBUTE, create_part, grow_part
@@ -82,17 +81,17 @@ class TeacherWriter:
         }
         if difference := first_difference(stored, asked):
             raise SpecMismatch(
-                f"teacher {self.name} in {self.store.path}",
+                f"teacher {self.name} in {self.store}",
                 *difference,
                 "Ask for the stored value, or write to another output folder (OUT=...).",
             )
 
     def _create(self, asked: Mapping[str, Any]) -> None:
         # Nothing of it is committed, so what lies there is from a creation that was killed.
-        shutil.rmtree(self.store.path / "teachers" / self.name, ignore_errors=True)
-        remove_temporaries([self._manifest.folder])
+        self.store.place.discard(self._part)
+        self.store.place.remove_temporaries([self._manifest.folder])
         create_part(
-            self.store.path,
+            self.store.place,
             self._manifest,
             {f"teachers/{self.name}/zarr.json": group_json({ATTRIBUTE: asked})},
             self._arrays,
@@ -133,10 +132,10 @@ class TeacherWriter:
                             f"teacher {self.name}: {name} differs from the committed calibration; the "
                             "teacher, the device or the number of threads is not the one that made it"
                         )
-                write_files(self.store.path, files)
+                self.store.place.write(files, replace=True)
             else:
-                shutil.rmtree(self.store.path / calibration_folder(self.name), ignore_errors=True)
-                digests = write_files(self.store.path, files)
+                self.store.place.discard(calibration_folder(self.name))
+                digests = self.store.place.write(files)
                 fault_point("calibrate")
                 self._manifest.commit_calibration(digests)
         self._load_constants()
@@ -193,7 +192,7 @@ class TeacherWriter:
             clipped[spec.level] = encoded.num_clipped
         if view >= self._manifest.metadata.num_views:
             with self.store.lock(self._part):
-                grow_part(self.store.path, self._manifest, view + 1)
+                grow_part(self.store.place, self._manifest, view + 1)
         files = write_arrays(self.store, self._arrays, view, shard, stored, "write")
         counted = {
             array.path: clipped[spec.level]

@@ -9,10 +9,11 @@ from pathlib import Path
 from cache.checksums import CRC_BYTES, matches
 from cache.entries import PartMetadata
 from cache.errors import CorruptFile, StoreNotFound
-from cache.files import FileDigest, digest_of_file
+from cache.files import FileDigest
 from cache.layout import ArraySpec, index_bytes, parse_index
-from cache.manifest import FOLDER, SOURCE, PartManifest, place_of, teacher_part
+from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
 from cache.parts import is_interrupted_growth
+from cache.places import Place, as_place
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +62,7 @@ class _Check:
     shard: int | None = None
 
 
-def verify_store(path: Path | str, progress: Progress | None = None) -> list[Problem]:
+def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
     """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
     Works on a store that does not open any more. What is not committed is no problem; see `unlisted_files`.
@@ -72,13 +73,13 @@ def verify_store(path: Path | str, progress: Progress | None = None) -> list[Pro
     Raises:
         StoreNotFound: there is no store at `path`.
     """
-    root = Path(path)
-    if not (root / FOLDER / SOURCE).is_dir():
-        raise StoreNotFound(f"{root} is no store: it has no manifest")
+    place = as_place(path)
+    if not place.sizes(f"{FOLDER}/{SOURCE}"):
+        raise StoreNotFound(f"{place.shown} is no store: it has no manifest")
     problems: list[Problem] = []
     checks: list[_Check] = []
-    for part in _parts(root):
-        for item in _plan(root, part):
+    for part in _parts(place):
+        for item in _plan(place, part):
             if isinstance(item, Problem):
                 problems.append(item)
             else:
@@ -93,45 +94,42 @@ def verify_store(path: Path | str, progress: Progress | None = None) -> list[Pro
             progress(done, total)
 
     for check in checks:
-        if problem := _check_file(root, check, count):
+        if problem := _check_file(place, check, count):
             problems.append(problem)
     return problems
 
 
-def unlisted_files(path: Path | str) -> list[str]:
+def unlisted_files(path: Place | Path | str) -> list[str]:
     """Files below a store that its manifest does not list: leftovers of a killed run, or strangers.
 
     Manifest, locks and ``log.jsonl`` are not meant. Damaged manifests make their files look unlisted.
     """
-    root = Path(path)
+    place = as_place(path)
     listed = {"log.jsonl"}
-    for part in _parts(root):
-        listed |= {item.file for item in _plan(root, part) if isinstance(item, _Check)}
-    found = (file.relative_to(root) for file in root.rglob("*") if not file.is_dir())
-    return sorted(
-        file.as_posix()
-        for file in found
-        if file.as_posix() not in listed and (file.parts[0] != FOLDER or file.suffix == ".tmp")
-    )
+    for part in _parts(place):
+        listed |= {item.file for item in _plan(place, part) if isinstance(item, _Check)}
+    return [
+        name
+        for name in place.sizes()
+        if name not in listed and (not name.startswith(f"{FOLDER}/") or name.endswith(".tmp"))
+    ]
 
 
-def _parts(root: Path) -> list[str]:
-    folder = root / FOLDER / "teachers"
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [SOURCE, *map(teacher_part, names)]
+def _parts(place: Place) -> list[str]:
+    return [SOURCE, *map(teacher_part, place.folders(f"{FOLDER}/teachers"))]
 
 
-def _plan(root: Path, part: str) -> Iterator[_Check | Problem]:
+def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
     """The committed files of a part, or why they cannot be known."""
-    manifest = PartManifest(root, part)
-    for path in manifest.entry_files():
+    manifest = PartManifest(place, part)
+    for name in manifest.entry_files():
         try:
-            manifest.read(path)
+            manifest.read(name)
         except CorruptFile as error:
-            yield Problem(part, None, *place_of(path), path.relative_to(root).as_posix(), error.what)
+            yield Problem(part, None, *view_and_shard(name), name, error.what)
     if not manifest.exists:
-        if any(manifest.entry_files()):
-            file = (manifest.folder / "metadata.json").relative_to(root).as_posix()
+        if manifest.entry_files():
+            file = f"{manifest.folder}/metadata.json"
             yield Problem(part, None, None, None, file, "it is missing, so the part cannot be read")
         return
     try:
@@ -156,15 +154,14 @@ def _plan(root: Path, part: str) -> Iterator[_Check | Problem]:
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
 
 
-def _check_file(root: Path, check: _Check, count: Callable[[int], None]) -> Problem | None:
+def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Problem | None:
     level = check.array.path.removeprefix(f"{check.part}/") if check.array else None
 
     def problem(what: str, rows: tuple[int, ...] = ()) -> Problem:
         return Problem(check.part, level, check.view, check.shard, check.file, what, rows)
 
-    path = root / check.file
     try:
-        found = digest_of_file(path, count)
+        found = place.digest(check.file, count)
     except FileNotFoundError:
         return problem("it is missing", _all_rows(check))
     except OSError as error:
@@ -178,7 +175,7 @@ def _check_file(root: Path, check: _Check, count: Callable[[int], None]) -> Prob
     if found.num_bytes != check.digest.num_bytes:
         what = f"it has {found.num_bytes} bytes, {check.digest.num_bytes} were committed"
         return problem(what, _all_rows(check))
-    return problem(*_damage(path, check))
+    return problem(*_damage(place, check))
 
 
 def _all_rows(check: _Check) -> tuple[int, ...]:
@@ -188,25 +185,23 @@ def _all_rows(check: _Check) -> tuple[int, ...]:
     return tuple(range(first, min(first + check.metadata.rows_per_shard, check.metadata.num_samples)))
 
 
-def _damage(path: Path, check: _Check) -> tuple[str, tuple[int, ...]]:
+def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:
     """What is wrong in a shard's file that has the right size, and which samples it touches."""
     assert check.array is not None and check.metadata is not None
     rows = _all_rows(check)
     if not check.array.sharded:
         return "its bytes are not those that were committed", rows
     size = index_bytes(check.metadata.rows_per_shard)
-    with path.open("rb") as file:
-        file.seek(-size, 2)
-        try:
-            index = parse_index(file.read(size), path)
-        except CorruptFile:
-            return "its index is damaged", rows
-        damaged = []
-        for row, sample in enumerate(rows):
-            file.seek(int(index[row, 0]))
-            data = file.read(int(index[row, 1]))
-            if not matches(data[:-CRC_BYTES], data[-CRC_BYTES:]):
-                damaged.append(sample)
+    file = place.open(check.file, check.digest.num_bytes)
+    try:
+        index = parse_index(file.read(check.digest.num_bytes - size, size), file.shown)
+    except CorruptFile:
+        return "its index is damaged", rows
+    damaged = []
+    for row, sample in enumerate(rows):
+        data = file.read(int(index[row, 0]), int(index[row, 1]))
+        if not matches(data[:-CRC_BYTES], data[-CRC_BYTES:]):
+            damaged.append(sample)
     if damaged:
         return "rows fail their crc32c", tuple(damaged)
     return "bytes between rows (padding) are not those that were committed", ()

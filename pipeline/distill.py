@@ -39,7 +39,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places) -> dict[str, Any]:
         "seed": recipe.seed,
         "seconds": round(trained.seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "caches": [store.path.name],
+        "caches": [store.name],
         "random_weights": random_teachers(store, teachers),
     }
     runs.finish(run, recipe, results)

@@ -52,12 +52,12 @@ def finetune(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places
         "stage1": stage1.name if stage1 else None,
         "seconds": round(seconds + trained.seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "caches": [store.path.name],
+        "caches": [store.name],
         "random_weights": random_teachers(store, teachers),
     }
     if recipe.validation:
         results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
-        results["caches"].append(find_store(places.features, recipe.validation).path.name)
+        results["caches"].append(find_store(places.features, recipe.validation).name)
     runs.finish(run, recipe, results)
     say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
     return results

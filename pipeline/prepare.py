@@ -114,7 +114,7 @@ def prepare(
         total = spec.num_samples * num_views
         done = total - sum(len(spec.rows(shard)) for _, shard in pending)
         if not pending:
-            say(f"source: {total} rows already in {store.path.name}")
+            say(f"source: {total} rows already in {store.name}")
             return store
         start, unreadable = time.monotonic(), dict[str, str]()
         with progress("source", total, "rows", done) as advance:

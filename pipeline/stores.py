@@ -34,20 +34,20 @@ def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Stor
             f" VIEWS={data.views}" + (f" TEACHER={','.join(teachers)}" if teachers else "")
         )
     if len(found) > 1:
-        names = "\n  ".join(store.path.name for store in found)
+        names = "\n  ".join(store.name for store in found)
         raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
     store = found[0]
     for teacher in teachers:
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"
             raise UserError(
-                f"{store.path.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
+                f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
                 f"TEACHER={teacher} DATASET={data.dataset} SPLIT={data.split} VIEWS={data.views}"
             )
     for part in ("source", *(f"teachers/{teacher}" for teacher in teachers)):
         if not store.is_complete(part, data.views):
             raise UserError(
-                f"{store.path.name}: {part} is not complete for {data.views} views; "
+                f"{store.name}: {part} is not complete for {data.views} views; "
                 "run the same `make cache` again to finish it"
             )
     return store
@@ -64,10 +64,10 @@ def store_tasks(
     """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own."""
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:
-        raise UserError(f"{store.path.name} has no labels; fine-tuning and evaluation need a labelled split")
+        raise UserError(f"{store.name} has no labels; fine-tuning and evaluation need a labelled split")
     for name in (*(names or ()), *(weights or {})):
         if name not in have:
-            raise UserError(f"{store.path.name} has no labels for task {name!r}; it has {', '.join(have)}")
+            raise UserError(f"{store.name} has no labels for task {name!r}; it has {', '.join(have)}")
     return [
         Task(name, kind=have[name][0], classes=have[name][1], weight=(weights or {}).get(name, published_weight(name)))
         for name in (names or have)

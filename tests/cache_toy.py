@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from cache.calibration import Calibrator, calibration_rows
+from cache.places import Place
 from cache.spec import LabelSpec, LevelSpec, SourceSpec
 from cache.store import Store
 from cache.writer import SourceWriter, TeacherWriter
@@ -110,7 +111,7 @@ def write_teacher(
         writer.write_shard(view, shard, [np.stack([features(level, s, view) for s in rows]) for level in levels])
 
 
-def make_store(root: Path, num_views: int = 2, **fields: Any) -> Store:
+def make_store(root: Place | Path, num_views: int = 2, **fields: Any) -> Store:
     """A whole store: source with two invalid samples, two teachers."""
     store = Store.create(root, toy_spec(**fields))
     write_source(store, num_views, INVALID)

@@ -148,7 +148,7 @@ def test_creating_again_opens_or_refuses(tmp_path: Path) -> None:
         find_stores(tmp_path / "nothing")
     with pytest.raises(StoreNotFound, match="nothing there"):
         Store.open(tmp_path / "nothing.zarr")
-    (tmp_path / "empty.zarr").mkdir()
+    (tmp_path / "empty.zarr" / "manifest").mkdir(parents=True)
     with pytest.raises(StoreNotFound, match="unfinished creation"):
         Store.open(tmp_path / "empty.zarr")
 

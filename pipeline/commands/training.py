@@ -94,7 +94,7 @@ def _show_plan(recipe: Any, folder: Path, features: Path, as_json: bool) -> None
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
     plan = {
         "run": str(folder),
-        "store": store.path.name,
+        "store": store.name,
         "epochs": round(epochs, 2),
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -1,0 +1,268 @@
+"""Stores in object storage: ``s3://``, ``gs://`` and ``az://``, through obstore.
+
+obstore is the client below zarr's own `zarr.storage.ObjectStore`, see `Store.zarr`; it asks again after
+answers of 5xx, dropped connections and time-outs. Addresses, keys and endpoints come from the environment that
+the provider's own tools read (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``,
+``AZURE_STORAGE_ACCOUNT_NAME``, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cache.errors import BadInput, UnknownName, WriteFailed
+from cache.files import Buffers, FileDigest, digest_of
+from cache.locks import OnWait
+from cache.places import OpenFile, Place, Range
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+Answer = TypeVar("Answer")
+
+SCHEMES = ("az", "gs", "s3")
+_NUM_WRITERS = 16
+_COALESCED_GAP = 256 << 10
+"""Ranges of one object that are no farther apart are fetched by one request: bytes are cheaper than round trips."""
+_ATTEMPTS = 4
+"""Of a read whose answer broke off after it had begun; what fails before that is asked again by obstore."""
+
+
+class ObjectPlace(Place):
+    """A prefix in a bucket. What lies there is written once: created if absent, compared otherwise.
+
+    Args:
+        store: an obstore store.
+        prefix: of every name, empty or ending in a slash.
+        shown: its address.
+    """
+
+    num_readers = 32
+
+    def __init__(self, store: ObjectStore, prefix: str = "", shown: str = "memory://") -> None:
+        self.store, self.prefix = store, prefix
+        self.shown, self.name = shown, shown.rstrip("/").rpartition("/")[2]
+
+    @classmethod
+    def at(cls, address: str) -> ObjectPlace:
+        """The place at an address.
+
+        Raises:
+            UnknownName: an address of another kind than ``s3://``, ``gs://`` or ``az://``.
+            BadInput: obstore is not installed, or refuses the address.
+        """
+        scheme = address.partition("://")[0]
+        if scheme not in SCHEMES:
+            raise UnknownName("kind of address", scheme, SCHEMES)
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise BadInput(f"{address}: object storage needs obstore; pip install 'sak[objects]'") from error
+        try:
+            return cls(from_url(address.rstrip("/")), "", address.rstrip("/"))
+        except (BaseError, ValueError) as error:
+            raise BadInput(f"{address}: {_first_line(error)}") from error
+
+    def zarr(self) -> Any:
+        """See `Place`."""
+        from zarr.storage import ObjectStore as ZarrStore
+        from zarr.storage import StorePath
+
+        return StorePath(ZarrStore(self.store, read_only=True), self.prefix.rstrip("/"))
+
+    def child(self, name: str) -> ObjectPlace:
+        """See `Place`."""
+        return ObjectPlace(self.store, f"{self.prefix}{name}/", f"{self.shown.rstrip('/')}/{name}")
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read(self, name: str) -> bytes:
+        """See `Place`."""
+        import obstore
+
+        return _again(lambda: bytes(obstore.get(self.store, self.prefix + name).bytes()))
+
+    def exists(self, name: str) -> bool:
+        """See `Place`."""
+        import obstore
+
+        try:
+            with _as_os_error():
+                obstore.head(self.store, self.prefix + name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See `Place`."""
+        import obstore
+
+        prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
+        with _as_os_error():
+            found = obstore.list(self.store, prefix or None, chunk_size=1000).collect()
+        return {item["path"].removeprefix(self.prefix): item["size"] for item in sorted(found, key=_path)}
+
+    def folders(self, folder: str = "") -> list[str]:
+        """See `Place`."""
+        import obstore
+
+        prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
+        with _as_os_error():
+            found = obstore.list_with_delimiter(self.store, prefix or None)["common_prefixes"]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """See `Place`; asks nothing."""
+        return _ObjectFile(self.store, self.prefix + name, self.show(name))
+
+    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+        """See `Place`."""
+        import obstore
+
+        def once() -> FileDigest:
+            sha, size = hashlib.sha256(), 0
+            for piece in obstore.get(self.store, self.prefix + name).stream(min_chunk_size=4 << 20):
+                sha.update(piece)
+                size += len(piece)
+            return FileDigest(size, sha.hexdigest())
+
+        found = _again(once)
+        if progress is not None:
+            progress(found.num_bytes)
+        return found
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def write(
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+    ) -> dict[str, FileDigest]:
+        """See `Place`."""
+        if before_commit is not None:
+            before_commit()
+        with ThreadPoolExecutor(min(_NUM_WRITERS, len(files))) as pool:
+            written = pool.map(lambda name: self._put(name, files[name], replace), files)
+            return dict(zip(files, written, strict=True))
+
+    def _put(self, name: str, buffers: Buffers, replace: bool) -> FileDigest:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        digest = digest_of(buffers)
+        try:
+            with _as_os_error():
+                obstore.put(
+                    self.store,
+                    self.prefix + name,
+                    b"".join(buffers),
+                    mode="overwrite" if replace else "create",
+                    use_multipart=False,
+                )
+        except AlreadyExistsError as error:
+            # by another machine, by a run before this one, or by this very request, its answer lost
+            if self.digest(name) != digest:
+                raise WriteFailed(
+                    f"{self.show(name)} is there already with other bytes: a teacher, device or number of threads "
+                    "is not the one that made it. Nothing was written over it; match them, or delete it"
+                ) from error
+        except OSError as error:
+            raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
+        return digest
+
+    def remove(self, folder: str) -> None:
+        """See `Place`."""
+        import obstore
+
+        names = [self.prefix + name for name in self.sizes(folder)]
+        for first in range(0, len(names), 1000):
+            with _as_os_error():
+                obstore.delete(self.store, names[first : first + 1000])
+
+    def append(self, name: str, line: bytes) -> None:
+        """See `Place`; lines that two machines add in the same moment may get lost."""
+        import obstore
+
+        before = self.read(name) if self.exists(name) else b""
+        with _as_os_error():
+            obstore.put(self.store, self.prefix + name, before + line)
+
+    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
+        """See `Place`."""
+        return nullcontext()
+
+    def discard(self, folder: str) -> None:
+        """See `Place`."""
+
+    def remove_temporaries(self, folders: Sequence[str]) -> None:
+        """See `Place`; there are none."""
+
+
+class _ObjectFile(OpenFile):
+    __slots__ = ("_path", "_store", "shown")
+
+    def __init__(self, store: ObjectStore, path: str, shown: str) -> None:
+        self._store, self._path, self.shown = store, path, shown
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        import obstore
+
+        return _again(lambda: bytes(obstore.get_range(self._store, self._path, start=start, length=num_bytes)))
+
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        import obstore
+
+        starts = [start for start, _ in ranges]
+        lengths = [sum(map(len, targets)) for _, targets in ranges]
+        answers = _again(
+            lambda: obstore.get_ranges(self._store, self._path, starts=starts, lengths=lengths, coalesce=_COALESCED_GAP)
+        )
+        for answer, length, (_, targets) in zip(answers, lengths, ranges, strict=True):
+            data = memoryview(answer)
+            if len(data) != length:
+                raise OSError(f"{len(data)} of {length} bytes are there")
+            place = 0
+            for target in targets:
+                target[:] = data[place : place + len(target)]
+                place += len(target)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]  # what follows is a dump of obstore's own structures
+
+
+def _path(item: Any) -> str:
+    path: str = item["path"]
+    return path
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """obstore's errors as the ones that local files raise; `AlreadyExistsError` as it is."""
+    from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        yield
+    except AlreadyExistsError:
+        raise
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(_first_line(error)) from error
+    except BaseError as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _again(read: Callable[[], Answer]) -> Answer:
+    """What `read` gives, asked again where an answer broke off; errors as `_as_os_error`."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _as_os_error():
+                return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")

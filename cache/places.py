@@ -1,0 +1,278 @@
+"""Where a store's files lie: a folder of this machine, or a prefix in a bucket (`cache.objects`).
+
+Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
+the store's place for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from cache.errors import BadInput, CorruptFile
+from cache.files import Buffers, FileDigest, digest_of_file, remove_temporaries, write_files
+from cache.locks import OnWait, file_lock
+
+Target = memoryview | bytearray
+Range = tuple[int, Sequence[Target]]
+"""A first byte, and the buffers that the bytes from there on fill one after the other."""
+
+
+class OpenFile(ABC):
+    """A file open for reading by position, from any thread.
+
+    Attributes:
+        shown: its path or address, for messages.
+    """
+
+    shown: str
+
+    @abstractmethod
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """The bytes from `start` on; fewer than asked for where the file ends. Raises OSError."""
+
+    @abstractmethod
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        """Fill the buffers of all ranges.
+
+        Raises:
+            OSError: a read failed, or the file ends too early.
+        """
+
+
+class Place(ABC):
+    """A tree of files, named by their paths below it.
+
+    Attributes:
+        shown: its path or address, for messages and for `as_place`.
+        name: the last part of that.
+        num_readers: threads that read it well at once, unless asked otherwise.
+    """
+
+    shown: str
+    name: str
+    num_readers: int
+
+    def __truediv__(self, name: str) -> Place:
+        return self.child(name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shown!r})"
+
+    def show(self, name: str) -> str:
+        """The path or address of a file, for messages."""
+        return f"{self.shown}/{name}"
+
+    @abstractmethod
+    def child(self, name: str) -> Place:
+        """The place below this one."""
+
+    @abstractmethod
+    def zarr(self) -> Any:
+        """This place as zarr-python's own store, for reading: ``zarr.open_group(place.zarr())``."""
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises OSError (FileNotFoundError where there is none)."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    @abstractmethod
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Every file below `folder`, name -> bytes, in order; none where there is no such folder."""
+
+    @abstractmethod
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in `folder`, in order."""
+
+    @abstractmethod
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """Open a file of `num_bytes`.
+
+        Raises:
+            CorruptFile: it has another size (in object storage, where asking costs a request, reading tells).
+            OSError: it cannot be opened.
+        """
+
+    @abstractmethod
+    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+        """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError."""
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write(
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+    ) -> dict[str, FileDigest]:
+        """Write files, each whole or not at all; all are durable when this returns.
+
+        Args:
+            files: name -> its bytes, in pieces.
+            replace: they may differ from what is there. Where several machines write without a lock (object
+                storage), files that may not are created if absent, and otherwise compared.
+            before_commit: called when all is ready and no file has its name yet (for faults in tests).
+
+        Returns:
+            name -> size and SHA-256.
+
+        Raises:
+            StoreFull, WriteFailed: the bytes were refused.
+        """
+
+    @abstractmethod
+    def remove(self, folder: str) -> None:
+        """Delete a folder with everything below it; it is no error where there is none."""
+
+    @abstractmethod
+    def append(self, name: str, line: bytes) -> None:
+        """Add a line to a file that is outside of every digest."""
+
+    @abstractmethod
+    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
+        """Be the only writer of `what` while the block runs, see `cache.locks.file_lock`.
+
+        Object storage needs no lock: equal inputs give equal bytes, and `write` compares.
+        """
+
+    @abstractmethod
+    def discard(self, folder: str) -> None:
+        """Delete what a killed writer left below `folder`, of which nothing is committed; called under the lock.
+
+        In object storage other writers may be at work there, and what they write is the same.
+        """
+
+    @abstractmethod
+    def remove_temporaries(self, folders: Sequence[str]) -> None:
+        """Delete the half-written files that killed writers left directly in `folders`."""
+
+
+class LocalPlace(Place):
+    """A folder of this machine, or of a file system it has mounted."""
+
+    num_readers = 2
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shown, self.name = str(path), path.name
+
+    def child(self, name: str) -> LocalPlace:
+        """See `Place`."""
+        return LocalPlace(self.path / name)
+
+    def zarr(self) -> Any:
+        """See `Place`."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.path, read_only=True)
+
+    def read(self, name: str) -> bytes:
+        """See `Place`."""
+        return (self.path / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        """See `Place`."""
+        return (self.path / name).is_file()
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See `Place`."""
+        start = self.path / folder
+        found = (path for path in start.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in sorted(found)}
+
+    def folders(self, folder: str = "") -> list[str]:
+        """See `Place`."""
+        start = self.path / folder
+        return sorted(path.name for path in start.iterdir() if path.is_dir()) if start.is_dir() else []
+
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """See `Place`."""
+        # os.path: pathlib costs more than the rest of opening a file
+        return _LocalFile(os.path.join(self.path, name), num_bytes)  # noqa: PTH118
+
+    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+        """See `Place`."""
+        return digest_of_file(self.path / name, progress)
+
+    def write(
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+    ) -> dict[str, FileDigest]:
+        """See `Place`; always replaces, since writers hold the lock."""
+        return write_files(self.path, files, before_commit)
+
+    def remove(self, folder: str) -> None:
+        """See `Place`."""
+        shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def append(self, name: str, line: bytes) -> None:
+        """See `Place`."""
+        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
+        """See `Place`."""
+        return file_lock(self.path / name, what, wait, on_wait)
+
+    def discard(self, folder: str) -> None:
+        """See `Place`."""
+        self.remove(folder)
+
+    def remove_temporaries(self, folders: Sequence[str]) -> None:
+        """See `Place`."""
+        remove_temporaries([self.path / folder for folder in folders])
+
+
+class _LocalFile(OpenFile):
+    """Closed when nobody uses it any more."""
+
+    __slots__ = ("_descriptor", "shown")
+
+    def __init__(self, path: str, num_bytes: int) -> None:
+        self.shown = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
+        if size != num_bytes:
+            raise CorruptFile(path, f"it has {size} bytes, {num_bytes} were committed")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        return os.pread(self._descriptor, num_bytes, start)
+
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        for start, targets in ranges:
+            count = os.preadv(self._descriptor, targets, start)
+            wanted = sum(map(len, targets))
+            if count != wanted:
+                raise OSError(f"{count} of {wanted} bytes are there")
+
+
+def as_place(where: Place | Path | str) -> Place:
+    """The place at a path, or at an address such as ``s3://bucket/prefix``.
+
+    Raises:
+        BadInput: an address of a kind that is not known, or obstore is not installed.
+    """
+    if isinstance(where, Place):
+        return where
+    text = str(where)
+    if isinstance(where, str) and "://" in text:
+        from cache.objects import ObjectPlace
+
+        return ObjectPlace.at(text)
+    if text.partition(":")[0] in ("s3", "gs", "az"):
+        raise BadInput(f"{text}: write an address as {text.partition(':')[0]}://bucket/folder")
+    return LocalPlace(Path(text))
