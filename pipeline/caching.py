@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.places import as_place
 from pipeline.console import amount, say
 from pipeline.errors import UserError
 from pipeline.prepare import DatasetRequest, prepare, source_bytes, source_spec
@@ -23,7 +24,7 @@ class CacheRequest:
     source: DatasetRequest
     teachers: tuple[str, ...]
     views: int
-    features: Path
+    features: Path | str
     run: Mapping[str, Any]
     workers: int | None = None
     strict: bool = False
@@ -89,9 +90,9 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 
         extract(store, TeacherRequest(name, **request.run), request.views)
     invalid = store.invalid(request.views)
-    say(f"{store.path}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
+    say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
     return {
-        "store": str(store.path),
+        "store": str(store),
         "rows": store.spec.num_samples * request.views,
         "views": request.views,
         "teachers": store.teachers,
@@ -104,7 +105,7 @@ def _plan(request: CacheRequest) -> dict[str, Any]:
     needed = source_bytes(spec, request.views)
     say(f"would write {spec.num_samples} samples x {request.views} views, {amount(needed)} of pixels and labels")
     return {
-        "store": str(request.features / spec.store_name),
+        "store": as_place(request.features).child(spec.store_name).shown,
         "rows": spec.num_samples * request.views,
         "views": request.views,
         "teachers": list(request.teachers),

@@ -105,12 +105,12 @@ def _source(split: Split) -> DatasetRequest:
     return DatasetRequest("rooms", split.name, limit=split.samples)
 
 
-def _request(split: Split, teacher: str, features: Path) -> CacheRequest:
+def _request(split: Split, teacher: str, features: Path | str) -> CacheRequest:
     run = {"codec": "fp16", "threads": 1}
     return CacheRequest(_source(split), (teacher,), split.views, features, run, workers=0, strict=True)
 
 
-def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path, workers: int) -> None:
+def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path | str, workers: int) -> None:
     """Every teacher over every split; different teachers of one store may run at once, each with one thread."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:

@@ -147,7 +147,7 @@ def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
     if running.teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
-    check_disk(store.path, teacher_bytes(store, running.levels, num_views), f"features of {request.name}")
+    check_disk(store.place, teacher_bytes(store, running.levels, num_views), f"features of {request.name}")
     with store.lock(f"teachers/{provenance['name']}"):
         writer = TeacherWriter(store, provenance, running.levels)
         if writer.calibration() is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cache.places import as_place
 from cache.store import Store
 from cache.verify import verify_store
 from pipeline.console import amount, progress
 from pipeline.stores import random_teachers
 
 
-def store_info(path: Path) -> dict[str, Any]:
+def store_info(path: Path | str) -> dict[str, Any]:
     """What the store holds and what made it, JSON-able."""
     store = Store.open(path)
     spec = store.spec
@@ -25,7 +26,7 @@ def store_info(path: Path) -> dict[str, Any]:
         "views": store.num_views,
         "invalid": len(store.invalid(store.num_views)) if store.is_complete("source", store.num_views) else None,
         "labels": sorted(spec.labels),
-        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
+        "bytes": sum(store.place.sizes().values()),
         "source_pending_shards": len(source.pending(store.num_views)),
         "teachers": {name: _teacher_info(store, name) for name in store.teachers},
         "spec": spec.to_dict(),
@@ -38,7 +39,7 @@ def _teacher_info(store: Store, name: str) -> dict[str, Any]:
     return {
         "views": info.num_views,
         "pending_shards": len(store.part(f"teachers/{name}").pending(store.num_views)),
-        "bytes": sum(p.stat().st_size for p in (store.path / "teachers" / name).rglob("*") if p.is_file()),
+        "bytes": sum(store.place.sizes(f"teachers/{name}").values()),
         "levels": [level.to_dict() for level in info.levels],
         "fidelity": {
             key.partition("/")[0]: [float(v) for v in value.ravel()[:4]]
@@ -70,9 +71,9 @@ def info_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verify_with_progress(path: Path) -> dict[str, Any]:
+def verify_with_progress(path: Path | str) -> dict[str, Any]:
     """Check the store, also one too damaged to open; returns its problems as text, JSON-able."""
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    size = sum(as_place(path).sizes().values())
     with progress("verify", max(size // 1_000_000, 1), "MB") as advance:
         shown = 0
 

@@ -12,8 +12,25 @@ import click
 if TYPE_CHECKING:
     from pipeline.runs import Places
 
+
+class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
+    """A path, or an address such as ``s3://bucket/features``, which stays text: pathlib would fold its slashes."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """See click."""
+        return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
+WHERE = Where()
+
 FEATURES = click.option(
-    "--out", "features", type=click.Path(path_type=Path), default=Path("features"), help="Folder of the caches."
+    "--out",
+    "features",
+    type=WHERE,
+    default="features",
+    help="Folder of the caches, or an address such as s3://bucket/features.",
 )
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
@@ -21,7 +38,7 @@ DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and 
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
 
 
-def places(features: Path, runs: Path) -> Places:
+def places(features: Path | str, runs: Path) -> Places:
     """The folders of caches and runs that a command was given."""
     from pipeline.runs import Places
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cache.places import LocalPlace, Place, as_place
 from cache.spec import LabelSpec, SourceSpec, encode_ids, id_width, samples_digest
 from cache.store import Store
 from cache.writer import SourceWriter
@@ -96,7 +97,7 @@ def _label_bytes(label: LabelSpec) -> int:
 
 
 def prepare(
-    request: DatasetRequest, features: Path, num_views: int, *, workers: int | None = None, strict: bool = False
+    request: DatasetRequest, features: Path | str, num_views: int, *, workers: int | None = None, strict: bool = False
 ) -> Store:
     """Make (or finish, or extend to `num_views`) the source part of the store for `request`, and return the store.
 
@@ -238,14 +239,17 @@ def _content_digest(image: Array) -> Array:
     return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest(), np.uint8)
 
 
-def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise `UserError` if `folder`'s disk has less than `needed_bytes` free."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+def check_disk(where: Place | Path | str, needed_bytes: int, what: str) -> None:
+    """Raise `UserError` if the disk of `where` has less than `needed_bytes` free; buckets have no end."""
+    place = as_place(where)
+    if not isinstance(place, LocalPlace):
+        return
+    folder = place.path
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise UserError(
-            f"{what} need {amount(needed_bytes)}, but the disk of {folder} has {amount(free)} free. "
+            f"{what} need {amount(needed_bytes)}, but the disk of {place.shown} has {amount(free)} free. "
             "Free some, choose another --out, or store less (--grid, --codec, --views, --limit)"
         )

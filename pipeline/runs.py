@@ -20,7 +20,7 @@ RUNS = Path("runs")
 class Places:
     """Where caches lie and where runs go."""
 
-    features: Path = Path("features")
+    features: Path | str = Path("features")
     runs: Path = RUNS
 
 

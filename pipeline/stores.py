@@ -23,10 +23,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[-1]))
 
 
-def find_store(features: Path, data: Data, teachers: Sequence[str] = ()) -> Store:
+def find_store(features: Path | str, data: Data, teachers: Sequence[str] = ()) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete."""
     size = parse_size(data.size) if data.size else None
-    found = find_stores(features, data.dataset, data.split, size) if features.is_dir() else []
+    is_there = isinstance(features, str) or features.is_dir()
+    found = find_stores(features, data.dataset, data.split, size) if is_there else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
     if not found:
         raise UserError(

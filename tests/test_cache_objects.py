@@ -55,7 +55,7 @@ def test_it_is_found_and_read(bucket: ObjectPlace, local: Store) -> None:
         ours, theirs = (where.features("mini-dino", level) for where in (local, store))
         np.testing.assert_array_equal(theirs[:, 1], ours[:, 1])
     np.testing.assert_array_equal(store.views["box"][[3, 12, 0], 1], local.views["box"][[3, 12, 0], 1])
-    with pytest.raises(StoreNotFound, match="s3://bucket/features/none.zarr is no store: nothing there"):
+    with pytest.raises(StoreNotFound, match=r"s3://bucket/features/none\.zarr is no store: nothing there"):
         Store.open(bucket / "none.zarr")
 
 
@@ -143,7 +143,7 @@ def test_damage_is_found_and_named(bucket: ObjectPlace) -> None:
     [problem] = verify_store(store.place)
     assert problem.file == name and problem.rows == (5,)
     opened = Store.open(store.place)
-    with pytest.raises(CorruptFile, match="level_0/c.0.1.0.0.0: sample 5, view 0 fails its crc32c"):
+    with pytest.raises(CorruptFile, match=r"level_0/c\.0\.1\.0\.0\.0: sample 5, view 0 fails its crc32c"):
         _ = opened.features("mini-dino", 0)[5, 0]
     obstore.put(bucket.store, f"features/{store.name}/{name}", bytes(raw[:200]))
     with pytest.raises(CorruptFile):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.options import JSON, WHERE, show
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=WHERE)
 @JSON
-def info(store: Path, as_json: bool) -> None:
+def info(store: Path | str, as_json: bool) -> None:
     """What STORE holds, what of it is committed, its bytes, fidelity and provenance."""
     from pipeline.inspect import info_text, store_info
 
@@ -21,9 +21,9 @@ def info(store: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=WHERE)
 @JSON
-def verify(store: Path, as_json: bool) -> None:
+def verify(store: Path | str, as_json: bool) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is damaged."""
     from pipeline.inspect import verify_text, verify_with_progress
 

@@ -23,7 +23,7 @@ def distill(
     recipe: str,
     run: Path | None,
     assignments: tuple[str, ...],
-    features: Path,
+    features: Path | str,
     runs: Path,
     dry_run: bool,
     as_json: bool,
@@ -58,7 +58,7 @@ def finetune(
     stage1: Path | None,
     run: Path | None,
     assignments: tuple[str, ...],
-    features: Path,
+    features: Path | str,
     runs: Path,
     dry_run: bool,
     as_json: bool,
@@ -86,7 +86,7 @@ def finetune(
     show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 
-def _show_plan(recipe: Any, folder: Path, features: Path, as_json: bool) -> None:
+def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -> None:
     from pipeline.arms import teachers_read
     from pipeline.stores import find_store
 
@@ -113,7 +113,7 @@ def _scores_text(scores: dict[str, dict[str, float]], where: str) -> str:
 @FEATURES
 @RUNS
 @JSON
-def evaluate(run: Path, split: str, dataset: str | None, features: Path, runs: Path, as_json: bool) -> None:
+def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, runs: Path, as_json: bool) -> None:
     """Score the fine-tuned RUN on a labelled split."""
     from pipeline.config import Data
     from pipeline.evaluate import evaluate as score
@@ -132,7 +132,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path, runs: P
 @RUNS
 @DRY
 @JSON
-def ablate(study: str, workers: int, features: Path, runs: Path, dry_run: bool, as_json: bool) -> None:
+def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: bool, as_json: bool) -> None:
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
     from pipeline import ablate as studies
     from pipeline.config import load_study
