@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import read
+from benchmarks import boundary, read
 from benchmarks.harness import Result, table
 
-BENCHMARKS: dict[str, Callable[[bool], Result]] = {"read": read.run}
+BENCHMARKS: dict[str, Callable[[bool], Result]] = {"boundary": boundary.run, "read": read.run}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -36,7 +36,10 @@ class Side:
 
 @dataclass
 class Row:
-    """A side's results: seconds of each round, bytes of a round, checksum of the rows it delivered."""
+    """A side's results: seconds of each round, bytes of a round, checksum of the rows it delivered.
+
+    unit: of its rates. amount: how many of the unit a round makes; None for its bytes, in GB.
+    """
 
     side: str
     package: str
@@ -44,11 +47,14 @@ class Row:
     num_bytes: int = 0
     checksum: str = ""
     seconds: list[float] = field(default_factory=list)
+    unit: str = "GB/s"
+    amount: float | None = None
 
     @property
     def rates(self) -> list[float]:
-        """GB/s of each round."""
-        return [self.num_bytes / seconds / 1e9 for seconds in self.seconds]
+        """`unit` of each round."""
+        amount = self.num_bytes / 1e9 if self.amount is None else self.amount
+        return [amount / seconds for seconds in self.seconds]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -57,7 +63,7 @@ class Row:
             "side": self.side,
             "package": self.package,
             "note": self.note,
-            "gb_per_s": round(statistics.median(rates), 3) if rates else None,
+            self.unit.lower().replace("/", "_per_"): round(statistics.median(rates), 3) if rates else None,
             "range": [round(min(rates), 3), round(max(rates), 3)] if rates else None,
             "seconds": [round(seconds, 6) for seconds in self.seconds],
             "bytes": self.num_bytes,
@@ -154,7 +160,7 @@ def table(result: Result) -> str:
     for row in result.rows:
         if row.seconds:
             rates = row.rates
-            speed = f"{statistics.median(rates):7.2f} GB/s  ({min(rates):.2f}-{max(rates):.2f})"
+            speed = f"{statistics.median(rates):7.2f} {row.unit}  ({min(rates):.2f}-{max(rates):.2f})"
         else:
             speed = "      -"
         lines.append(f"  {row.side:{width}}  {speed:30}  {row.package:22}  {row.note}".rstrip())

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from pipeline.commands import caching, data, demo, miniature, stores, training
+from pipeline.commands import boundary, caching, data, demo, miniature, stores, training
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,6 +24,7 @@ for command in (
     training.ablate,
     stores.info,
     stores.verify,
+    boundary.boundary,
     data.data,
     demo.demo,
     miniature.miniature,

@@ -142,7 +142,8 @@ def test_matching_is_maximum(seed, density, radius):
 
 
 def test_matching_equals_higras():
-    higra = pytest.importorskip("higra")
+    import higra
+
     prediction = thin((picture("coffee", "prediction") >= 120)[None])[0]
     truth = picture("coffee", "boundary") > 0
     for max_dist in (0.0075, 0.011):

@@ -1,0 +1,40 @@
+"""`sak boundary`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import JSON, show
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("truths", type=click.Path(path_type=Path))
+@click.option(
+    "--max-dist",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.0075,
+    show_default=True,
+    help="How far apart matched pixels may be, as a share of the diagonal: 0.0075 on BSDS and PASCAL-Context, "
+    "0.011 on NYUD-v2.",
+)
+@click.option(
+    "--thresholds", type=click.IntRange(1), default=99, show_default=True, help="N of them, at k/(N+1), k = 1..N."
+)
+@click.option("--nms", is_flag=True, help="Non-maximum suppression before thinning, as published scores have it.")
+@click.option("--workers", type=click.IntRange(1), help="Images scored side by side; all cores when absent.")
+@JSON
+def boundary(
+    predictions: Path, truths: Path, max_dist: float, thresholds: int, nms: bool, workers: int | None, as_json: bool
+) -> None:
+    """Score the boundary maps of folder PREDICTIONS against the annotations of folder TRUTHS, as BSDS does.
+
+    Predictions are 8-bit grey PNGs, NAME.png, 255 being 1. Annotations are PNGs of the same names (boundaries where
+    not 0), or several an image: NAME.mat as BSDS has them, or numbered PNGs (NAME-1.png ..., or NAME/1.png ...).
+    """
+    from pipeline.boundary import BoundaryRequest, score_folders, scores_text
+
+    request = BoundaryRequest(max_dist, thresholds, nms, workers)
+    show(score_folders(predictions, truths, request), as_json, scores_text)
