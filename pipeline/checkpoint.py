@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import UserError
+from sak_core.tensor_files import RefusedFile, read_tensors
+from sak_core.weights import check_state
 
 LAST = "last"
 
@@ -47,22 +48,49 @@ def find(folder: Path) -> Path | None:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Load model, optimizer and random state from a checkpoint, and return its `state.json`."""
-    model.load_state_dict(load_tensors(folder / "model.safetensors"))
-    _load_optimizer(optimizer, load_tensors(folder / "optimizer.safetensors"))
-    torch.set_rng_state(load_tensors(folder / "rng.safetensors")["torch"])
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    """Load model, optimizer and random state from a checkpoint, and return its `state.json`.
+
+    Raises `UserError` naming the file that is damaged, hostile or does not fit, before anything is loaded.
+    """
+    state = _read_state(folder / "state.json")
+    weights = load_tensors(folder / "model.safetensors")
+    moments = _optimizer_state(folder / "optimizer.safetensors", optimizer)
+    rng = load_tensors(folder / "rng.safetensors")
+    try:
+        check_state(model.state_dict(), weights, f"{folder / 'model.safetensors'} does not fit the model")
+        check_state({"torch": torch.get_rng_state()}, rng, f"{folder / 'rng.safetensors'} holds no random state")
+        torch.set_rng_state(rng["torch"])
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"{error}. Delete {folder} to start anew") from None
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
     return state
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `UserError` for a missing or damaged one."""
+    """The tensors of a checkpoint's file. Raises `UserError` for a missing, damaged or hostile one."""
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint file {path}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+        return read_tensors(path)
+    except (FileNotFoundError, RefusedFile) as error:
+        raise UserError(str(error)) from None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    wanted: dict[str, tuple[type, ...]] = {
+        "step": (int,),
+        "seconds": (int, float),
+        "recipe": (dict,),
+        "loader": (dict,),
+    }
+    wrong = [key for key, kind in wanted.items() if not isinstance(state, dict) or not isinstance(state.get(key), kind)]
+    if wrong:
+        raise UserError(f"{path} is damaged: no usable {', '.join(wrong)}")
+    found: dict[str, Any] = state
+    return found
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,9 +106,16 @@ def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def _optimizer_state(path: Path, optimizer: Optimizer) -> dict[str, Any]:
+    """What `optimizer.load_state_dict` takes, each moment of its parameter's shape."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in load_tensors(path).items():
         number, _, name = key.partition(".")
+        if not number.isdecimal() or int(number) >= len(parameters):
+            raise UserError(f"{path} does not fit the model: {key!r} is of none of its {len(parameters)} parameters")
+        shape = parameters[int(number)].shape
+        if tensor.ndim and tensor.shape != shape:
+            raise UserError(f"{path} does not fit the model: {key} is {tuple(tensor.shape)}, expected {tuple(shape)}")
         state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -60,6 +60,7 @@ def _explain(error: Exception) -> str | None:
     text = str(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     known = {"UserError", "CacheError", "DatasetError", "UnknownName", "TeacherUnavailable", "TeacherError"}
+    known |= {"RefusedFile", "RefusedModel", "ModelNotFound"}
     if names & known:
         return text
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:

@@ -20,6 +20,7 @@ from pipeline.config import Data
 from pipeline.evaluate import load_model, open_evaluation, without_padding
 from pipeline.stores import find_store
 from sak_core.datasets import open_dataset
+from sak_core.outputs import readable
 from sak_core.stem import normalize
 from sak_core.student import Student
 from sak_core.tasks import Task
@@ -62,22 +63,6 @@ def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path
         rows.append(row)
     captions = ["image", *(f"{t.name} {what}" for t in tasks for what in ("truth", "predicted"))]
     return save_sheet(rows, captions, out)
-
-
-def readable(task: Task, output: Tensor) -> npt.NDArray[Any]:
-    """A network's raw output (C, H, W) of one image in the form of the task's labels, (H, W) or (H, W, 3).
-
-    Saliency and boundary become probabilities in [0, 1]; normals have unit length; depth is at least 0.
-    """
-    if task.kind == "classes":
-        return output.argmax(0).to(torch.uint8).numpy()
-    if task.kind == "saliency":
-        return output.softmax(0)[1].numpy()
-    if task.kind == "boundary":
-        return output[0].sigmoid().numpy()
-    if task.kind == "normals":
-        return F.normalize(output, dim=0).permute(1, 2, 0).numpy()
-    return output[0].clamp_min(0).numpy()
 
 
 def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:

@@ -12,6 +12,8 @@ from torch import nn
 from pipeline import checkpoint
 from pipeline.config import Data, Recipe, differences, recipe_json
 from pipeline.errors import UserError
+from sak_core.student import Student
+from sak_core.weights import check_state, load_student
 
 RUNS = Path("runs")
 
@@ -85,17 +87,28 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def load_weights(run: Path, model: nn.Module) -> None:
-    """Load the run's last checkpoint into `model`. Raises `UserError` for names that are missing or left over."""
-    tensors = checkpoint.load_tensors(_last(run) / "model.safetensors")
-    _check_names(run, model, set(tensors), fresh=())
+    """Load the run's last checkpoint into `model`. Raises `UserError` where names or shapes differ."""
+    path = _last(run) / "model.safetensors"
+    tensors = checkpoint.load_tensors(path)
+    try:
+        check_state(model.state_dict(), tensors, f"{path} does not fit the model")
+    except ValueError as error:
+        raise UserError(f"{error}. Same recipe.student, arm and teachers?") from None
     model.load_state_dict(tensors)
 
 
 def start_from(run: Path, model: nn.Module) -> None:
-    """Load a stage-1 run's weights into a stage-2 `model`, whose routers and heads alone stay as initialised."""
-    tensors = checkpoint.load_tensors(_last(run) / "model.safetensors")
-    _check_names(run, model, set(tensors), fresh=("heads.", "routers."))
-    model.load_state_dict(tensors, strict=False)
+    """Load a stage-1 run's weights into a stage-2 student, whose routers and heads alone stay as initialised.
+
+    A position embedding of another image size is resampled. Raises `UserError` where the rest does not fit.
+    """
+    assert isinstance(model, Student)
+    path = _last(run) / "model.safetensors"
+    tensors = checkpoint.load_tensors(path)
+    try:
+        load_student(model, tensors, fresh=("heads.", "routers."))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 
 
 def _last(run: Path) -> Path:
@@ -103,21 +116,6 @@ def _last(run: Path) -> Path:
     if found is None:
         raise UserError(f"{run} has no checkpoint; train it first")
     return found
-
-
-def _check_names(run: Path, model: nn.Module, given: set[str], fresh: tuple[str, ...]) -> None:
-    wanted = set(model.state_dict())
-    missing = sorted(n for n in wanted - given if not n.startswith(fresh or ("\0",)))
-    left_over = sorted(given - wanted)
-    if missing or left_over:
-        raise UserError(
-            f"{run}'s weights do not fit this model: "
-            f"missing {_few(missing)}; left over {_few(left_over)}. Same recipe.student, arm and teachers?"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def write_atomically(path: Path, text: str) -> None:

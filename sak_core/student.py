@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from sak_core.init import init_linear
 from sak_core.noise import NoiseSource
 from sak_core.stem import Stem, StemConfig
 from sak_core.tasks import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sak_core.pretrained import PretrainedStudent
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,13 @@ class Student(nn.Module):
         num_levels = len(self.levels)
         self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
         self.heads = build_heads(config.head, config.tasks, num_levels, width)
+
+    @staticmethod
+    def from_pretrained(source: "str | Path", *, revision: str | None = None) -> "PretrainedStudent":
+        """A saved student, from a folder or the Hugging Face hub; see sak_core.pretrained.from_pretrained."""
+        from sak_core.pretrained import from_pretrained
+
+        return from_pretrained(source, revision=revision)
 
     def forward(self, images: Tensor, *, tasks: bool = True, generator: NoiseSource = None) -> StudentOutput:
         """images (B, 3, H, W), normalised (sak_core.stem.normalize), H and W multiples of the patch.

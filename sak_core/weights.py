@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sak_core.stem import Stem, StemConfig, resample_positions
 from sak_core.student import Student
+from sak_core.tensor_files import RefusedFile, check_finite, read_tensors
 
 HUB = "hub"
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
@@ -23,8 +23,8 @@ def load_vit(stem: Stem, source: Path | str) -> None:
 
     source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
     authors ship them), or "hub" for the weights that timm downloads for the stem's name. Position embeddings
-    are resampled. Raises ValueError naming what is missing, left over or of another shape, FileNotFoundError
-    without the file.
+    are resampled. Raises ValueError naming what is missing, left over or of another shape, RefusedFile for a
+    damaged or hostile file, FileNotFoundError without one.
     """
     state = _hub_state(stem.config) if source == HUB else _file_state(stem.config, Path(source))
     state = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
@@ -99,32 +99,18 @@ def _hub_state(config: StemConfig) -> dict[str, Tensor]:
 
 
 def _file_state(config: StemConfig, path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    if path.suffix != ".npz":
+        return read_tensors(path)
+    import timm
 
-        return load_file(path)
-    if path.suffix == ".npz":
-        import timm
-
-        # at its own size: timm's reader would resample positions with antialias
-        vit: Any = timm.create_model(config.name, num_classes=0)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    # at its own size: timm's reader would resample positions with antialias
+    vit: Any = timm.create_model(config.name, num_classes=0)
+    try:
         vit.load_pretrained(str(path))
-        state: dict[str, Tensor] = vit.state_dict()
-        return state
-    return read_torch_state(path)
-
-
-def read_torch_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a torch file, plain or under "model" or "state_dict". Never unpickles objects.
-
-    Raises ValueError if the file holds anything but named tensors there.
-    """
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict: expected named tensors, plain or under 'model'")
-    return content
+    except Exception as error:  # damaged archives, pickled arrays (never opened), names that are not there
+        raise RefusedFile(path, f"cannot be read as AugReg weights of {config.name}: {error}") from None
+    state: dict[str, Tensor] = vit.state_dict()
+    check_finite(path, state)
+    return state

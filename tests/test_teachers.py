@@ -389,7 +389,7 @@ def test_code_in_files_is_never_run(tmp_path):
         read_state(tmp_path / "w.pth")
     assert not marker.exists()
     (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + b"{" * 40)
-    with pytest.raises(TeacherUnavailable, match=r"cut.safetensors cannot be read"):
+    with pytest.raises(TeacherUnavailable, match="no whole safetensors file: it announces a header"):
         read_state(tmp_path / "cut.safetensors")
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
     with pytest.raises(TeacherUnavailable, match="TorchScript"):

@@ -59,7 +59,7 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     folder = tmp_path / "last"
-    checkpoint.save(folder, model, optimizer, {"step": 1})
+    checkpoint.save(folder, model, optimizer, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
     folder.rename(tmp_path / "last.old")  # killed between the two renames of the next save
     found = checkpoint.find(folder)
     assert found is not None
@@ -74,9 +74,9 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
 def test_damaged_or_hostile_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     torch.save({"a": torch.ones(1)}, path)
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="no whole safetensors file"):
         checkpoint.load_tensors(path)
     save_file({"a": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
         checkpoint.load_tensors(path)

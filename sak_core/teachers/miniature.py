@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from sak_core.teachers.base import (
     freeze,
     state_digest,
 )
+from sak_core.teachers.weights import read_state
 
 ARCHITECTURE_VERSION = 1
 PATCH = 8
@@ -256,10 +256,7 @@ def load_weights(net: MiniatureNet, path: Path) -> str:
     """
     if not path.is_file():
         raise TeacherUnavailable(f"no weights at {path}; make them with `sak miniature train`")
-    try:
-        state = load_file(path)
-    except Exception as error:
-        raise TeacherUnavailable(f"{path} is not a readable safetensors file: {error}") from error
+    state = read_state(path)
     wanted = {k: v.shape for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     for key in sorted(wanted.keys() | state.keys()):
         found = state[key].shape if key in state else None

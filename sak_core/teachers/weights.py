@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sak_core.teachers.base import Size, TeacherUnavailable, state_digest
+from sak_core.tensor_files import RefusedFile, read_tensors
 
 State = dict[str, Tensor]
 
@@ -105,46 +106,15 @@ def _resolves(url: str) -> bool:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`) read with
-    weights_only.
-
-    A torch file may hold the state dict itself, or under "state_dict" or "model".
+    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`).
 
     Raises:
-        TeacherUnavailable: no such file, damaged, holding anything but tensors, or tensors that are not
-        finite.
+        TeacherUnavailable: no such file, or one that `read_tensors` refuses.
     """
-    if not path.is_file():
-        raise TeacherUnavailable(f"no weights file at {path}")
     try:
-        state = _read(path)
-    except Exception as error:  # both readers raise many kinds for damaged or hostile files
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise TeacherUnavailable(
-            f"{path} cannot be read as weights ({reason}); give a .safetensors file, or a torch file of "
-            "plain tensors (TorchScript archives and pickled models are not opened)"
-        ) from error
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise TeacherUnavailable(f"{path}: {name!r} is {type(tensor).__name__}, not a tensor")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TeacherUnavailable(f"{path}: {name!r} holds NaN or infinite values")
-    return state
-
-
-def _read(path: Path) -> State:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a state dict")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+        return read_tensors(path)
+    except (FileNotFoundError, RefusedFile) as error:
+        raise TeacherUnavailable(str(error)) from None
 
 
 def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: Sequence[str] = ()) -> None:
