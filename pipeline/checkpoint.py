@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,47 @@ from pipeline.errors import UserError
 from sak_core.tensor_files import RefusedFile, read_tensors
 from sak_core.weights import check_state
 
-LAST = "last"
+LAST, BEST = "last", "best"
+"""Names of the two checkpoints of a run: of its last saved step, and of the best validation where a recipe asks."""
 
 
-def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write the checkpoint `folder`, in place of an older one, so that a whole one is there at every moment."""
+@dataclass(frozen=True)
+class Trainable:
+    """What a checkpoint holds beside `state.json`: model and optimizer, averaged weights and the loss scaler where
+    a recipe has them."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: nn.Module | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+
+def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint `folder`, in place of an older one, so that a whole one is there at every moment.
+
+    Raises `UserError` where a weight is not finite; the older one is then kept.
+    """
     fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    weights = _on_cpu(trained.model.state_dict())
+    if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise UserError(
+            f"step {state['step']}: {bad[0]} is not finite{f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''}. "
+            "The last good checkpoint is kept; try a lower optimizer.lr, clip = 10, or precision = '32-true'"
+        )
+    files = {
+        "model": weights,
+        "optimizer": _optimizer_tensors(trained.optimizer),
+        "random": _random_state(),
+    }
+    if trained.average is not None:
+        files["average"] = _on_cpu(trained.average.state_dict())
+    whole = {**state, "scaler": trained.scaler.state_dict() if trained.scaler else None}
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file(_contiguous(model.state_dict()), fresh / "model.safetensors")
-    save_file(_optimizer_tensors(optimizer), fresh / "optimizer.safetensors")
-    save_file({"torch": torch.get_rng_state()}, fresh / "rng.safetensors")
-    (fresh / "state.json").write_text(json.dumps(state, indent=1))
+    for name, tensors in files.items():
+        save_file(tensors, fresh / f"{name}.safetensors")
+    (fresh / "state.json").write_text(json.dumps(whole, indent=1))
     for path in fresh.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -47,24 +77,42 @@ def find(folder: Path) -> Path | None:
     return None
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Load model, optimizer and random state from a checkpoint, and return its `state.json`.
+def restore(folder: Path, trained: Trainable) -> dict[str, Any]:
+    """Load all of `trained` and the random state from a checkpoint, and return its `state.json`.
 
     Raises `UserError` naming the file that is damaged, hostile or does not fit, before anything is loaded.
     """
-    state = _read_state(folder / "state.json")
-    weights = load_tensors(folder / "model.safetensors")
-    moments = _optimizer_state(folder / "optimizer.safetensors", optimizer)
-    rng = load_tensors(folder / "rng.safetensors")
+    state = read_state(folder)
+    moments = _optimizer_state(folder / "optimizer.safetensors", trained.optimizer)
+    models = {"model": trained.model} | ({"average": trained.average} if trained.average is not None else {})
+    weights = {name: load_tensors(folder / f"{name}.safetensors") for name in models}
+    random = load_tensors(folder / "random.safetensors")
+    own = _random_state()
     try:
-        check_state(model.state_dict(), weights, f"{folder / 'model.safetensors'} does not fit the model")
-        check_state({"torch": torch.get_rng_state()}, rng, f"{folder / 'rng.safetensors'} holds no random state")
-        torch.set_rng_state(rng["torch"])
-    except (ValueError, RuntimeError, TypeError) as error:
+        for name, model in models.items():
+            check_state(model.state_dict(), weights[name], f"{folder / name}.safetensors does not fit the model")
+        # a run may go on with other GPUs: only generators that are there are set
+        known = {name: value for name, value in random.items() if name in own}
+        check_state(
+            {"cpu": own["cpu"]},
+            {k: v for k, v in known.items() if k == "cpu"},
+            f"{folder / 'random.safetensors'} holds no random state",
+        )
+        _set_random_state(known)
+        if trained.scaler and state["scaler"]:
+            trained.scaler.load_state_dict(state["scaler"])
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{error}. Delete {folder} to start anew") from None
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(moments)
+    for name, model in models.items():
+        model.load_state_dict(weights[name])
+    trained.optimizer.load_state_dict(moments)
     return state
+
+
+def scored_file(folder: Path) -> Path:
+    """The file of the weights that a checkpoint's model is scored with: averaged ones where there are some."""
+    averaged = folder / "average.safetensors"
+    return averaged if averaged.is_file() else folder / "model.safetensors"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -75,7 +123,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(str(error)) from None
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`. Raises `UserError` where it is damaged."""
+    path = folder / "state.json"
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -93,7 +143,20 @@ def _read_state(path: Path) -> dict[str, Any]:
     return found
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _random_state() -> dict[str, Tensor]:
+    """torch's generators, of the CPU and of every GPU in use; Python's and numpy's global ones are used nowhere."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda{i}": state for i, state in enumerate(devices)}}
+
+
+def _set_random_state(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    for name, state in states.items():
+        if name.startswith("cuda"):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

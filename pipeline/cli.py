@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import click
 
+from pipeline import __version__
 from pipeline.commands import boundary, caching, data, demo, miniature, stores, training
+from pipeline.interrupts import Interrupted
+
+FOLLOWER_PATIENCE_S = 10.0
+"""How long a process that failed beside a leading one waits for that one to say so; it ends with it."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="sak")
+@click.version_option(__version__)
 def sak() -> None:
     """Run each vision foundation model once, keep its features, distil one student from the cache."""
 
@@ -33,14 +39,18 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: turn errors that are the user's to mend into one line and an exit code of 2."""
+    """Entry point: turn errors that are the user's to mend into one line and an exit code of 2.
+
+    Exit codes: 130 after Ctrl-C, 143 after SIGTERM; what trains saves a checkpoint first in both cases.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sak.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _leave("interrupted; the same command goes on where it stopped", 130)
-    except KeyboardInterrupt:
-        _leave("interrupted; the same command goes on where it stopped", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        # click turns a KeyboardInterrupt into its Abort
+        cause = error if isinstance(error, Interrupted) else error.__cause__
+        code = cause.exit_code if isinstance(cause, Interrupted) else 130
+        _leave("interrupted; the same command goes on where it stopped", code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -52,7 +62,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted(number)
 
 
 def _explain(error: Exception) -> str | None:
@@ -63,7 +73,9 @@ def _explain(error: Exception) -> str | None:
     known |= {"RefusedFile", "RefusedModel", "ModelNotFound"}
     if names & known:
         return text
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    # torch.OutOfMemoryError is CUDA's; the CPU's allocator raises a RuntimeError
+    exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in names
+    if exhausted or "out of memory" in text.lower() or "can't allocate memory" in text:
         first = text.partition("\n")[0]
         return f"out of memory ({first}); lower batch_size (--batch-size, --set batch_size=8) or use bf16 precision"
     if isinstance(error, OSError) and error.errno == 28:
@@ -74,5 +86,12 @@ def _explain(error: Exception) -> str | None:
 
 
 def _leave(message: str, code: int) -> None:
+    from pipeline.console import is_silent
+
+    if is_silent():
+        # a process that trains beside another: that one says how the run ended, unless this one failed alone
+        if code != 2:
+            sys.exit(0)
+        time.sleep(FOLLOWER_PATIENCE_S)
     print(message, file=sys.stderr)
     sys.exit(code)

@@ -103,8 +103,15 @@ class Recipe(Strict):
     boundary: Boundary = Boundary()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    batch_size: int = Field(16, ge=1, description="rows a process and step")
+    batch_size: int = Field(16, ge=1, description="rows an optimizer step, over all processes and parts")
+    accumulate: int = Field(1, ge=1, description="parts that a step's rows are cut into, one after another")
+    normalizers: Literal["step", "process"] = Field(
+        "step",
+        description="losses' pixel counts and class weights: over a step's rows on all processes, or (as published) "
+        "over each process's own; a part of an accumulated step always has its own",
+    )
     steps: int = Field(ge=1, description="optimizer steps")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are scored; none: off")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none when absent")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent")

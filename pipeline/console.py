@@ -14,11 +14,13 @@ PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
 
 _plain = False
+_silent = False
 
 
 def say(message: str) -> None:
     """Print a message for people on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -113,6 +115,22 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _plain
     _plain = True
+    _end_with_parent()
+
+
+def follow() -> None:
+    """Set up a process that trains beside the one that started it: it is silent, and ends with that one."""
+    global _plain, _silent
+    _plain = _silent = True
+    _end_with_parent()
+
+
+def is_silent() -> bool:
+    """Whether this process leaves speaking to another."""
+    return _silent
+
+
+def _end_with_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cache.batch import Batch
 from cache.loader import Loader
@@ -15,14 +16,20 @@ from pipeline import runs
 from pipeline.arms import build_model, find_arm, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
+from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
-from pipeline.stores import find_store, random_teachers
+from pipeline.stores import digest, find_store, random_teachers
 from pipeline.training import train
+from pipeline.watch import StepResult
 from sak_core.losses import distillation_loss
 from sak_core.stem import normalize
+from sak_core.tasks import OverRanks
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
-def distill(recipe: Recipe, run: Path, places: runs.Places) -> dict[str, Any]:
+def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution = ALONE) -> dict[str, Any]:
     """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results."""
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
@@ -31,8 +38,12 @@ def distill(recipe: Recipe, run: Path, places: runs.Places) -> dict[str, Any]:
     if runs.begin(run, recipe):
         say(f"{run.name}: already distilled")
         return runs.read_results(run)
+    fabric = start(recipe, execution)
     model = build_model(recipe, store, ())
-    trained = train(recipe, run, model, partial(open_loader, store, recipe, teachers, ()), partial(_loss, recipe))
+    loader = open_loader(store, recipe, teachers, (), fabric)
+    loss = partial(_loss, recipe, over_ranks(fabric, recipe))
+    made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
+    trained = train(fabric, recipe, run, model, loader, loss, made_from)
     results = {
         "stage": "distill",
         "arm": recipe.arm,
@@ -47,22 +58,21 @@ def distill(recipe: Recipe, run: Path, places: runs.Places) -> dict[str, Any]:
     return results
 
 
-def open_loader(
-    store: Store, recipe: Recipe, teachers: tuple[str, ...], labels: tuple[str, ...], *, rank: int, world_size: int
-) -> Loader:
-    """The training batches of a recipe."""
+def open_loader(store: Store, recipe: Recipe, teachers: Sequence[str], labels: Sequence[str], fabric: Fabric) -> Loader:
+    """The training batches of a recipe, this process's share: a part of a step each."""
     return Loader(
         store,
         teachers,
         labels,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
         seed=recipe.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
     )
 
 
-def _loss(recipe: Recipe, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss(recipe: Recipe, over_ranks: OverRanks | None, model: nn.Module, batch: Batch, step: int) -> StepResult:
     output = model(normalize(batch.pixels), tasks=False)
-    return distillation_loss(output.aligned, batch.features, recipe.loss)
+    loss, terms = distillation_loss(output.aligned, batch.features, recipe.loss, over_ranks=over_ranks)
+    return StepResult(loss, terms, output)

@@ -106,7 +106,8 @@ def _predictions(
     device = next(model.parameters()).device
     for stored in loader:
         batch = without_padding(stored.to(device))
-        yield batch, run_model(recipe, model, batch).outputs
+        if len(batch):  # a process may have nothing but padding at the end
+            yield batch, run_model(recipe, model, batch).outputs
         advance(1)
 
 
@@ -119,7 +120,18 @@ def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: r
     """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
     teachers = teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
     store = find_store(places.features, data, teachers)
-    return Loader(store, teachers, [task.name for task in tasks], batch_size=batch_size, num_views=1, shuffle=False)
+    # several processes share the samples; their metrics' sums meet when scores are computed
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return Loader(
+        store,
+        teachers,
+        [task.name for task in tasks],
+        batch_size=batch_size,
+        num_views=1,
+        shuffle=False,
+        rank=torch.distributed.get_rank() if shared else 0,
+        world_size=torch.distributed.get_world_size() if shared else 1,
+    )
 
 
 def without_padding(batch: Batch) -> Batch:

@@ -6,24 +6,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cache.batch import Batch
 from pipeline import runs
 from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
+from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.distill import open_loader
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate_model
-from pipeline.stores import find_store, random_teachers, store_tasks
+from pipeline.stores import digest, find_store, random_teachers, store_tasks
 from pipeline.training import train
+from pipeline.watch import StepResult
 from sak_core.losses import distillation_loss, task_losses
 from sak_core.noise import RowNoise
-from sak_core.tasks import Task
+from sak_core.tasks import OverRanks, Task
 
 
-def finetune(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places) -> dict[str, Any]:
+def finetune(
+    recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, execution: Execution = ALONE
+) -> dict[str, Any]:
     """Run stage 2 of `recipe` in the folder `run`, starting from the run `stage1` where the arm distils.
 
     Returns the results: scores on the recipe's validation split, parameters, seconds of both stages.
@@ -37,14 +41,17 @@ def finetune(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places
     if runs.begin(run, recipe):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    fabric = start(recipe, execution)
     model = build_model(recipe, store, tasks)
     seconds = 0.0
     if stage1 is not None:
         runs.start_from(stage1, model)
         seconds = runs.read_results(stage1)["seconds"]
     labels = tuple(task.name for task in tasks)
-    loss = partial(_loss, recipe, tasks, store.spec.num_samples)
-    trained = train(recipe, run, model, partial(open_loader, store, recipe, teachers, labels), loss)
+    loader = open_loader(store, recipe, teachers, labels, fabric)
+    loss = partial(_loss, recipe, tasks, store.spec.num_samples, over_ranks(fabric, recipe))
+    made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
+    trained = train(fabric, recipe, run, model, loader, loss, made_from)
     results: dict[str, Any] = {
         "stage": "finetune",
         "arm": recipe.arm,
@@ -64,14 +71,20 @@ def finetune(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places
 
 
 def _loss(
-    recipe: Recipe, tasks: list[Task], num_samples: int, model: nn.Module, batch: Batch, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+    recipe: Recipe,
+    tasks: list[Task],
+    num_samples: int,
+    over_ranks: OverRanks | None,
+    model: nn.Module,
+    batch: Batch,
+    step: int,
+) -> StepResult:
     # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
     noise = RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)
     output = run_model(recipe, model, batch, noise)
-    total, terms = task_losses(tasks, output.outputs, batch.labels)
+    total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
     if output.aligned and batch.features:
-        distillation, by_level = distillation_loss(output.aligned, batch.features, recipe.loss)
+        distillation, by_level = distillation_loss(output.aligned, batch.features, recipe.loss, over_ranks=over_ranks)
         total = total + recipe.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}
-    return total, terms
+    return StepResult(total, terms, output)

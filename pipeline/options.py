@@ -35,6 +35,10 @@ FEATURES = click.option(
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+DEVICES = click.option(
+    "--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes: a GPU each, or CPU cores."
+)
+WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
 
 
@@ -47,4 +51,8 @@ def places(features: Path | str, runs: Path) -> Places:
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a command's result to stdout: one JSON value, or what `text` makes of it."""
+    from pipeline.console import is_silent
+
+    if is_silent():
+        return
     print(json.dumps(result, indent=1) if as_json else text(result))

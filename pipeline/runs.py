@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from pipeline import checkpoint
+from pipeline import __version__, checkpoint
 from pipeline.config import Data, Recipe, differences, recipe_json
+from pipeline.console import is_silent
 from pipeline.errors import UserError
 from sak_core.student import Student
 from sak_core.weights import check_state, load_student
@@ -34,7 +37,8 @@ def run_name(recipe: Recipe) -> str:
 def begin(run: Path, recipe: Recipe) -> bool:
     """Make the run's folder and store the resolved recipe; True if the run is already finished.
 
-    Raises `UserError` if the folder belongs to another recipe, naming what differs.
+    A process that trains beside another leaves the writing to that one. Raises `UserError` if the folder belongs to
+    another recipe, naming what differs.
     """
     path = run / "recipe.json"
     if path.exists():
@@ -42,14 +46,21 @@ def begin(run: Path, recipe: Recipe) -> bool:
             raise UserError(
                 f"{run} holds a run of another recipe: {'; '.join(changed)}. Choose another --run, or delete the folder"
             )
-    else:
+    elif not is_silent():
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(path, recipe_json(recipe))
     return (run / "results.json").exists()
 
 
+def made_from(caches: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's numbers depend on beside its recipe: digests of its caches, by store, and versions of the code."""
+    return {"caches": dict(caches), "code": {"sak": __version__, "torch": torch.__version__}}
+
+
 def finish(run: Path, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Write `results.json`, which marks the run finished, and the run's README."""
+    """Write `results.json`, which marks the run finished, and the run's README; one process of several does so."""
+    if is_silent():
+        return
     lines = [
         f"# {run.name}",
         "",
@@ -87,8 +98,12 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def load_weights(run: Path, model: nn.Module) -> None:
-    """Load the run's last checkpoint into `model`. Raises `UserError` where names or shapes differ."""
-    path = _last(run) / "model.safetensors"
+    """Load into `model` the weights that the run is scored with: of its best checkpoint where it chose one, else of
+    the last; averaged ones where the recipe has them.
+
+    Raises `UserError` where names or shapes differ.
+    """
+    path = checkpoint.scored_file(_chosen(run))
     tensors = checkpoint.load_tensors(path)
     try:
         check_state(model.state_dict(), tensors, f"{path} does not fit the model")
@@ -98,12 +113,12 @@ def load_weights(run: Path, model: nn.Module) -> None:
 
 
 def start_from(run: Path, model: nn.Module) -> None:
-    """Load a stage-1 run's weights into a stage-2 student, whose routers and heads alone stay as initialised.
+    """Load a stage-1 run's scored weights into a stage-2 student, whose routers and heads stay as initialised.
 
     A position embedding of another image size is resampled. Raises `UserError` where the rest does not fit.
     """
     assert isinstance(model, Student)
-    path = _last(run) / "model.safetensors"
+    path = checkpoint.scored_file(_chosen(run))
     tensors = checkpoint.load_tensors(path)
     try:
         load_student(model, tensors, fresh=("heads.", "routers."))
@@ -111,8 +126,8 @@ def start_from(run: Path, model: nn.Module) -> None:
         raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 
 
-def _last(run: Path) -> Path:
-    found = checkpoint.find(run / checkpoint.LAST)
+def _chosen(run: Path) -> Path:
+    found = checkpoint.find(run / checkpoint.BEST) or checkpoint.find(run / checkpoint.LAST)
     if found is None:
         raise UserError(f"{run} has no checkpoint; train it first")
     return found

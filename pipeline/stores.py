@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cache.manifest import SOURCE, teacher_part
 from cache.store import Store, find_stores
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -52,6 +55,18 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = ()) -
                 "run the same `make cache` again to finish it"
             )
     return store
+
+
+def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:
+    """What the store holds for a run that reads `teachers` in `views` views: part -> SHA-256 over the committed digests
+    of its files. Views that are appended later change nothing."""
+    found = {}
+    for part in (SOURCE, *map(teacher_part, teachers)):
+        manifest = store.part(part)
+        entries = [manifest.view(view).to_dict(part, view) for view in range(views)]
+        text = json.dumps([entry["files"] for entry in entries], sort_keys=True)
+        found[part] = hashlib.sha256(text.encode()).hexdigest()
+    return found
 
 
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:

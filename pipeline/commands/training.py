@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
-from pipeline.options import DRY, FEATURES, JSON, RUNS, SET, places, show
+from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, places, show
 
 
 @click.command()
@@ -17,6 +17,7 @@ from pipeline.options import DRY, FEATURES, JSON, RUNS, SET, places, show
 @SET
 @FEATURES
 @RUNS
+@DEVICES
 @DRY
 @JSON
 def distill(
@@ -25,6 +26,7 @@ def distill(
     assignments: tuple[str, ...],
     features: Path | str,
     runs: Path,
+    devices: int,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -37,9 +39,11 @@ def distill(
     if dry_run:
         _show_plan(loaded, folder, features, as_json)
         return
+    from pipeline.devices import Execution
     from pipeline.distill import distill as stage
 
-    show(stage(loaded, folder, places(features, runs)), as_json, lambda r: f"{folder}")
+    result = stage(loaded, folder, places(features, runs), Execution(devices))
+    show(result, as_json, lambda r: f"{folder}")
 
 
 @click.command()
@@ -51,6 +55,7 @@ def distill(
 @SET
 @FEATURES
 @RUNS
+@DEVICES
 @DRY
 @JSON
 def finetune(
@@ -60,6 +65,7 @@ def finetune(
     assignments: tuple[str, ...],
     features: Path | str,
     runs: Path,
+    devices: int,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -80,9 +86,10 @@ def finetune(
     if dry_run:
         _show_plan(loaded, folder, features, as_json)
         return
+    from pipeline.devices import Execution
     from pipeline.finetune import finetune as stage
 
-    result = stage(loaded, folder, stage1, places(features, runs))
+    result = stage(loaded, folder, stage1, places(features, runs), Execution(devices))
     show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 

@@ -1,0 +1,50 @@
+"""Asked to stop: Ctrl-C and SIGTERM, answered where it is safe."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal. `exit_code` is 128 + its number: 130 after Ctrl-C, 143 after SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@dataclass
+class StopRequest:
+    """number: of the signal that asked to stop, 0 while none did."""
+
+    number: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within, the first Ctrl-C or SIGTERM is noted and not raised; a second one raises `Interrupted` at once.
+
+    A signal that is ignored stays so. Outside of the main thread signals cannot be caught: nothing is ever noted.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.number:
+            raise Interrupted(number)
+        request.number = number
+
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
