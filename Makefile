@@ -47,11 +47,11 @@ cache: $(STAMP)  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= 
 	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
 	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
 
-distill: $(STAMP)  ## [RECIPE=demo] stage 1 from the caches
-	$(SAK) distill $(RECIPE) --out $(OUT) $(ARGS)
+distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] stage 1 from the caches
+	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
 
-finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] stage 2 from the caches
-	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(ARGS)
+finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] stage 2 from the caches
+	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,DEVICES,--devices) $(ARGS)
 
 ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] arms, variations and seeds over the caches
 	$(SAK) ablate $(STUDY) --workers $(WORKERS) --out $(OUT) $(ARGS)

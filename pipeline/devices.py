@@ -52,8 +52,9 @@ def start(recipe: Recipe, execution: Execution) -> Fabric:
         )
     if torch.cuda.is_available() and torch.cuda.device_count() < execution.devices:
         raise UserError(f"--devices {execution.devices}: torch sees {torch.cuda.device_count()} GPUs")
-    # what a recipe leaves without a gradient (aligners at alpha = 0, say) must not be waited for
-    strategy = DDPStrategy(find_unused_parameters=True) if execution.devices > 1 else "auto"
+    # aligners at alpha = 0 and blocks above the last tapped one get no gradient: they must not be waited for
+    unused = recipe.alpha == 0 or recipe.student.levels is not None
+    strategy = DDPStrategy(find_unused_parameters=unused) if execution.devices > 1 else "auto"
     fabric = Fabric(accelerator="auto", devices=execution.devices, strategy=strategy, precision=recipe.precision)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -67,6 +68,15 @@ def start(recipe: Recipe, execution: Execution) -> Fabric:
 def is_follower() -> bool:
     """Whether another process leads this one: it alone speaks and writes, and says how the run ended."""
     return os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0"
+
+
+def gather(fabric: Fabric, own: Tensor) -> Tensor:
+    """A tensor (...) of each process, equally shaped, to (processes, ...) on all of them."""
+    if fabric.world_size == 1:
+        return own[None]
+    found = [torch.empty_like(own) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(found, own.contiguous())
+    return torch.stack(found)
 
 
 def over_ranks(fabric: Fabric, recipe: Recipe) -> OverRanks | None:

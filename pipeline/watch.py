@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.batch import Batch
+from pipeline.devices import gather
 from pipeline.errors import UserError
 from sak_core.student import StudentOutput
 
@@ -66,9 +67,7 @@ class Watch:
             return number
         if not at:
             return 0
-        numbers = self._fabric.all_gather(torch.tensor(number, device=self._fabric.device))
-        assert isinstance(numbers, Tensor)
-        return int(numbers.max())
+        return int(gather(self._fabric, torch.tensor(number, device=self._fabric.device)).max())
 
     def log(self, step: int, lr: float, advance: Callable[..., None]) -> None:
         """Write the means since the last log. Raises `UserError` where a loss is not finite."""
@@ -87,18 +86,10 @@ class Watch:
         """Means of the terms over steps and processes: the one place where the host waits for the device."""
         names = list(self._history[0])
         own = torch.stack([torch.stack([entry[name].float() for name in names]) for entry in self._history])
-        values = self._gather(own).cpu()
+        values = gather(self._fabric, own).cpu()
         if not bool(torch.isfinite(values).all()):
-            raise UserError(self._not_finite(values, self._gather(torch.stack(self._rows)).cpu(), names, step))
+            raise UserError(self._not_finite(values, gather(self._fabric, torch.stack(self._rows)).cpu(), names, step))
         return dict(zip(names, values.mean((0, 1)).tolist(), strict=True))
-
-    def _gather(self, own: Tensor) -> Tensor:
-        """(...) of each process to (processes, ...)."""
-        if self._fabric.world_size == 1:
-            return own[None]
-        gathered = self._fabric.all_gather(own)
-        assert isinstance(gathered, Tensor)
-        return gathered
 
     def _not_finite(self, values: Tensor, rows: Tensor, names: list[str], step: int) -> str:
         """What to say of values (processes, entries, terms) of which one is not finite, for rows (processes, entries,

@@ -173,18 +173,20 @@ def run_checkpoint(folder: Path) -> tuple[Path, torch.nn.Module, torch.optim.Opt
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 8)).sum().backward()
     optimizer.step()
-    checkpoint.save(folder, model, optimizer, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
+    checkpoint.save(
+        folder, checkpoint.Trainable(model, optimizer), {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}}
+    )
     return folder, model, optimizer
 
 
-@pytest.mark.parametrize("file", ["model", "optimizer", "rng"])
+@pytest.mark.parametrize("file", ["model", "optimizer", "random"])
 @pytest.mark.parametrize("make", SAFETENSORS, ids=lambda make: make.__name__)
 def test_run_checkpoints_refuse(make: Make, file: str, tmp_path: Path) -> None:
     folder, model, optimizer = run_checkpoint(tmp_path / "last")
     path = folder / f"{file}.safetensors"
-    make(path, {"a": torch.ones(4)} if file == "rng" else read_tensors(path))
+    make(path, {"a": torch.ones(4)} if file == "random" else read_tensors(path))
     weight, rng = model.weight.detach().clone(), torch.get_rng_state()
-    refused(UserError, path, lambda: checkpoint.restore(folder, model, optimizer))
+    refused(UserError, path, lambda: checkpoint.restore(folder, checkpoint.Trainable(model, optimizer)))
     assert torch.equal(model.weight, weight) and torch.equal(torch.get_rng_state(), rng), "nothing was loaded"
 
 
@@ -195,8 +197,8 @@ def test_run_checkpoints_refuse(make: Make, file: str, tmp_path: Path) -> None:
         ("optimizer", {"0.exp_avg": torch.ones(9)}, r"0.exp_avg is \(9,\), expected \(8, 8\)"),
         ("optimizer", {"7.exp_avg": torch.ones(8)}, "of none of its 2 parameters"),
         ("optimizer", {"../../x.exp_avg": torch.ones(8)}, "of none of its 2 parameters"),
-        ("rng", {"torch": torch.zeros(7, dtype=torch.uint8)}, "holds no random state"),
-        ("rng", {"torch": torch.zeros(len(torch.get_rng_state()))}, "delete .* to start anew|random state"),
+        ("random", {"cpu": torch.zeros(7, dtype=torch.uint8)}, "holds no random state"),
+        ("random", {"cpu": torch.zeros(len(torch.get_rng_state()))}, "delete .* to start anew|random state"),
     ],
 )
 def test_run_checkpoints_that_do_not_fit_are_refused(
@@ -206,7 +208,7 @@ def test_run_checkpoints_that_do_not_fit_are_refused(
     hostile.honest(folder / f"{file}.safetensors", state)
     weight = model.weight.detach().clone()
     with pytest.raises(UserError, match=f"(?i){words}"):
-        checkpoint.restore(folder, model, optimizer)
+        checkpoint.restore(folder, checkpoint.Trainable(model, optimizer))
     assert torch.equal(model.weight, weight)
 
 
@@ -214,7 +216,9 @@ def test_run_checkpoints_that_do_not_fit_are_refused(
 def test_damaged_states_are_refused(text: str, tmp_path: Path) -> None:
     folder, model, optimizer = run_checkpoint(tmp_path / "last")
     (folder / "state.json").write_text(text)
-    refused(UserError, folder / "state.json", lambda: checkpoint.restore(folder, model, optimizer))
+    refused(
+        UserError, folder / "state.json", lambda: checkpoint.restore(folder, checkpoint.Trainable(model, optimizer))
+    )
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {"pipeline": {"sak_core", "cache"}, "sak_core": set(), "cache": set()}
-TRAINING = ("training", "distill", "finetune", "evaluate", "ablate", "arms", "stores", "runs", "checkpoint", "report")
+TRAINING = (
+    "training", "distill", "finetune", "evaluate", "ablate", "arms", "stores", "runs", "checkpoint", "report",
+    "devices", "ema", "interrupts", "sync_norm", "watch",
+)  # fmt: skip
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -59,13 +59,14 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     folder = tmp_path / "last"
-    checkpoint.save(folder, model, optimizer, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
+    state = {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}}
+    checkpoint.save(folder, checkpoint.Trainable(model, optimizer), state)
     folder.rename(tmp_path / "last.old")  # killed between the two renames of the next save
     found = checkpoint.find(folder)
     assert found is not None
     other = torch.nn.Linear(2, 2)
     fresh = torch.optim.AdamW(other.parameters())
-    assert checkpoint.restore(found, other, fresh)["step"] == 1
+    assert checkpoint.restore(found, checkpoint.Trainable(other, fresh))["step"] == 1
     assert torch.equal(other.weight, model.weight)
     for left, right in zip(optimizer.state.values(), fresh.state.values(), strict=True):
         assert torch.equal(left["exp_avg"], right["exp_avg"])
