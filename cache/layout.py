@@ -70,6 +70,12 @@ class ArraySpec:
         grid = ([view] if self.has_views else []) + [shard] + [0] * len(self.row_shape)
         return f"{self.path}/c." + ".".join(map(str, grid))
 
+    def file_bytes(self, num_rows: int, rows_per_shard: int) -> int:
+        """Bytes of a file that holds `num_rows` rows."""
+        if not self.sharded:
+            return self.row_bytes * rows_per_shard + CRC_BYTES
+        return num_rows * self.stride + index_bytes(rows_per_shard)
+
     def zarr_json(self, num_views: int, num_samples: int, rows_per_shard: int) -> dict[str, Any]:
         """The array's metadata document."""
         lead, lead_chunk = ([num_views], [1]) if self.has_views else ([], [])

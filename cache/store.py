@@ -90,14 +90,16 @@ class Store:
     # -- creating, opening ------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Place | Path | str, spec: SourceSpec) -> Store:
+    def create(cls, root: Place | Path | str, spec: SourceSpec, on_wait: OnWait | None = None) -> Store:
         """The store for `spec` below `root`: a new one without views, or the one that is there already.
+
+        `on_wait` is told once, in words, if another process works on its source, which this waits for.
 
         Raises:
             SpecMismatch: it was made with another `spec`; names the first differing field and both values.
         """
         place = as_place(root) / spec.store_name
-        with place.lock(f"{FOLDER}/{SOURCE}/lock", f"the source of {place.shown}", wait=True):
+        with place.lock(f"{FOLDER}/{SOURCE}/lock", f"the source of {place.shown}", wait=True, on_wait=on_wait):
             if not PartManifest(place, SOURCE).exists:
                 groups = {
                     "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache.places import as_place
+from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
-from pipeline.prepare import DatasetRequest, prepare, source_bytes, source_spec
+from pipeline.prepare import prepare, source_spec
+from pipeline.samples import DatasetRequest
 from pipeline.stores import parse_size
+
+if TYPE_CHECKING:
+    from pipeline.extract import RunningTeacher
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
@@ -26,7 +31,7 @@ class CacheRequest:
     views: int
     features: Path | str
     run: Mapping[str, Any]
-    workers: int | None = None
+    decoders: int | None = None
     strict: bool = False
     dry_run: bool = False
 
@@ -58,9 +63,8 @@ class CacheRequest:
                 for key in ("weights", "random_weights", "device", "precision", "batch_size", "threads")
             },
         }
-        return cls(
-            source, teachers, views, options["features"], run, options["workers"], options["strict"], options["dry_run"]
-        )
+        flags = (options["decoders"], options["strict"], options["dry_run"])
+        return cls(source, teachers, views, options["features"], run, *flags)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
@@ -73,22 +77,23 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 
 
 def run_cache(request: CacheRequest) -> dict[str, Any]:
-    """Make, finish or extend the store that `request` describes; returns what it came to, JSON-able."""
+    """Make, finish or extend the store that `request` describes; returns what it came to, JSON-able.
+
+    Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
+    """
     from cache.codecs import get_codec
 
     get_codec(request.run["codec"])
-    if request.teachers:
-        from sak_core.teachers import check_teacher
-
-        for name in request.teachers:
-            check_teacher(name)
     if request.dry_run:
-        return _plan(request)
-    store = prepare(request.source, request.features, request.views, workers=request.workers, strict=request.strict)
-    for name in request.teachers:
-        from pipeline.extract import TeacherRequest, extract
+        return dry_run(request)
+    teachers = start_teachers(request)
+    amounts = planned_amounts(request, teachers)
+    check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
+    store = prepare(request.source, request.features, request.views, decoders=request.decoders, strict=request.strict)
+    for teacher in teachers:
+        from pipeline.extract import extract
 
-        extract(store, TeacherRequest(name, **request.run), request.views)
+        extract(store, teacher, request.views)
     invalid = store.invalid(request.views)
     say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
     return {
@@ -100,14 +105,42 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     }
 
 
-def _plan(request: CacheRequest) -> dict[str, Any]:
+def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:
+    """The teachers of a request, built; `untrained` needs no weights and tells as much about sizes and speed."""
+    if not request.teachers:
+        return []
+    from pipeline.extract import TeacherRequest, start_teacher
+    from sak_core.teachers import check_teacher
+
+    for name in request.teachers:
+        check_teacher(name)
+    run = {**request.run, **({"weights": None, "random_weights": True} if untrained else {})}
+    size = source_spec(request.source.open(), request.source).size
+    return [start_teacher(TeacherRequest(name, **run), size) for name in request.teachers]
+
+
+def planned_amounts(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> list[PartAmount]:
+    """What each part of the store will take, and how much of it is still to be written."""
     spec = source_spec(request.source.open(), request.source)
-    needed = source_bytes(spec, request.views)
-    say(f"would write {spec.num_samples} samples x {request.views} views, {amount(needed)} of pixels and labels")
+    store = existing_store(request.features, spec)
+    return [
+        source_amount(spec, store, request.views),
+        *(teacher_amount(spec, store, t.provenance["name"], t.levels, request.views) for t in teachers),
+    ]
+
+
+def dry_run(request: CacheRequest) -> dict[str, Any]:
+    """What `request` would write, JSON-able; nothing is prepared, run or written."""
+    spec = source_spec(request.source.open(), request.source)
+    amounts = planned_amounts(request, start_teachers(request, untrained=True))
+    for part in amounts:
+        say(f"{part.part}: {part.pending_rows} of {part.rows} rows to write, {amount(part.pending_bytes)}")
     return {
         "store": as_place(request.features).child(spec.store_name).shown,
         "rows": spec.num_samples * request.views,
         "views": request.views,
         "teachers": list(request.teachers),
-        "source_bytes": needed,
+        "parts": [asdict(part) for part in amounts],
+        "pending_bytes": sum(part.pending_bytes for part in amounts),
+        "free_bytes": free_bytes(request.features),
     }

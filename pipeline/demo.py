@@ -14,8 +14,9 @@ from pipeline.caching import CacheRequest, run_cache
 from pipeline.config import Data, Study, load_study
 from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
-from pipeline.prepare import DatasetRequest, prepare
+from pipeline.prepare import prepare
 from pipeline.runs import Places
+from pipeline.samples import DatasetRequest
 
 MARGIN = 0.10
 """By how much every trained arm must beat the constant predictor on every task."""
@@ -107,7 +108,7 @@ def _source(split: Split) -> DatasetRequest:
 
 def _request(split: Split, teacher: str, features: Path | str) -> CacheRequest:
     run = {"codec": "fp16", "threads": 1}
-    return CacheRequest(_source(split), (teacher,), split.views, features, run, workers=0, strict=True)
+    return CacheRequest(_source(split), (teacher,), split.views, features, run, decoders=0, strict=True)
 
 
 def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path | str, workers: int) -> None:

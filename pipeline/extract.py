@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from cache.calibration import Calibrator, calibration_rows
-from cache.codecs import get_codec
 from cache.spec import LevelSpec
 from cache.store import Store
 from cache.teacher_writer import TeacherWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
-from pipeline.prepare import check_disk
 from sak_core.names import part_name
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
@@ -77,6 +75,8 @@ class RunningTeacher:
 
     def forward(self, pixels: Array) -> list[Array]:
         """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
+        if self.teacher.mean.device.type != self.device.type:  # several teachers share a GPU one after the other
+            self.teacher.to(self.device)
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
         with (
             torch.inference_mode(),
@@ -89,7 +89,7 @@ class RunningTeacher:
 
 
 def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:
-    """Build a teacher for views of `size`, on its device, with its number of threads.
+    """Build a teacher for views of `size`, with its number of threads; it moves to its device with its first rows.
 
     Raises `UserError` for a device that is not there, and what `build_teacher` raises.
     """
@@ -102,7 +102,7 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
         levels=request.levels,
         weights=request.weights,
         random_weights=request.random_weights,
-    ).to(device)
+    )
     return RunningTeacher(
         request, device, teacher, _level_specs(teacher, request), _provenance(teacher, request, device)
     )
@@ -136,32 +136,22 @@ def device_model(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def extract(store: Store, request: TeacherRequest, num_views: int) -> None:
+def extract(store: Store, running: RunningTeacher, num_views: int) -> None:
     """Write the part of one teacher for `num_views` views: calibration first, then every shard not yet committed.
 
-    Raises `UserError` for a full disk, NaN features (by the writer, naming sample, view and level) and
-    `cache.errors.SpecMismatch` where the store holds this teacher with another provenance.
+    Raises NaN features (by the writer, naming sample, view and level) and `cache.errors.SpecMismatch` where the store
+    holds this teacher with another provenance.
     """
-    running = start_teacher(request, store.spec.size)
-    provenance = running.provenance
+    request, provenance = running.request, running.provenance
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
     if running.teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
-    check_disk(store.place, teacher_bytes(store, running.levels, num_views), f"features of {request.name}")
-    with store.lock(f"teachers/{provenance['name']}"):
+    with store.lock(f"teachers/{provenance['name']}", on_wait=say):
         writer = TeacherWriter(store, provenance, running.levels)
         if writer.calibration() is None:
             writer.write_calibration(calibrate(store, running))
         _write(store, writer, running, num_views)
-
-
-def teacher_bytes(store: Store, levels: Sequence[LevelSpec], num_views: int) -> int:
-    """Bytes that the levels' rows take over `num_views` views."""
-    row = sum(
-        level.grid[0] * level.grid[1] * level.width * np.dtype(get_codec(level.codec).stored_dtype).itemsize
-        for level in levels
-    )
-    return row * store.spec.num_samples * num_views
+    running.teacher.to("cpu")
 
 
 def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:

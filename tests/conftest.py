@@ -34,7 +34,7 @@ def cache_split(features: Path, split: str, *extra: str) -> subprocess.Completed
     """`sak cache` of one small rooms split."""
     samples, views = SIZES[split]
     options = ["--split", split, "--limit", str(samples), "--views", str(views), "--out", str(features)]
-    return sak("cache", *options, "--threads", "1", "--workers", "0", *extra)
+    return sak("cache", *options, "--threads", "1", "--decoders", "0", *extra)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cache_folder(photographs: Path, out: Path, *extra: str) -> dict[str, object]:
-    done = sak("cache", "--dataset", "folder", "--root", photographs, "--out", out, "--workers", "0", "--json", *extra)
+    done = sak("cache", "--dataset", "folder", "--root", photographs, "--out", out, "--decoders", "0", "--json", *extra)
     result: dict[str, object] = json.loads(done.stdout)
     assert ("unreadable" in done.stderr) == bool(result["invalid"])
     return result
@@ -52,14 +52,14 @@ def test_bad_files_keep_their_rows_and_are_listed(photographs: Path, tmp_path: P
 
 def test_strict_stops_and_names_the_file(photographs: Path, tmp_path: Path) -> None:
     done = sak("cache", "--dataset", "folder", "--root", photographs, "--out", tmp_path, "--strict", "--size", "64",
-               "--workers", "0", check=False)  # fmt: skip
+               "--decoders", "0", check=False)  # fmt: skip
     assert done.returncode == 2
     assert "empty.png" in done.stderr and "--strict" in done.stderr
 
 
 def test_a_teacher_without_weights_says_how_to_get_them(photographs: Path, tmp_path: Path) -> None:
     done = sak("cache", "--teacher", "dinov2-small", "--dataset", "folder", "--root", photographs, "--out", tmp_path,
-               "--size", "64", "--views", "1", "--workers", "0", env={"HF_HUB_OFFLINE": "1"}, check=False)  # fmt: skip
+               "--size", "64", "--views", "1", "--decoders", "0", env={"HF_HUB_OFFLINE": "1"}, check=False)  # fmt: skip
     assert done.returncode == 2
     assert "--weights" in done.stderr and "--random-weights" in done.stderr
 

@@ -20,7 +20,7 @@ def run(out: Path, fault: str | None = None, kill_after_s: float | None = None) 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if fault:
         environment["SAK_FAULT"] = fault
-    command = [sys.executable, "-m", "pipeline", *ARGUMENTS, "--workers", "0", "--out", str(out)]
+    command = [sys.executable, "-m", "pipeline", *ARGUMENTS, "--decoders", "0", "--out", str(out)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     if kill_after_s is not None:
         time.sleep(kill_after_s)

@@ -179,10 +179,10 @@ def test_too_small_a_disk_is_said_before_the_teacher_runs(monkeypatch: pytest.Mo
     import shutil
     from collections import namedtuple
 
+    from pipeline.amounts import check_disk
     from pipeline.errors import UserError
-    from pipeline.prepare import check_disk
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 1000))
-    with pytest.raises(UserError, match=r"need 5\.0 kB, but the disk of .* has 1\.0 kB free"):
+    with pytest.raises(UserError, match=r"need 5\.0 kB more, but the disk of .* has 1\.0 kB free"):
         check_disk(tmp_path / "not" / "yet", 5000, "features")

@@ -28,7 +28,7 @@ from pipeline.options import DRY, FEATURES, JSON, show
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own choice when absent.")
-@click.option("--workers", type=click.IntRange(0), help="Processes that decode and draw views; all cores when absent.")
+@click.option("--decoders", type=click.IntRange(0), help="Processes that decode and draw views; all cores when absent.")
 @click.option("--strict", is_flag=True, help="Stop at the first unreadable sample.")
 @FEATURES
 @DRY

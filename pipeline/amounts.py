@@ -1,0 +1,116 @@
+"""What a run will write: the rows and bytes of a part that are not committed yet, and whether the disk holds them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.layout import ArraySpec, source_arrays, teacher_arrays
+from cache.manifest import SOURCE, PartManifest, teacher_part
+from cache.places import LocalPlace, as_place
+from cache.spec import LevelSpec, SourceSpec
+from cache.store import Store
+from pipeline.console import amount
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class PartAmount:
+    """Rows and bytes of one part over the views that are asked for.
+
+    Attributes:
+        part: ``source`` or ``teachers/<name>``.
+        rows, pending_rows: all of them, and those that are not committed.
+        array_bytes: path of an array -> bytes of its files when all rows are there.
+        pending_bytes: bytes still to be written, all arrays and the calibration together.
+    """
+
+    part: str
+    rows: int
+    pending_rows: int
+    array_bytes: dict[str, int]
+    pending_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays when all rows are there."""
+        return sum(self.array_bytes.values())
+
+
+def existing_store(features: Path | str, spec: SourceSpec) -> Store | None:
+    """The store for `spec` below `features`, if there is one."""
+    place = as_place(features) / spec.store_name
+    return Store.open(place) if PartManifest(place, SOURCE).exists else None
+
+
+def source_amount(spec: SourceSpec, store: Store | None, num_views: int) -> PartAmount:
+    """Pixels, labels and facts of `num_views` views."""
+    return _amount(spec, store, SOURCE, source_arrays(spec), num_views)
+
+
+def teacher_amount(
+    spec: SourceSpec, store: Store | None, name: str, levels: Sequence[LevelSpec], num_views: int
+) -> PartAmount:
+    """A teacher's levels over `num_views` views."""
+    part = teacher_part(name)
+    found = _amount(spec, store, part, teacher_arrays(name, levels), num_views)
+    if store is not None and store.part(part).exists and store.part(part).calibration() is not None:
+        return found
+    calibration = sum(calibration_bytes(level) for level in levels)
+    return PartAmount(part, found.rows, found.pending_rows, found.array_bytes, found.pending_bytes + calibration)
+
+
+def calibration_bytes(level: LevelSpec) -> int:
+    """Bytes of a level's calibration: nearly all of it the covariance, float64 (C, C)."""
+    return 8 * level.width**2 + 16 * level.width
+
+
+def _amount(
+    spec: SourceSpec, store: Store | None, part: str, arrays: Sequence[ArraySpec], num_views: int
+) -> PartAmount:
+    everything = [(view, shard) for view in range(num_views) for shard in range(spec.num_shards)]
+    is_there = store is not None and store.part(part).exists
+    pending = store.part(part).pending(num_views) if store is not None and is_there else everything
+    return PartAmount(
+        part,
+        spec.num_samples * num_views,
+        sum(len(spec.rows(shard)) for _, shard in pending),
+        {array.path: _file_bytes(spec, [array], everything) for array in arrays},
+        _file_bytes(spec, arrays, pending),
+    )
+
+
+def _file_bytes(spec: SourceSpec, arrays: Sequence[ArraySpec], shards: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the files of `arrays` for these (view, shard): shards of equal size are counted together."""
+    alike = Counter((len(spec.rows(shard)), view == 0) for view, shard in shards)
+    return sum(
+        count * array.file_bytes(rows, spec.rows_per_shard)
+        for (rows, is_first), count in alike.items()
+        for array in arrays
+        if array.has_views or is_first
+    )
+
+
+def check_disk(where: Path | str, needed_bytes: int, what: str) -> None:
+    """Raise `UserError` if the disk of `where` has less than `needed_bytes` free."""
+    free = free_bytes(where)
+    if free is not None and needed_bytes > free:
+        raise UserError(
+            f"{what} need {amount(needed_bytes)} more, but the disk of {where} has {amount(free)} free. "
+            "Free some, choose another --out, or store less (--grid, --codec, --views, --limit); "
+            "`sak plan` says what would fit"
+        )
+
+
+def free_bytes(where: Path | str) -> int | None:
+    """Bytes free on the disk where the folder `where` is, or will be made; None for buckets, which have no end."""
+    place = as_place(where)
+    if not isinstance(place, LocalPlace):
+        return None
+    folder = place.path
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

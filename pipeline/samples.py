@@ -1,0 +1,172 @@
+"""Samples decoded once and seen in several views: what fills the source part, by worker processes or in this one."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.spec import SourceSpec, encode_ids
+from pipeline.console import start_worker
+from sak_core.datasets import open_dataset
+from sak_core.datasets.base import Dataset, UnreadableSample
+from sak_core.tasks import IGNORE
+from sak_core.views import ViewPolicy, apply_view, draw_view
+
+Array = npt.NDArray[Any]
+Views = dict[int, dict[str, Array]]
+"""view -> its arrays by path below the store, a row a sample."""
+
+
+@dataclass(frozen=True)
+class DatasetRequest:
+    """Which samples, seen how: enough for a worker process to open the same data set again."""
+
+    name: str
+    split: str
+    size: tuple[int, int] | None = None
+    root: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    def open(self) -> Dataset:
+        """The data set. Raises `sak_core` errors for unknown names and missing folders."""
+        return open_dataset(self.name, self.split, root=self.root, size=self.size, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some neighbouring samples of a shard, to be decoded once and seen in each of `views`."""
+
+    samples: range
+    views: tuple[int, ...]
+
+
+@dataclass
+class Block:
+    """What came of a `Task`: arrays of every view, and samples that could not be read, with the reason."""
+
+    task: Task
+    views: Views
+    invalid: dict[int, str] = field(default_factory=dict)
+
+
+def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
+    """Decode the samples of `task`, each once, and apply their views."""
+    block = Block(task, {view: filled(spec, len(task.samples), view) for view in task.views})
+    policy = ViewPolicy.from_dict(spec.policy)
+    kinds = {name: label.kind for name, label in spec.labels.items()}
+    for i, sample in enumerate(task.samples):
+        try:
+            loaded = dataset.load(sample)
+        except UnreadableSample as error:
+            block.invalid[sample] = error.reason
+            continue
+        shape = loaded.image.shape[:2]
+        wrong = [name for name in spec.labels if loaded.labels[name].shape[:2] != shape]
+        if wrong:
+            block.invalid[sample] = f"label {wrong[0]} is {loaded.labels[wrong[0]].shape[:2]}, the image {shape}"
+            continue
+        for view, arrays in block.views.items():
+            drawn = draw_view(policy, spec.seed, sample, view, shape, spec.size, loaded.labels.get("semseg"))
+            arrays["pixels"][i], labels = apply_view(policy, drawn, loaded.image, loaded.labels, kinds, spec.size)
+            for name, value in drawn.to_arrays().items():
+                arrays[f"views/{name}"][i] = value
+            for name, label in labels.items():
+                arrays[f"labels/{name}"][i] = label
+        if 0 in block.views:
+            facts = block.views[0]
+            facts["samples/size"][i] = shape
+            facts["samples/digest"][i] = _content_digest(loaded.image)
+            facts["samples/valid"][i] = 1
+    if 0 in block.views:
+        block.views[0]["samples/ids"][:] = encode_ids([dataset.ids[s] for s in task.samples], spec.id_width)
+    return block
+
+
+def filled(spec: SourceSpec, count: int, view: int) -> dict[str, Array]:
+    """Arrays of `count` rows as unreadable samples leave them: padding pixels, labels that count for nothing."""
+    height, width = spec.size
+    arrays: dict[str, Array] = {
+        "pixels": np.broadcast_to(np.array(spec.fill, np.uint8), (count, height, width, 3)).copy(),
+        "views/box": np.zeros((count, 4), np.float32),
+        "views/flip": np.zeros(count, np.uint8),
+        "views/colour": np.zeros((count, 5), np.float32),
+    }
+    for name, label in spec.labels.items():
+        shape = (count, height, width, *((label.channels,) if label.channels else ()))
+        arrays[f"labels/{name}"] = np.full(shape, IGNORE, label.dtype)
+    if view == 0:
+        arrays["samples/ids"] = np.zeros((count, spec.id_width), np.uint8)
+        arrays["samples/size"] = np.zeros((count, 2), np.int32)
+        arrays["samples/digest"] = np.zeros((count, 32), np.uint8)
+        arrays["samples/valid"] = np.zeros(count, np.uint8)
+    return arrays
+
+
+def _content_digest(image: Array) -> Array:
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest(), np.uint8)
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+def num_decoders(asked: int | None) -> int:
+    """Processes that decode: all cores when None; 0 (or 1) decodes in this process."""
+    count = (os.cpu_count() or 1) if asked is None else asked
+    return count if count > 1 else 0
+
+
+def blocks_in_flight(decoders: int) -> int:
+    """Blocks that `make_blocks` holds at most: being made, or made and not taken yet."""
+    return decoders + 2 if decoders else 1
+
+
+def make_blocks(request: DatasetRequest, spec: SourceSpec, tasks: Iterable[Task], decoders: int) -> Generator[Block]:
+    """The blocks of `tasks`, in order, made by `decoders` processes a few ahead of the one that is taken.
+
+    Close the iterator to end the processes early.
+    """
+    if not decoders:
+        dataset = request.open()
+        yield from (make_block(dataset, spec, task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(decoders, mp_context=context, initializer=_open_in_worker, initargs=(request, spec))
+    ahead: deque[Future[Block]] = deque()
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(_make_in_worker, task))
+            if len(ahead) == blocks_in_flight(decoders):
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _open_in_worker(request: DatasetRequest, spec: SourceSpec) -> None:
+    start_worker()
+    _worker.update(dataset=request.open(), spec=spec)
+
+
+def _make_in_worker(task: Task) -> Block:
+    return make_block(_worker["dataset"], _worker["spec"], task)
+
+
+def join(blocks: Sequence[Block], view: int) -> dict[str, Array]:
+    """The arrays of one view over all rows of `blocks`; they are taken out of the blocks."""
+    parts = [block.views.pop(view) for block in blocks]
+    return {path: np.concatenate([part.pop(path) for part in parts]) for path in list(parts[0])}
