@@ -224,7 +224,7 @@ def test_wrong_files_are_named(copy):
 
     depth = np.load(nyud / "depth" / "0001.npy")
     np.save(nyud / "depth" / "0001.npy", depth[:-1])
-    refused(r"0001\.png.*'depth' has shape \(38, 52\).*39x52")
+    refused(r"depth/0001\.npy.*'depth' has shape \(38, 52\).*39x52")
     np.save(nyud / "depth" / "0001.npy", np.array([{}]), allow_pickle=True)
     refused(r"depth/0001\.npy: is no readable array")
     np.save(nyud / "depth" / "0001.npy", depth[..., None].astype(np.float64))

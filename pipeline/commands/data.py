@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
+
+from pipeline.options import JSON, show
 
 
 @click.group()
@@ -23,3 +26,33 @@ def preview(dataset: str, split: str, root: Path | None, count: int, out: Path) 
     from pipeline.report import preview_sheet
 
     print(preview_sheet(dataset, split, root, count, out))
+
+
+@data.command()
+@click.argument("dataset", metavar="NAME_OR_DIR")
+@click.option("--root", type=click.Path(path_type=Path), help="The data set's folder, where NAME_OR_DIR is a name.")
+@click.option("--split", "splits", multiple=True, help="Only this split (repeatable); all of them when absent.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N samples of each split.")
+@click.option("--sheet", type=click.Path(path_type=Path), default=Path("data-check.png"), show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes that read; all cores when absent.")
+@JSON
+def check(
+    dataset: str,
+    root: Path | None,
+    splits: tuple[str, ...],
+    limit: int | None,
+    sheet: Path,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Read every sample of a data set: counts, sizes, label ranges, and a sheet with each label over its image.
+
+    Files that are missing, unreadable, of another size than their image or with values out of range are listed with
+    what was expected; the exit code is then 1.
+    """
+    from pipeline.datacheck import check_dataset, check_text
+
+    report = check_dataset(dataset, root, splits, limit, sheet, workers)
+    show(report, as_json, check_text)
+    if report["problems"]:
+        sys.exit(1)

@@ -19,12 +19,14 @@ class DatasetRow:
     open: (split, root, size) to Dataset; size is (H, W) or None for the dataset's own.
     splits: their names; empty where the folder says.
     needs_root: whether a folder must be given. about: one line for lists.
+    needs_all_splits: whether a copy that lacks one of its splits is damaged.
     """
 
     open: Callable[[str, Path | None, Size | None], Dataset]
     splits: tuple[str, ...]
     needs_root: bool
     about: str
+    needs_all_splits: bool = False
 
 
 def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
@@ -96,13 +98,14 @@ DATASETS: dict[str, DatasetRow] = {
         _hugging_face, ("train", "val", "test"), True, "a Hugging Face dataset on disk, no labels"
     ),
     "nyud": DatasetRow(
-        _nyud, ("train", "val"), True, "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)"
+        _nyud, ("train", "val"), True, "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)", True
     ),
     "pascal_context": DatasetRow(
         _pascal_context,
         ("train", "val"),
         True,
         "PASCAL-Context: semseg 21, human parts 7, saliency, normals, boundaries (papers' layout)",
+        True,
     ),
 }
 """All datasets, one row each."""

@@ -86,6 +86,15 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFiles(Protocol):
+    """A dataset whose samples each lie in files of their own."""
+
+    def files(self, index: int) -> Mapping[str, Path]:
+        """One sample's files: "image", and others by what they hold."""
+        ...
+
+
 @dataclass(frozen=True)
 class FirstSamples:
     """The first `limit` samples of another dataset, for a trial."""
@@ -144,29 +153,35 @@ class FirstSamples:
         return self.dataset.load(index)
 
 
-def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str) -> Sample:
+def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str | Mapping[str, Path]) -> Sample:
     """`sample`, if it has exactly the tasks' labels, in their dtypes and ranges and at the image's size.
 
+    Args:
+        where: what errors name: one place, or the file of every task.
+
     Raises:
-        UnreadableSample: naming `where`, the label, and what it is against what was expected.
+        UnreadableSample: naming the file, the label, and what it is against what was expected.
     """
     height, width = sample.image.shape[:2]
     for task in tasks:
+        place = where[task.name] if isinstance(where, Mapping) else where
         label = sample.labels.get(task.name)
         if label is None:
-            raise UnreadableSample(where, f"has no label {task.name!r}")
+            raise UnreadableSample(place, f"has no label {task.name!r}")
         channels = task.spec.label_channels
         expected = (height, width) if channels == 0 else (height, width, channels)
         if label.shape != expected:
             raise UnreadableSample(
-                where,
+                place,
                 f"label {task.name!r} has shape {label.shape}, but the image is {height}x{width} px: "
                 f"expected {expected}",
             )
         if label.dtype != task.spec.label_dtype:
-            raise UnreadableSample(where, f"label {task.name!r} is {label.dtype}, expected {task.spec.label_dtype}")
+            raise UnreadableSample(place, f"label {task.name!r} is {label.dtype}, expected {task.spec.label_dtype}")
         if task.spec.label_dtype == np.uint8:
-            _check_classes(where, task, label)
+            _check_classes(place, task, label)
+        elif not np.isfinite(label).all():
+            raise UnreadableSample(place, f"label {task.name!r} holds NaN or infinite values: expected finite numbers")
     return sample
 
 

@@ -50,6 +50,10 @@ class ImageFolder(Stage1Images):
         """File sizes, bytes; 0 where a file has none (a broken link)."""
         return [file_size(self.root / path) for path in self._paths]
 
+    def files(self, index: int) -> dict[str, Path]:
+        """The image."""
+        return {"image": self.root / self._paths[index]}
+
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample."""
         return Sample(read_image(self.root / self._paths[index]))

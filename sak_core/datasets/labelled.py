@@ -167,24 +167,24 @@ class LabelledFolder:
     @cached_property
     def fingerprints(self) -> Sequence[int]:
         """Bytes of each sample's files together."""
-        return [total_size([self._image(name), *self._labels(name).values()]) for name in self.ids]
+        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
-        name = self.ids[index]
-        image = read_image(self._image(name))
+        files = self.files(index)
+        image = read_image(files["image"])
         labels: dict[str, Label] = {}
         for task in self.tasks:
-            path = self._labels(name)[task.name]
+            path = files[task.name]
             labels[task.name] = self.description.tasks[task.name].read(path)
             check_labels(Sample(image, labels), (task,), path)
         return Sample(image, labels)
 
-    def _image(self, name: str) -> Path:
-        return self.root / self.description.images.replace("{id}", name)
-
-    def _labels(self, name: str) -> dict[str, Path]:
-        return {task: self.root / row.files.replace("{id}", name) for task, row in self.description.tasks.items()}
+    def files(self, index: int) -> dict[str, Path]:
+        """The image, and a file a task."""
+        patterns = {"image": self.description.images}
+        patterns |= {task: row.files for task, row in self.description.tasks.items()}
+        return {what: self.root / pattern.replace("{id}", self.ids[index]) for what, pattern in patterns.items()}
 
 
 def open_labelled(root: Path, split: str) -> LabelledFolder:
@@ -220,6 +220,8 @@ def read_description(path: Path) -> Description:
         raise DatasetError(f'{path}: images = "..." is missing, for example "images/{{id}}.jpg"')
     _check_pattern(path, "images", told["images"])
     tasks = {name: _label_files(path, name, table) for name, table in _table(path, "tasks", told).items()}
+    if "image" in tasks:
+        raise DatasetError(f"{path}: a task cannot be called 'image'; choose another name for [tasks.image]")
     name = told.get("name", "labelled")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DatasetError(f"{path}: name {name!r} must be letters, digits, '_', '.' and '-'")

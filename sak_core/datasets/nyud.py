@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sak_core.datasets.base import Label, Sample, check_labels
+from sak_core.datasets.base import Label, Sample, UnreadableSample, check_labels
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, total_size
 from sak_core.datasets.published import Stage2Benchmark
@@ -80,13 +80,16 @@ class Nyud(Stage2Benchmark):
     @cached_property
     def fingerprints(self) -> Sequence[int]:
         """Bytes of each sample's files together."""
-        return [total_size(list(self._files(name).values())) for name in self.ids]
+        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
-        files = self._files(self.ids[index])
+        files = self.files(index)
+        stored = read_grey(files["semseg"])
+        if stored.max() > len(CLASSES):
+            raise UnreadableSample(files["semseg"], f"holds {stored.max()}: expected 0 (no label) to {len(CLASSES)}")
         # classes count from 0; what was 0, no label, wraps to 255
-        semseg = (read_grey(files["semseg"]).astype(np.int64) - 1).astype(np.uint8)
+        semseg = (stored.astype(np.int64) - 1).astype(np.uint8)
         depth = read_array(files["depth"]).astype(np.float32)
         labels: dict[str, Label] = {
             "semseg": semseg,
@@ -94,9 +97,11 @@ class Nyud(Stage2Benchmark):
             "normals": normals_of(read_colours(files["normals"])),
             "edge": (read_grey(files["edge"]) >= 128).astype(np.uint8),
         }
-        return check_labels(Sample(read_image(files["image"]), labels), TASKS, files["image"])
+        return check_labels(Sample(read_image(files["image"]), labels), TASKS, files)
 
-    def _files(self, name: str) -> dict[str, Path]:
+    def files(self, index: int) -> dict[str, Path]:
+        """The image and four labels, by task."""
+        name = self.ids[index]
         return {
             "image": self.root / "images" / f"{name}.png",
             "semseg": self.root / "segmentation" / f"{name}.png",

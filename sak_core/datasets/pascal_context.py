@@ -93,12 +93,11 @@ class PascalContext(Stage2Benchmark):
     @cached_property
     def fingerprints(self) -> Sequence[int]:
         """Bytes of each sample's files together."""
-        return [total_size(list(self._files(name).values())) for name in self.ids]
+        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
-        name = self.ids[index]
-        files = self._files(name)
+        name, files = self.ids[index], self.files(index)
         image = read_image(files["image"])
         label_map = read_mat(files["context"], "LabelMap")
         if label_map.shape != image.shape[:2] or label_map.dtype.kind not in "ui":
@@ -107,13 +106,14 @@ class PascalContext(Stage2Benchmark):
                 f"LabelMap is {label_map.dtype} {label_map.shape}, its image {image.shape[:2]}",
             )
         labels: dict[str, Label] = {
-            "semseg": read_grey(files["semseg"]).astype(np.uint8),
+            "semseg": _eight_bits(files["semseg"]),
             "human_parts": self._parts(name, files["parts"], image.shape[:2]),
-            "sal": (read_grey(files["sal"]) > 127).astype(np.uint8),
+            "sal": (_eight_bits(files["sal"]) > 127).astype(np.uint8),
             "normals": self._normals(files["normals"], label_map),
             "edge": boundaries(label_map),
         }
-        return check_labels(Sample(image, labels), TASKS, files["image"])
+        places = {**files, "human_parts": files["parts"], "edge": files["context"]}
+        return check_labels(Sample(image, labels), TASKS, places)
 
     def _parts(self, name: str, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         if name not in self._objects:
@@ -130,7 +130,9 @@ class PascalContext(Stage2Benchmark):
         normals[~np.isin(label_map, self._valid_normals)] = IGNORE
         return normals
 
-    def _files(self, name: str) -> dict[str, Path]:
+    def files(self, index: int) -> dict[str, Path]:
+        """The image, and five files that the labels are read from."""
+        name = self.ids[index]
         semseg = self.root / "semseg" / "VOC12" / f"{name}.png"
         if not semseg.is_file():
             semseg = self.root / "semseg" / "pascal-context" / f"{name}.png"
@@ -142,6 +144,13 @@ class PascalContext(Stage2Benchmark):
             "sal": self.root / "sal_distill" / f"{name}.png",
             "normals": self.root / "normals_distill" / f"{name}.png",
         }
+
+
+def _eight_bits(path: Path) -> NDArray[np.uint8]:
+    stored = read_grey(path)
+    if stored.dtype != np.uint8:
+        raise UnreadableSample(path, f"is {stored.dtype}: 8 bits are expected")
+    return stored.astype(np.uint8)
 
 
 def boundaries(label_map: NDArray[Any]) -> NDArray[np.uint8]:

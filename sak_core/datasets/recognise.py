@@ -1,0 +1,52 @@
+"""Which dataset a folder is, by what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from sak_core.datasets.base import DatasetError
+from sak_core.datasets.folder import check_root
+from sak_core.datasets.labelled import DESCRIPTION
+from sak_core.images import EXTENSIONS
+
+_MARKS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
+    ("labelled", lambda root: (root / DESCRIPTION).is_file()),
+    ("nyud", lambda root: (root / "gt_sets").is_dir()),
+    ("pascal_context", lambda root: (root / "ImageSets" / "Context").is_dir()),
+    ("imagenet", lambda root: (root / "ILSVRC").is_dir()),
+    ("hugging_face", lambda root: _holds(root, (".parquet", ".arrow"))),
+    ("webdataset", lambda root: _holds(root, (".tar",))),
+    ("folder", lambda root: _holds(root, EXTENSIONS)),
+)
+"""Names and what tells them, in order: the first that fits."""
+
+
+def recognise(root: Path) -> str:
+    """The name in `DATASETS` of what lies in `root`.
+
+    Raises DatasetError where nothing fits, naming what would, and a folder one level down that does.
+    """
+    check_root(root)
+    for name, fits in _MARKS:
+        if fits(root):
+            return name
+    raise DatasetError(
+        f"{root} is no data set that is known: expected gt_sets/ (nyud), ImageSets/Context/ (pascal_context), "
+        f"{DESCRIPTION} (labelled), ILSVRC/ (imagenet), .parquet or .arrow files (hugging_face), .tar files "
+        f"(webdataset) or images (folder)"
+    )
+
+
+def nearby(root: Path, name: str) -> Path | None:
+    """A folder directly in or above `root` that is laid out as the dataset `name`, for a root that is off by one."""
+    fits = dict(_MARKS).get(name)
+    if fits is None or name == "folder":
+        return None
+    inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return next((path for path in [*islice(inside, 100), root.parent] if path != root and fits(path)), None)
+
+
+def _holds(root: Path, endings: tuple[str, ...]) -> bool:
+    return any(path.name.lower().endswith(endings) for path in root.rglob("*"))
