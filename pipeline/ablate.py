@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pipeline import runs
-from pipeline.arms import find_arm, teachers_read
+from pipeline.arms import find_arm, starts_from_stage1, teachers_read
 from pipeline.config import Recipe, Study, differences, load_recipe
 from pipeline.console import say, start_worker, table
 from pipeline.errors import UserError
@@ -60,16 +60,17 @@ def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, An
     overrides = {**study.set, "arm": arm, **changes, "seed": seed}
     name = f"{label.replace(':', '-').replace(' ', '-')}-seed{seed}"
     job = Job(label, seed, load_recipe(study.recipe, "finetune", overrides), folder / f"{name}-finetune")
-    if not find_arm(arm).distils:
+    if not starts_from_stage1(job.finetune):
         return job
-    return Job(
-        label, seed, job.finetune, job.run, load_recipe(study.recipe, "distill", overrides), folder / f"{name}-distill"
-    )
+    # routers and heads are stage 2's alone: what trains only them starts from the arm's own distilled student
+    distilled = {key: value for key, value in overrides.items() if (key, value) != ("trains", "routers")}
+    distill = load_recipe(study.recipe, "distill", distilled)
+    return Job(label, seed, job.finetune, job.run, distill, folder / f"{name}-distill")
 
 
 def _same_training(a: Recipe, b: Recipe) -> bool:
     """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
-    stage2_only = {"tasks", "task_weights", "alpha", "validation"}
+    stage2_only = {"tasks", "task_weights", "alpha", "validation", "boundary", "stage1"}
     left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
     for side in (left, right):
         side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}

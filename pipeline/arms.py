@@ -18,6 +18,7 @@ from sak_core.noise import NoiseSource
 from sak_core.stem import StemConfig, normalize
 from sak_core.student import Student, StudentConfig, StudentOutput
 from sak_core.tasks import Task
+from sak_core.weights import load_vit
 
 TEACHER_PREFIX = "teacher:"
 
@@ -72,8 +73,13 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     return recipe.teachers if needed else ()
 
 
+def starts_from_stage1(recipe: Recipe) -> bool:
+    """Whether stage 2 of a recipe starts from a distilled run."""
+    return find_arm(recipe.arm).distils and recipe.stage1 == "on"
+
+
 def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Module:
-    """The model that a recipe's arm trains, with initial weights that depend on the recipe's seed alone.
+    """The model that a recipe's arm trains, with random weights that depend on the recipe's seed alone.
 
     `store` gives the image size and the teachers' widths; `tasks` is () in stage 1.
     """
@@ -89,18 +95,34 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
         width=options.stem.width,
         depth=options.stem.depth,
         heads=options.stem.heads,
+        checkpointing=options.checkpointing,
     )
     config = StudentConfig(
         stem=stem,
         teachers={name: _widths(store, name) for name in recipe.teachers} if arm.distils else {},
         levels=options.levels,
         paths=arm.paths,
+        adapter=options.adapter,
         aligner=options.aligner,
         router=options.router,
         head=options.head,
         tasks=tuple(tasks),
     )
     return Student(config)
+
+
+def initialize(recipe: Recipe, model: nn.Module) -> None:
+    """Load the stem's weights where the recipe names some and the model has a stem.
+
+    Raises `UserError` where they are not to be had or do not fit.
+    """
+    source = recipe.student.stem.weights
+    if source is None or not isinstance(model, Student):
+        return
+    try:
+        load_vit(model.stem, source)
+    except (ValueError, OSError) as error:
+        raise UserError(f"student.stem.weights = {source!r}: {error}") from error
 
 
 def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -55,9 +56,11 @@ class StudentOptions(Strict):
 
     stem: Stem = Stem()
     levels: tuple[int, ...] | None = Field(None, description="tapped blocks; four evenly spaced when absent")
+    adapter: Literal["standard", "none", "lora"] = "standard"
     aligner: bool = Field(True, description="a linear layer from each path to its teacher's width")
-    router: str = "mor"
-    head: str = "sak"
+    router: Literal["mor", "token", "none"] = "mor"
+    head: Literal["sak", "linear", "dpt"] = "sak"
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass; changes no bit")
 
 
 class Optimizer(Strict):
@@ -97,7 +100,17 @@ class Recipe(Strict):
     validation: Data | None = Field(None, description="scored after training; never chooses anything")
     tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
     student: StudentOptions = StudentOptions()
-    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
+    stage1: Literal["on", "off"] = Field("on", description="off: stage 2 starts from the stem's own weights")
+    trains: Literal["all", "adapters", "routers"] = Field(
+        "all", description="adapters: all but the stem; routers: routers and heads alone (stage 2)"
+    )
+    loss: Literal["cos+l1", "cos", "l2", "relational"] = "cos+l1"
+    relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `loss`")
+    level_weights: dict[str, float | tuple[float, ...]] = Field(
+        default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
+    )
+    balance: Literal["none", "standardize", "phi-s"] = "none"
+    drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
     alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
     task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
     boundary: Boundary = Boundary()
@@ -250,6 +263,9 @@ def _validate(model: type[Model], table: dict[str, Any], where: str) -> Model:
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 lines.append(f"unknown key {key!r}{_nearest_key(model, item['loc'])}")
+            elif item["type"] == "literal_error":
+                allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+                lines.append(unknown(key, str(item["input"]), allowed))
             else:
                 lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
         raise UserError(f"{where}: " + "; ".join(lines)) from None

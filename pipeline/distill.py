@@ -7,21 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
 from pipeline import runs
-from pipeline.arms import build_model, find_arm, teachers_read
+from pipeline.arms import build_model, find_arm, initialize, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
 from pipeline.stores import digest, find_store, random_teachers
+from pipeline.targets import Targets
 from pipeline.training import train
 from pipeline.watch import StepResult
-from sak_core.losses import distillation_loss
+from sak_core.noise import RowNoise
+from sak_core.parts import freeze
 from sak_core.stem import normalize
 from sak_core.tasks import OverRanks
 
@@ -38,10 +40,15 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if runs.begin(run, recipe):
         say(f"{run.name}: already distilled")
         return runs.read_results(run)
+    if recipe.trains == "routers":
+        raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
+    targets = Targets(recipe, store, teachers)
     fabric = start(recipe, execution)
     model = build_model(recipe, store, ())
+    initialize(recipe, model)
+    freeze(model, recipe.trains)
     loader = open_loader(store, recipe, teachers, (), fabric)
-    loss = partial(_loss, recipe, over_ranks(fabric, recipe))
+    loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
     trained = train(fabric, recipe, run, model, loader, loss, made_from)
     results = {
@@ -72,7 +79,20 @@ def open_loader(store: Store, recipe: Recipe, teachers: Sequence[str], labels: S
     )
 
 
-def _loss(recipe: Recipe, over_ranks: OverRanks | None, model: nn.Module, batch: Batch, step: int) -> StepResult:
+def _loss(
+    recipe: Recipe,
+    targets: Targets,
+    num_samples: int,
+    over_ranks: OverRanks | None,
+    model: nn.Module,
+    batch: Batch,
+    step: int,
+) -> StepResult:
     output = model(normalize(batch.pixels), tasks=False)
-    loss, terms = distillation_loss(output.aligned, batch.features, recipe.loss, over_ranks=over_ranks)
-    return StepResult(loss, terms, output)
+    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
+    return StepResult(*targets(output.aligned, batch.features, noise, over_ranks), output)
+
+
+def row_numbers(batch: Batch, num_samples: int) -> Tensor:
+    """(B,) int64, one number a (sample, view): what a step's noise is keyed by."""
+    return batch.views * num_samples + batch.samples

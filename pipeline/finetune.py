@@ -10,18 +10,20 @@ from torch import nn
 
 from cache.batch import Batch
 from pipeline import runs
-from pipeline.arms import build_model, find_arm, run_model, teachers_read
+from pipeline.arms import build_model, find_arm, initialize, run_model, starts_from_stage1, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
-from pipeline.distill import open_loader
+from pipeline.distill import open_loader, row_numbers
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate_model
 from pipeline.stores import digest, find_store, random_teachers, store_tasks
+from pipeline.targets import Targets
 from pipeline.training import train
 from pipeline.watch import StepResult
-from sak_core.losses import distillation_loss, task_losses
+from sak_core.losses import task_losses
 from sak_core.noise import RowNoise
+from sak_core.parts import freeze
 from sak_core.tasks import OverRanks, Task
 
 
@@ -36,20 +38,27 @@ def finetune(
     teachers = teachers_read(recipe)
     store = find_store(places.features, recipe.data, teachers)
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
-    if arm.distils and stage1 is None:
-        raise UserError(f"arm {recipe.arm} starts from a distilled run: `sak distill` first, or say --from RUN")
+    if starts_from_stage1(recipe) != (stage1 is not None):
+        raise UserError(
+            f"arm {recipe.arm} with stage1 = {recipe.stage1!r} starts from "
+            + ("a distilled run: `sak distill` first, or say --from RUN" if stage1 is None else "no distilled run")
+        )
     if runs.begin(run, recipe):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
     fabric = start(recipe, execution)
     model = build_model(recipe, store, tasks)
     seconds = 0.0
-    if stage1 is not None:
+    if stage1 is None:
+        initialize(recipe, model)
+    else:
         runs.start_from(stage1, model)
         seconds = runs.read_results(stage1)["seconds"]
+    freeze(model, recipe.trains)
     labels = tuple(task.name for task in tasks)
     loader = open_loader(store, recipe, teachers, labels, fabric)
-    loss = partial(_loss, recipe, tasks, store.spec.num_samples, over_ranks(fabric, recipe))
+    loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
     trained = train(fabric, recipe, run, model, loader, loss, made_from)
     results: dict[str, Any] = {
@@ -73,6 +82,7 @@ def finetune(
 def _loss(
     recipe: Recipe,
     tasks: list[Task],
+    targets: Targets | None,
     num_samples: int,
     over_ranks: OverRanks | None,
     model: nn.Module,
@@ -80,11 +90,11 @@ def _loss(
     step: int,
 ) -> StepResult:
     # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
-    noise = RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)
+    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
     output = run_model(recipe, model, batch, noise)
     total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
-    if output.aligned and batch.features:
-        distillation, by_level = distillation_loss(output.aligned, batch.features, recipe.loss, over_ranks=over_ranks)
+    if targets is not None:
+        distillation, by_level = targets(output.aligned, batch.features, noise, over_ranks)
         total = total + recipe.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}
     return StepResult(total, terms, output)

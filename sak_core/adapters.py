@@ -28,14 +28,14 @@ class AdapterPath(nn.Module):
     is tapped.
     """
 
-    def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int) -> None:
+    def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int, *, adapts: bool = True) -> None:
         """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens
-        before patches.
+        before patches. adapts: False leaves the adapters out, A(x) = x, so that only the norm is the teacher's own.
         """
         super().__init__()
         self.levels = tuple(levels)
         self.num_prefix = num_prefix
-        self.adapters = nn.ModuleList(Adapter(width) for _ in range(depth + 1))
+        self.adapters = nn.ModuleList(Adapter(width) if adapts else nn.Identity() for _ in range(depth + 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ def distillation_loss(
     targets: Mapping[str, Sequence[Tensor]],
     kind: str = "cos+l1",
     *,
+    relational: float = 0.0,
     row_weights: Tensor | None = None,
     level_weights: Mapping[str, Sequence[float]] | None = None,
     dropping: TeacherDropping | None = None,
@@ -26,6 +27,7 @@ def distillation_loss(
     aligned: the student's features for each teacher, a list of (B, C, h, w), shallowest first.
     targets: the teachers' features, likewise; grids may differ, widths may not.
     kind: a key of sak_core.row_losses.DISTILLATION.
+    relational: factor of the relational loss beside `kind`.
     row_weights: (B,), 0 for rows that do not count; None counts all alike.
     level_weights: a factor a level for some or all teachers; others have 1.
     dropping: drops teachers a row. The mean is then over the pairs of row and teacher that are left, times
@@ -37,14 +39,15 @@ def distillation_loss(
     """
     if kind not in DISTILLATION:
         raise UnknownName(unknown("distillation loss", kind, DISTILLATION))
-    _check(aligned, targets)
+    _check(aligned, targets, level_weights or {})
+    row_loss = DISTILLATION[kind].with_relational(relational)
     terms: dict[str, Tensor] = {}
     by_teacher: list[Tensor] = []
     for teacher, maps in aligned.items():
         factors = (level_weights or {}).get(teacher, (1.0,) * len(maps))
         weighted: list[Tensor] = []
         for level, factor in enumerate(factors):
-            rows = DISTILLATION[kind](maps[level], targets[teacher][level])
+            rows = row_loss(maps[level], targets[teacher][level])
             terms[f"{teacher}_level{level + 1}"] = _mean(rows, row_weights, over_ranks)
             weighted.append(rows if factor == 1 else factor * rows)
         by_teacher.append(sum(weighted[1:], weighted[0]))
@@ -79,11 +82,20 @@ def task_losses(
     return sum(values[1:], values[0]), terms
 
 
-def _check(aligned: Mapping[str, Sequence[Tensor]], targets: Mapping[str, Sequence[Tensor]]) -> None:
+def _check(
+    aligned: Mapping[str, Sequence[Tensor]],
+    targets: Mapping[str, Sequence[Tensor]],
+    level_weights: Mapping[str, Sequence[float]],
+) -> None:
     if set(aligned) != set(targets):
         raise ValueError(f"the student has features for {sorted(aligned)}, the batch for {sorted(targets)}")
     if not aligned:
         raise ValueError("a distillation loss needs at least one teacher")
+    for teacher, factors in level_weights.items():
+        if teacher not in aligned:
+            raise UnknownName(f"level weights: {unknown('teacher', teacher, aligned)}")
+        if len(factors) != len(aligned[teacher]):
+            raise ValueError(f"{teacher}: {len(factors)} level weights for {len(aligned[teacher])} levels")
     for teacher, maps in aligned.items():
         if len(maps) != len(targets[teacher]):
             raise ValueError(f"{teacher}: {len(maps)} levels of the student, {len(targets[teacher])} of the teacher")

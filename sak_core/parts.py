@@ -45,6 +45,8 @@ def freeze(model: nn.Module, trains: str) -> None:
 
 
 def _part(name: str) -> str:
+    if ".lora_" in name:
+        return "paths"
     first = name.partition(".")[0]
     for part, modules in PARTS.items():
         if first in modules:

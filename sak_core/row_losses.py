@@ -2,8 +2,10 @@
 of them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,10 @@ class Distillation:
     pointwise: tuple[tuple[float, RowLoss], ...] = ()
     relational: float = 0.0
 
+    def with_relational(self, factor: float) -> Distillation:
+        """This loss, with `factor` times the relational one added."""
+        return replace(self, relational=self.relational + factor)
+
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """(B, C, h, w) and (B, C, h', w') to (B,)."""
         values: list[Tensor] = []
@@ -96,6 +102,5 @@ DISTILLATION: dict[str, Distillation] = {
     "cos": Distillation(((1.0, cosine),)),
     "l2": Distillation(((1.0, l2),)),
     "relational": Distillation(relational=1.0),
-    "cos+l1+relational": Distillation(_PUBLISHED, relational=1.0),
 }
 """Distillation losses by name; "cos+l1" is the published one."""

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from sak_core.adapters import AdapterPath
 from sak_core.decoder import build_heads, build_routers, decode, to_map
 from sak_core.init import init_linear
+from sak_core.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.stem import Stem, StemConfig
 from sak_core.tasks import Task
@@ -30,6 +31,8 @@ class StudentConfig:
     paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation;
       for every teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens
       (without prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
+    adapter: what a path is made of, a key of `ADAPTERS`: "standard" (published), "none" (the path only sums the
+      stem's tokens), "lora" (sak_core.lora).
     aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
     widths must agree.
     router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
@@ -40,6 +43,7 @@ class StudentConfig:
     teachers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     levels: tuple[int, ...] | None = None
     paths: bool = True
+    adapter: str = "standard"
     aligner: bool = True
     router: str = "mor"
     head: str = "sak"
@@ -59,6 +63,7 @@ class StudentConfig:
             },
             "levels": None if self.levels is None else list(self.levels),
             "paths": self.paths,
+            "adapter": self.adapter,
             "aligner": self.aligner,
             "router": self.router,
             "head": self.head,
@@ -107,14 +112,14 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         self.stem = Stem(config.stem)
-        width, depth = self.stem.width, self.stem.depth
-        self.levels = tapped_levels(depth, config.levels)
+        width = self.stem.width
+        self.levels = tapped_levels(self.stem.depth, config.levels)
         self.paths = nn.ModuleDict()
         self.projector_norms = nn.ModuleDict()
         self.aligners = nn.ModuleDict()
         for teacher, widths in teacher_widths(config.teachers, len(self.levels)).items():
             if config.paths:
-                self.paths[teacher] = AdapterPath(width, depth, self.levels, self.stem.num_prefix)
+                self.paths[teacher] = build_path(config.adapter, self.stem, teacher, self.levels)
             else:
                 self.projector_norms[teacher] = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
             if config.aligner or not config.paths:
@@ -209,6 +214,22 @@ class Student(nn.Module):
         found = modules[name]
         assert isinstance(found, nn.ModuleList)
         return found
+
+
+ADAPTERS = ("standard", "none", "lora")
+"""What adapter paths are made of."""
+
+
+def build_path(adapter: str, stem: Stem, teacher: str, levels: Sequence[int]) -> nn.Module:
+    """A teacher's path beside `stem`. Raises ValueError for an adapter that is not in `ADAPTERS`."""
+    if adapter not in ADAPTERS:
+        raise UnknownName(unknown("adapter", adapter, ADAPTERS))
+    if adapter == "lora":
+        # peft takes seconds to import
+        from sak_core.lora import LoraPath
+
+        return LoraPath(stem, teacher, levels)
+    return AdapterPath(stem.width, stem.depth, levels, stem.num_prefix, adapts=adapter == "standard")
 
 
 def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sak_core.hub import hub_or_local, hub_reason
+from sak_core.lora import plain_name
 from sak_core.stem import Stem, StemConfig, resample_positions
 from sak_core.student import Student
 from sak_core.tensor_files import RefusedFile, check_finite, read_tensors
@@ -30,8 +32,11 @@ def load_vit(stem: Stem, source: Path | str) -> None:
     state = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
     if _POSITIONS in state:
         state[_POSITIONS] = fit_positions(stem, state[_POSITIONS])
-    check_state(stem.vit.state_dict(), state, f"{source} does not fit the stem {stem.config.name}")
-    stem.vit.load_state_dict(state)
+    own = stem.vit.state_dict()
+    plain = {name: found for name in own if (found := plain_name(name))}
+    wanted = {plain[name]: own[name] for name in plain}
+    check_state(wanted, state, f"{source} does not fit the stem {stem.config.name}")
+    stem.vit.load_state_dict({**own, **{name: state[found] for name, found in plain.items()}})
 
 
 def load_student(student: Student, state: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> None:
@@ -94,7 +99,14 @@ def _hub_state(config: StemConfig) -> dict[str, Tensor]:
 
     if config.name == "custom":
         raise ValueError("timm has no weights for a custom stem: give a file")
-    state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True, num_classes=0).state_dict()
+    try:
+        with hub_or_local():
+            state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm passes on its hub's many kinds of network errors
+        raise ValueError(
+            f"no weights for {config.name}: the hub did not give them ({hub_reason(error)}). Run where the hub "
+            "can be reached, or give a file (.safetensors, .pth or .npz)"
+        ) from error
     return state
 
 

@@ -70,13 +70,13 @@ def finetune(
     as_json: bool,
 ) -> None:
     """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
-    from pipeline.arms import find_arm
+    from pipeline.arms import starts_from_stage1
     from pipeline.config import load_recipe, parse_set
     from pipeline.runs import run_name
 
     loaded = load_recipe(recipe, "finetune", parse_set(assignments))
     folder = run or runs / run_name(loaded)
-    if find_arm(loaded.arm).distils:
+    if starts_from_stage1(loaded):
         if stage1 is None:
             stage1 = runs / run_name(loaded.model_copy(update={"stage": "distill"}))
         elif not stage1.exists() and (runs / stage1).exists():

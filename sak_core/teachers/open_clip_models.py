@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sak_core.hub import quiet
 from sak_core.names import UnknownName, unknown
 from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
 from sak_core.teachers.positions import resample_positions
@@ -21,7 +22,6 @@ from sak_core.teachers.weights import (
     hub,
     identity,
     load_exactly,
-    quiet,
     read_state,
     seeded,
 )

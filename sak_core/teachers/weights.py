@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sak_core.hub import hub_or_local, hub_reason
 from sak_core.teachers.base import Size, TeacherUnavailable, state_digest
 from sak_core.tensor_files import RefusedFile, read_tensors
 
@@ -56,53 +53,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a library's log messages down, where this project says the same in its own words."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
 def hub(teacher: str) -> Iterator[None]:
-    """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out.
-
-    Where the hub's name does not even resolve, only its local cache is asked: the libraries would try for
-    most of a minute.
-    """
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
+    """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out."""
     try:
-        constants.HF_HUB_OFFLINE = offline or not _resolves(constants.ENDPOINT)
-        with quiet():
+        with hub_or_local():
             yield
     except TeacherUnavailable:
         raise
     except Exception as error:  # every library has its own network errors
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         raise TeacherUnavailable(
-            f"no weights for {teacher}: the hub did not give them ({reason}). Run where the hub can be "
+            f"no weights for {teacher}: the hub did not give them ({hub_reason(error)}). Run where the hub can be "
             "reached, or give a file (--weights FILE, safetensors or .pth), or try the untrained tower "
             "(--random-weights)"
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-def _resolves(url: str) -> bool:
-    """Whether the host of `url` has an address, or a proxy would look for it."""
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
-    except OSError:
-        return False
-    return True
 
 
 def read_state(path: Path) -> State:

@@ -1,0 +1,209 @@
+"""Variations of the student, its losses and what trains: each is one key of a recipe, run through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import Recipe, StudentOptions
+from sak_core.balance import BALANCES
+from sak_core.decoder import ROUTERS
+from sak_core.heads import HEADS
+from sak_core.parts import TRAINS
+from sak_core.row_losses import DISTILLATION
+from sak_core.student import ADAPTERS
+from tests.conftest import sak
+
+VARIATIONS = {
+    "token": {"student.router": "token"},
+    "no router": {"student.router": "none"},
+    "linear": {"student.head": "linear"},
+    "dpt": {"student.head": "dpt"},
+    "no adapter": {"student.adapter": "none"},
+    "no stage1": {"stage1": "off"},
+    "adapters": {"trains": "adapters"},
+    "routers": {"trains": "routers"},
+    "alpha 0": {"alpha": 0.0},
+    "two teachers": {"teachers": ["mini-dino", "mini-sam"]},
+    "cos": {"loss": "cos"},
+    "l2": {"loss": "l2"},
+    "relational": {"loss": "relational"},
+    "cos and relational": {"loss": "cos", "relational": 2.0},
+    "standardize": {"balance": "standardize"},
+    "phi-s": {"balance": "phi-s"},
+    "weights": {"level_weights": {"mini-dino": [0.0, 1.0, 1.0, 2.0], "mini-sam": 0.5}},
+    "dropping": {"drop_teachers": 0.5},
+    "checkpointing": {"student.checkpointing": True},
+}
+PLACE = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
+BASE = {"steps": 2, "batch_size": 8, "tasks": ["semseg"], "log_every": 1, "student.stem.depth": 4}
+SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
+@pytest.fixture(scope="module")
+def study(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of all variations of one arm."""
+    folder = tmp_path_factory.mktemp("variations")
+    path = folder / "all.toml"
+    rows = "".join(f'[[variations]]\nname = "{name}"\nset = {toml(changes)}\n' for name, changes in VARIATIONS.items())
+    path.write_text(f'recipe = "demo"\narms = ["sak"]\nbaseline = "sak"\nset = {toml(BASE)}\n{PLACE}{rows}')
+    sak("ablate", path, "--out", features, "--runs", folder / "runs")
+    return folder / "runs" / "all"
+
+
+def weights(study: Path, name: str, stage: str = "finetune") -> dict[str, torch.Tensor]:
+    return load_file(study / f"{name.replace(' ', '-')}-seed0-{stage}" / "last" / "model.safetensors")
+
+
+def terms(study: Path, name: str, stage: str = "distill", step: int = 1) -> dict[str, float]:
+    lines = (study / f"{name.replace(' ', '-')}-seed0-{stage}" / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[step - 1])
+
+
+def test_every_variation_is_trained_and_scored(study: Path) -> None:
+    table = json.loads((study / "table.json").read_text())
+    assert [row["arm"] for row in table["rows"]] == ["constant", "sak", *VARIATIONS]
+    assert all(row["parameters"] for row in table["rows"][1:])
+
+
+def test_stage_1_is_trained_once_where_it_is_the_same(study: Path) -> None:
+    own = {path.name.removesuffix("-seed0-distill") for path in study.glob("*-distill")}
+    shared = {"token", "no-router", "linear", "dpt", "no-stage1", "routers", "alpha-0"}
+    assert own == {"sak", *(name.replace(" ", "-") for name in VARIATIONS)} - shared
+
+
+def test_what_is_frozen_stays_and_the_rest_learns(study: Path) -> None:
+    start = weights(study, "sak", "distill")
+    end = weights(study, "routers")
+    assert all(torch.equal(end[name], start[name]) for name in start if "running" not in name)
+    own = weights(study, "adapters", "distill")
+    end = weights(study, "adapters")
+    stem = {name for name in own if name.startswith("stem.")}
+    assert {name for name in own if torch.equal(end[name], own[name])} == stem
+
+
+def test_losses_balance_and_weights_reach_the_step(study: Path) -> None:
+    plain, halves = terms(study, "sak"), terms(study, "weights")
+    level = "mini-dino_level1"
+    assert terms(study, "cos")[level] != plain[level]
+    assert 0 <= terms(study, "cos")[level] <= 2
+    assert halves[level] == plain[level], "terms are shown without their weights"
+    named = {name: value for name, value in plain.items() if "_level" in name}
+    assert plain["loss"] == pytest.approx(sum(named.values()), rel=1e-5)
+    factors = {"mini-dino": (0, 1, 1, 2), "mini-clip": (1, 1, 1, 1), "mini-sam": (0.5,) * 4}
+    expected = sum(value * factors[name[:-7]][int(name[-1]) - 1] for name, value in named.items())
+    assert halves["loss"] == pytest.approx(expected, rel=1e-5)
+    # against features of variance 1 a student that predicts next to nothing has a squared error of about 1
+    for balance in ("standardize", "phi-s"):
+        assert terms(study, balance)["loss"] != plain["loss"]
+    both, cosine = terms(study, "cos and relational"), terms(study, "cos")
+    relational = terms(study, "relational")
+    assert both["loss"] == pytest.approx(cosine["loss"] + 2 * relational["loss"], rel=1e-4)
+    # whoever is dropped, a row's hardest teacher stays: the mean over what is left is not below the mean over all
+    assert terms(study, "dropping")["loss"] >= plain["loss"] * 0.999
+    assert terms(study, "dropping")["loss"] != plain["loss"]
+
+
+def test_alpha_0_reads_no_teacher_and_two_teachers_are_two(study: Path) -> None:
+    assert not [name for name in terms(study, "alpha 0", "finetune") if "_level" in name]
+    assert {name[:-7] for name in terms(study, "two teachers") if "_level" in name} == {"mini-dino", "mini-sam"}
+
+
+def test_checkpointing_changes_no_bit(study: Path) -> None:
+    plain, recomputed = weights(study, "sak"), weights(study, "checkpointing")
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_no_stage_1_starts_from_the_stem(study: Path) -> None:
+    assert json.loads((study / "no-stage1-seed0-finetune" / "results.json").read_text())["stage1"] is None
+
+
+def test_lora_is_a_variation_too(features: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA rows come through peft")
+    options = ["--out", features, *SMALL, "--set", "student.adapter=lora"]
+    sak("distill", "demo", "--run", tmp_path / "a", *options, "--set", "trains=adapters")
+    trained = load_file(tmp_path / "a" / "last" / "model.safetensors")
+    assert sum(".lora_A." in name for name in trained) == 4 * 3
+    learned = [name for name in trained if ".lora_B." in name and trained[name].any()]
+    assert len(learned) == 4 * 3, "B starts at zero"
+    untrained = {name: tensor for name, tensor in trained.items() if "base_layer" in name}
+    sak("distill", "demo", "--run", tmp_path / "b", *SMALL, "--out", features, "--set", "trains=adapters")
+    other = load_file(tmp_path / "b" / "last" / "model.safetensors")
+    for name, tensor in untrained.items():
+        assert torch.equal(tensor, other[name.replace("base_layer.", "")]), "a frozen stem is the seed's own"
+
+
+def test_the_stems_weights_come_from_a_file(features: Path, tmp_path: Path) -> None:
+    vit = timm.create_model("vit_tiny_patch16_384", img_size=64, num_classes=10)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'teachers = ["mini-sam"]\nsteps = 1\nbatch_size = 2\ntrains = "adapters"\n'
+        f'student = {{ stem = {{ name = "vit_tiny_patch16_384", weights = "{tmp_path}/vit.safetensors" }} }}\n'
+        '[distill]\ndata = { dataset = "rooms", split = "unlabelled" }\n'
+    )
+    sak("distill", recipe, "--out", features, "--run", tmp_path / "run")
+    trained = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    resampled = timm.layers.resample_abs_pos_embed(vit.pos_embed, [6, 6], num_prefix_tokens=1, antialias=False)
+    torch.testing.assert_close(trained["stem.vit.pos_embed"], resampled)
+    assert torch.equal(trained["stem.vit.blocks.3.mlp.fc1.weight"], vit.state_dict()["blocks.3.mlp.fc1.weight"])
+
+    def refused(weights: str) -> str:
+        done = sak(
+            "distill", recipe, "--out", features, "--run", tmp_path / "no", "--set", f"student.stem.weights={weights}",
+            check=False, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
+        )  # fmt: skip
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "the hub did not give them" in refused("hub") and ".npz" in refused("hub")
+    assert "nowhere.pth" in refused("nowhere.pth")
+
+
+def test_the_choices_are_those_of_the_core() -> None:
+    def choices(model: type, field: str) -> set[str]:
+        return set(model.model_fields[field].annotation.__args__)
+
+    assert choices(StudentOptions, "router") == set(ROUTERS)
+    assert choices(StudentOptions, "head") == set(HEADS)
+    assert choices(StudentOptions, "adapter") == set(ADAPTERS)
+    assert choices(Recipe, "trains") == set(TRAINS)
+    assert choices(Recipe, "loss") == set(DISTILLATION)
+    assert choices(Recipe, "balance") == set(BALANCES)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("student.router=more", "unknown student.router 'more'; did you mean mor"),
+        ("student.head=dtp", "did you mean dpt"),
+        ("loss=cos+l2", "did you mean"),
+        ("balance=phis", "did you mean phi-s"),
+        ("trains=router", "did you mean routers"),
+        ('level_weights={"mini-dion"=1.0}', "unknown teacher 'mini-dion'; did you mean mini-dino"),
+        ('level_weights={"mini-dino"=[1.0, 2.0]}', "2 weights, but the cache has 4 levels"),
+        ("trains=routers", "belongs to stage 2"),
+        ("drop_teachers=1.5", "drop_teachers"),
+    ],
+)
+def test_wrong_values_are_answered_with_right_ones(features: Path, tmp_path: Path, assignment: str, hint: str) -> None:
+    from pipeline.config import load_recipe, parse_set
+    from pipeline.distill import distill
+    from pipeline.errors import UserError
+    from pipeline.runs import Places
+
+    with pytest.raises(UserError) as caught:
+        recipe = load_recipe("demo", "distill", {**BASE, **parse_set([assignment])})
+        distill(recipe, tmp_path / "run", Places(features, tmp_path))
+    assert hint in str(caught.value)
