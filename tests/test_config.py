@@ -43,7 +43,7 @@ def test_a_stage_table_lies_over_common_keys_and_set_over_both() -> None:
     ("assignment", "hint"),
     [
         ("optimizer.lrr=1", "did you mean lr?"),
-        ("batchsize=4", "did you mean batch_size?"),
+        ("batchsize=4", "did you mean batch_size"),
         ("student.stem.widht=4", "did you mean width or weights?"),
         ("steps=-1", "steps"),
         ("steps=many", "steps"),
