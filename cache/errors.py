@@ -73,6 +73,10 @@ class StoreFull(WriteFailed):
     """No space left for a file; nothing was committed for it."""
 
 
+class AlreadyThere(WriteFailed):
+    """A file that nobody may replace is there with other bytes (in object storage, where several may write)."""
+
+
 class StoreLocked(CacheError):
     """Another process works on this part of the store."""
 

@@ -9,12 +9,14 @@ the provider's own tools read (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GO
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from cache.errors import BadInput, UnknownName, WriteFailed
+from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
 from cache.files import Buffers, FileDigest, digest_of
 from cache.locks import OnWait
 from cache.places import OpenFile, Place, Range
@@ -29,7 +31,10 @@ _NUM_WRITERS = 16
 _COALESCED_GAP = 256 << 10
 """Ranges of one object that are no farther apart are fetched by one request: bytes are cheaper than round trips."""
 _ATTEMPTS = 4
-"""Of a read whose answer broke off after it had begun; what fails before that is asked again by obstore."""
+"""Of a request that obstore does not repeat by itself: an answer that broke off, a write of which none came.
+
+All may be repeated: a file that is created twice is compared.
+"""
 
 
 class ObjectPlace(Place):
@@ -92,8 +97,7 @@ class ObjectPlace(Place):
         import obstore
 
         try:
-            with _as_os_error():
-                obstore.head(self.store, self.prefix + name)
+            _again(lambda: obstore.head(self.store, self.prefix + name))
         except FileNotFoundError:
             return False
         return True
@@ -103,8 +107,7 @@ class ObjectPlace(Place):
         import obstore
 
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
-        with _as_os_error():
-            found = obstore.list(self.store, prefix or None, chunk_size=1000).collect()
+        found = _again(lambda: obstore.list(self.store, prefix or None, chunk_size=1000).collect())
         return {item["path"].removeprefix(self.prefix): item["size"] for item in sorted(found, key=_path)}
 
     def folders(self, folder: str = "") -> list[str]:
@@ -112,8 +115,7 @@ class ObjectPlace(Place):
         import obstore
 
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
-        with _as_os_error():
-            found = obstore.list_with_delimiter(self.store, prefix or None)["common_prefixes"]
+        found = _again(lambda: obstore.list_with_delimiter(self.store, prefix or None)["common_prefixes"])
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
@@ -153,25 +155,29 @@ class ObjectPlace(Place):
         from obstore.exceptions import AlreadyExistsError
 
         digest = digest_of(buffers)
-        try:
-            with _as_os_error():
-                obstore.put(
-                    self.store,
-                    self.prefix + name,
-                    b"".join(buffers),
-                    mode="overwrite" if replace else "create",
-                    use_multipart=False,
-                )
-        except AlreadyExistsError as error:
-            # by another machine, by a run before this one, or by this very request, its answer lost
-            if self.digest(name) != digest:
-                raise WriteFailed(
+        data = b"".join(buffers)
+        mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
+        for attempt in range(_ATTEMPTS):
+            try:
+                _again(lambda: obstore.put(self.store, self.prefix + name, data, mode=mode, use_multipart=False))
+                return digest
+            except AlreadyExistsError as error:
+                # by another machine, by a run before this one, or by this very request, its answer lost
+                try:
+                    found = self.digest(name)
+                except FileNotFoundError:  # and deleted since: a manifest's entry that was compacted
+                    if attempt < _ATTEMPTS - 1:
+                        continue
+                    raise
+                if found == digest:
+                    return digest
+                raise AlreadyThere(
                     f"{self.show(name)} is there already with other bytes: a teacher, device or number of threads "
                     "is not the one that made it. Nothing was written over it; match them, or delete it"
                 ) from error
-        except OSError as error:
-            raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
-        return digest
+            except OSError as error:
+                raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
+        raise AssertionError("unreachable")
 
     def remove(self, folder: str) -> None:
         """See `Place`."""
@@ -179,16 +185,14 @@ class ObjectPlace(Place):
 
         names = [self.prefix + name for name in self.sizes(folder)]
         for first in range(0, len(names), 1000):
-            with _as_os_error():
-                obstore.delete(self.store, names[first : first + 1000])
+            _again(partial(obstore.delete, self.store, names[first : first + 1000]))
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`; lines that two machines add in the same moment may get lost."""
         import obstore
 
         before = self.read(name) if self.exists(name) else b""
-        with _as_os_error():
-            obstore.put(self.store, self.prefix + name, before + line)
+        _again(lambda: obstore.put(self.store, self.prefix + name, before + line))
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """See `Place`."""
@@ -248,21 +252,24 @@ def _as_os_error() -> Iterator[None]:
         yield
     except AlreadyExistsError:
         raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_first_line(error)) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise PermissionError(_first_line(error)) from error
     except BaseError as error:
         raise OSError(_first_line(error)) from error
 
 
-def _again(read: Callable[[], Answer]) -> Answer:
-    """What `read` gives, asked again where an answer broke off; errors as `_as_os_error`."""
+def _again(request: Callable[[], Answer]) -> Answer:
+    """What `request` gives, asked again where that may help; errors as `_as_os_error`."""
     for attempt in range(_ATTEMPTS):
         try:
             with _as_os_error():
-                return read()
+                return request()
         except (FileNotFoundError, PermissionError):
             raise
         except OSError:
             if attempt == _ATTEMPTS - 1:
                 raise
+            time.sleep(0.1 * 2**attempt)
     raise AssertionError("unreachable")

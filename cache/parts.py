@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cache.entries import PartMetadata
-from cache.errors import CorruptFile
+from cache.errors import AlreadyThere, CorruptFile
 from cache.faults import fault_point
 from cache.files import FileDigest, digest_of, readable_json
 from cache.layout import ArraySpec
@@ -32,7 +32,7 @@ def create_part(
     num_samples: int,
     rows_per_shard: int,
 ) -> None:
-    """Write a part's metadata, with no views yet, and commit it.
+    """Write a part's metadata, with no views yet, and commit it, unless another machine does so in this moment.
 
     Args:
         groups: path below `place` of each group's ``zarr.json`` -> its document.
@@ -42,8 +42,13 @@ def create_part(
     by_path = {array.path: array for array in arrays}
     for path, array in by_path.items():
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
-    digests = place.write({path: [data] for path, data in files.items()})
-    manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests))
+    try:
+        digests = place.write({path: [data] for path, data in files.items()})
+        manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests))
+    except AlreadyThere:
+        if not manifest.exists:
+            raise
+        # it was created, and has grown, since the caller looked
 
 
 def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:

@@ -58,11 +58,10 @@ class TeacherWriter:
         }
         self._arrays = teacher_arrays(self.name, self.levels)
         with store.lock(self._part):
-            if self._manifest.exists:
-                self._compare(asked)
-                clean_part(store, self._manifest)
-            else:
+            if not self._manifest.exists:
                 self._create(asked)
+            self._compare(asked)
+            clean_part(store, self._manifest)
         self._load_constants()
 
     def _load_constants(self) -> None:

@@ -11,6 +11,7 @@ from cache.places import as_place
 from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
+from pipeline.options import numbers
 from pipeline.prepare import prepare, source_spec
 from pipeline.samples import DatasetRequest
 from pipeline.stores import parse_size
@@ -56,7 +57,7 @@ class CacheRequest:
         )
         run = {
             "codec": options["codec"],
-            "levels": _numbers(options["levels"]),
+            "levels": numbers("--levels", options["levels"]),
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
             **{
                 key: options[key]
@@ -65,15 +66,6 @@ class CacheRequest:
         }
         flags = (options["decoders"], options["strict"], options["dry_run"])
         return cls(source, teachers, views, options["features"], run, *flags)
-
-
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    if not text:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--levels {text!r}: expected block numbers such as 2,5,8,11") from None
 
 
 def run_cache(request: CacheRequest) -> dict[str, Any]:

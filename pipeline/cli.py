@@ -9,7 +9,7 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import boundary, caching, data, demo, miniature, stores, training
+from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, training
 from pipeline.interrupts import Interrupted
 
 FOLLOWER_PATIENCE_S = 10.0
@@ -31,6 +31,7 @@ for command in (
     stores.info,
     stores.verify,
     boundary.boundary,
+    copying.copy,
     data.data,
     demo.demo,
     miniature.miniature,

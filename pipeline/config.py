@@ -171,6 +171,12 @@ def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = N
     return _validate(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}")
 
 
+def recipe_stages(name: str) -> tuple[Stage, ...]:
+    """The stages that the recipe `name` describes."""
+    table = _read(_find(name, "recipes", "recipe"))
+    return tuple(stage for stage in STAGES if stage in table)
+
+
 def load_study(name: str) -> Study:
     """Read the study `name` (one that ships, or a path to a TOML file)."""
     path = _find(name, "recipes/studies", "study")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from pipeline.runs import Places
 
@@ -40,6 +42,16 @@ DEVICES = click.option(
 )
 WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`0,3` as (0, 3), None as None; `UserError` for anything else."""
+    if not text:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
 
 
 def places(features: Path | str, runs: Path) -> Places:

@@ -69,9 +69,16 @@ def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:
     return found
 
 
+def is_store_of(store: Store, data: Data) -> bool:
+    """Whether `store` is one that `data` asks for."""
+    size = parse_size(data.size) if data.size else store.spec.size
+    return (store.spec.dataset, store.spec.split, store.spec.size) == (data.dataset, data.split, size)
+
+
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
-    return [name for name in teachers if store.teacher(name).provenance["teacher"]["weights"].startswith("random:")]
+    made = {name: store.teacher(name).provenance.get("teacher", {}) for name in teachers}
+    return [name for name, teacher in made.items() if teacher.get("weights", "").startswith("random:")]
 
 
 def store_tasks(

@@ -1,0 +1,185 @@
+"""Object storage for real: a server that speaks S3, behind a proxy that fails as networks do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.copying import copy_store, plan_copy, select
+from cache.errors import WriteFailed
+from cache.loader import Loader
+from cache.places import Place, as_place
+from cache.store import Store
+from cache.verify import unlisted_files, verify_store
+from tests import cache_toy as toy
+from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.conftest import sak
+from tests.s3 import Proxy, environment, serve_s3
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of an S3 server."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server, to which ``s3://`` leads."""
+    proxy = Proxy(server)
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def root(proxy: Proxy, request: pytest.FixtureRequest) -> Place:
+    return as_place(f"s3://bucket/{request.node.name.partition('[')[0]}")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return toy.make_store(tmp_path_factory.mktemp("local"))
+
+
+def now_and_then(*faults: str, every: int = 5) -> Callable[[str, int], str | None]:
+    """Each of the faults in turn, to every so many requests."""
+    turn = iter(range(10**9))
+    lock = threading.Lock()
+
+    def choose(method: str, number: int) -> str | None:
+        with lock:
+            place = next(turn)
+        return faults[place // every % len(faults)] if place % every == every - 1 else None
+
+    return choose
+
+
+def without_locks(path: Path) -> dict[str, bytes]:
+    return {name: raw for name, raw in toy.tree(path).items() if not name.endswith("/lock")}
+
+
+def objects(store: Store) -> dict[str, bytes]:
+    return {name: store.place.read(name) for name in store.place.sizes()}
+
+
+def test_written_and_read_through_a_bad_network(proxy: Proxy, root: Place, local: Store) -> None:
+    proxy.faults = now_and_then(*Proxy.FAULTS, every=13)
+    store = toy.make_store(root)
+    loader = Loader(store, store.teachers, ("normals",), batch_size=2, num_views=2, seed=4)
+    ours = Loader(local, local.teachers, ("normals",), batch_size=2, num_views=2, seed=4)
+    for theirs, mine in zip(loader, ours, strict=True):
+        assert theirs.samples.tolist() == mine.samples.tolist()
+        np.testing.assert_array_equal(theirs.pixels, mine.pixels)
+        np.testing.assert_array_equal(theirs.labels["normals"], mine.labels["normals"])
+        for left, right in zip(theirs.features["mini-dino"], mine.features["mini-dino"], strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    assert all(proxy.counts[fault] >= 3 for fault in Proxy.FAULTS), proxy.counts  # the faults were real
+    proxy.faults = lambda method, number: None
+    assert objects(store) == without_locks(local.path)
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_down_is_an_error_not_a_hang(proxy: Proxy, root: Place) -> None:
+    root.write({"file": [bytes(10_000)]})
+    proxy.faults = lambda method, number: "reset-body" if method == "GET" else "reset"
+    with pytest.raises(OSError, match=r"GET|body"):
+        root.read("file")
+    with pytest.raises(WriteFailed, match=r"cannot write s3://bucket/.*/other"):
+        root.write({"other": [b"content"]})
+
+
+def test_one_of_many_writers_wins(root: Place) -> None:
+    def write(number: int) -> bool:
+        try:
+            root.write({"file": [bytes([number]) * 1000]})
+        except WriteFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(write, range(16)))
+    assert sum(won) == 1 and root.read("file") == bytes([won.index(True)]) * 1000
+
+
+def test_two_machines_make_one_store(root: Place, local: Store) -> None:
+    start = threading.Barrier(2)
+
+    def make() -> None:
+        start.wait()
+        toy.make_store(root)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(make) for _ in range(2)]:
+            done.result()
+    store = Store.open(root / local.name)
+    assert verify_store(store.place) == [] and objects(store) == without_locks(local.path)
+
+
+def test_a_wrong_key_is_said(root: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(OSError, match=r"403|denied|permission|credentials|SignatureDoesNotMatch"):
+        as_place("s3://bucket/x").read("file")
+
+
+RECIPE = """
+teachers = ["mini-dino"]
+[student.stem]
+name = "custom"
+[distill]
+data = { dataset = "toy", split = "train", views = 1 }
+steps = 1
+"""
+
+
+def test_copy_there_and_back_by_command(proxy: Proxy, root: Place, local: Store, tmp_path: Path) -> None:
+    address = root.shown
+    planned = json.loads(sak("copy", local.path.parent, address, "--dry-run", "--json").stdout)
+    assert planned["copied"] is False and planned["stores"][0]["shards"] == 24
+    assert not root.folders()
+    proxy.faults = now_and_then("500", "reset", "reset-body", "slow", every=9)
+    done = json.loads(sak("copy", local.path, address, "--json").stdout)
+    assert done == {**planned, "copied": True}
+    proxy.faults = lambda method, number: None
+    there = f"{address}/{local.name}"
+    assert json.loads(sak("copy", local.path, address, "--json").stdout)["stores"][0]["bytes"] == 0
+    info = json.loads(sak("info", there, "--json").stdout)
+    assert info["store"] == there and sorted(info["teachers"]) == ["mini-clip", "mini-dino"]
+    assert "every digest and checksum holds" in sak("verify", there).stdout
+    sak("copy", there, tmp_path / "back")
+    assert without_locks(tmp_path / "back" / local.name) == without_locks(local.path)
+    # just what a recipe reads, to scratch
+    (tmp_path / "small.toml").write_text(RECIPE)
+    said = sak("copy", address, tmp_path / "scratch", "--recipe", tmp_path / "small.toml").stdout
+    assert "1 views, mini-dino levels [0, 1, 3]" in said
+    scratch = Store.open(tmp_path / "scratch" / local.name)
+    assert scratch.teachers == ["mini-dino"] and scratch.num_views == 1 and verify_store(scratch.place) == []
+    wrong = sak("copy", there, tmp_path / "x", "--teacher", "mini-dno", check=False)
+    assert wrong.returncode == 2 and "did you mean mini-dino" in wrong.stderr
+    nothing = sak("copy", tmp_path, tmp_path / "x", check=False)
+    assert nothing.returncode == 2 and "is no store, and no folder that holds one" in nothing.stderr
+
+
+def test_a_copy_killed_on_the_way_is_gone_on_with(root: Place, local: Store) -> None:
+    plan = plan_copy(local, root, select(local))
+    told: list[int] = []
+
+    def stop(num_bytes: int) -> None:
+        told.append(num_bytes)
+        if len(told) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy_store(plan, stop)
+    left = plan_copy(local, root, select(local))
+    assert left.num_shards == plan.num_shards - 5
+    assert objects(copy_store(left)) == without_locks(local.path)
