@@ -54,7 +54,11 @@ class CorruptFile(CacheError):
 
     def __init__(self, path: object, what: str) -> None:
         self.path, self.what = path, what
-        super().__init__(f"{path}: {what}; `sak verify` lists all damage")
+        super().__init__(f"{path}: {what}; `sak verify` lists all damage, `sak repair` mends it")
+
+
+class RemadeDiffers(CacheError):
+    """What was made again for a committed file is not what was committed; nothing was written."""
 
 
 class BadInput(CacheError, ValueError):

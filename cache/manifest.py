@@ -172,6 +172,19 @@ class PartManifest:
             fault_point("compact")
         self.place.remove(self._entry_folder(view))
 
+    def uncommit(self, view: int, shard: int | None = None) -> None:
+        """Forget that a view's shards, or one that has an entry of its own, are committed; durable when this returns.
+
+        Every state that a kill leaves in between is that of a half-finished view.
+        """
+        if shard is not None and not self.place.exists(self._compact_name(view)):
+            self.place.delete([self._entry_name(view, shard)])
+        else:
+            # Entries first: without them the compacted file still commits every shard, and no entry is left alone.
+            self.place.delete([name for name in self.place.sizes(self._entry_folder(view)) if _ENTRY.search(name)])
+            self.place.delete([self._compact_name(view)])
+        self._views.pop(view, None)
+
     def pending(self, num_views: int) -> list[tuple[int, int]]:
         """The (view, shard) of the first `num_views` views that are not committed, in order.
 

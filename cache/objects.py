@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -181,11 +181,15 @@ class ObjectPlace(Place):
 
     def remove(self, folder: str) -> None:
         """See `Place`."""
+        self.delete(list(self.sizes(folder)))
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Place`."""
         import obstore
 
-        names = [self.prefix + name for name in self.sizes(folder)]
         for first in range(0, len(names), 1000):
-            _again(partial(obstore.delete, self.store, names[first : first + 1000]))
+            with suppress(FileNotFoundError):
+                _again(partial(obstore.delete, self.store, [self.prefix + name for name in names[first : first + 1000]]))
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`; lines that two machines add in the same moment may get lost."""

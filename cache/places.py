@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import BadInput, CorruptFile
-from cache.files import Buffers, FileDigest, digest_of_file, remove_temporaries, write_files
+from cache.files import Buffers, FileDigest, digest_of_file, fsync_directory, remove_temporaries, write_files
 from cache.locks import OnWait, file_lock
 
 Target = memoryview | bytearray
@@ -133,6 +133,10 @@ class Place(ABC):
         """Delete a folder with everything below it; it is no error where there is none."""
 
     @abstractmethod
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files, for good when this returns; it is no error where there is none of a name."""
+
+    @abstractmethod
     def append(self, name: str, line: bytes) -> None:
         """Add a line to a file that is outside of every digest."""
 
@@ -211,6 +215,14 @@ class LocalPlace(Place):
     def remove(self, folder: str) -> None:
         """See `Place`."""
         shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Place`."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in {(self.path / name).parent for name in names}:
+            if folder.is_dir():
+                fsync_directory(folder)
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`."""

@@ -19,18 +19,23 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return canonical_json({**document, "digest": hashlib.sha256(canonical_json(document)).hexdigest()})
 
 
+def is_sealed(raw: bytes) -> bool:
+    """Whether a manifest file's bytes have the digest that they carry."""
+    # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
+    start = raw.find(_DIGEST)
+    end = start + len(_DIGEST) + 64
+    if start < 0 or raw[end : end + 2] != b'",':
+        return False
+    return hashlib.sha256(raw[:start] + raw[end + 2 :]).hexdigest().encode() == raw[start + len(_DIGEST) : end]
+
+
 def unseal(raw: bytes, path: object) -> dict[str, Any]:
     """A manifest file's content; `path` is named in errors.
 
     Raises:
         CorruptFile: it is not what was written, or of another format version.
     """
-    # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
-    start = raw.find(_DIGEST)
-    end = start + len(_DIGEST) + 64
-    if start < 0 or raw[end : end + 2] != b'",':
-        raise CorruptFile(path, "this manifest file lacks its own digest")
-    if hashlib.sha256(raw[:start] + raw[end + 2 :]).hexdigest().encode() != raw[start + len(_DIGEST) : end]:
+    if not is_sealed(raw):
         raise CorruptFile(path, "this manifest file fails its own digest")
     document: dict[str, Any] = json.loads(raw)
     if document["format"] != FORMAT_VERSION:

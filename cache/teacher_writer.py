@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cache.calibration import calibration_files, calibration_folder, level_constants
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, UncommittedRow
+from cache.errors import BadInput, CacheError, CorruptFile, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
 from cache.files import digest_of
 from cache.layout import group_json, teacher_arrays
@@ -65,7 +65,10 @@ class TeacherWriter:
         self._load_constants()
 
     def _load_constants(self) -> None:
-        calibration = self.calibration()
+        try:
+            calibration = self.calibration()
+        except CorruptFile:  # `write_calibration` can repair it; no shard is written before
+            calibration = None
         self._is_calibrated = calibration is not None
         self._constants: dict[int, dict[str, Array]] = {}
         if calibration is not None:
@@ -148,6 +151,9 @@ class TeacherWriter:
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[int, int]:
         """Encode, write and commit one shard; returns when it is durable.
 
+        A shard that is committed already must come out the same; its files are then written again where they are
+        damaged.
+
         Args:
             view, shard: a pair from `pending`; its source must be committed.
             levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`.
@@ -160,6 +166,7 @@ class TeacherWriter:
             NonFiniteFeature: a value is NaN, infinite or too large for the codec; names sample, view, level
                 and channel.
             UncommittedRow: the shard's source is not committed.
+            RemadeDiffers: the shard is committed, and differs.
             StoreFull: no space; nothing of the shard is committed.
         """
         if not self._is_calibrated:
@@ -192,7 +199,9 @@ class TeacherWriter:
         if view >= self._manifest.metadata.num_views:
             with self.store.lock(self._part):
                 grow_part(self.store.place, self._manifest, view + 1)
-        files = write_arrays(self.store, self._arrays, view, shard, stored, "write")
+        files = write_arrays(self.store, self._manifest, self._arrays, view, shard, stored, "write")
+        if files is None:
+            return clipped
         counted = {
             array.path: clipped[spec.level]
             for spec, array in zip(self.levels, self._arrays, strict=True)

@@ -73,7 +73,15 @@ def verify_store(path: Place | Path | str, progress: Progress | None = None) -> 
     Raises:
         StoreNotFound: there is no store at `path`.
     """
-    place = as_place(path)
+    return _verify(as_place(path), progress, everything=True)
+
+
+def verify_metadata(path: Place | Path | str) -> list[Problem]:
+    """`verify_store` of everything but the shards' files: manifest, ``zarr.json`` and calibration."""
+    return _verify(as_place(path), None, everything=False)
+
+
+def _verify(place: Place, progress: Progress | None, everything: bool) -> list[Problem]:
     if not place.sizes(f"{FOLDER}/{SOURCE}"):
         raise StoreNotFound(f"{place.shown} is no store: it has no manifest")
     problems: list[Problem] = []
@@ -82,7 +90,7 @@ def verify_store(path: Place | Path | str, progress: Progress | None = None) -> 
         for item in _plan(place, part):
             if isinstance(item, Problem):
                 problems.append(item)
-            else:
+            elif everything or item.array is None:
                 checks.append(item)
     total = sum(check.digest.num_bytes for check in checks)
     done = 0

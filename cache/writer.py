@@ -46,6 +46,9 @@ class SourceWriter:
     ) -> None:
         """Write and commit one shard; returns when it is durable.
 
+        A shard that is committed already must come out the same; its files are then written again where they are
+        damaged.
+
         Args:
             view: below `store.num_views` (see `Store.ensure_views`).
             shard: its rows are `store.spec.rows(shard)`.
@@ -59,6 +62,7 @@ class SourceWriter:
 
         Raises:
             BadInput: wrong keys, shapes or dtypes, each named; rows outside of the shard in `invalid`.
+            RemadeDiffers: the shard is committed, and differs.
             StoreFull: no space; nothing of the shard is committed.
         """
         if view >= self.store.num_views:
@@ -79,8 +83,9 @@ class SourceWriter:
         checked = _checked(specs, given, len(rows), f"view {view}, shard {shard}")
         if bad:
             checked = {path: self._filled(path, array, bad) for path, array in checked.items()}
-        files = write_arrays(self.store, specs, view, shard, checked, "prepare")
-        self._manifest.commit_shard(view, shard, files, invalid)
+        files = write_arrays(self.store, self._manifest, specs, view, shard, checked, "prepare")
+        if files is not None:
+            self._manifest.commit_shard(view, shard, files, invalid)
 
     def _filled(self, path: str, array: Array, bad: Sequence[int]) -> Array:
         if path == "samples/ids":

@@ -30,6 +30,7 @@ for command in (
     training.ablate,
     stores.info,
     stores.verify,
+    stores.repair,
     boundary.boundary,
     copying.copy,
     data.data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -177,6 +177,27 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "versions": versions,
     }
+
+
+def request_of(provenance: Mapping[str, Any], weights: Path | None = None, device: str = "auto") -> TeacherRequest:
+    """The request that made a part with this provenance, for making it again.
+
+    Args:
+        weights: file that holds the teacher's weights, where they come from neither the package, a hub nor a seed.
+    """
+    teacher = provenance["teacher"]
+    return TeacherRequest(
+        teacher["name"],
+        codec=provenance["codec"],
+        levels=tuple(teacher["levels"]),
+        grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
+        weights=weights,
+        random_weights=weights is None and teacher["weights"].startswith("random:"),
+        device=device,
+        precision=provenance["precision"],
+        batch_size=provenance["batch_size"],
+        threads=provenance["threads"] or None,
+    )
 
 
 def calibrate(store: Store, running: RunningTeacher) -> dict[str, Array]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cache.places import as_place
 from cache.store import Store
-from cache.verify import verify_store
+from cache.verify import Problem, verify_store
 from pipeline.console import amount, progress
 from pipeline.stores import random_teachers
 
@@ -71,8 +72,8 @@ def info_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verify_with_progress(path: Path | str) -> dict[str, Any]:
-    """Check the store, also one too damaged to open; returns its problems as text, JSON-able."""
+def find_problems(path: Path | str) -> list[Problem]:
+    """Check the store, also one too damaged to open, and show how far it is."""
     size = sum(as_place(path).sizes().values())
     with progress("verify", max(size // 1_000_000, 1), "MB") as advance:
         shown = 0
@@ -83,12 +84,22 @@ def verify_with_progress(path: Path | str) -> dict[str, Any]:
                 advance(done_bytes // 1_000_000 - shown)
                 shown = done_bytes // 1_000_000
 
-        problems = verify_store(path, tell)
-    return {"store": str(path), "problems": [str(problem) for problem in problems]}
+        return verify_store(path, tell)
+
+
+def problem_dict(problem: Problem) -> dict[str, Any]:
+    """A problem as JSON holds it: its fields, and the sentence for people as ``text``."""
+    return {**asdict(problem), "text": str(problem)}
+
+
+def verify_with_progress(path: Path | str) -> dict[str, Any]:
+    """Check the store; returns its problems, JSON-able."""
+    return {"store": str(path), "problems": [problem_dict(problem) for problem in find_problems(path)]}
 
 
 def verify_text(result: dict[str, Any]) -> str:
     """`verify_with_progress` for people."""
     if not result["problems"]:
         return f"{result['store']}: every digest and checksum holds"
-    return "\n".join([f"{result['store']}: {len(result['problems'])} problems", *result["problems"]])
+    lines = [f"{result['store']}: {len(result['problems'])} problems; `sak repair` mends what it can"]
+    return "\n".join([*lines, *(problem["text"] for problem in result["problems"])])

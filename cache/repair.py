@@ -1,0 +1,90 @@
+"""Mending a store's metadata from the store itself.
+
+What is mended must be what was committed: every repair ends in the SHA-256 that the manifest recorded, or is not made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cache.files import FileDigest, digest_of, readable_json
+from cache.layout import group_json
+from cache.manifest import FOLDER, PartManifest
+from cache.parts import array_json
+from cache.places import Place, as_place
+from cache.seals import is_sealed
+from cache.verify import Problem, verify_metadata
+
+MAX_SEARCHED_BYTES = 1 << 15
+"""Larger files are not searched for a flipped bit: each candidate costs a SHA-256 of the whole file."""
+
+
+def mend_metadata(path: Place | Path | str) -> tuple[list[str], list[Problem]]:
+    """Put a store's metadata right where the store itself says how: manifest files, ``zarr.json``, calibration.
+
+    What follows from intact metadata is written again; elsewhere a flipped bit is searched for. Nothing else is
+    touched, and nothing is taken for right that does not have the digest that was recorded.
+
+    Returns:
+        (files that are as they were committed again, what is still damaged of the metadata).
+
+    Raises:
+        StoreNotFound: there is no store at `path`.
+        WriteFailed: a mended file cannot be written.
+    """
+    place = as_place(path)
+    mended: list[str] = []
+    while True:  # intact metadata shows what else is damaged
+        problems = verify_metadata(place)
+        found = {problem.file: right for problem in problems if (right := _as_committed(place, problem))}
+        if not found:
+            return mended, problems
+        place.write({file: [right] for file, right in found.items()}, replace=True)
+        mended += found
+
+
+def _as_committed(place: Place, problem: Problem) -> bytes | None:
+    """The bytes that a damaged metadata file should have, where they can be told."""
+    try:
+        damaged = place.read(problem.file)
+    except OSError:
+        damaged = b""
+    if problem.file.startswith(f"{FOLDER}/"):
+        return _without_flip(damaged, is_sealed)
+    digest = _recorded(PartManifest(place, problem.part), problem.file)
+    for candidate in _derived(PartManifest(place, problem.part), problem.file):
+        if digest_of([candidate]) == digest:
+            return candidate
+    if len(damaged) != digest.num_bytes:
+        return None
+    return _without_flip(damaged, lambda raw: hashlib.sha256(raw).hexdigest() == digest.sha256)
+
+
+def _recorded(manifest: PartManifest, file: str) -> FileDigest:
+    return {**manifest.metadata.files, **(manifest.calibration() or {})}[file]
+
+
+def _derived(manifest: PartManifest, file: str) -> Iterator[bytes]:
+    """What a ``zarr.json`` says where nothing but the manifest decides it."""
+    metadata = manifest.metadata
+    array = metadata.arrays.get(file.removesuffix("/zarr.json"))
+    if array is not None:
+        yield array_json(array, metadata.num_views, metadata.num_samples, metadata.rows_per_shard)
+        yield array_json(array, 0, metadata.num_samples, metadata.rows_per_shard)
+    yield readable_json(group_json({}))
+
+
+def _without_flip(damaged: bytes, is_right: Callable[[bytes], bool]) -> bytes | None:
+    """`damaged` with the one bit turned back that makes it right, or None."""
+    if len(damaged) > MAX_SEARCHED_BYTES:
+        return None
+    candidate = bytearray(damaged)
+    for place in range(len(candidate)):
+        for bit in range(8):
+            candidate[place] ^= 1 << bit
+            if is_right(bytes(candidate)):
+                return bytes(candidate)
+            candidate[place] ^= 1 << bit
+    return None

@@ -1,0 +1,202 @@
+"""Damage of every kind, repaired from the store's own pixels or the data set: byte-identical, or left as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.errors import CorruptFile, RemadeDiffers
+from cache.repair import mend_metadata
+from cache.store import Store
+from cache.verify import verify_store
+from pipeline.repair import RepairRequest, repair_store
+from tests import cache_toy as toy
+from tests.conftest import sak
+from tests.small_images import NUM_IMAGES, cache_arguments, make_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    sak(*cache_arguments(images, out))
+    return next(out.glob("*.zarr"))
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / whole.name))
+
+
+def flip(path: Path, byte: int, bit: int = 3) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def repaired(store: Path, **request: object) -> dict[str, object]:
+    return repair_store(store, RepairRequest(**request))  # type: ignore[arg-type]
+
+
+METADATA = [
+    "zarr.json",
+    "pixels/zarr.json",
+    "views/zarr.json",
+    "teachers/mini-dino/zarr.json",
+    "teachers/mini-sam/level_1/zarr.json",
+    "manifest/source/metadata.json",
+    "manifest/source/view_0000.json",
+    "manifest/teachers/mini-dino/metadata.json",
+    "manifest/teachers/mini-dino/calibration.json",
+    "manifest/teachers/mini-dino/view_0001.json",
+    "teachers/mini-dino/calibration/zarr.json",
+]
+
+
+@pytest.mark.parametrize("file", METADATA)
+def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store: Path) -> None:
+    size = (store / file).stat().st_size
+    for byte in (0, size // 2, size - 2):
+        flip(store / file, byte)
+        assert [problem.file for problem in verify_store(store)] == [file]
+        assert mend_metadata(store) == ([file], [])
+        assert (store / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_metadata_that_follows_from_the_manifest_is_written_again(whole: Path, store: Path) -> None:
+    for file in ("pixels/zarr.json", "labels/zarr.json", "teachers/mini-sam/level_3/zarr.json", "samples/zarr.json"):
+        (store / file).unlink(missing_ok=True)
+    assert not mend_metadata(store)[1]
+    assert toy.tree(store) == toy.tree(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "byte"),
+    [
+        ("pixels/c.1.0.0.0.0", 4000),
+        ("samples/ids/c.1.0", 3),
+        ("samples/valid/c.1", 2),
+        ("views/box/c.0.1.0", 7),
+        ("teachers/mini-dino/level_0/c.0.0.0.0.0", 1000),
+        ("teachers/mini-dino/level_3/c.1.1.0.0.0", -2),  # the index
+        ("teachers/mini-sam/level_2/c.1.0.0.0.0", 5),
+        ("teachers/mini-dino/calibration/level_1/covariance/c.0.0", 4321),
+        ("teachers/mini-dino/calibration/level_1/min/c.0", 9),
+        ("teachers/mini-sam/calibration/level_0/fidelity/zarr.json", 30),
+    ],
+)
+def test_one_flip_is_found_and_repaired(file: str, byte: int, images: Path, whole: Path, store: Path) -> None:
+    flip(store / file, byte)
+    stamps = {path: path.stat().st_mtime_ns for path in store.rglob("c.*") if path != store / file}
+    result = repaired(store, root=images)
+    assert result["mended"] == [file] and not result["left"]
+    assert toy.tree(store) == toy.tree(whole)
+    if "calibration" not in file:  # nothing else was touched
+        assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_damage_all_over_the_store_at_once(images: Path, whole: Path, store: Path) -> None:
+    flip(store / "zarr.json", 50)
+    flip(store / "pixels/c.0.1.0.0.0", 10)
+    (store / "views/flip/c.1.0").unlink()
+    (store / "teachers/mini-dino/level_1/c.0.1.0.0.0").write_bytes(b"")
+    flip(store / "manifest/teachers/mini-sam/view_0000.json", 60)
+    flip(store / "teachers/mini-sam/level_1/c.0.0.0.0.0", 100)
+    flip(store / "teachers/mini-sam/calibration/level_0/mean/c.0", 0)
+    (store / "teachers/mini-dino/calibration/level_0/std/c.0").unlink()
+    result = repaired(store, root=images)
+    assert not result["left"] and len(result["damaged"]) > 5  # type: ignore[arg-type]
+    assert toy.tree(store) == toy.tree(whole)
+    assert repaired(store) == {"store": str(store), "damaged": [], "mended": [], "left": []}
+
+
+@pytest.mark.parametrize("part", ["source", "teachers/mini-dino"])
+def test_a_manifest_file_beyond_mending_costs_its_view_alone(part: str, images: Path, whole: Path, store: Path) -> None:
+    file = store / f"manifest/{part}/view_0001.json"
+    file.write_bytes(b"x" + file.read_bytes()[2:])
+    other = store / "pixels/c.0.0.0.0.0"
+    stamp = other.stat().st_mtime_ns
+    assert not repaired(store, root=images)["left"]
+    assert toy.tree(store) == toy.tree(whole)
+    assert other.stat().st_mtime_ns == stamp
+
+
+def test_without_the_images_pixels_are_left_as_they_were_and_teachers_are_repaired(store: Path) -> None:
+    flip(store / "pixels/c.1.0.0.0.0", 4000)
+    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    before = (store / "pixels/c.1.0.0.0.0").read_bytes()
+    done = sak("repair", store, "--json", check=False)
+    result = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert result["mended"] == ["teachers/mini-dino/level_0/c.0.0.0.0.0"]
+    (left,) = result["left"]
+    assert (left["part"], left["level"], left["view"], left["shard"], left["rows"]) == ("source", "pixels", 1, 0, [1])
+    assert "--root" in left["why"]
+    assert (store / "pixels/c.1.0.0.0.0").read_bytes() == before
+
+
+def test_changed_images_are_refused(images: Path, store: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(images, tmp_path / "images"))
+    (changed / "0003.png").write_bytes((changed / "0004.png").read_bytes())  # another size: told by the spec
+    flip(store / "pixels/c.0.0.0.0.0", 4000)
+    (left,) = repaired(store, root=changed)["left"]  # type: ignore[misc]
+    assert "samples_digest" in left["why"]
+    same_size = bytearray((images / "0003.png").read_bytes())
+    same_size[-40:] = bytes(40)  # the same size, other content: told by the recorded digest
+    (changed / "0003.png").write_bytes(same_size)
+    (left,) = repaired(store, root=changed)["left"]  # type: ignore[misc]
+    assert "what was made again is not what was committed" in left["why"]
+
+
+def test_features_of_damaged_pixels_wait_for_the_pixels(images: Path, whole: Path, store: Path) -> None:
+    flip(store / "pixels/c.0.0.0.0.0", 4000)
+    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    left = repaired(store)["left"]
+    assert {problem["part"] for problem in left} == {"source", "teachers/mini-dino"}  # type: ignore[attr-defined]
+    assert "pixels" in left[1]["why"]  # type: ignore[index]
+    assert not repaired(store, root=images)["left"]
+    assert toy.tree(store) == toy.tree(whole)
+
+
+def test_lost_provenance_is_said_to_be_beyond_repair(store: Path) -> None:
+    (store / "teachers/mini-dino/zarr.json").write_text("{}")
+    (left,) = repaired(store)["left"]  # type: ignore[misc]
+    assert "sak drop --teacher mini-dino" in left["why"]
+    Store.open(store).features("mini-sam", 0)[0, 0]
+    with pytest.raises(CorruptFile):
+        Store.open(store).features("mini-dino", 0)
+
+
+def test_a_dry_run_says_what_and_does_nothing(store: Path) -> None:
+    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    before = toy.tree(store)
+    done = sak("repair", store, "--dry-run")
+    assert "would repair" in done.stdout and "level_0/c.0.0.0.0.0" in done.stdout
+    assert toy.tree(store) == before
+
+
+def test_a_committed_shard_is_written_again_only_as_it_was(tmp_path: Path) -> None:
+    store = toy.make_store(tmp_path, num_views=1)
+    before = toy.tree(store.path)
+    flip(store.path / "pixels/c.0.1.0.0.0", 9)
+    from cache.writer import SourceWriter
+
+    writer = SourceWriter(store)
+    changed = toy.source_arrays(store.spec, 0, 1)
+    changed["pixels"] = np.zeros_like(changed["pixels"])
+    with pytest.raises(RemadeDiffers, match=r"pixels/c\.0\.1\.0\.0\.0"):
+        writer.write_shard(0, 1, changed, {4: toy.INVALID[4]})
+    writer.write_shard(0, 1, toy.source_arrays(store.spec, 0, 1), {4: toy.INVALID[4]})
+    assert toy.tree(store.path) == before
+
+
+def test_the_small_cache_has_an_invalid_row(whole: Path) -> None:
+    assert list(Store.open(whole).invalid(2)) == [NUM_IMAGES - 1]
