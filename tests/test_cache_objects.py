@@ -11,7 +11,16 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from cache.errors import BadInput, CacheError, CorruptFile, StoreNotFound, UncommittedRow, UnknownName, WriteFailed
+from cache.errors import (
+    BadInput,
+    CacheError,
+    CorruptFile,
+    RemadeDiffers,
+    StoreNotFound,
+    UncommittedRow,
+    UnknownName,
+    WriteFailed,
+)
 from cache.loader import Loader
 from cache.objects import ObjectPlace
 from cache.places import as_place
@@ -116,6 +125,12 @@ def test_who_comes_second_compares(bucket: ObjectPlace) -> None:
     two.write_shard(0, 1, arrays)  # the same bytes: nothing to do
     assert objects(store.place) == before
     arrays["pixels"][0, 0, 0, 0] ^= 1
+    with pytest.raises(RemadeDiffers, match=r"pixels/c\.0\.1\.0\.0\.0"):
+        two.write_shard(0, 1, arrays)
+    assert objects(store.place) == before
+    store.part("source").uncommit(0, 1)  # as before its entry came
+    two = toy.SourceWriter(Store.open(store.place))
+    before = objects(store.place)
     with pytest.raises(WriteFailed, match=r"pixels/c\.0\.1\.0\.0\.0 is there already with other bytes: a teacher, dev"):
         two.write_shard(0, 1, arrays)
     assert objects(store.place) == before
