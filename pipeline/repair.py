@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from cache.writer import SourceWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.inspect import find_problems, problem_dict
-from pipeline.prepare import DatasetRequest, make_shard, source_spec
-from sak_core.datasets.base import Dataset, DatasetError
+from pipeline.prepare import shards, source_spec
+from pipeline.samples import DatasetRequest, join, num_decoders
+from sak_core.datasets.base import DatasetError
 from sak_core.names import UnknownName
+
+_FEW_SHARDS = 8
+"""So many are decoded sooner than processes start."""
 
 
 @dataclass(frozen=True)
@@ -129,35 +133,36 @@ def _remake(store: Store, part: str, damage: _Damage, request: RepairRequest) ->
 
 
 def _remake_source(store: Store, damage: _Damage, request: RepairRequest) -> None:
-    dataset = _open_dataset(store, request)
+    asked = _unchanged_dataset(store, request)
     _forget(store, SOURCE, damage)
     writer = SourceWriter(store)
     todo = _todo(store, SOURCE, damage)
+    decoders = num_decoders(None) if len(todo) > _FEW_SHARDS else 0
     with progress("source, again", len(todo), "shards") as advance:
-        for view, shard in todo:
-            made = make_shard(dataset, store.spec, view, shard)
-            writer.write_shard(view, shard, made.arrays, made.invalid)
-            advance()
+        for shard, blocks in shards(asked, store.spec, todo, decoders):
+            invalid = {sample: why for block in blocks for sample, why in block.invalid.items()}
+            for view in blocks[0].task.views:
+                writer.write_shard(view, shard, join(blocks, view), invalid)
+                advance()
 
 
-def _open_dataset(store: Store, request: RepairRequest) -> Dataset:
-    """The data set that the store was made from, if it is there and has not changed."""
+def _unchanged_dataset(store: Store, request: RepairRequest) -> DatasetRequest:
+    """How to open the data set that the store was made from, if it is there and has not changed."""
     spec = store.spec
     asked = DatasetRequest(spec.dataset, spec.split, spec.size, request.root, None, spec.seed)
     try:
-        whole = asked.open()
+        dataset = asked.open()
+        if len(dataset.ids) > spec.num_samples:
+            asked = replace(asked, limit=spec.num_samples)
+            dataset = asked.open()
     except (DatasetError, UnknownName) as error:
         raise UserError(f"damaged pixels and labels come from the data set: {error}") from error
-    if len(whole.ids) > spec.num_samples:
-        asked = DatasetRequest(spec.dataset, spec.split, spec.size, request.root, spec.num_samples, spec.seed)
-    dataset = asked.open()
-    if difference := first_difference(store.spec.to_dict(), source_spec(dataset, asked).to_dict()):
-        field_name, stored, now = difference
+    if difference := first_difference(spec.to_dict(), source_spec(dataset, asked).to_dict()):
+        what, stored, now = difference
         raise UserError(
-            f"the data set {spec.dataset} is no longer what the store was made from: {field_name} was {stored!r}, "
-            f"is {now!r}"
+            f"the data set {spec.dataset} is no longer what the store was made from: {what} was {stored!r}, is {now!r}"
         )
-    return dataset
+    return asked
 
 
 def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:
