@@ -27,5 +27,5 @@ def cache_arguments(images: Path, out: Path, teachers: Sequence[str] = TEACHERS,
     """What `sak cache` is told to make the small cache; mini-dino is stored as int8, which needs its calibration."""
     return [
         "cache", "--dataset", "folder", "--root", str(images), "--size", "32", "--views", str(views),
-        "--teacher", ",".join(teachers), "--codec", "int8", "--threads", "1", "--workers", "0", "--out", str(out),
+        "--teacher", ",".join(teachers), "--codec", "int8", "--threads", "1", "--decoders", "0", "--out", str(out),
     ]  # fmt: skip
