@@ -189,7 +189,9 @@ class ObjectPlace(Place):
 
         for first in range(0, len(names), 1000):
             with suppress(FileNotFoundError):
-                _again(partial(obstore.delete, self.store, [self.prefix + name for name in names[first : first + 1000]]))
+                _again(
+                    partial(obstore.delete, self.store, [self.prefix + name for name in names[first : first + 1000]])
+                )
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`; lines that two machines add in the same moment may get lost."""
