@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import multiprocessing
 import os
@@ -12,18 +10,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from pipeline import runs
-from pipeline.arms import find_arm, starts_from_stage1, teachers_read
+from pipeline.arms import ORACLE, TEACHER_PREFIX, find_arm, starts_from_stage1, teachers_read
 from pipeline.config import Recipe, Study, differences, load_recipe
-from pipeline.console import say, start_worker, table
+from pipeline.console import say, start_worker
 from pipeline.errors import UserError
-from pipeline.stores import find_store, store_tasks
-
-CONSTANT = "constant"
-"""The row of the best constant prediction."""
+from pipeline.stores import find_store
+from pipeline.study_table import as_csv, collect, markdown
+from sak_core.names import part_name, unknown
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,8 @@ def plan(study: Study, places: runs.Places) -> list[Job]:
     for seed in study.seeds:
         plain: dict[str, Job] = {}
         for arm in study.arms:
+            if find_arm(arm).derived:
+                continue
             plain[arm] = _job(study, folder, arm, arm, {}, seed)
             jobs.append(plain[arm])
         for variation in study.variations:
@@ -58,7 +56,7 @@ def plan(study: Study, places: runs.Places) -> list[Job]:
 
 def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, Any], seed: int) -> Job:
     overrides = {**study.set, "arm": arm, **changes, "seed": seed}
-    name = f"{label.replace(':', '-').replace(' ', '-')}-seed{seed}"
+    name = f"{part_name(label)}-seed{seed}"
     job = Job(label, seed, load_recipe(study.recipe, "finetune", overrides), folder / f"{name}-finetune")
     if not starts_from_stage1(job.finetune):
         return job
@@ -78,15 +76,20 @@ def _same_training(a: Recipe, b: Recipe) -> bool:
 
 
 def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
-    """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished."""
+    """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished, or the arms
+    do not fit together."""
     for job in jobs:
         for recipe in filter(None, (job.distill, job.finetune)):
             find_store(places.features, recipe.data, teachers_read(recipe))
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
     labels = {job.label for job in jobs}
+    if ORACLE in study.arms:
+        if not any(label.startswith(TEACHER_PREFIX) for label in labels):
+            raise UserError(f"study {study.name}: arm {ORACLE} chooses among arms teacher:<name>; add some")
+        labels.add(ORACLE)
     if study.baseline not in labels:
-        raise UserError(f"study {study.name}: baseline {study.baseline!r} is none of its arms {sorted(labels)}")
+        raise UserError(f"study {study.name}: baseline: {unknown('arm', study.baseline, sorted(labels))}")
 
 
 def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any
     result = collect(study, jobs, places)
     runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
     runs.write_atomically(folder / "table.md", markdown(result) + "\n")
-    runs.write_atomically(folder / "table.csv", _csv(result))
+    runs.write_atomically(folder / "table.csv", as_csv(result))
     return result
 
 
@@ -160,92 +163,3 @@ def _finetune_job(job: Job, study: Study, places: runs.Places) -> None:
 
     finetune(job.finetune, job.run, job.stage1, places)
     evaluate(job.run, study.test, places)
-
-
-def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str, Any]:
-    """The study's table from its finished runs: primary scores on the test split, mean and std over seeds."""
-    from pipeline.evaluate import constant_scores
-    from sak_core.metrics import delta_m
-
-    first = jobs[0].finetune
-    tasks = store_tasks(find_store(places.features, first.data), first.tasks)
-    primary = {task.name: task.spec.score for task in tasks}
-    by_label: dict[str, list[Job]] = {}
-    for job in jobs:
-        by_label.setdefault(job.label, []).append(job)
-
-    def scores_of(job: Job) -> dict[str, float]:
-        kept = json.loads(runs.scores_path(job.run, study.test).read_text())
-        return {name: kept[name][score] for name, score in primary.items()}
-
-    scores = {label: [scores_of(job) for job in group] for label, group in by_label.items()}
-    constant = constant_scores(first, study.test, places)
-    scores = {CONSTANT: [{name: constant[name][score] for name, score in primary.items()}], **scores}
-    baseline = {name: mean(s[name] for s in scores[study.baseline]) for name in primary}
-    rows = []
-    for label, seeds in scores.items():
-        results = [runs.read_results(job.run) for job in by_label.get(label, ())]
-        rows.append(
-            {
-                "arm": label,
-                "scores": {name: _mean_std([s[name] for s in seeds]) for name in primary},
-                "gain_percent": _mean_std([delta_m(s, baseline, tasks) for s in seeds]),
-                "parameters": results[0]["parameters"] if results else 0,
-                "seconds": mean(r["seconds"] for r in results) if results else 0.0,
-                "random_weights": sorted({name for r in results for name in r["random_weights"]}),
-            }
-        )
-    return {
-        "study": study.name,
-        "seeds": list(study.seeds),
-        "baseline": study.baseline,
-        "columns": [
-            {"task": t.name, "score": t.spec.score, "higher_is_better": t.spec.higher_is_better} for t in tasks
-        ],
-        "rows": rows,
-    }
-
-
-def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
-
-
-def _cell(value: dict[str, Any], digits: int) -> str:
-    std = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{std}"
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The study's table as Markdown, with what it rests on below."""
-    arrows = {True: "↑", False: "↓"}
-    columns = [
-        "arm",
-        *(f"{c['task']} {c['score']} {arrows[c['higher_is_better']]}" for c in result["columns"]),
-        "gain %",
-        "parameters",
-        "seconds",
-    ]
-    lines = []
-    for row in result["rows"]:
-        cells = [_cell(row["scores"][c["task"]], 3 if c["score"] == "RMSE" else 1) for c in result["columns"]]
-        mark = " (random weights)" if row["random_weights"] else ""
-        parameters = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else "-"
-        seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
-        gain = row["gain_percent"]
-        lines.append([row["arm"] + mark, *cells, f"{_cell(gain, 1)}", parameters, seconds])
-    seeds = result["seeds"]
-    said = "one seed: differences of a few percent may be noise" if len(seeds) == 1 else f"{len(seeds)} seeds, ± std"
-    return f"{table(columns, lines)}\n\nTest scores, {said}; gain: mean over tasks against {result['baseline']}."
-
-
-def _csv(result: dict[str, Any]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    names = [c["task"] for c in result["columns"]]
-    writer.writerow(["arm", *names, *(f"{n}_std" for n in names), "gain_percent", "parameters", "seconds"])
-    for row in result["rows"]:
-        scores = [row["scores"][n] for n in names]
-        stds = ["" if s["std"] is None else s["std"] for s in scores]
-        gain = row["gain_percent"]["mean"]
-        writer.writerow([row["arm"], *(s["mean"] for s in scores), *stds, gain, row["parameters"], row["seconds"]])
-    return out.getvalue()

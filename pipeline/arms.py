@@ -21,6 +21,8 @@ from sak_core.tasks import Task
 from sak_core.weights import load_vit
 
 TEACHER_PREFIX = "teacher:"
+SINGLE_TASK = "single-task"
+ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Arm:
     paths: whether the student has an adapter path a teacher.
     frozen_features: whether cached teachers' features take the student's place under the heads; such an arm needs
     the teachers cached on the splits it is scored on, too.
+    per_task: whether it is one model a task.
+    derived: whether its scores follow from other arms', nothing is trained.
     """
 
     name: str
@@ -38,13 +42,17 @@ class Arm:
     distils: bool = False
     paths: bool = False
     frozen_features: bool = False
+    per_task: bool = False
+    derived: bool = False
 
 
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
+        Arm(SINGLE_TASK, "stem and one head, a student a task, no teachers", per_task=True),
         Arm("multi-task", "stem and heads, no teachers"),
         Arm("teacher:<name>", "one teacher's frozen cached features under the same heads", frozen_features=True),
+        Arm(ORACLE, "each task's best teacher:<name>, which a study picks", derived=True),
         Arm("teachers", "all teachers' frozen cached features through routers", frozen_features=True),
         Arm("many-to-one", "one representation, a projector a teacher and level", distils=True),
         Arm("sak", "stem, an adapter path a teacher, routers", distils=True, paths=True),

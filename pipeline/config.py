@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from sak_core.names import unknown
@@ -146,11 +146,19 @@ class Study(Strict):
     name: str
     recipe: str
     arms: tuple[str, ...]
-    baseline: str = "multi-task"
+    baseline: str = Field("", description="gains are counted from it: single-task where it is an arm, else the first")
     seeds: tuple[int, ...] = (0,)
     variations: tuple[Variation, ...] = ()
     test: Data
     set: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe for every run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_baseline(cls, table: Any) -> Any:
+        arms = table.get("arms") if isinstance(table, dict) else None
+        if not arms or "baseline" in table:
+            return table
+        return {**table, "baseline": "single-task" if "single-task" in arms else arms[0]}
 
 
 def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = None) -> Recipe:

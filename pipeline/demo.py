@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import prepare
 from pipeline.runs import Places
 from pipeline.samples import DatasetRequest
+from pipeline.study_table import CONSTANT, markdown
 
 MARGIN = 0.10
 """By how much every trained arm must beat the constant predictor on every task."""
@@ -72,7 +73,7 @@ def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str
     stages["total"] = time.monotonic() - start
     weak = [] if small else beaten_by_constant(table)
     if weak:
-        print(ablate.markdown(table))
+        print(markdown(table))
         raise UserError("not 10 % better than the constant predictor: " + "; ".join(weak))
     return {
         "table": table,
@@ -84,15 +85,15 @@ def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str
 def demo_text(result: dict[str, Any]) -> str:
     """`run_demo`'s result for people."""
     seconds = ", ".join(f"{name} {duration(s)}" for name, s in result["seconds"].items())
-    return "\n".join(["", ablate.markdown(result["table"]), "", f"Time: {seconds}", "Look at:", *result["pictures"]])
+    return "\n".join(["", markdown(result["table"]), "", f"Time: {seconds}", "Look at:", *result["pictures"]])
 
 
 def beaten_by_constant(table: dict[str, Any]) -> list[str]:
     """Arms and tasks whose score is not `MARGIN` better than the constant predictor's, in words."""
-    constant = next(row for row in table["rows"] if row["arm"] == ablate.CONSTANT)["scores"]
+    constant = next(row for row in table["rows"] if row["arm"] == CONSTANT)["scores"]
     found = []
     for row in table["rows"]:
-        for column in table["columns"] if row["arm"] != ablate.CONSTANT else ():
+        for column in table["columns"] if row["arm"] != CONSTANT else ():
             task = column["task"]
             score, base = row["scores"][task]["mean"], constant[task]["mean"]
             factor = 1 + MARGIN if column["higher_is_better"] else 1 - MARGIN

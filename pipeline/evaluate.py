@@ -19,6 +19,7 @@ from pipeline import runs
 from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
+from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
@@ -38,8 +39,12 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
         say(f"{run.name}: already scored on {data.split}")
         scores: dict[str, Any] = json.loads(kept.read_text())
         return scores
-    model, tasks = load_model(run, places)
-    result = evaluate_model(model, recipe, tasks, data, places)
+    if find_arm(recipe.arm).per_task:
+        parts = [evaluate(part, data, places) for part in _parts(run)]
+        result = {task: values for part in parts for task, values in part.items()}
+    else:
+        model, tasks = load_model(run, places)
+        result = evaluate_model(model, recipe, tasks, data, places)
     runs.write_atomically(kept, json.dumps(result, indent=1))
     return result
 
@@ -47,11 +52,18 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
 def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     """The trained model of a stage-2 run, in evaluation mode, and its tasks."""
     recipe = runs.read_recipe(run)
+    if find_arm(recipe.arm).per_task:
+        raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
     store = find_store(places.features, recipe.data, teachers_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
     model = build_model(recipe, store, tasks)
     runs.load_weights(run, model)
     return model.eval(), tasks
+
+
+def _parts(run: Path) -> list[Path]:
+    """The folders of a run that is one student a task."""
+    return [run / task for task in runs.read_results(run)["tasks"]]
 
 
 def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:

@@ -35,6 +35,8 @@ def finetune(
     Returns the results: scores on the recipe's validation split, parameters, seconds of both stages.
     """
     arm = find_arm(recipe.arm)
+    if arm.derived:
+        raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
     teachers = teachers_read(recipe)
     store = find_store(places.features, recipe.data, teachers)
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
@@ -46,6 +48,8 @@ def finetune(
     if runs.begin(run, recipe):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    if arm.per_task:
+        return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
     targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
     fabric = start(recipe, execution)
     model = build_model(recipe, store, tasks)
@@ -76,6 +80,27 @@ def finetune(
         results["caches"].append(find_store(places.features, recipe.validation).name)
     runs.finish(run, recipe, results)
     say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
+    return results
+
+
+def _one_a_task(
+    recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, execution: Execution
+) -> dict[str, Any]:
+    """A student a task, each in a folder of its own below `run`; their results together are the run's."""
+    parts = []
+    for task in tasks:
+        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
+        single = recipe.model_copy(update={"arm": "multi-task", "tasks": (task,), "task_weights": weights})
+        parts.append(finetune(single, run / task, None, places, execution))
+    results: dict[str, Any] = {
+        **parts[0],
+        "arm": recipe.arm,
+        "tasks": tasks,
+        **{key: sum(part[key] for part in parts) for key in ("seconds", "parameters")},
+    }
+    if recipe.validation:
+        results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, parts, strict=True)}
+    runs.finish(run, recipe, results)
     return results
 
 

@@ -143,6 +143,7 @@ def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: 
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
     from pipeline import ablate as studies
     from pipeline.config import load_study
+    from pipeline.study_table import markdown
 
     loaded, where = load_study(study), places(features, runs)
     if dry_run:
@@ -151,4 +152,4 @@ def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: 
         names = [str(path) for job in jobs for path in (job.stage1, job.run) if path]
         show({"runs": sorted(set(names))}, as_json, lambda r: "\n".join(r["runs"]))
         return
-    show(studies.ablate(loaded, where, workers), as_json, studies.markdown)
+    show(studies.ablate(loaded, where, workers), as_json, markdown)

@@ -1,0 +1,187 @@
+"""Arms and recipes: every arm in a study on small caches, and the shipped recipes against the published numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import ablate
+from pipeline.arms import ARMS, build_model, find_arm
+from pipeline.config import Recipe, Study, load_recipe, load_study, recipe_names
+from pipeline.errors import UserError
+from pipeline.runs import Places
+from sak_core.datasets.published import Stage1Images, Stage2Benchmark
+from tests.conftest import sak
+
+NAMES = "single-task multi-task teacher:mini-dino teacher:mini-sam oracle teachers many-to-one sak".split()
+    '["single-task", "multi-task", "teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers", "many-to-one", "sak"]'
+)
+TEST = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
+QUICK = 'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"] }\n'
+
+
+@pytest.fixture(scope="module")
+def arms(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder and the table of a finished study of all arms over two seeds."""
+    folder = tmp_path_factory.mktemp("arms")
+    study = folder / "all.toml"
+    study.write_text(f'recipe = "demo"\narms = {json.dumps(NAMES)}\nseeds = [0, 1]\n{QUICK}{TEST}')
+    done = sak("ablate", study, "--json", "--out", features, "--runs", folder)
+    return folder / "all", json.loads(done.stdout)
+
+
+def test_every_arm_has_a_row_against_single_task(arms: tuple[Path, dict]) -> None:
+    folder, table = arms
+    assert [row["arm"] for row in table["rows"]] == ["constant", *NAMES]
+    assert {find_arm(name).name for name in NAMES} == set(ARMS)
+    assert table["baseline"] == "single-task"
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert rows["single-task"]["gain_percent"]["mean"] == pytest.approx(0, abs=1e-9)
+    for row in table["rows"][1:]:
+        assert row["parameters"] > 0 and row["seconds"] >= 0
+        assert all(score["std"] is not None for score in row["scores"].values())
+    with (folder / "table.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["arm"] for row in read] == [row["arm"] for row in table["rows"]]
+    assert float(read[3]["semseg_std"]) == pytest.approx(table["rows"][3]["scores"]["semseg"]["std"])
+
+
+def test_single_task_is_one_student_a_task(arms: tuple[Path, dict], features: Path) -> None:
+    folder, table = arms
+    run = folder / "single-task-seed0-finetune"
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["depth", "semseg"]
+    own = [json.loads((run / task / "results.json").read_text())["parameters"] for task in ("semseg", "depth")]
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert rows["single-task"]["parameters"] == sum(own) > rows["multi-task"]["parameters"]
+    scores = json.loads((run / "scores-rooms-test.json").read_text())
+    assert scores["depth"] == json.loads((run / "depth" / "scores-rooms-test.json").read_text())["depth"]
+    assert set(scores) == {"semseg", "depth"}
+
+
+def test_the_oracle_is_derived_from_validation(arms: tuple[Path, dict]) -> None:
+    folder, table = arms
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert "by validation scores" in rows["oracle"]["note"] and not list(folder.glob("oracle*"))
+
+    def validation(teacher: str, task: str, score: str) -> float:
+        runs = [folder / f"teacher-{teacher}-seed{seed}-finetune" / "results.json" for seed in (0, 1)]
+        return sum(json.loads(path.read_text())["validation"][task][score] for path in runs) / 2
+
+    for column in table["columns"]:
+        task, sign = column["task"], 1 if column["higher_is_better"] else -1
+        best = max(("mini-dino", "mini-sam"), key=lambda name: sign * validation(name, task, column["score"]))
+        assert f"{task} {best}" in rows["oracle"]["note"]
+        assert rows["oracle"]["scores"][task] == rows[f"teacher:{best}"]["scores"][task]
+    assert "oracle: derived" in (folder / "table.md").read_text()
+
+
+def test_derived_and_split_arms_say_so(features: Path, arms: tuple[Path, dict]) -> None:
+    done = sak("finetune", "demo", "--set", "arm=oracle", "--out", features, check=False)
+    assert done.returncode == 2 and "derives it" in done.stderr
+    alone = Study.model_validate({"name": "x", "recipe": "demo", "arms": ["sak", "oracle"], "test": demo_test()})
+    places = Places(features, Path("none"))
+    with pytest.raises(UserError, match="chooses among arms teacher:<name>"):
+        ablate.check(alone, ablate.plan(alone, places), places)
+    other = alone.model_copy(update={"arms": ("sak",), "baseline": "sac"})
+    with pytest.raises(UserError, match="unknown arm 'sac'; did you mean sak"):
+        ablate.check(other, ablate.plan(other, places), places)
+
+
+def demo_test() -> dict[str, str]:
+    return {"dataset": "rooms", "split": "test", "size": "96x96"}
+
+
+@pytest.mark.parametrize("name", recipe_names("recipes/studies"))
+def test_every_shipped_study_plans_every_run(name: str, features: Path) -> None:
+    study = load_study(name)
+    places = Places(features, Path("none"))
+    jobs = ablate.plan(study, places)
+    ablate.check(study, jobs, places)
+    derived = sum(find_arm(arm).derived for arm in study.arms)
+    assert len(jobs) == len(study.seeds) * (len(study.arms) - derived + len(study.variations))
+    assert len({job.run for job in jobs}) == len(jobs)
+
+
+def test_the_study_of_all_arms_has_them_all() -> None:
+    study = load_study("arms")
+    assert {find_arm(arm).name for arm in study.arms} == set(ARMS)
+    assert study.baseline == "single-task" and len(study.seeds) == 3
+
+
+def paper(name: str, stage: str) -> Recipe:
+    return load_recipe(name, stage)  # type: ignore[arg-type]
+
+
+def test_stage_1_is_the_published_one() -> None:
+    recipe = paper("paper-stage1", "distill")
+    images, rows = 1_281_167, 8 * 16
+    epoch = images // rows
+    assert recipe.batch_size == rows and recipe.accumulate == 1
+    assert recipe.steps == 30 * epoch and recipe.schedule.warmup_steps == 2 * epoch
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (1e-3, 0.01)
+    assert (recipe.schedule.kind, recipe.schedule.warmup_lr, recipe.schedule.final_lr) == ("cosine", 1.25e-7, 1.25e-6)
+    assert recipe.clip is None and recipe.ema is None and recipe.loss == "cos+l1"
+    assert (recipe.data.dataset, recipe.data.split, recipe.data.size) == ("imagenet", "train", "384")
+    published_student(recipe)
+    policy = Stage1Images.policy.fget(type("Train", (Stage1Images,), {"split": "train"})())  # type: ignore[attr-defined]
+    assert policy.kind == "random-resized-crop" and policy.flip == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "size", "tasks", "max_dist"),
+    [
+        ("paper-nyud", "nyud", "448x576", {"semseg", "depth", "normals", "edge"}, 0.011),
+        ("paper-pascal", "pascal_context", "512x512", {"semseg", "human_parts", "sal", "normals", "edge"}, 0.0075),
+    ],
+)
+def test_stage_2_is_the_published_one(name: str, dataset: str, size: str, tasks: set[str], max_dist: float) -> None:
+    recipe = paper(name, "finetune")
+    assert recipe.batch_size == 2 * 2 and recipe.steps == 40_000
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (2e-5, 1e-6)
+    assert (recipe.schedule.kind, recipe.schedule.power, recipe.schedule.warmup_steps) == ("polynomial", 0.9, 0)
+    assert recipe.clip == 10 and recipe.alpha == 1 and recipe.trains == "all" and recipe.stage1 == "on"
+    assert (recipe.data.dataset, recipe.data.split, recipe.data.size) == (dataset, "train", size)
+    assert set(recipe.tasks or ()) == tasks and not recipe.task_weights, "the tasks' own weights are the published ones"
+    assert (recipe.boundary.thresholds, recipe.boundary.max_dist) == (99, max_dist)
+    assert recipe.validation is None, "the last checkpoint is scored"
+    published_student(recipe)
+    policy = Stage2Benchmark.policy.fget(type("Train", (Stage2Benchmark,), {"split": "train"})())  # type: ignore[attr-defined]
+    assert policy.kind == "scale-crop" and policy.flip == 0.5
+
+
+def published_student(recipe: Recipe) -> None:
+    assert recipe.arm == "sak" and set(recipe.teachers) == {"dinov2", "clip", "sam"}
+    assert recipe.student.stem.name == "vit_base_patch16_384" and recipe.student.stem.weights == "hub"
+    assert (recipe.student.router, recipe.student.head, recipe.student.adapter) == ("mor", "sak", "standard")
+    assert recipe.normalizers == "process" and recipe.balance == "none" and not recipe.drop_teachers
+
+
+def test_a_missing_teachers_cache_is_named(features: Path, tmp_path: Path) -> None:
+    done = sak(
+        "distill",
+        "demo",
+        "--out",
+        features,
+        "--runs",
+        tmp_path,
+        "--set",
+        'teachers=["mini-dino","dinov2"]',
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "has no teacher 'dinov2'" in done.stderr and "make cache TEACHER=dinov2" in done.stderr
+
+
+def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
+    from pipeline.stores import find_store
+
+    recipe = load_recipe("demo", "distill")
+    store = find_store(features, recipe.data, recipe.teachers)
+    first, again, other = (
+        build_model(recipe.model_copy(update={"seed": seed}), store, ()).state_dict() for seed in (3, 3, 4)
+    )
+    name = "paths.mini-sam.adapters.2.down.weight"
+    assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
