@@ -16,9 +16,8 @@ from pipeline.runs import Places
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
 
-NAMES = "single-task multi-task teacher:mini-dino teacher:mini-sam oracle teachers many-to-one sak".split()
-    '["single-task", "multi-task", "teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers", "many-to-one", "sak"]'
-)
+TEACHER_ARMS = ["teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers"]
+NAMES = ["single-task", "multi-task", *TEACHER_ARMS, "many-to-one", "sak"]
 TEST = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
 QUICK = 'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"] }\n'
 
