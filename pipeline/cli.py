@@ -9,7 +9,7 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, training
+from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, takeaway, training
 from pipeline.interrupts import Interrupted
 
 FOLLOWER_PATIENCE_S = 10.0
@@ -28,6 +28,7 @@ for command in (
     training.finetune,
     training.evaluate,
     training.ablate,
+    takeaway.export,
     stores.info,
     stores.verify,
     stores.repair,

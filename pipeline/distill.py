@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
-from pipeline import runs
+from pipeline import lineage, runs
 from pipeline.arms import build_model, find_arm, initialize, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
@@ -60,6 +60,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
         "caches": [store.name],
         "random_weights": random_teachers(store, teachers),
     }
+    lineage.record(run, recipe, model, store, teachers)
     runs.finish(run, recipe, results)
     say(f"{run.name}: distilled in {duration(trained.seconds)}, {run}")
     return results

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from cache.batch import Batch
-from pipeline import runs
+from pipeline import lineage, runs
 from pipeline.arms import build_model, find_arm, initialize, run_model, starts_from_stage1, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
@@ -78,6 +78,7 @@ def finetune(
     if recipe.validation:
         results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
         results["caches"].append(find_store(places.features, recipe.validation).name)
+    lineage.record(run, recipe, model, store, teachers, stage1)
     runs.finish(run, recipe, results)
     say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
     return results
