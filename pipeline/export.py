@@ -9,6 +9,7 @@ from pipeline import runs
 from pipeline.card import model_card
 from pipeline.console import amount, say
 from pipeline.errors import UserError
+from sak_core.hub import hub_reason
 from sak_core.pretrained import CARD, CONFIG, WEIGHTS, PretrainedStudent, from_pretrained, save_pretrained
 
 FILES = (CONFIG, WEIGHTS, CARD)
@@ -48,10 +49,9 @@ def push(out: Path, model_id: str, public: bool) -> str:
             repo_id=model_id, folder_path=out, allow_patterns=files, commit_message="Export of a trained student"
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the hub refused {model_id}: {reason}. The folder {out} is whole; log in with `hf auth login` (or set "
-            "HF_TOKEN) and run the same command again"
+            f"the hub did not take {model_id} ({hub_reason(error)}). The folder {out} is whole; log in with "
+            "`hf auth login` (or set HF_TOKEN) and run the same command again"
         ) from None
     say(f"pushed to {address}")
     return str(address)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sak_core.decoder import to_map
+from sak_core.hub import hub_or_local, hub_reason
 from sak_core.outputs import readable
 from sak_core.pretrained_config import PretrainedConfig, RefusedModel, parse_config
 from sak_core.stem import normalize
@@ -187,18 +188,19 @@ def _locate(source: str | Path, revision: str | None) -> Path:
     if not HUB_ID.fullmatch(str(source)) or folder.exists():
         raise ModelNotFound(f"{source} is no folder of a saved student, and no model of the hub (owner/name)")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        fetched = huggingface_hub.snapshot_download(
-            str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        with hub_or_local():
+            return Path(
+                huggingface_hub.snapshot_download(
+                    str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]
+                )
+            )
+    except (HfHubHTTPError, OSError) as error:
         raise ModelNotFound(
-            f"there is no folder {source}, and the hub did not give a model of that name: {reason}"
+            f"there is no folder {source}, and the hub did not give a model of that name ({hub_reason(error)})"
         ) from None
-    return Path(fetched)
 
 
 def _fit(pixels: Tensor, size: int | None) -> Tensor:

@@ -44,3 +44,12 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in SIZES:
         cache_split(folder, split, "--teacher", "mini-dino,mini-clip,mini-sam")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned run, barely trained, of SAK on `features`; the distilled one it began from lies beside it."""
+    runs = tmp_path_factory.mktemp("runs")
+    sak("distill", "demo", "--out", features, "--run", runs / "one", *TINY)
+    sak("finetune", "demo", "--out", features, "--from", runs / "one", "--run", runs / "two", *TINY)
+    return runs / "two"
