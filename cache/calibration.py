@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,35 @@ Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 
 
-def calibration_rows(valid: npt.NDArray[np.bool_], seed: int, num_rows: int) -> tuple[Int64, Int64]:
+class Validity(Protocol):
+    """Which samples are valid: a bool array (N,), or what answers like one as samples come to be known."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, sample: int, /) -> bool | np.bool_: ...
+
+
+def calibration_order(num_samples: int, seed: int) -> Int64:
+    """int64 (N,): the samples in the order in which they are drawn for calibration."""
+    return np.argsort(raw_draws(seed, 0, CALIBRATION, num_samples), kind="stable")
+
+
+def calibration_rows(valid: Validity, seed: int, num_rows: int) -> tuple[Int64, Int64]:
     """The samples whose view 0 calibrates: (rows to fit, rows to measure), each in ascending order.
 
     Args:
-        valid: bool (N,), see `Store.valid`.
+        valid: asked in `calibration_order`, for no more samples than it takes.
         seed: the store's.
         num_rows: of both together; fewer where there are fewer valid ones. A single one serves for both.
     """
-    samples = np.flatnonzero(valid)
-    if not len(samples):
+    found: list[int] = []
+    for sample in calibration_order(len(valid), seed).tolist():
+        if valid[sample]:
+            found.append(sample)
+        if len(found) == max(2, num_rows):
+            break
+    if not found:
         raise BadInput("no valid sample to calibrate on: every image was unreadable")
-    draws = raw_draws(seed, 0, CALIBRATION, len(samples))
-    drawn = samples[np.argsort(draws, kind="stable")[: max(2, num_rows)]]
+    drawn = np.array(found)
     half = max(1, len(drawn) // 2)
     return np.sort(drawn[:half]), np.sort(drawn[half:] if len(drawn) > 1 else drawn)
 

@@ -170,29 +170,29 @@ def group_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
-def shard_buffers(array: ArraySpec, rows: Array, rows_per_shard: int) -> Buffers:
-    """The bytes of one shard's file, as buffers to be written one after the other; `rows` is not copied.
+def shard_buffers(array: ArraySpec, parts: Sequence[Array], rows_per_shard: int) -> Buffers:
+    """The bytes of one shard's file, as buffers to be written one after the other; rows of shards are not copied.
 
     Args:
-        rows: (n, *row_shape) of the array's dtype, C-contiguous, n <= rows_per_shard.
+        parts: (n, *row_shape) each, of the array's dtype, C-contiguous; one after the other they are the shard's rows.
     """
-    little = np.ascontiguousarray(rows, np.dtype(array.dtype).newbyteorder("<"))
+    littles = [np.ascontiguousarray(part, np.dtype(array.dtype).newbyteorder("<")) for part in parts]
+    count = sum(map(len, littles))
     if not array.sharded:
-        padded = little
-        if len(rows) < rows_per_shard:
-            rest = np.full((rows_per_shard - len(rows), *array.row_shape), array.fill_value, little.dtype)
-            padded = np.concatenate([little, rest])
-        data = padded.reshape(-1).view(np.uint8).data
+        rest = np.full((rows_per_shard - count, *array.row_shape), array.fill_value, littles[0].dtype)
+        data = np.concatenate([*littles, rest]).reshape(-1).view(np.uint8).data
         return [data, crc_suffix(data)]
-    flat = little.reshape(-1).view(np.uint8).data
     row_bytes, stride = array.row_bytes, array.stride
     padding = bytes(stride - row_bytes - CRC_BYTES)
     index = np.full((rows_per_shard, 2), _MISSING, "<u8")
     buffers: list[bytes | memoryview] = []
-    for row in range(len(rows)):
-        data = flat[row * row_bytes : (row + 1) * row_bytes]
-        buffers += [data, crc_suffix(data) + padding]
-        index[row] = row * stride, row_bytes + CRC_BYTES
+    for little in littles:
+        flat = little.reshape(-1).view(np.uint8).data
+        for row in range(len(little)):
+            data = flat[row * row_bytes : (row + 1) * row_bytes]
+            buffers += [data, crc_suffix(data) + padding]
+    index[:count, 0] = np.arange(count) * stride
+    index[:count, 1] = row_bytes + CRC_BYTES
     raw_index = index.tobytes()
     return [*buffers, raw_index + crc_suffix(raw_index)]
 

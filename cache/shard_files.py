@@ -23,13 +23,16 @@ def write_arrays(
     specs: Sequence[ArraySpec],
     view: int,
     shard: int,
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Sequence[Array]],
     phase: str,
 ) -> dict[str, FileDigest] | None:
     """Write the files of one shard, durable but not committed; returns array -> digest.
 
     Of a shard that is committed already, only the files that are not as they were committed are written, and None is
     returned: there is nothing to commit.
+
+    Args:
+        arrays: path -> the shard's rows, in one part or several.
 
     Raises:
         RemadeDiffers: the shard is committed, and `arrays` give other bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,23 @@ from cache.store import Store
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class EncodedRows:
+    """Neighbouring rows of a shard as they will be stored.
+
+    Attributes:
+        rows: their samples.
+        stored: array's path -> stored numbers (n, ...).
+        clipped: level -> how many values were clipped.
+    """
+
+    rows: range
+    stored: dict[str, Array] = field(default_factory=dict)
+    clipped: dict[int, int] = field(default_factory=dict)
+
+
 class TeacherWriter:
-    """Writes one teacher's features. Memory in flight: one shard's features and their stored form.
+    """Writes one teacher's features. Memory in flight: what `write_shard` or `write_encoded` is given.
 
     Opening one creates the teacher's part, or goes on with the one that is there after tidying what a killed
     run left.
@@ -151,9 +167,6 @@ class TeacherWriter:
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[int, int]:
         """Encode, write and commit one shard; returns when it is durable.
 
-        A shard that is committed already must come out the same; its files are then written again where they are
-        damaged.
-
         Args:
             view, shard: a pair from `pending`; its source must be committed.
             levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`.
@@ -162,24 +175,29 @@ class TeacherWriter:
             level -> how many values were clipped (always 0 for float codecs).
 
         Raises:
+            as `encode` and `write_encoded`.
+        """
+        return self.write_encoded(view, shard, [self.encode(view, self.store.spec.rows(shard), levels)])
+
+    def encode(self, view: int, rows: range, levels: Sequence[Array]) -> EncodedRows:
+        """Some neighbouring rows of a shard as they will be stored; nothing is written.
+
+        Args:
+            view, rows: which rows.
+            levels: float32 (n, h, w, C) for the n rows, a level each, in the order of `self.levels`.
+
+        Raises:
             BadInput: calibration is not committed yet, or shapes or dtypes are wrong.
             NonFiniteFeature: a value is NaN, infinite or too large for the codec; names sample, view, level
                 and channel.
-            UncommittedRow: the shard's source is not committed.
-            RemadeDiffers: the shard is committed, and differs.
-            StoreFull: no space; nothing of the shard is committed.
         """
         if not self._is_calibrated:
             raise BadInput(f"teacher {self.name}: write_calibration must come before the first shard")
-        rows = self.store.spec.rows(shard)
-        if not self.store.part(SOURCE).is_committed(view, shard):
-            raise UncommittedRow("pixels", rows.start, view, shard)
         if len(levels) != len(self.levels):
             raise BadInput(f"teacher {self.name}: {len(levels)} levels given, {len(self.levels)} needed")
-        stored: dict[str, Array] = {}
-        clipped: dict[int, int] = {}
+        encoded = EncodedRows(rows)
         for spec, array, features in zip(self.levels, self._arrays, levels, strict=True):
-            where = f"teacher {self.name}, view {view}, shard {shard}, level {spec.level}"
+            where = f"teacher {self.name}, view {view}, samples {rows.start}..{rows.stop - 1}, level {spec.level}"
             shape = (len(rows), *spec.grid, spec.width)
             if not isinstance(features, np.ndarray) or features.dtype != np.float32 or features.shape != shape:
                 given = f"{getattr(features, 'dtype', type(features).__name__)} {getattr(features, 'shape', '')}"
@@ -193,13 +211,41 @@ class TeacherWriter:
                     f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
                     f"{unstorable.value}; {unstorable.why}"
                 )
-            encoded = codec.encode(features, self._constants[spec.level])
-            stored[array.path] = encoded.stored
-            clipped[spec.level] = encoded.num_clipped
+            coded = codec.encode(features, self._constants[spec.level])
+            encoded.stored[array.path] = coded.stored
+            encoded.clipped[spec.level] = coded.num_clipped
+        return encoded
+
+    def write_encoded(self, view: int, shard: int, parts: Sequence[EncodedRows]) -> dict[int, int]:
+        """Write and commit one shard; returns when it is durable.
+
+        A shard that is committed already must come out the same; its files are then written again where they are
+        damaged.
+
+        Args:
+            view, shard: a pair from `pending`; its source must be committed.
+            parts: from `encode`; one after the other they are the shard's rows.
+
+        Returns:
+            level -> how many values were clipped (always 0 for float codecs).
+
+        Raises:
+            BadInput: `parts` are not the shard's rows.
+            UncommittedRow: the shard's source is not committed.
+            RemadeDiffers: the shard is committed, and differs.
+            StoreFull: no space; nothing of the shard is committed.
+        """
+        rows = self.store.spec.rows(shard)
+        if [row for part in parts for row in part.rows] != list(rows):
+            raise BadInput(f"teacher {self.name}, view {view}, shard {shard}: the parts given are not its rows")
+        if not self.store.part(SOURCE).is_committed(view, shard):
+            raise UncommittedRow("pixels", rows.start, view, shard)
         if view >= self._manifest.metadata.num_views:
             with self.store.lock(self._part):
                 grow_part(self.store.place, self._manifest, view + 1)
+        stored = {array.path: [part.stored[array.path] for part in parts] for array in self._arrays}
         files = write_arrays(self.store, self._manifest, self._arrays, view, shard, stored, "write")
+        clipped = {spec.level: sum(part.clipped[spec.level] for part in parts) for spec in self.levels}
         if files is None:
             return clipped
         counted = {

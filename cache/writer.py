@@ -83,7 +83,8 @@ class SourceWriter:
         checked = _checked(specs, given, len(rows), f"view {view}, shard {shard}")
         if bad:
             checked = {path: self._filled(path, array, bad) for path, array in checked.items()}
-        files = write_arrays(self.store, self._manifest, specs, view, shard, checked, "prepare")
+        parts = {path: [array] for path, array in checked.items()}
+        files = write_arrays(self.store, self._manifest, specs, view, shard, parts, "prepare")
         if files is not None:
             self._manifest.commit_shard(view, shard, files, invalid)
 

@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache.calibration import calibration_order
 from cache.places import as_place
+from cache.spec import SourceSpec
 from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
 from pipeline.options import numbers
-from pipeline.prepare import prepare, source_spec
+from pipeline.prepare import preparing, source_spec
 from pipeline.samples import DatasetRequest
 from pipeline.stores import parse_size
 
 if TYPE_CHECKING:
-    from pipeline.extract import RunningTeacher
+    from pipeline.running import RunningTeacher
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
@@ -61,7 +63,7 @@ class CacheRequest:
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
             **{
                 key: options[key]
-                for key in ("weights", "random_weights", "device", "precision", "batch_size", "threads")
+                for key in ("weights", "random_weights", "device", "precision", "compile", "batch_size", "threads")
             },
         }
         flags = (options["decoders"], options["strict"], options["dry_run"])
@@ -81,11 +83,17 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     teachers = start_teachers(request)
     amounts = planned_amounts(request, teachers)
     check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
-    store = prepare(request.source, request.features, request.views, decoders=request.decoders, strict=request.strict)
-    for teacher in teachers:
-        from pipeline.extract import extract
+    timings: dict[str, Any] = {}
+    first = _calibration_samples if teachers else lambda spec: ()
+    with preparing(
+        request.source, request.features, request.views, decoders=request.decoders, strict=request.strict, first=first
+    ) as source:
+        for teacher in teachers:
+            from pipeline.extract import extract
 
-        extract(store, teacher, request.views)
+            if timing := extract(source, teacher):
+                timings[teacher.provenance["name"]] = asdict(timing)
+    store = source.store
     invalid = store.invalid(request.views)
     say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
     return {
@@ -94,14 +102,22 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
         "views": request.views,
         "teachers": store.teachers,
         "invalid": {store.ids(sample)[0]: reason for sample, reason in sorted(invalid.items())},
+        "timings": timings,
     }
+
+
+def _calibration_samples(spec: SourceSpec) -> list[int]:
+    """The samples that are likely to calibrate teachers, so that they need not wait for the others."""
+    from pipeline.extract import CALIBRATION_ROWS
+
+    return [int(sample) for sample in calibration_order(spec.num_samples, spec.seed)[:CALIBRATION_ROWS]]
 
 
 def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:
     """The teachers of a request, built; `untrained` needs no weights and tells as much about sizes and speed."""
     if not request.teachers:
         return []
-    from pipeline.extract import TeacherRequest, start_teacher
+    from pipeline.running import TeacherRequest, start_teacher
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:

@@ -9,18 +9,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
 
 _plain = False
 _silent = False
+_bars: Progress | None = None
+_num_bars = 0
+_bars_lock = threading.Lock()
 
 
 def say(message: str) -> None:
     """Print a message for people on stderr."""
     if not _silent:
-        print(message, file=sys.stderr, flush=True)
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever other threads say
 
 
 def warn(message: str) -> None:
@@ -73,22 +80,42 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
 
 @contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]} {task.fields[note]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), rate)
     start, current = time.monotonic(), done
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+    with _shared_bars() as bars:
+        task = bars.add_task(title, total=total, completed=done, unit=unit, rate="", note="")
 
         def advance(n: int = 1, note: str = "") -> None:
             nonlocal current
             current += n
             speed = (current - done) / max(time.monotonic() - start, 1e-6)
-            bar.update(task, completed=current, rate=f"{speed:.1f} {unit}/s", note=note)
+            bars.update(task, completed=current, rate=f"{speed:.1f} {unit}/s", note=note)
 
         yield advance
+
+
+@contextmanager
+def _shared_bars() -> Iterator[Progress]:
+    """The display of all bars of this process: threads that work side by side show theirs below each other."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    global _bars, _num_bars
+    with _bars_lock:
+        if _bars is None:
+            rate = TextColumn("{task.fields[unit]} {task.fields[rate]} {task.fields[note]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            _bars = Progress(*columns, console=Console(stderr=True))
+            _bars.start()
+        _num_bars += 1
+        bars = _bars
+    try:
+        yield bars
+    finally:
+        with _bars_lock:
+            _num_bars -= 1
+            if not _num_bars:
+                bars.stop()
+                _bars = None
 
 
 @contextmanager

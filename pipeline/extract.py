@@ -1,208 +1,110 @@
-"""The teachers' parts of a store: cached pixels through each teacher once, coded and written shard by shard."""
+"""The teachers' parts of a store: cached pixels through each teacher once, coded and written shard by shard.
+
+Reading, the teacher, encoding and writing overlap: a thread reads pixels ahead of the teacher, one encodes features
+behind it, one writes finished shards. The teacher stays in the thread that called.
+"""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from cache.calibration import Calibrator, calibration_rows
-from cache.spec import LevelSpec
+from cache.calibration import Calibrator, Validity, calibration_rows
+from cache.layout import teacher_arrays
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
-from pipeline.console import progress, say, warn
-from pipeline.errors import UserError
-from sak_core.names import part_name
-from sak_core.teachers import build_teacher
-from sak_core.teachers.base import Teacher
+from cache.teacher_writer import EncodedRows, TeacherWriter
+from pipeline.console import amount, progress, say, warn
+from pipeline.overlap import Ahead, Behind
+from pipeline.prepare import Source
+from pipeline.running import RunningTeacher, batches
 
 CALIBRATION_ROWS = 256
 """Rows of view 0 that a teacher's channel statistics are fitted on."""
-
-LIBRARIES = {
-    "timm": "timm",
-    "open_clip": "open_clip_torch",
-    "segment_anything": "segment-anything",
-    "transformers": "transformers",
-}
-"""Distribution that a teacher's library comes from, for versions in the provenance."""
+BATCHES_READ_AHEAD = 2
+BATCHES_TO_ENCODE = 2
+"""Batches of features that wait to be encoded or are being encoded; the one the teacher makes comes on top."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class TeacherRequest:
-    """Which teacher, run how. Everything that decides a feature's bytes ends up in the provenance."""
-
-    name: str
-    codec: str = "fp16"
-    levels: tuple[int, ...] | None = None
-    grid: tuple[int, int] | None = None
-    weights: Path | None = None
-    random_weights: bool = False
-    device: str = "auto"
-    precision: str = "fp32"
-    batch_size: int = 16
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
-class RunningTeacher:
-    """A teacher set up as a request asks: what extraction, repair and live checks run rows through.
+class Timing:
+    """Where the time of writing a teacher's shards went.
 
     Attributes:
-        request: as asked.
-        device: where it runs.
-        teacher: built, with its weights.
-        levels: as stored.
-        provenance: what decides the bytes of its features.
+        rows, seconds: written, taken.
+        busy: share of the time in which the teacher computed.
+        pixels: share in which it waited for rows to be decoded or read.
+        encoding, disk: share in which it waited for features to be encoded, or for shards to be written.
     """
 
-    request: TeacherRequest
-    device: torch.device
-    teacher: Teacher
-    levels: tuple[LevelSpec, ...]
-    provenance: dict[str, Any]
+    rows: int
+    seconds: float
+    busy: float
+    pixels: float
+    encoding: float
+    disk: float
 
-    def forward(self, pixels: Array) -> list[Array]:
-        """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
-        if self.teacher.mean.device.type != self.device.type:  # several teachers share a GPU one after the other
-            self.teacher.to(self.device)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.request.precision == "bf16"),
-        ):
-            maps = self.teacher(batch)
-        if self.request.grid:
-            maps = [F.adaptive_avg_pool2d(m.float(), self.request.grid) for m in maps]
-        return [m.float().permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows in {self.seconds:.1f} s; the teacher was busy {self.busy:.1%} of it, and waited "
+            f"{self.pixels:.1%} for pixels, {self.encoding:.1%} for encoding, {self.disk:.1%} for the disk"
+        )
 
 
-def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:
-    """Build a teacher for views of `size`, with its number of threads; it moves to its device with its first rows.
+def extract(source: Source, running: RunningTeacher) -> Timing | None:
+    """Write the part of one teacher for the source's views: calibration first, then every shard not yet committed.
 
-    Raises `UserError` for a device that is not there, and what `build_teacher` raises.
+    Returns where the time went, or None where nothing was left to write.
+
+    Raises `cache.errors.NonFiniteFeature` (naming sample, view and level) and `cache.errors.SpecMismatch` where the
+    store holds this teacher with another provenance.
     """
-    device = resolve_device(request.device)
-    if request.threads:
-        torch.set_num_threads(request.threads)
-    teacher = build_teacher(
-        request.name,
-        size=size,
-        levels=request.levels,
-        weights=request.weights,
-        random_weights=request.random_weights,
-    )
-    return RunningTeacher(
-        request, device, teacher, _level_specs(teacher, request), _provenance(teacher, request, device)
-    )
-
-
-def batches(rows: range, batch_size: int) -> Iterator[range]:
-    """The rows of a shard as the teacher sees them: cut the same way always, so that a row's numbers never depend on
-    a resume, a repair or who computes them."""
-    for first in range(rows.start, rows.stop, batch_size):
-        yield range(first, min(first + batch_size, rows.stop))
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no GPU on this machine; use --device cpu")
-    return torch.device(name)
-
-
-def device_model(device: torch.device) -> str:
-    """The model of the device: a GPU's or a processor's name; bytes may differ between models."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def extract(store: Store, running: RunningTeacher, num_views: int) -> None:
-    """Write the part of one teacher for `num_views` views: calibration first, then every shard not yet committed.
-
-    Raises NaN features (by the writer, naming sample, view and level) and `cache.errors.SpecMismatch` where the store
-    holds this teacher with another provenance.
-    """
-    request, provenance = running.request, running.provenance
+    store, request, provenance = source.store, running.request, running.provenance
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
     if running.teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
     with store.lock(f"teachers/{provenance['name']}", on_wait=say):
         writer = TeacherWriter(store, provenance, running.levels)
+        left = set(writer.pending(source.num_views))
+        if not left:
+            say(f"{request.name}: {store.spec.num_samples * source.num_views} rows already cached")
+            return None
+        say(f"{request.name}: at most {amount(memory_bytes(store, running))} of pixels and features in memory")
         if writer.calibration() is None:
-            writer.write_calibration(calibrate(store, running))
-        _write(store, writer, running, num_views)
+            writer.write_calibration(calibrate(store, running, source.validity()))
+        timing = _write(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
+    store.log({"stage": "extract", "teacher": request.name, **asdict(timing)})
+    say(f"{request.name}: {timing}")
+    return timing
 
 
-def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
-    grids = teacher.spec.level_grids()
-    return tuple(
-        LevelSpec(level, request.grid or grid, width, request.codec)
-        for level, (grid, width) in enumerate(zip(grids, teacher.spec.widths, strict=True))
-    )
+def memory_bytes(store: Store, running: RunningTeacher) -> int:
+    """Bytes of pixels and features that `extract` holds at most: batches read ahead, batches of features (float32),
+    a shard being filled and one being written. What the teacher itself takes comes on top."""
+    spec = store.spec
+    rows = min(running.request.batch_size, spec.rows_per_shard, spec.num_samples)
+    pixels = spec.size[0] * spec.size[1] * 3 * rows * (BATCHES_READ_AHEAD + 1)
+    values = sum(level.grid[0] * level.grid[1] * level.width for level in running.levels)
+    stored = sum(array.row_bytes for array in teacher_arrays(running.provenance["name"], running.levels))
+    shard = min(spec.rows_per_shard, spec.num_samples) * stored
+    return pixels + values * 4 * rows * (BATCHES_TO_ENCODE + 1) + 2 * shard
 
 
-def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
-    """What decides the bytes of this teacher's features."""
-    library = LIBRARIES.get(teacher.spec.library)
-    versions = {name: version(name) for name in ("torch", *([library] if library else ()))}
-    return {
-        "name": part_name(request.name),
-        "teacher": teacher.spec.to_dict(),
-        "grid": list(request.grid) if request.grid else "native",
-        "codec": request.codec,
-        "precision": request.precision,
-        "batch_size": request.batch_size,
-        "device": device_model(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-        "versions": versions,
-    }
+def calibrate(store: Store, running: RunningTeacher, valid: Validity | None = None) -> dict[str, Array]:
+    """Channel statistics and fidelity a level, from rows of view 0 that the store's seed draws.
 
-
-def request_of(provenance: Mapping[str, Any], weights: Path | None = None, device: str = "auto") -> TeacherRequest:
-    """The request that made a part with this provenance, for making it again.
-
-    Args:
-        weights: file that holds the teacher's weights, where they come from neither the package, a hub nor a seed.
+    `valid` says which samples are, where the source is still being prepared.
     """
-    teacher = provenance["teacher"]
-    return TeacherRequest(
-        teacher["name"],
-        codec=provenance["codec"],
-        levels=tuple(teacher["levels"]),
-        grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
-        weights=weights,
-        random_weights=weights is None and teacher["weights"].startswith("random:"),
-        device=device,
-        precision=provenance["precision"],
-        batch_size=provenance["batch_size"],
-        threads=provenance["threads"] or None,
-    )
-
-
-def calibrate(store: Store, running: RunningTeacher) -> dict[str, Array]:
-    """Channel statistics and fidelity a level, from rows of view 0 that the store's seed draws."""
-    fitted, measured = calibration_rows(store.valid(1), store.spec.seed, CALIBRATION_ROWS)
+    fitted, measured = calibration_rows(store.valid(1) if valid is None else valid, store.spec.seed, CALIBRATION_ROWS)
     calibrator = Calibrator(running.levels)
     request = running.request
     total = len(fitted) + len(measured)
@@ -227,21 +129,51 @@ def shard_features(
     return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
 
-def _write(store: Store, writer: TeacherWriter, running: RunningTeacher, num_views: int) -> None:
-    name = running.request.name
-    pending = list(writer.pending(num_views))
-    total = store.spec.num_samples * num_views
-    left = sum(len(store.spec.rows(shard)) for _, shard in pending)
-    if not pending:
-        say(f"{name}: {total} rows already cached")
-        return
-    start, busy = time.monotonic(), 0.0
-    with progress(name, total, "rows", total - left) as advance:
-        for view, shard in pending:
-            began = time.monotonic()
-            levels = shard_features(store, running, view, shard, advance)
-            busy += time.monotonic() - began
-            writer.write_shard(view, shard, levels)
-    seconds = time.monotonic() - start
-    store.log({"stage": "extract", "teacher": name, "rows": left, "seconds": round(seconds, 2)})
-    say(f"{name}: {left} rows in {seconds:.1f} s, the teacher was busy {busy / seconds:.0%} of it")
+@dataclass(frozen=True)
+class _Batch:
+    view: int
+    shard: int
+    rows: range
+    pixels: Array
+
+
+def _batches(source: Source, pending: Sequence[tuple[int, int]], batch_size: int) -> Iterator[_Batch]:
+    """The pixels of every batch, read as soon as their shard is committed."""
+    for view, shard in pending:
+        source.wait_for(view, shard)
+        for rows in batches(source.store.spec.rows(shard), batch_size):
+            yield _Batch(view, shard, rows, source.store.pixels[rows.start : rows.stop, view])
+
+
+def _write(
+    source: Source, writer: TeacherWriter, running: RunningTeacher, pending: Sequence[tuple[int, int]]
+) -> Timing:
+    spec = source.store.spec
+    total = spec.num_samples * source.num_views
+    left = sum(len(spec.rows(shard)) for _, shard in pending)
+    begin, busy, disk_waits = time.monotonic(), 0.0, 0.0
+    parts: list[EncodedRows] = []
+    ahead = Ahead(_batches(source, pending, running.request.batch_size), BATCHES_READ_AHEAD, "read")
+    disk, encoder = Behind(1, "write"), Behind(BATCHES_TO_ENCODE, "encode")
+
+    def encode(batch: _Batch, features: Sequence[Array]) -> None:
+        parts.append(writer.encode(batch.view, batch.rows, features))
+        if batch.rows.stop == spec.rows(batch.shard).stop:
+            disk.submit(partial(writer.write_encoded, batch.view, batch.shard, list(parts)))
+            parts.clear()
+
+    with progress(running.request.name, total, "rows", total - left) as advance, ahead as read, disk:
+        with encoder:
+            for batch in read:
+                began = time.monotonic()
+                features = running.forward(batch.pixels)
+                busy += time.monotonic() - began
+                encoder.submit(partial(encode, batch, features))
+                advance(len(batch.rows))
+        disk_waits = disk.waited_s
+    seconds = time.monotonic() - begin
+    # the encoder waits for the disk, and the teacher for the encoder: what of the latter's wait was the disk's
+    at_the_end = disk.waited_s - disk_waits
+    behind_disk = min(disk_waits, encoder.waited_s)
+    shares = (busy, ahead.waited_s, encoder.waited_s - behind_disk, behind_disk + at_the_end)
+    return Timing(left, round(seconds, 2), *(round(share / seconds, 4) for share in shares))

@@ -166,7 +166,8 @@ def _unchanged_dataset(store: Store, request: RepairRequest) -> DatasetRequest:
 
 
 def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:
-    from pipeline.extract import calibrate, request_of, shard_features, start_teacher
+    from pipeline.extract import calibrate, shard_features
+    from pipeline.running import request_of, start_teacher
     from sak_core.teachers.base import TeacherUnavailable
 
     name = part.removeprefix("teachers/")

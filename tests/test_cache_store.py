@@ -371,7 +371,10 @@ def test_shards_hold_any_shape_and_type(
     count = data.draw(st.integers(1, per_shard))
     rows = np.random.default_rng(count).integers(0, 100, (count, *row_shape)).astype(dtype)
     array = ArraySpec("a", dtype, row_shape, tuple("wxyz"[: len(row_shape)]))
-    raw = b"".join(bytes(buffer) for buffer in shard_buffers(array, rows, per_shard))
+    cut = data.draw(st.integers(0, count))
+    parts = [part for part in (rows[:cut], rows[cut:]) if len(part)]
+    raw = b"".join(bytes(buffer) for buffer in shard_buffers(array, parts, per_shard))
+    assert len(raw) == array.file_bytes(count, per_shard)
     index = np.frombuffer(raw[-16 * per_shard - 4 : -4], "<u8").reshape(per_shard, 2)
     for row in range(per_shard):
         if row >= count:

@@ -25,7 +25,14 @@ from pipeline.options import DRY, FEATURES, JSON, show
 @click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights (.safetensors or .pth).")
 @click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the teacher: fp32, or automatic mixed precision.",
+)
+@click.option("--compile", is_flag=True, help="Run teachers through torch.compile.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own choice when absent.")
 @click.option("--decoders", type=click.IntRange(0), help="Processes that decode and draw views; all cores when absent.")
