@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import boundary, read
+from benchmarks import boundary, extract, read, write
 from benchmarks.harness import Result, table
 
-BENCHMARKS: dict[str, Callable[[bool], Result]] = {"boundary": boundary.run, "read": read.run}
+BENCHMARKS: dict[str, Callable[[bool], Result]] = {
+    "boundary": boundary.run,
+    "extract": extract.run,
+    "read": read.run,
+    "write": write.run,
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -59,17 +59,15 @@ def values(store: Store) -> Array:
     return store.features("t", 0).stored[:, 0]
 
 
-def make_store(folder: Path, num_rows: int) -> Store:
-    """A store of `num_rows` random rows of one level."""
-    spec = SourceSpec("bench", "train", (1, 1), {}, 0, num_rows, "")
+def make_source(folder: Path, spec: SourceSpec) -> Store:
+    """A store for `spec` whose source part is complete for one view; its pixels are black."""
     store = Store.create(folder, spec)
     store.ensure_views(1)
-    source, teacher = SourceWriter(store), TeacherWriter(store, {"name": "t"}, [LEVEL])
-    rng = np.random.default_rng(0)
+    source = SourceWriter(store)
     for _, shard in source.pending(1):
         count = len(spec.rows(shard))
         zeros: dict[str, Any] = {
-            "pixels": np.zeros((count, 1, 1, 3), np.uint8),
+            "pixels": np.zeros((count, *spec.size, 3), np.uint8),
             "views/box": np.zeros((count, 4), np.float32),
             "views/flip": np.zeros(count, np.uint8),
             "views/colour": np.zeros((count, 5), np.float32),
@@ -78,7 +76,16 @@ def make_store(folder: Path, num_rows: int) -> Store:
             "samples/digest": np.zeros((count, 32), np.uint8),
         }
         source.write_shard(0, shard, zeros)
-        features = rng.standard_normal((count, *LEVEL.grid, LEVEL.width), np.float32)
+    return store
+
+
+def make_store(folder: Path, num_rows: int) -> Store:
+    """A store of `num_rows` random rows of one level."""
+    store = make_source(folder, SourceSpec("bench", "train", (1, 1), {}, 0, num_rows, ""))
+    teacher = TeacherWriter(store, {"name": "t"}, [LEVEL])
+    rng = np.random.default_rng(0)
+    for _, shard in teacher.pending(1):
+        features = rng.standard_normal((len(store.spec.rows(shard)), *LEVEL.grid, LEVEL.width), np.float32)
         if shard == 0:
             calibrator = Calibrator([LEVEL])
             calibrator.fit([features[:1]])
