@@ -6,19 +6,33 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@pytest.mark.slow
-def test_read_ends_with_one_json_object() -> None:
-    command = [sys.executable, "-m", "benchmarks", "read", "--quick", "--json"]
+def quick(name: str) -> tuple[dict[str, Any], str]:
+    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert {"name", "goal", "value", "holds", "rows"} <= result.keys() and result["name"] == "read"
+    assert {"name", "goal", "value", "holds", "rows"} <= result.keys() and result["name"] == name
+    return result, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rounds"), [("write", 5), ("extract", 1)])
+def test_both_sides_deliver_the_same(name: str, rounds: int) -> None:
+    rows = quick(name)[0]["rows"]
+    assert len(rows) == 2 and len({row["checksum"] for row in rows}) == 1 and rows[0]["bytes"] > 0
+    assert all(len(row["seconds"]) == rounds for row in rows)
+
+
+@pytest.mark.slow
+def test_read_ends_with_one_json_object() -> None:
+    result, shown = quick("read")
     measured = [row for row in result["rows"] if row["note"] != "not installed"]
     assert {"preadv limit", "this cache", "zarr-python", "numpy.memmap"} <= {row["side"] for row in measured}
     assert len({row["checksum"] for row in measured}) == 1 and measured[0]["bytes"] == 256 * 14 * 14 * 1536 * 2
     assert all(len(row["seconds"]) == 3 for row in measured)
-    assert "this cache" in done.stderr and "goal: " in done.stderr
+    assert "this cache" in shown and "goal: " in shown
