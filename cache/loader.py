@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from cache.ring import Field, Slot
 from cache.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.spec import first_difference
 from cache.store import Store
+from cache.windows import WindowPrefetch
 
 STATE_VERSION = 1
 
@@ -36,13 +37,17 @@ class Loader:
         batch_size: rows a batch, B.
         num_views: V, at most what is committed; fixed for a run.
         seed: of the order and of each sample's first view.
-        shuffle: a new order each epoch, or ascending.
+        shuffle: a new order each epoch, or ascending. ``"block"`` reads runs of neighbouring rows into a buffer
+            and shuffles there: for places where a request costs far more than its bytes, see `cache.sampler`.
         drop_last: leave out what does not fill a batch on every process, or pad with rows of weight 0;
             by default as `shuffle`, so training cuts and evaluation pads.
         rank, world_size: this process among how many.
+        block_rows: samples a run, with ``shuffle="block"``; those of a shard by default.
+        buffer_rows: rows that are shuffled among each other, then; twice as many are in memory, one half of them
+            being read while the other is given out.
         pixels: whether pixels are read.
         num_threads: that read; 2 by default, 32 from object storage, where a request mostly waits.
-        prefetch: batches read ahead.
+        prefetch: batches read ahead; with ``shuffle="block"`` half the buffer is.
         valid_batches: how long a batch stays valid, see above.
         pin: pinned memory; by default where CUDA is there.
         debug: a stale batch's tensors raise `StaleBatch` when used; slower.
@@ -62,10 +67,12 @@ class Loader:
         batch_size: int,
         num_views: int,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | Literal["block"] = True,
         drop_last: bool | None = None,
         rank: int = 0,
         world_size: int = 1,
+        block_rows: int | None = None,
+        buffer_rows: int = 512,
         pixels: bool = True,
         num_threads: int | None = None,
         prefetch: int = 2,
@@ -82,9 +89,11 @@ class Loader:
             num_views,
             seed,
             shuffle,
-            shuffle if drop_last is None else drop_last,
+            bool(shuffle) if drop_last is None else drop_last,
             rank,
             world_size,
+            store.spec.rows_per_shard if block_rows is None else block_rows,
+            buffer_rows,
         )
         self._levels = _levels(store, teachers)
         self._labels = list(labels)
@@ -100,8 +109,9 @@ class Loader:
             teacher: [_decoder(store, teacher, level) for level in levels] for teacher, levels in self._levels.items()
         }
         self._slots: list[Slot] = []
+        self._windows: list[Slot] = []
         self._epoch, self._next_batch, self._resumes = 0, 0, False
-        self._running: Prefetch | None = None
+        self._running: Prefetch | WindowPrefetch | None = None
 
     def _make_fields(self) -> list[Field]:
         paths = [(SOURCE, "pixels")] if self._has_pixels else []
@@ -178,9 +188,12 @@ class Loader:
         if self._running is not None:
             self._running.stop()
         if not self._slots:
-            count = self._prefetch + self._valid_batches
+            count = self._valid_batches + (1 if self.config.shuffle == "block" else self._prefetch)
             self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
-        reading = self._running = Prefetch(self._slots, self._fields, requests, start, self._num_threads)
+            if self.config.shuffle == "block":
+                rows = self.config.window_batches * self.config.batch_size
+                self._windows = [Slot(self._fields, rows, pin=False) for _ in range(2)]
+        reading = self._running = self._read_ahead(requests, start)
         held: list[Slot] = []
         try:
             for number in range(start, self._num_batches):
@@ -192,6 +205,15 @@ class Loader:
                 yield self._batch(slot, requests, number)
         finally:
             reading.stop()
+
+    def _read_ahead(self, requests: Requests, start: int) -> Prefetch | WindowPrefetch:
+        if self.config.shuffle == "block":
+            windows, size = self._windows, self.config.window_batches
+            return WindowPrefetch(self._slots, windows, self._fields, requests, start, size, self._num_threads)
+        batches = range(start, self._num_batches)
+        return Prefetch(
+            self._slots, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
+        )
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:
         tensors = list(slot.tensors)

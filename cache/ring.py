@@ -39,6 +39,7 @@ class Slot:
 
     Attributes:
         tensors: a field each, (B, *row_shape), views of this slot's memory.
+        arrays: the same as numpy sees it.
         targets: a field each, B writable buffers of a row.
         generation: counts how often this slot was given back; a batch of an earlier one is stale.
         copies: work on the GPU that still reads this slot.
@@ -53,14 +54,15 @@ class Slot:
         memory = _pinned(size) if pin else _huge_pages(size)
         self.generation = 0
         self.copies: torch.cuda.Event | None = None
-        self.tensors: list[torch.Tensor] = []
+        self.arrays: list[np.ndarray[Any, Any]] = []
         self.targets: list[list[memoryview]] = []
         for field, start in zip(fields, starts, strict=True):
             part = memory[start : start + field.row_bytes * batch_size]
-            self.tensors.append(torch.from_numpy(part.view(field.dtype).reshape(batch_size, *field.row_shape)))
+            self.arrays.append(part.view(field.dtype).reshape(batch_size, *field.row_shape))
             view = part.data
             step = field.row_bytes
             self.targets.append([view[row * step : (row + 1) * step] for row in range(batch_size)])
+        self.tensors = [torch.from_numpy(array) for array in self.arrays]
 
 
 def _huge_pages(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -133,7 +133,9 @@ class RowReader:
                 sample = shard * self.rows_per_shard + row
                 raise CorruptFile(opened.file.shown, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
             crc = bytearray(CRC_BYTES)
-            if ranges and 0 <= offset - end < ALIGNMENT:  # the next row: padding is all that lies between
+            if (
+                ranges and 0 <= offset - end < ALIGNMENT
+            ):  # so near that what lies between costs less than another request
                 ranges[-1][1].extend((bytearray(offset - end), target, crc) if offset > end else (target, crc))
             else:
                 ranges.append((offset, [target, crc]))

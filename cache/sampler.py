@@ -3,12 +3,20 @@
 In epoch e sample i is seen in view ``(e + offset(seed, i)) mod V``; an epoch visits every valid sample once.
 All randomness is raw Philox output, keyed by seed and epoch, or keyed by seed and counted by sample; its
 values are fixed for good.
+
+Two orders are random. *Exact*: any row may follow any other; a row a request. *Block*, for places where a request
+costs far more than its bytes (networks, spinning disks): the samples are cut into blocks of `block_rows`
+neighbours, the blocks come in random order, and their rows are shuffled within windows of `buffer_rows` rows, which
+are read whole, block by block, into a buffer. How far rows travel: a block may land anywhere in the epoch; two rows
+of one block are then less than two windows apart (one, unless the block straddles two), so a batch draws
+from about ``buffer_rows / block_rows`` blocks where an exact order draws each row from its own. In block order the
+view is drawn a block, not a sample, or else neighbours would lie in different files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +25,8 @@ from cache.errors import BadInput
 
 Int64 = npt.NDArray[np.int64]
 
-_OFFSETS, _ORDER, CALIBRATION = 1, 2, 3  # domains of the generator's counter, so that streams of equal keys do not meet
+# domains of the generator's counter, so that streams of equal keys do not meet
+_OFFSETS, _ORDER, CALIBRATION, _BLOCKS, _WINDOWS = range(1, 6)
 
 
 def raw_draws(seed: int, stream: int, domain: int, count: int) -> npt.NDArray[np.uint64]:
@@ -46,26 +55,37 @@ class SamplerConfig:
         batch_size: rows a batch and process.
         num_views: V.
         seed: of order and view offsets.
-        shuffle: order drawn anew each epoch, or ascending.
+        shuffle: order drawn anew each epoch (true: exact, ``"block"``: see above), or ascending.
         drop_last: cut an epoch to whole batches on every process (training), or pad the last ones with rows
             of weight 0 (evaluation).
         rank, world_size: this process among how many.
+        block_rows: samples a block, in block order; whole shards are read best.
+        buffer_rows: rows that are shuffled among each other, in block order; cut to whole batches.
     """
 
     batch_size: int
     num_views: int
     seed: int
-    shuffle: bool
+    shuffle: bool | Literal["block"]
     drop_last: bool
     rank: int = 0
     world_size: int = 1
+    block_rows: int = 64
+    buffer_rows: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_views", "world_size"):
+        if self.shuffle not in (True, False, "block"):
+            raise BadInput(f"shuffle is {self.shuffle!r}; it is true, false or 'block'")
+        for name in ("batch_size", "num_views", "world_size", "block_rows", "buffer_rows"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if not 0 <= self.rank < self.world_size:
             raise BadInput(f"rank {self.rank} is not in 0..{self.world_size - 1}")
+
+    @property
+    def window_batches(self) -> int:
+        """Batches that are drawn from one window, in block order."""
+        return max(1, self.buffer_rows // self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -107,7 +127,8 @@ def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: i
     """The rows of an epoch for `config.rank`.
 
     Batch b of all ranks together is the b-th run of world_size x B rows of one global order; rank r has the
-    r-th B of them. So the rows of an epoch do not depend on the number of processes, only who gets them.
+    r-th B of them. In block order rank r has the r-th part of the blocks instead, so that no block is read twice.
+    Either way the rows of an epoch do not depend on the number of processes, only who gets them.
 
     Args:
         valid: bool (N,), see `Store.valid`; the others are left out.
@@ -115,16 +136,32 @@ def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: i
     """
     samples = np.flatnonzero(valid)
     batches = num_batches(len(samples), config)
-    if config.shuffle:
+    blocks = samples // config.block_rows
+    if config.shuffle == "block":
+        draws = raw_draws(config.seed, epoch, _BLOCKS, int(blocks[-1]) + 1)
+        samples = samples[np.argsort(draws[blocks], kind="stable")]
+    elif config.shuffle:
         draws = raw_draws(config.seed, epoch, _ORDER, len(samples))
         samples = samples[np.argsort(draws, kind="stable")]
     wanted = batches * config.world_size * config.batch_size
     weights = np.ones(wanted, np.float32)
     weights[len(samples) :] = 0
     order = np.resize(samples, wanted).astype(np.int64)  # cuts, or repeats from the start
-    views = views_in_epoch(view_offsets(config.seed, len(valid)), epoch, config.num_views)[order]
+    if config.shuffle == "block":
+        place = np.arange(wanted) % (wanted // config.world_size)  # in the rank's part
+        window = place // (config.window_batches * config.batch_size)
+        draws = raw_draws(config.seed, epoch, _WINDOWS, wanted)
+        shuffled = np.lexsort((draws, window, np.arange(wanted) // (wanted // config.world_size)))
+        order, weights = order[shuffled], weights[shuffled]
+        offsets = view_offsets(config.seed, len(valid))[order // config.block_rows]  # a block's, by its number
+        views = views_in_epoch(offsets, epoch, config.num_views)
+        shape, axis = (config.world_size, batches, config.batch_size), 0
+    else:
+        views = views_in_epoch(view_offsets(config.seed, len(valid)), epoch, config.num_views)[order]
+        shape, axis = (batches, config.world_size, config.batch_size), 1
 
     def mine(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values.reshape(batches, config.world_size, config.batch_size)[:, config.rank]
+        part: npt.NDArray[Any] = values.reshape(shape).take(config.rank, axis)
+        return part
 
     return Requests(mine(order), mine(views), mine(weights))

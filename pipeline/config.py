@@ -117,6 +117,12 @@ class Recipe(Strict):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     batch_size: int = Field(16, ge=1, description="rows an optimizer step, over all processes and parts")
+    shuffle: Literal["exact", "block"] = Field(
+        "exact",
+        description="order of rows: any after any, or runs of neighbours shuffled through a buffer, for networks and "
+        "spinning disks; each process then has blocks of its own",
+    )
+    shuffle_rows: int = Field(512, ge=1, description="rows that block order shuffles among each other, a process")
     accumulate: int = Field(1, ge=1, description="parts that a step's rows are cut into, one after another")
     normalizers: Literal["step", "process"] = Field(
         "step",

@@ -75,6 +75,8 @@ def open_loader(store: Store, recipe: Recipe, teachers: Sequence[str], labels: S
         batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
         seed=recipe.seed,
+        shuffle="block" if recipe.shuffle == "block" else True,
+        buffer_rows=recipe.shuffle_rows,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -52,10 +53,11 @@ def check(store: Store, batch: Batch) -> None:
                 np.testing.assert_allclose(decoded.permute(1, 2, 0).numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shuffle", [True, "block"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_hold_the_rows_that_the_sampler_asks_for(store: Store, threads: int) -> None:
-    loader = make(store, num_threads=threads, prefetch=3)
-    config = SamplerConfig(4, 3, 5, shuffle=True, drop_last=True)
+def test_batches_hold_the_rows_that_the_sampler_asks_for(store: Store, threads: int, shuffle: Any) -> None:
+    loader = make(store, num_threads=threads, prefetch=3, shuffle=shuffle, buffer_rows=12)
+    config = SamplerConfig(4, 3, 5, shuffle=shuffle, drop_last=True, block_rows=8, buffer_rows=12)
     for epoch in (0, 1, 4):
         loader.set_epoch(epoch)
         requests = epoch_requests(store.valid(3), config, epoch)
@@ -122,15 +124,17 @@ def epochs(loader: Loader, first: int, last: int) -> Iterator[tuple[int, Any]]:
             yield epoch, (numbers(batch), batch.to("cpu").features["mini-dino"][1].sum().item())
 
 
+@pytest.mark.parametrize("shuffle", [True, "block"])
 @pytest.mark.parametrize("taken", [0, 1, 8, 9, 10, 17, 18])
-def test_resuming_gives_exactly_what_would_have_come(store: Store, taken: int) -> None:
-    whole = list(epochs(make(store), 0, 3))
-    loader = make(store, prefetch=4)
+def test_resuming_gives_exactly_what_would_have_come(store: Store, taken: int, shuffle: Any) -> None:
+    options = {"shuffle": shuffle, "buffer_rows": 16, "block_rows": 8}
+    whole = list(epochs(make(store, **options), 0, 3))
+    loader = make(store, prefetch=4, **options)
     running = epochs(loader, 0, 3)
     before = list(islice(running, taken))
     state = json.loads(json.dumps(loader.state_dict()))
     assert state["version"] == 1
-    resumed = make(store, num_threads=3, prefetch=1, valid_batches=2)  # none of these changes what comes
+    resumed = make(store, num_threads=3, prefetch=1, valid_batches=2, **options)  # none of these changes what comes
     resumed.load_state_dict(state)
     assert resumed.epoch == state["epoch"] == max(0, (taken - 1)) // 9
     after = list(epochs(resumed, state["epoch"], 3))
@@ -156,6 +160,8 @@ def test_a_restored_position_is_used_once(store: Store) -> None:
         ({"world_size": 2}, "sampler.world_size = 1"),
         ({"shuffle": False}, "sampler.drop_last = True"),
         ({"pixels": False}, "pixels = True"),
+        ({"shuffle": "block"}, "sampler.shuffle = True, this loader has 'block'"),
+        ({"block_rows": 4}, "sampler.block_rows = 8"),
     ],
 )
 def test_a_state_of_another_configuration_is_refused(store: Store, options: dict[str, Any], message: str) -> None:
@@ -178,6 +184,44 @@ def test_a_state_of_another_store_is_refused(store: Store, tmp_path: Path) -> No
         make(store).load_state_dict({**state, "version": 2})
     with pytest.raises(StateMismatch, match="batch 10; an epoch has 9"):
         make(store).load_state_dict({**state, "batch": 10})
+
+
+# ---- block order -----------------------------------------------------------------------------------------------------
+
+
+def test_block_order_reads_neighbours_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """41 samples in 6 shards, all views: a request a row in exact order, a request a run in block order."""
+    asked: list[int] = []
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: Any, offset: int) -> int:
+        asked.append(offset)
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    counts = {}
+    for shuffle in (True, "block"):
+        asked.clear()
+        loader = Loader(
+            store, batch_size=3, num_views=3, shuffle=shuffle, buffer_rows=39, drop_last=False, num_threads=1
+        )
+        rows = sorted(sample for batch in loader for sample in batch.samples.tolist())
+        assert rows == sorted(set(range(41)) - set(toy.INVALID))
+        counts[shuffle] = len(asked)
+    assert 30 <= counts[True] <= 39  # neighbours in one batch may share a request
+    assert counts["block"] == 6  # a shard each
+
+
+def test_a_batch_of_blocks_stays_valid_as_any(store: Store) -> None:
+    loader = make(store, shuffle="block", buffer_rows=8, valid_batches=2, debug=True)
+    iterator = iter(loader)
+    first, second = next(iterator), next(iterator)
+    check(store, first)
+    third = next(iterator)  # from the next window
+    check(store, second)
+    check(store, third)
+    with pytest.raises(StaleBatch):
+        first.pixels.sum()
 
 
 # ---- how long a batch is valid ---------------------------------------------------------------------------------------
@@ -212,8 +256,9 @@ def test_a_stale_batch_raises_in_debug_mode(store: Store) -> None:
         third.pixels.sum()
 
 
-def test_a_newer_iteration_ends_the_older(store: Store) -> None:
-    loader = make(store)
+@pytest.mark.parametrize("shuffle", [True, "block"])
+def test_a_newer_iteration_ends_the_older(store: Store, shuffle: Any) -> None:
+    loader = make(store, shuffle=shuffle)
     older, never_begun = iter(loader), iter(loader)
     next(older)
     newer = iter(loader)
