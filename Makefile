@@ -15,7 +15,7 @@ STUDY ?= demo
 WORKERS ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
-.PHONY: help install demo test test-slow lint cache distill finetune ablate evaluate clean
+.PHONY: help install demo test test-slow torture lint cache distill finetune ablate evaluate clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: $(STAMP)  ## the test suite
 
 test-slow: $(STAMP)  ## the slower tests, a shrunken demo among them
 	$(BIN)/python -m pytest -m slow
+
+torture: $(STAMP)  ## the command killed, a store's bits flipped: minutes, with a table and JSON
+	$(BIN)/python -m tests.torture
 
 lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/ruff check .

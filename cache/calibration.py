@@ -8,7 +8,7 @@ the rows, fidelity is measured on the other half.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -217,8 +217,12 @@ def _array_json(array: Array) -> dict[str, Any]:
     }
 
 
-def read_calibration(place: Place, teacher: str, manifest: PartManifest) -> dict[str, Array] | None:
-    """A teacher's committed calibration arrays, or None.
+def read_calibration(
+    place: Place, teacher: str, manifest: PartManifest, names: Collection[str] | None = None
+) -> dict[str, Array] | None:
+    """A teacher's committed calibration arrays, or None; only those of `names` (``level_<i>/<name>``) if given.
+
+    Files of other arrays are not looked at: damage to them refuses nothing.
 
     Raises:
         CorruptFile: a file is not what was committed.
@@ -229,6 +233,8 @@ def read_calibration(place: Place, teacher: str, manifest: PartManifest) -> dict
     folder = calibration_folder(teacher)
     contents = {}
     for name, digest in committed.items():
+        if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
+            continue
         try:
             contents[name] = place.read(name)
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,13 +185,16 @@ class Store:
         levels = tuple(LevelSpec(**level) for level in attributes["levels"])
         return TeacherInfo(name, attributes["provenance"], levels, manifest.metadata.num_views)
 
-    def calibration(self, teacher: str) -> dict[str, Array] | None:
+    def calibration(self, teacher: str, names: Collection[str] | None = None) -> dict[str, Array] | None:
         """A teacher's calibration arrays, ``level_<i>/<name>`` -> array, or None where none is committed.
+
+        Args:
+            names: only these arrays; all by default.
 
         Raises:
             CorruptFile: a file is not what was committed.
         """
-        return read_calibration(self.place, teacher, self.part(teacher_part(teacher)))
+        return read_calibration(self.place, teacher, self.part(teacher_part(teacher)), names)
 
     @contextmanager
     def lock(self, part: str, wait: bool = True, on_wait: OnWait | None = None) -> Iterator[None]:
@@ -275,7 +278,8 @@ class Store:
             if (teacher, level) not in self._features:
                 spec = self.level(teacher, level)
                 codec = get_codec(spec.codec)
-                calibration = self.calibration(teacher) if codec.needs else {}
+                needs = [f"{spec.array}/{name}" for name in codec.needs]
+                calibration = self.calibration(teacher, needs) if needs else {}
                 if calibration is None:
                     raise CacheError(f"{teacher} in {self} is not calibrated yet; run `sak cache` again")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")

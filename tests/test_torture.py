@@ -1,0 +1,21 @@
+"""A short form of `make torture`: every phase killed, bits of every kind of file flipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.torture.flips import run_flips
+from tests.torture.kills import PHASES, run_kills
+
+
+def test_kills_cost_nothing_that_was_committed(tmp_path: Path) -> None:
+    result = run_kills(tmp_path, a_phase=1, at_random=3)
+    assert result["kills"] == len(PHASES) + 3
+    assert set(result["by_phase"]) == {*PHASES, "random moment"}
+    assert result["committed_files_kept"] > 0 and result["stores_finished_byte_identical"] > 0
+
+
+def test_flips_are_found_named_and_repaired(tmp_path: Path) -> None:
+    result = run_flips(tmp_path, 40, seed=1)
+    assert result["found_named_and_repaired"] == 40
+    assert {"index", "padding", "manifest", "rows of one sample"} <= set(result["by_place"])
