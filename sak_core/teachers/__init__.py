@@ -1,7 +1,8 @@
 """Teachers by name: one row each; a row's library is imported when the teacher is built.
 
 Besides the rows, any model of a library goes by "LIBRARY:MODEL": `timm:resnet50`,
-`open_clip:ViT-B-32/openai`, `sam:vit_l`, `hf:facebook/dinov2-small`.
+`open_clip:ViT-B-32/openai`, `sam:vit_l`, `hf:facebook/dinov2-small`. A user's own is
+"my_package.my_module:build", and runs only where code is allowed to.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Teacher
+from sak_core.teachers.base import Teacher, TeacherUnavailable
+from sak_core.teachers.own_code import build_own, is_own_code
 from sak_core.teachers.weights import BuildOptions
 
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """library: a key of `LIBRARIES`, or "miniature". model: its id there. licence: of the weights."""
+    """library: a key of `_BUILDERS`. model: its id there. licence: of the weights."""
 
     library: str
     model: str
@@ -31,6 +33,11 @@ def _dinov2(size: str, registers: bool = False) -> TeacherRow:
 
 def _dinov3(size: str) -> TeacherRow:
     return TeacherRow("timm", f"vit_{size}_patch16_dinov3.lvd1689m", "DINOv3 License")
+
+
+def _c_radio(model: str) -> TeacherRow:
+    # timm's NaFlex form keeps RADIO's position grid and resamples it as RADIO does, at any size
+    return TeacherRow("timm", f"naflexvit_{model}.c_radio", "NVIDIA Open Model License")
 
 
 TEACHERS: dict[str, TeacherRow] = {
@@ -51,6 +58,7 @@ TEACHERS: dict[str, TeacherRow] = {
     "dinov3-small": _dinov3("small"),
     "dinov3-base": _dinov3("base"),
     "dinov3-large": _dinov3("large"),
+    "dinov3-huge": _dinov3("huge_plus"),
     "clip": TeacherRow("open_clip", "ViT-B-16-quickgelu/openai", "MIT"),
     "clip-base": TeacherRow("open_clip", "ViT-B-16-quickgelu/openai", "MIT"),
     "clip-large": TeacherRow("open_clip", "ViT-L-14-quickgelu/openai", "MIT"),
@@ -66,6 +74,16 @@ TEACHERS: dict[str, TeacherRow] = {
     "sam-base": TeacherRow("sam", "vit_b", "Apache-2.0"),
     "sam-large": TeacherRow("sam", "vit_l", "Apache-2.0"),
     "sam-huge": TeacherRow("sam", "vit_h", "Apache-2.0"),
+    "c-radio": _c_radio("base_patch16_radio_v3"),
+    "c-radio-base": _c_radio("base_patch16_radio_v3"),
+    "c-radio-large": _c_radio("large_patch16_radio_v3"),
+    "c-radio-so400m": _c_radio("so400m_patch16_radio_v4"),
+    "c-radio-huge": _c_radio("huge_patch16_radio_v4"),
+    "c-radio-giant": _c_radio("giant_patch16_radio_v3"),
+    "depth-anything": TeacherRow("depth_anything", "Small", "Apache-2.0"),
+    "depth-anything-small": TeacherRow("depth_anything", "Small", "Apache-2.0"),
+    "depth-anything-base": TeacherRow("depth_anything", "Base", "CC-BY-NC-4.0"),
+    "depth-anything-large": TeacherRow("depth_anything", "Large", "CC-BY-NC-4.0"),
 }
 """All teachers, one row each."""
 
@@ -100,17 +118,34 @@ def _hf(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
     return build_hf(name, model, options, licence)
 
 
+def _depth_anything(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    from sak_core.teachers.depth_anything import build_depth_anything
+
+    return build_depth_anything(name, model, options, licence)
+
+
+def _code(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
+    return build_own(model, options)
+
+
 Builder = Callable[[str, str, BuildOptions, str], Teacher]
 LIBRARIES: dict[str, Builder] = {"timm": _timm, "open_clip": _open_clip, "sam": _sam, "hf": _hf}
 """Libraries whose models go by "LIBRARY:MODEL", one row each."""
 
-_BUILDERS: dict[str, Builder] = {"miniature": _miniature, **LIBRARIES}
+_BUILDERS: dict[str, Builder] = {
+    "miniature": _miniature,
+    "depth_anything": _depth_anything,
+    "code": _code,
+    **LIBRARIES,
+}
 
 
 def find_teacher(name: str) -> TeacherRow:
-    """The row of a teacher, or one made for "LIBRARY:MODEL"; raises UnknownName."""
+    """The row of a teacher, or one made for "LIBRARY:MODEL" or for a user's own; raises UnknownName."""
     if name in TEACHERS:
         return TEACHERS[name]
+    if is_own_code(name):
+        return TeacherRow("code", name, "")
     library, colon, model = name.partition(":")
     if colon and library not in LIBRARIES:
         raise UnknownName(unknown("teacher library", library, LIBRARIES))
@@ -123,9 +158,12 @@ def find_teacher(name: str) -> TeacherRow:
     return TeacherRow(library, model, "")
 
 
-def check_teacher(name: str) -> None:
-    """Raise UnknownName, offering the nearest names, if there is no such teacher."""
-    find_teacher(name)
+def check_teacher(name: str, allow_code: bool = False) -> None:
+    """Raise UnknownName, offering the nearest names, if there is no such teacher, and TeacherUnavailable if it is
+    code of the user's own that is not allowed to run.
+    """
+    if find_teacher(name).library == "code" and not allow_code:
+        raise TeacherUnavailable(f"teacher {name!r} is code of your own: --allow-code lets it run")
 
 
 def build_teacher(
@@ -135,20 +173,22 @@ def build_teacher(
     weights: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    allow_code: bool = False,
 ) -> Teacher:
     """Build a teacher, in evaluation mode, without gradients.
 
     Args:
-        name: a key of `TEACHERS`, or "LIBRARY:MODEL".
+        name: a key of `TEACHERS`, "LIBRARY:MODEL", or "my_package.my_module:build".
         size: (H, W) of the views it will be given, px.
         levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its
         quarters). weights: a file, instead of the library's hub. random_weights: an untrained network, drawn
-        from `seed`.
+        from `seed`. allow_code: whether a user's own module may be imported and run.
 
     Raises:
         UnknownName: no such teacher. ValueError: levels it does not have.
-        TeacherUnavailable: no weights; the message says how to get them.
+        TeacherUnavailable: no weights; the message says how to get them. Or code that is not allowed to run.
     """
+    check_teacher(name, allow_code)
     row = find_teacher(name)
     options = BuildOptions(size, levels, weights, random_weights, seed)
     return _BUILDERS[row.library](name, row.model, options, row.licence)

@@ -78,6 +78,7 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         spec: the passport.
+        native_size: (H, W) px that its weights were trained at, for lists; None where no one says. It runs at any.
     """
 
     mean: Tensor
@@ -86,6 +87,7 @@ class Teacher(nn.Module, ABC):
     def __init__(self, spec: TeacherSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.native_size: Size | None = None
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
 from sak_core.teachers.weights import (
     BuildOptions,
+    State,
     choose_levels,
     hub,
     identity,
@@ -66,39 +67,54 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     Raises:
         TeacherUnavailable: hub out of reach, no vision model, or no mean and std stated.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor
 
     with hub(name):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             model, trust_remote_code=False
         )
+        auto = _auto_class(model, config)
         if options.from_hub:
-            whole = AutoModel.from_pretrained(model, trust_remote_code=False, weights_only=True, dtype=torch.float32)
+            whole = auto.from_pretrained(model, trust_remote_code=False, weights_only=True, dtype=torch.float32)
     if not options.from_hub:
         with seeded(options.seed):
-            whole = AutoModel.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
-            )
-    net = getattr(whole, "vision_model", whole)
+            whole = auto.from_config(config, trust_remote_code=False)
+    net = getattr(whole, "vision_model", None) or getattr(whole, "backbone", None) or whole
     if options.weights is not None:
-        load_exactly(net, read_state(options.weights), options.weights)
+        load_exactly(net, _tower_state(read_state(options.weights), net), options.weights)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or std is None:
         raise TeacherUnavailable(f"{model} states no image mean and std in its preprocessor_config.json")
-    return _teacher(name, model, net, options, tuple(mean), tuple(std), processor, licence)
+    interpolation = _FILTERS.get(int(getattr(processor, "resample", 3) or 3), "bicubic")
+    return hf_teacher(name, model, net, options, tuple(mean), tuple(std), interpolation, licence)
 
 
-def _teacher(
+def _auto_class(model: str, config: Any) -> Any:
+    """The class that builds the whole model: a plain one, or one for depth, whose backbone is the teacher."""
+    import transformers
+
+    if type(config) in transformers.MODEL_MAPPING:
+        return transformers.AutoModel
+    if type(config) in transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING:
+        return transformers.AutoModelForDepthEstimation
+    raise TeacherUnavailable(f"{model} ({type(config).__name__}) is no vision model that transformers can build")
+
+
+def hf_teacher(
     name: str,
     model: str,
     net: Any,
     options: BuildOptions,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    processor: Any,
+    interpolation: str,
     licence: str,
 ) -> Teacher:
+    """A teacher of a transformers network that has its weights.
+
+    Raises TeacherUnavailable for networks whose hidden states are no maps.
+    """
     config = net.config
     call = {}
     if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters:
@@ -121,7 +137,7 @@ def _teacher(
         weights=weights,
         mean=mean,
         std=std,
-        interpolation=_FILTERS.get(int(getattr(processor, "resample", 3) or 3), "bicubic"),
+        interpolation=interpolation,
         patch=patch,
         input_size=input_size,
         grid=grids[-1],
@@ -130,7 +146,9 @@ def _teacher(
         licence=licence or "see the model's card",
         grids=() if len(set(grids)) == 1 else grids,
     )
-    return freeze(HfTeacher(spec, net, call))
+    teacher = HfTeacher(spec, net, call)
+    teacher.native_size = _pair(getattr(config, "image_size", None))
+    return freeze(teacher)
 
 
 @torch.no_grad()
@@ -143,5 +161,21 @@ def _probe(net: Any, call: dict[str, Any], size: Size, own: Any) -> tuple[Size, 
     except (ValueError, RuntimeError):
         if own is None:
             raise
-    size = (int(own[0]), int(own[1])) if isinstance(own, (tuple, list)) else (int(own), int(own))
+    size = _pair(own) or size
     return size, hidden_states(net, torch.zeros(1, 3, *size), call)
+
+
+def _pair(size: Any) -> Size | None:
+    """A configuration's image size as (H, W) px."""
+    if size is None:
+        return None
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
+
+
+def _tower_state(state: State, net: Any) -> State:
+    """The tower's tensors of a whole model's file (or of a file of the tower alone)."""
+    for prefix in ("vision_model.", "backbone.", f"{net.base_model_prefix}."):
+        tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if len(prefix) > 1 and tower:
+            return tower
+    return state

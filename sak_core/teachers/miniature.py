@@ -233,6 +233,7 @@ def build_miniature(
         net = MiniatureNet()
     identity = f"random:{seed}" if random_weights else load_weights(net, weights or shipped_weights(name))
     teacher = MiniatureTeacher(name, net, identity, size, chosen)
+    teacher.native_size = (96, 96)
     freeze(teacher)
     return teacher
 

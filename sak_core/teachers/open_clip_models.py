@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sak_core.hub import quiet
@@ -69,7 +70,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     settings = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
     common = {
         "precision": "fp32",
-        "device": "cpu",
+        "device": torch.get_default_device(),
         "force_quick_gelu": bool(settings.get("quick_gelu", False)),
         "pretrained_text": False,
         "force_preprocess_cfg": {key: settings[key] for key in ("mean", "std", "interpolation") if key in settings},
@@ -90,11 +91,15 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
         "interpolation": preprocess["interpolation"],
         "licence": licence or "see the model's card",
     }
+    size = preprocess["size"]
+    native = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if hasattr(tower, "trunk"):
-        return timm_teacher(name, "open_clip", model, tower.trunk, options, **passport)
+        return timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **passport)
     if not hasattr(tower, "positional_embedding") or not hasattr(tower, "conv1"):
         raise TeacherUnavailable(f"{model}: open_clip taps blocks of vision transformers only, this is none")
-    return _transformer(name, model, tower, options, passport)
+    teacher = _transformer(name, model, tower, options, passport)
+    teacher.native_size = native
+    return teacher
 
 
 def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]) -> Teacher:

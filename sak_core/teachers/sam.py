@@ -144,7 +144,9 @@ def sam_teacher(name: str, model: str, encoder: Any, options: BuildOptions, lice
         levels=levels,
         licence=licence,
     )
-    return freeze(SamTeacher(spec, encoder))
+    teacher = SamTeacher(spec, encoder)
+    teacher.native_size = (int(encoder.img_size), int(encoder.img_size))
+    return freeze(teacher)
 
 
 def fit_longer_side(size: Size, longer: int, patch: int) -> Size:

@@ -90,6 +90,7 @@ def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") 
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
         licence=licence or config.get("license") or "unknown",
+        native=(int(config["input_size"][1]), int(config["input_size"][2])),
     )
 
 
@@ -104,6 +105,7 @@ def timm_teacher(
     std: tuple[float, float, float],
     interpolation: str,
     licence: str,
+    native: Size | None = None,
 ) -> Teacher:
     """A teacher of a timm network that has its weights and its native size.
 
@@ -141,7 +143,9 @@ def timm_teacher(
         licence=licence,
         grids=() if len(set(grids)) == 1 else grids,
     )
-    return freeze(TimmTeacher(spec, net))
+    teacher = TimmTeacher(spec, net)
+    teacher.native_size = native
+    return freeze(teacher)
 
 
 def _own_names(net: nn.Module, state: State) -> State:
