@@ -63,7 +63,10 @@ class CacheRequest:
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
             **{
                 key: options[key]
-                for key in ("weights", "random_weights", "device", "precision", "compile", "batch_size", "threads")
+                for key in (
+                    *("weights", "random_weights", "allow_code"),
+                    *("device", "precision", "compile", "batch_size", "threads"),
+                )
             },
         }
         flags = (options["decoders"], options["strict"], options["dry_run"])
@@ -121,7 +124,7 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:
-        check_teacher(name)
+        check_teacher(name, request.run["allow_code"])
     run = {**request.run, **({"weights": None, "random_weights": True} if untrained else {})}
     size = source_spec(request.source.open(), request.source).size
     return [start_teacher(TeacherRequest(name, **run), size) for name in request.teachers]

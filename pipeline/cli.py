@@ -9,7 +9,7 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, takeaway, training
+from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, takeaway, teachers, training
 from pipeline.interrupts import Interrupted
 
 FOLLOWER_PATIENCE_S = 10.0
@@ -35,6 +35,7 @@ for command in (
     boundary.boundary,
     copying.copy,
     data.data,
+    teachers.teachers,
     demo.demo,
     miniature.miniature,
 ):

@@ -35,6 +35,11 @@ def warn(message: str) -> None:
     say(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}")
 
 
+def red(text: str) -> str:
+    """Part of a result's text, in red where stdout is a terminal."""
+    return f"\033[31m{text}\033[0m" if sys.stdout.isatty() else text
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]

@@ -18,7 +18,7 @@ from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
-from pipeline.stores import digest, find_store, random_teachers
+from pipeline.stores import digest, find_store, random_teachers, warn_of_random
 from pipeline.targets import Targets
 from pipeline.training import train
 from pipeline.watch import StepResult
@@ -43,6 +43,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if recipe.trains == "routers":
         raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
     targets = Targets(recipe, store, teachers)
+    warn_of_random(run.name, random_teachers(store, teachers))
     fabric = start(recipe, execution)
     model = build_model(recipe, store, ())
     initialize(recipe, model)

@@ -20,7 +20,7 @@ from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.stores import find_store, store_tasks
+from pipeline.stores import find_store, store_tasks, warn_of_random
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, metric_for
@@ -34,6 +34,8 @@ Scores = dict[str, dict[str, float]]
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     """Score the finished run's last checkpoint on `data`, and write the scores into the run's folder."""
     recipe = runs.read_recipe(run)
+    if (run / "results.json").exists():
+        warn_of_random(run.name, runs.read_results(run)["random_weights"])
     kept = runs.scores_path(run, data)
     if kept.exists():
         say(f"{run.name}: already scored on {data.split}")

@@ -17,7 +17,7 @@ from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.distill import open_loader, row_numbers
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate_model
-from pipeline.stores import digest, find_store, random_teachers, store_tasks
+from pipeline.stores import digest, find_store, random_teachers, store_tasks, warn_of_random
 from pipeline.targets import Targets
 from pipeline.training import train
 from pipeline.watch import StepResult
@@ -53,12 +53,15 @@ def finetune(
     targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
     fabric = start(recipe, execution)
     model = build_model(recipe, store, tasks)
-    seconds = 0.0
+    seconds, untrained = 0.0, set(random_teachers(store, teachers))
     if stage1 is None:
         initialize(recipe, model)
     else:
         runs.start_from(stage1, model)
-        seconds = runs.read_results(stage1)["seconds"]
+        first = runs.read_results(stage1)
+        seconds = first["seconds"]
+        untrained |= set(first["random_weights"])
+    warn_of_random(run.name, sorted(untrained))
     freeze(model, recipe.trains)
     labels = tuple(task.name for task in tasks)
     loader = open_loader(store, recipe, teachers, labels, fabric)
@@ -73,7 +76,7 @@ def finetune(
         "seconds": round(seconds + trained.seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "caches": [store.name],
-        "random_weights": random_teachers(store, teachers),
+        "random_weights": sorted(untrained),
     }
     if recipe.validation:
         results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)

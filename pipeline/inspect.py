@@ -9,7 +9,7 @@ from typing import Any
 from cache.places import as_place
 from cache.store import Store
 from cache.verify import Problem, verify_store
-from pipeline.console import amount, progress
+from pipeline.console import amount, progress, red
 from pipeline.stores import random_teachers
 
 
@@ -64,7 +64,7 @@ def info_text(info: dict[str, Any]) -> str:
     for name, teacher in info["teachers"].items():
         levels = ", ".join(f"{lv['grid'][0]}x{lv['grid'][1]}x{lv['width']}" for lv in teacher["levels"])
         state = "complete" if not teacher["pending_shards"] else f"{teacher['pending_shards']} shards to come"
-        mark = ", RANDOM WEIGHTS" if teacher["random_weights"] else ""
+        mark = red(", RANDOM WEIGHTS") if teacher["random_weights"] else ""
         codec = teacher["levels"][0]["codec"]
         lines.append(f"  {name}{mark}: {state}, {amount(teacher['bytes'])}, {codec}, levels {levels}")
         for level, values in teacher["fidelity"].items():

@@ -44,6 +44,7 @@ class TeacherRequest:
     grid: tuple[int, int] | None = None
     weights: Path | None = None
     random_weights: bool = False
+    allow_code: bool = False
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
@@ -98,6 +99,7 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
         levels=request.levels,
         weights=request.weights,
         random_weights=request.random_weights,
+        allow_code=request.allow_code,
     )
     # not dynamic: a batch's kernel must not depend on which sizes came before it
     network = torch.compile(teacher, dynamic=False) if request.compile else teacher

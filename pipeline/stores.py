@@ -10,6 +10,7 @@ from pathlib import Path
 from cache.manifest import SOURCE, teacher_part
 from cache.store import Store, find_stores
 from pipeline.config import Data
+from pipeline.console import warn
 from pipeline.errors import UserError
 from sak_core.tasks import Task, published_weight
 
@@ -79,6 +80,12 @@ def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
     made = {name: store.teacher(name).provenance.get("teacher", {}) for name in teachers}
     return [name for name, teacher in made.items() if teacher.get("weights", "").startswith("random:")]
+
+
+def warn_of_random(what: str, teachers: Sequence[str]) -> None:
+    """Say in red, where `what` uses them, that these teachers were never trained."""
+    if teachers:
+        warn(f"{what}: {', '.join(teachers)} ran with RANDOM WEIGHTS: good for trials, meaningless as a teacher")
 
 
 def store_tasks(

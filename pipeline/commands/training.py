@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.console import red
 from pipeline.errors import UserError
 from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, places, show
 
@@ -152,4 +153,5 @@ def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: 
         names = [str(path) for job in jobs for path in (job.stage1, job.run) if path]
         show({"runs": sorted(set(names))}, as_json, lambda r: "\n".join(r["runs"]))
         return
-    show(studies.ablate(loaded, where, workers), as_json, markdown)
+    mark = "(random weights)"
+    show(studies.ablate(loaded, where, workers), as_json, lambda r: markdown(r).replace(mark, red(mark)))

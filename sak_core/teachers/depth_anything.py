@@ -11,8 +11,8 @@ import torch
 
 from sak_core.names import UnknownName, unknown
 from sak_core.teachers.base import Teacher
-from sak_core.teachers.hf import hf_teacher
-from sak_core.teachers.weights import BuildOptions, hub, load_exactly, read_state, seeded
+from sak_core.teachers.hf import hf_teacher, model_without_hub, tower_of
+from sak_core.teachers.weights import BuildOptions, hub
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -40,36 +40,27 @@ def build_depth_anything(name: str, model: str, options: BuildOptions, licence: 
         UnknownName: another size.
         TeacherUnavailable: the hub or the file does not give the weights.
     """
-    from transformers import AutoModelForDepthEstimation, Dinov2Backbone
+    from transformers import DepthAnythingForDepthEstimation
 
     if model not in SIZES:
         raise UnknownName(unknown("size of Depth Anything", model, SIZES))
     if options.from_hub:
         with hub(name):
-            whole = AutoModelForDepthEstimation.from_pretrained(
-                hub_id(model), trust_remote_code=False, weights_only=True, dtype=torch.float32
+            whole = DepthAnythingForDepthEstimation.from_pretrained(
+                hub_id(model), weights_only=True, dtype=torch.float32
             )
-        net: Any = whole.backbone
     else:
-        with seeded(options.seed):
-            net = Dinov2Backbone(_config(model))  # type: ignore[no-untyped-call]
-    if options.weights is not None:
-        state = read_state(options.weights)
-        tower = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        load_exactly(net, tower or state, options.weights)
+        whole = model_without_hub(DepthAnythingForDepthEstimation, configuration(model), options)
+    net = tower_of(whole)
     return hf_teacher(name, hub_id(model), net, options, MEAN, STD, "bicubic", licence)
 
 
-def _config(size: str) -> Any:
-    from transformers import Dinov2Config
+def configuration(size: str) -> Any:
+    """The whole model's: the encoder's, and a depth head that no teacher runs."""
+    from transformers import DepthAnythingConfig, Dinov2Config
 
-    row = SIZES[size]
-    return Dinov2Config(
-        hidden_size=row["hidden_size"],
-        num_hidden_layers=row["num_hidden_layers"],
-        num_attention_heads=row["num_attention_heads"],
-        image_size=518,
-        patch_size=14,
-        out_indices=list(row["stages"]),
-        reshape_hidden_states=False,
-    )
+    row = dict(SIZES[size])
+    stages = list(row.pop("stages"))
+    row |= {"image_size": 518, "patch_size": 14, "out_indices": stages, "reshape_hidden_states": False}
+    encoder = Dinov2Config(**row)
+    return DepthAnythingConfig(backbone_config=encoder)

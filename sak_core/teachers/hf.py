@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sak_core.hub import quiet
 from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
 from sak_core.teachers.weights import (
     BuildOptions,
-    State,
     choose_levels,
     hub,
     identity,
-    load_exactly,
     read_state,
     seeded,
 )
@@ -74,15 +73,12 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             model, trust_remote_code=False
         )
-        auto = _auto_class(model, config)
+        kind = _model_class(model, config)
         if options.from_hub:
-            whole = auto.from_pretrained(model, trust_remote_code=False, weights_only=True, dtype=torch.float32)
+            whole = kind.from_pretrained(model, weights_only=True, dtype=torch.float32)
     if not options.from_hub:
-        with seeded(options.seed):
-            whole = auto.from_config(config, trust_remote_code=False)
-    net = getattr(whole, "vision_model", None) or getattr(whole, "backbone", None) or whole
-    if options.weights is not None:
-        load_exactly(net, _tower_state(read_state(options.weights), net), options.weights)
+        whole = model_without_hub(kind, config, options)
+    net = tower_of(whole)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or std is None:
         raise TeacherUnavailable(f"{model} states no image mean and std in its preprocessor_config.json")
@@ -90,15 +86,56 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     return hf_teacher(name, model, net, options, tuple(mean), tuple(std), interpolation, licence)
 
 
-def _auto_class(model: str, config: Any) -> Any:
-    """The class that builds the whole model: a plain one, or one for depth, whose backbone is the teacher."""
+def _model_class(model: str, config: Any) -> Any:
+    """The class of the whole model: a plain one, or one for depth, whose backbone is the teacher."""
     import transformers
 
-    if type(config) in transformers.MODEL_MAPPING:
-        return transformers.AutoModel
-    if type(config) in transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING:
-        return transformers.AutoModelForDepthEstimation
+    for mapping in (transformers.MODEL_MAPPING, transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
     raise TeacherUnavailable(f"{model} ({type(config).__name__}) is no vision model that transformers can build")
+
+
+def tower_of(whole: Any) -> Any:
+    """The part of a model that sees images and gives hidden states."""
+    return next((getattr(whole, name) for name in TOWERS if hasattr(whole, name)), whole)
+
+
+TOWERS = ("vision_model", "backbone")
+"""How models with more than an image tower call it."""
+
+
+def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> Any:
+    """The whole model with a file's weights, or with random ones.
+
+    transformers itself loads the tensors, since the names it saves are not always those of its networks.
+
+    Raises TeacherUnavailable where the file does not give the tower's tensors, all of them and no others.
+    """
+    if options.weights is None:
+        with seeded(options.seed):
+            return kind(config)
+    state = read_state(options.weights)
+    try:
+        with quiet():
+            whole, told = kind.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+            )
+    except Exception as error:  # shapes that differ, names that cannot be mapped
+        lines = str(error).strip().splitlines()
+        raise TeacherUnavailable(
+            f"{options.weights} does not fit {kind.__name__}: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    prefix = next((f"{name}." for name in TOWERS if hasattr(whole, name)), "")
+    for key, subject in (("missing_keys", "the file misses"), ("unexpected_keys", "the network does not know")):
+        named = sorted(str(k) for k in told[key] if str(k).startswith(prefix))
+        if named:
+            raise TeacherUnavailable(
+                f"{options.weights} does not fit {kind.__name__}: {subject} {', '.join(named[:5])}"
+                + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+            )
+    return whole
 
 
 def hf_teacher(
@@ -170,12 +207,3 @@ def _pair(size: Any) -> Size | None:
     if size is None:
         return None
     return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
-
-
-def _tower_state(state: State, net: Any) -> State:
-    """The tower's tensors of a whole model's file (or of a file of the tower alone)."""
-    for prefix in ("vision_model.", "backbone.", f"{net.base_model_prefix}."):
-        tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if len(prefix) > 1 and tower:
-            return tower
-    return state

@@ -1,6 +1,7 @@
 """Teachers from a user's own module, `my_package.my_module:build`: code that runs only when it is allowed to.
 
-`build(size, levels=None, weights=None, random_weights=False, seed=0)` returns a `Teacher`; docs/new-teacher.md shows one.
+`build(size, levels=None, weights=None, random_weights=False, seed=0)` returns a `Teacher`;
+docs/new-teacher.md shows one.
 """
 
 from __future__ import annotations

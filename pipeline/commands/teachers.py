@@ -1,0 +1,22 @@
+"""`sak teachers`."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.options import JSON, show
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--size", help="S or HxW of the views in px, 384 when absent.")
+@click.option("--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run.")
+@JSON
+def teachers(names: tuple[str, ...], size: str | None, allow_code: bool, as_json: bool) -> None:
+    """List teachers: levels, width, grid, preprocessing, the size they want, licence, parameters and cost an image.
+
+    All rows without NAMES; any other by LIBRARY:MODEL (timm:resnet50, open_clip:ViT-B-32/openai, sam:vit_l, hf:ID).
+    """
+    from pipeline.teachers import list_teachers, teachers_text
+
+    show(list_teachers(names, size, allow_code), as_json, teachers_text)

@@ -1,0 +1,305 @@
+"""The list of teachers, families beside the common ones, teachers of one's own, and untrained ones in red."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from sak_core.teachers import TEACHERS, build_teacher
+from sak_core.teachers.base import TeacherUnavailable, state_digest
+from sak_core.teachers.facts import known_facts, measure
+from sak_core.teachers.weights import seeded
+from tests.conftest import TINY, sak
+from tests.test_teachers import IMAGENET, exactly, normalise, pixels
+
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+# --- the list
+
+
+def test_the_list_tells_of_every_row():
+    rows = json.loads(sak("teachers", "--json").stdout)
+    assert [row["name"] for row in rows] == list(TEACHERS)
+    by_name = {row["name"]: row for row in rows}
+    dinov2 = by_name["dinov2"]
+    assert dinov2["levels"] == [2, 5, 8, 11] and dinov2["widths"] == [768] * 4 and dinov2["grids"] == [[27, 27]] * 4
+    assert dinov2["input_size"] == [378, 378] and dinov2["native_size"] == [518, 518]
+    assert by_name["sam"]["native_size"] == [1024, 1024] and by_name["sam"]["grids"] == [[64, 64]] * 4
+    assert by_name["clip"]["mean"] == pytest.approx(OPENAI[0]) and by_name["siglip"]["mean"] == [0.5] * 3
+    assert all(row["licence"] and row["parameters"] > 0 and row["flops"] > 0 for row in rows)
+    families = ("dinov2-reg-giant", "clip-large", "openclip", "dfn-clip-large", "siglip2", "sam-huge", "dinov3-large")
+    assert {*families, "c-radio", "depth-anything"} <= by_name.keys()
+
+
+def test_the_lists_facts_are_the_networks():
+    """Of every row, measured anew: built without memory or weights."""
+    assert {facts["name"]: facts for facts in known_facts()} == {name: measure(name) for name in TEACHERS}
+
+
+def test_costs_are_those_of_a_pass_that_computes():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    teacher = build_teacher("timm:resnet18", (96, 64), random_weights=True)
+    with FlopCounterMode(display=False) as counter:
+        teacher(pixels(96, 64, 1))
+    facts = measure("timm:resnet18", (96, 64))
+    assert facts["flops"] == counter.get_total_flops()
+    assert facts["parameters"] == sum(p.numel() for p in teacher.parameters())
+
+
+def test_the_list_measures_others_and_refuses_unknown_ones():
+    done = sak("teachers", "timm:resnet18", "mini-sam", "--size", "64x96")
+    assert "timm:resnet18" in done.stdout and "16x24,8x12,4x6,2x3" in done.stdout and "2/2 teachers" in done.stderr
+    wrong = sak("teachers", "dinvo2", check=False)
+    assert wrong.returncode == 2 and "did you mean dinov2" in wrong.stderr
+
+
+# --- families
+
+
+@torch.no_grad()
+def test_dinov3_gives_timms_blocks():
+    teacher = build_teacher("timm:vit_small_patch16_dinov3", (64, 96), random_weights=True, levels=(0, 2))
+    with seeded(0):
+        upstream = timm.create_model("vit_small_patch16_dinov3", num_classes=0, dynamic_img_size=True).eval()
+    seen = pixels(64, 96, 1)
+    x = normalise(seen, *IMAGENET)
+    exactly(teacher(seen), upstream.forward_intermediates(x, indices=[0, 2], norm=False, intermediates_only=True))
+
+
+@torch.no_grad()
+def test_c_radio_gives_timms_blocks_at_any_size():
+    """Of the NaFlex form, which resamples RADIO's positions as RADIO does."""
+    name = "naflexvit_base_patch16_radio_v3"
+    teacher = build_teacher("c-radio", (64, 130), random_weights=True, levels=(0, 1))
+    with seeded(0):
+        upstream = timm.create_model(name, num_classes=0).eval()
+    maps = []
+    for block in upstream.blocks[:2]:
+        block.register_forward_hook(lambda m, a, out: maps.append(out))
+    seen = pixels(64, 130, 1)
+    x = F.interpolate(
+        seen.permute(0, 3, 1, 2).float() / 255, (64, 128), mode="bicubic", align_corners=False, antialias=True
+    )
+    upstream((x - torch.tensor(OPENAI[0]).view(1, 3, 1, 1)) / torch.tensor(OPENAI[1]).view(1, 3, 1, 1))
+    exactly(teacher(seen), [m[:, -32:].transpose(1, 2).reshape(1, 768, 4, 8) for m in maps])
+
+
+@torch.no_grad()
+def test_siglip_gives_open_clips_blocks():
+    import open_clip
+
+    teacher = build_teacher("open_clip:ViT-B-16-SigLIP/webli", (224, 224), random_weights=True, levels=(0, 1))
+    upstream = open_clip.create_model("ViT-B-16-SigLIP", pretrained=None).eval().visual
+    upstream.trunk.load_state_dict(teacher.net.state_dict())
+    maps = []
+    for block in upstream.trunk.blocks[:2]:
+        block.register_forward_hook(lambda m, a, out: maps.append(out))
+    seen = pixels(224, 224, 1)
+    upstream(normalise(seen, (0.5,) * 3, (0.5,) * 3))
+    exactly(teacher(seen), [m.transpose(1, 2).reshape(1, 768, 14, 14) for m in maps])
+
+
+@torch.no_grad()
+def test_depth_anythings_own_file_loads_and_gives_its_encoder(tmp_path):
+    """As transformers saves the whole model: the depth head is left alone."""
+    from transformers import DepthAnythingForDepthEstimation
+
+    from sak_core.teachers.depth_anything import configuration
+
+    with seeded(1):
+        upstream = DepthAnythingForDepthEstimation(configuration("Small")).eval()
+    upstream.save_pretrained(tmp_path)
+    teacher = build_teacher("depth-anything", (70, 98), weights=tmp_path / "model.safetensors")
+    assert teacher.spec.grid == (5, 7) and teacher.spec.weights == state_digest(upstream.backbone.state_dict())
+    seen = pixels(70, 98, 1)
+    states = upstream.backbone(normalise(seen, *IMAGENET), output_hidden_states=True).hidden_states
+    expected = [states[i + 1][:, 1:].transpose(1, 2).reshape(1, 384, 5, 7) for i in (2, 5, 8, 11)]
+    exactly(teacher(seen), expected)
+
+
+def hf_folder(folder: Path, model: torch.nn.Module) -> Path:
+    model.save_pretrained(folder)
+    settings = {"image_processor_type": "CLIPImageProcessor", "image_mean": OPENAI[0], "image_std": OPENAI[1]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "resample": 3}))
+    return folder
+
+
+@torch.no_grad()
+def test_the_vision_tower_of_a_transformers_clip(tmp_path):
+    """From its folder, and from the file of the whole model."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision |= {"image_size": 64, "patch_size": 16}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 50,
+    }
+    with seeded(2):
+        upstream = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
+    hf_folder(tmp_path, upstream)
+    for weights in (None, tmp_path / "model.safetensors"):
+        teacher = build_teacher(f"hf:{tmp_path}", (64, 96), weights=weights)
+        assert teacher.spec.grid == (4, 6) and teacher.spec.mean == pytest.approx(OPENAI[0])
+        seen = pixels(64, 96, 1)
+        states = upstream.vision_model(
+            normalise(seen, *OPENAI), output_hidden_states=True, interpolate_pos_encoding=True
+        ).hidden_states
+        exactly(teacher(seen), [s[:, 1:].transpose(1, 2).reshape(1, 32, 4, 6) for s in states[1:]])
+
+
+def test_a_hub_model_with_code_of_its_own_is_refused(tmp_path):
+    """Its code is not run, whatever its configuration asks for."""
+    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TeacherUnavailable, match="contains custom code"):
+        build_teacher(f"hf:{tmp_path}", (64, 64), random_weights=True)
+    assert not (tmp_path / "ran").exists()
+
+
+# --- one's own
+
+OWN = '''
+import torch
+from sak_core.teachers.base import Teacher, TeacherSpec, fit_to_patch
+
+
+class Means(Teacher):
+    """Means of cells, as two levels."""
+
+    def features(self, images):
+        cells = torch.nn.functional.avg_pool2d(images, 8)
+        return [cells, cells * FACTOR]
+
+
+FACTOR = 2
+
+
+def build(size, levels=None, weights=None, random_weights=False, seed=0):
+    seen = fit_to_patch(size, 8)
+    return Means(TeacherSpec(
+        name="means", library="", model="", weights="sha256:none", mean=(0.5,) * 3, std=(0.5,) * 3,
+        interpolation="bilinear", patch=8, input_size=seen, grid=(seen[0] // 8, seen[1] // 8), widths=(3, 3),
+        levels=(0, 1), licence="mine",
+    ))
+
+
+def no_teacher(**options):
+    return torch.nn.Identity()
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `my_package.my_teacher` can be imported."""
+    package = tmp_path / "code" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "my_teacher.py").write_text(OWN)
+    return {"PYTHONPATH": str(package.parent)}
+
+
+def cache(teacher: str, out: Path, env: dict[str, str], *more: str, check: bool = True):
+    options = ["--split", "val", "--limit", "2", "--out", str(out), "--threads", "1", "--decoders", "0"]
+    return sak("cache", "--teacher", teacher, *options, *more, env=env, check=check)
+
+
+def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(own, tmp_path):
+    name, out = "my_package.my_teacher:build", tmp_path / "features"
+    refused = cache(name, out, own, check=False)
+    assert refused.returncode == 2 and "--allow-code lets it run" in refused.stderr
+    assert not list(out.glob("*/teachers/*"))
+    cache(name, out, own, "--allow-code")
+    (store,) = out.iterdir()
+    (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()
+    passport = told["provenance"]["teacher"]
+    assert passport["library"] == "code" and passport["name"] == name
+    assert passport["model"].startswith(f"{name}@sha256:") and len(passport["model"]) == len(name) + 8 + 64
+    # other code is another teacher
+    path = Path(own["PYTHONPATH"]) / "my_package" / "my_teacher.py"
+    path.write_text(OWN.replace("FACTOR = 2", "FACTOR = 3"))
+    changed = cache(name, out, own, "--allow-code", check=False)
+    assert changed.returncode == 2 and "model" in changed.stderr and "Traceback" not in changed.stderr
+
+
+def test_what_is_wrong_with_code_of_ones_own_is_said(own, tmp_path):
+    for name, words in (
+        ("my_package.nothing:build", "No module named 'my_package.nothing'"),
+        ("my_package.my_teacher:biuld", "has no function 'biuld'"),
+        ("my_package.my_teacher:no_teacher", "gave a Identity, not a"),
+    ):
+        done = cache(name, tmp_path / "features", own, "--allow-code", check=False)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    listed = sak("teachers", "my_package.my_teacher:build", "--allow-code", "--size", "64", "--json", env=own)
+    assert json.loads(listed.stdout)[0]["grids"] == [[8, 8], [8, 8]]
+
+
+# --- untrained teachers
+
+
+def in_a_terminal(*arguments: str | Path) -> str:
+    """What `sak` shows on a terminal."""
+    leader, follower = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        stdout=follower,
+        stderr=follower,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    assert done.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+@pytest.mark.slow
+def test_random_weights_are_red_wherever_they_are_used(tmp_path):
+    out, runs = tmp_path / "features", tmp_path / "runs"
+    for split, views in (("unlabelled", "2"), ("train", "2"), ("val", "1"), ("test", "1")):
+        options = [
+            "--split",
+            split,
+            "--limit",
+            "8",
+            "--views",
+            views,
+            "--out",
+            out,
+            "--decoders",
+            "0",
+            "--threads",
+            "1",
+        ]
+        sak("cache", "--teacher", "mini-dino", "--random-weights", *options)
+    red = "\033[31m"
+    (store, *_) = sorted(out.glob("*train*"))
+    assert f"{red}, RANDOM WEIGHTS" in in_a_terminal("info", store)
+    places = ["--out", out, "--runs", runs]
+    options = ["--set", 'arm="teacher:mini-dino"', *TINY, "--run", runs / "r"]
+    assert f"{red}r: mini-dino ran with RANDOM WEIGHTS" in in_a_terminal("finetune", "demo", *options, *places)
+    assert f"{red}r: mini-dino ran with RANDOM WEIGHTS" in in_a_terminal("evaluate", runs / "r", *places)
+    assert json.loads((runs / "r" / "results.json").read_text())["random_weights"] == ["mini-dino"]
