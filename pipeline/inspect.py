@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from cache.places import as_place
 from cache.store import Store
 from cache.verify import Problem, verify_store
 from pipeline.console import amount, progress, red
-from pipeline.stores import random_teachers
+from pipeline.stores import random_teachers, weights_of
 
 
 def store_info(path: Path | str) -> dict[str, Any]:
@@ -92,14 +93,38 @@ def problem_dict(problem: Problem) -> dict[str, Any]:
     return {**asdict(problem), "text": str(problem)}
 
 
-def verify_with_progress(path: Path | str) -> dict[str, Any]:
-    """Check the store; returns its problems, JSON-able."""
-    return {"store": str(path), "problems": [problem_dict(problem) for problem in find_problems(path)]}
+def verify(
+    path: Path | str, live: int = 0, weights: Mapping[str, Path] | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Check the store, and with `live` so many rows of each teacher against the teacher; JSON-able.
+
+    Rows are recomputed only where every digest holds: damage is said first, and repaired first.
+    """
+    problems = [problem_dict(problem) for problem in find_problems(path)]
+    result: dict[str, Any] = {"store": str(path), "problems": problems}
+    if live and not problems:
+        from pipeline.recheck import recheck
+
+        store = Store.open(path)
+        result["live"] = recheck(store, live, weights_of(store, weights or {}), device)
+    return result
 
 
-def verify_text(result: dict[str, Any]) -> str:
-    """`verify_with_progress` for people."""
-    if not result["problems"]:
-        return f"{result['store']}: every digest and checksum holds"
-    lines = [f"{result['store']}: {len(result['problems'])} problems; `sak repair` mends what it can"]
-    return "\n".join([*lines, *(problem["text"] for problem in result["problems"])])
+def is_well(result: Mapping[str, Any]) -> bool:
+    """Whether `verify` found nothing."""
+    return not result["problems"] and not any(teacher["problems"] for teacher in result.get("live", {}).values())
+
+
+def verify_text(result: Mapping[str, Any]) -> str:
+    """`verify` for people."""
+    if result["problems"]:
+        lines = [f"{result['store']}: {len(result['problems'])} problems; `sak repair` mends what it can"]
+        return "\n".join([*lines, *(problem["text"] for problem in result["problems"])])
+    lines = [f"{result['store']}: every digest and checksum holds"]
+    for name, teacher in result.get("live", {}).items():
+        rows = f"{len(teacher['rows'])} rows computed again"
+        if not teacher["problems"]:
+            least = min((min(level["cosine"], level["centred_cosine"]) for level in teacher["levels"]), default=1.0)
+            lines.append(f"  {name}: {rows} agree, token cosines at least {least:.6f}")
+        lines += [f"  {name}: {problem}" for problem in teacher["problems"]]
+    return "\n".join(lines)

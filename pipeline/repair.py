@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.inspect import find_problems, problem_dict
 from pipeline.prepare import shards, source_spec
 from pipeline.samples import DatasetRequest, join, num_decoders
+from pipeline.stores import weights_of
 from sak_core.datasets.base import DatasetError
 from sak_core.names import UnknownName
 
@@ -175,7 +176,8 @@ def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairReq
     name = part.removeprefix("teachers/")
     info = store.teacher(name)
     try:
-        running = start_teacher(request_of(info.provenance, request.weights.get(name), request.device), store.spec.size)
+        weights = weights_of(store, request.weights).get(name)
+        running = start_teacher(request_of(info.provenance, weights, request.device), store.spec.size)
     except TeacherUnavailable as error:
         raise UserError(str(error)) from error
     if difference := first_difference(info.provenance, running.provenance):

@@ -177,7 +177,7 @@ def request_of(provenance: Mapping[str, Any], weights: Path | None = None, devic
         random_weights=weights is None and teacher["weights"].startswith("random:"),
         device=device,
         precision=provenance["precision"],
-        compile=provenance["compile"],
+        compile=provenance.get("compile", False),
         batch_size=provenance["batch_size"],
         threads=provenance["threads"] or None,
     )

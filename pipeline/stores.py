@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.manifest import SOURCE, teacher_part
@@ -74,6 +74,22 @@ def is_store_of(store: Store, data: Data) -> bool:
     """Whether `store` is one that `data` asks for."""
     size = parse_size(data.size) if data.size else store.spec.size
     return (store.spec.dataset, store.spec.split, store.spec.size) == (data.dataset, data.split, size)
+
+
+def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
+    """Weights by the store's teachers; under the name "" is the file of its only one.
+
+    Raises `UserError` where that does not say which teacher is meant.
+    """
+    weights = dict(given)
+    if "" in weights:
+        if len(store.teachers) != 1:
+            have = ", ".join(store.teachers) or "none"
+            raise UserError(f"--weights FILE does not say whose (the store has {have}): --weights TEACHER=FILE")
+        weights[store.teachers[0]] = weights.pop("")
+    for name in weights:
+        store.teacher(name)
+    return weights
 
 
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:

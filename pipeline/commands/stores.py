@@ -13,16 +13,17 @@ ROOT = click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
 )
 WEIGHTS = click.option(
-    "--weights", multiple=True, metavar="TEACHER=FILE", help="A teacher's weights, where it was extracted with a file."
+    "--weights",
+    multiple=True,
+    metavar="[TEACHER=]FILE",
+    help="A teacher's weights, where it was extracted with a file.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="Where teachers run.")
 
 
 def weights_by_teacher(given: tuple[str, ...]) -> dict[str, Path]:
-    """``--weights TEACHER=FILE`` options as teacher -> file."""
-    pairs = [text.partition("=") for text in given]
-    if bad := [text for text, (name, _, file) in zip(given, pairs, strict=True) if not (name and file)]:
-        raise click.BadParameter(f"{bad[0]!r}: expected TEACHER=FILE, for example dinov2=dinov2.safetensors")
+    """``--weights`` options as teacher -> file; a file without a teacher's name is the only teacher's, under ""."""
+    pairs = [text.partition("=") if "=" in text else ("", "=", text) for text in given]
     return {name: Path(file) for name, _, file in pairs}
 
 
@@ -38,14 +39,17 @@ def info(store: Path | str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("store", type=WHERE)
+@click.option("--live", type=click.IntRange(1), help="Compute so many random rows of each teacher again, and compare.")
+@WEIGHTS
+@DEVICE
 @JSON
-def verify(store: Path | str, as_json: bool) -> None:
-    """Check every digest and checksum of STORE; exit code 1 if anything is damaged."""
-    from pipeline.inspect import verify_text, verify_with_progress
+def verify(store: Path | str, live: int | None, weights: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
+    from pipeline import inspect
 
-    result = verify_with_progress(store)
-    show(result, as_json, verify_text)
-    if result["problems"]:
+    result = inspect.verify(store, live or 0, weights_by_teacher(weights), device)
+    show(result, as_json, inspect.verify_text)
+    if not inspect.is_well(result):
         sys.exit(1)
 
 
