@@ -28,6 +28,7 @@ for command in (
     training.finetune,
     training.evaluate,
     training.ablate,
+    takeaway.predict,
     takeaway.export,
     stores.info,
     stores.verify,

@@ -69,12 +69,12 @@ def label_picture(task: Task, label: npt.NDArray[np.generic]) -> Picture:
     return colour_strength(label)
 
 
-def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str]) -> Image.Image:
-    """Pictures in a grid, each scaled to `CELL_PX` high, columns captioned."""
+def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: int = CELL_PX) -> Image.Image:
+    """Pictures in a grid, each scaled to `cell_px` high, columns captioned."""
     if not rows:
         raise ValueError("a sheet needs at least one row")
     height, width = rows[0][0].shape[:2]
-    cell = (max(1, round(CELL_PX * width / height)), CELL_PX)
+    cell = (max(1, round(cell_px * width / height)), cell_px)
     columns = len(rows[0])
     canvas = Image.new(
         "RGB",

@@ -55,12 +55,12 @@ class PretrainedConfig:
 
 
 def parse_config(path: Path) -> PretrainedConfig:
-    """Read a `config.json`. Raises RefusedModel for one that is not exactly what `to_json` writes, or implausible."""
+    """Read a `config.json`. Raises RefusedModel for unknown keys, values of another kind, or implausible ones."""
     try:
         raw = path.read_bytes()
         config = TypeAdapter(PretrainedConfig).validate_json(raw, strict=True)
         written = config.to_dict()
-        unknown = _differences(json.loads(raw), written)
+        unknown = _unknown(json.loads(raw), written)
     except ValidationError as error:
         first = error.errors()[0]
         raise RefusedModel(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -69,19 +69,19 @@ def parse_config(path: Path) -> PretrainedConfig:
     if config.format != FORMAT:
         raise RefusedModel(f"{path} is of format {config.format}, this version reads {FORMAT}")
     if unknown:
-        raise RefusedModel(f"{path}: unknown or missing {', '.join(unknown[:5])}")
+        raise RefusedModel(f"{path}: unknown {', '.join(unknown[:5])}")
     if wrong := _implausible(config.student):
         raise RefusedModel(f"{path}: {wrong}")
     return config
 
 
-def _differences(found: Any, expected: Any, where: str = "") -> list[str]:
-    """Dotted keys that one of two JSON values has and the other has not."""
-    if not isinstance(found, dict) or not isinstance(expected, dict) or where == "about":
+def _unknown(found: Any, known: Any, where: str = "") -> list[str]:
+    """Dotted keys of `found` that `known` does not have. What an older file lacks has its default, as it had then."""
+    if not isinstance(found, dict) or not isinstance(known, dict) or where == "about.":
         return []
-    keys = [f"{where}.{key}".lstrip(".") for key in sorted(set(found) ^ set(expected))]
-    for key in set(found) & set(expected):
-        keys += _differences(found[key], expected[key], f"{where}.{key}".lstrip("."))
+    keys = [f"{where}{key}" for key in sorted(set(found) - set(known))]
+    for key in sorted(set(found) & set(known)):
+        keys += _unknown(found[key], known[key], f"{where}{key}.")
     return keys
 
 

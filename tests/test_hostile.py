@@ -148,7 +148,9 @@ def test_saved_students_refuse_other_shapes_and_names(saved: Path) -> None:
         (lambda c: c["student"]["teachers"].update({"dino": 10**12}), "implausible widths"),
         (lambda c: c["student"].update(head="evil"), "evil"),
         (lambda c: c["student"].update(levels=[3, 99]), "levels"),
-        (lambda c: c["student"].pop("router"), "router"),
+        (lambda c: c["student"].update(code="import os"), "unknown student.code"),
+        (lambda c: c["student"]["stem"].update(code="import os"), "unknown student.stem.code"),
+        (lambda c: c.pop("student"), "student: Field required"),
     ],
 )
 def test_hostile_configurations_are_refused(change: Callable, words: str, saved: Path) -> None:

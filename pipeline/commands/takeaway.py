@@ -27,3 +27,41 @@ def export(run: str, out: Path, model_id: str | None, public: bool, runs: Path, 
     if model_id:
         result["pushed"] = push(out, model_id, public)
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="RUN_OR_FOLDER_OR_HUB_ID", help="A run, an exported folder, a hub id.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
+@click.option("--size", type=click.IntRange(8), help="Scale larger images down to this longer side, px, to predict.")
+@click.option(
+    "--tile", type=click.IntRange(8), help="Longest side seen whole, px; twice that of the training views when absent."
+)
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Of a video, each such frame.")
+@click.option("--raw", is_flag=True, help="Write the arrays, too: raw/NAME.npz, an array a task.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Predict what is there already anew.")
+@RUNS
+@JSON
+def predict(
+    sources: tuple[Path, ...],
+    model: str,
+    out: Path,
+    size: int | None,
+    tile: int | None,
+    every: int,
+    raw: bool,
+    batch_size: int,
+    overwrite: bool,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
+    from pipeline.models import open_model
+    from pipeline.predict import Settings, predict_text
+    from pipeline.predict import predict as run
+    from pipeline.sources import open_sources
+
+    found = open_sources(sources, every)
+    settings = Settings(size=size, tile=tile, raw=raw, batch_size=batch_size, overwrite=overwrite)
+    show(run(open_model(model, runs), found, out, settings), as_json, predict_text)

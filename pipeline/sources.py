@@ -1,0 +1,129 @@
+"""What predictions are made of: image files, folders of them, videos; each picture with a name and a way to read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import UserError
+from sak_core.datasets.base import UnreadableSample
+from sak_core.datasets.folder import ImageFolder
+from sak_core.images import read_image
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to look at. name: unique, relative, without suffix: what its predictions are called. origin: of which
+    file, for people. read: (H, W, 3) uint8; raises UnreadableSample.
+    """
+
+    name: str
+    origin: str
+    read: Callable[[], Pixels]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures of one command-line argument, in order. count: how many; pictures: makes them anew at every call."""
+
+    count: int
+    pictures: Callable[[], Iterator[Picture]]
+
+
+def open_sources(paths: Sequence[Path], every: int = 1) -> list[Source]:
+    """The pictures of files, folders (nested) and videos (every `every`-th frame).
+
+    Images keep their path relative to the folder they were found in, without suffix; where two would be called the
+    same, the suffix stays on as `-jpg`. Raises `UserError` for what is not there, names that still collide, and
+    videos without PyAV; `DatasetError` for a folder without images.
+    """
+    found: list[tuple[str, Path]] = []
+    sources: list[Source] = []
+    for path in paths:
+        if path.suffix.lower() in VIDEOS and path.is_file():
+            sources.append(_video(path, every))
+        elif path.is_dir():
+            found += [(str(name), path / name) for name in ImageFolder(path, "test").ids]
+        elif path.exists():
+            found.append((path.name, path))
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return ([_images(found)] if found else []) + sources
+
+
+def _images(found: Sequence[tuple[str, Path]]) -> Source:
+    plain = [PurePosixPath(relative).with_suffix("").as_posix() for relative, _ in found]
+    shared = Counter(plain)
+    names = [
+        name if shared[name] == 1 else f"{name}-{PurePosixPath(relative).suffix.lstrip('.')}"
+        for name, (relative, _) in zip(plain, found, strict=True)
+    ]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        paths = ", ".join(str(path) for name, (_, path) in zip(names, found, strict=True) if name == twice[0])
+        raise UserError(f"the predictions of {paths} would have one name, {twice[0]}; give them in two commands")
+
+    def pictures() -> Iterator[Picture]:
+        for name, (_, path) in zip(names, found, strict=True):
+            yield Picture(name, str(path), lambda path=path: read_image(path))  # type: ignore[misc]
+
+    return Source(len(found), pictures)
+
+
+def _video(path: Path, every: int) -> Source:
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise UserError(f"{path} is a video, which PyAV reads: pip install 'sak[video]' (or av)") from None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} has no video stream")
+            # packets are counted, not decoded: a container's own number of frames may be missing or wrong
+            count = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be read as a video: {error}") from None
+
+    def pictures() -> Iterator[Picture]:
+        with av.open(str(path)) as container:
+            frames = container.decode(container.streams.video[0])
+            number = 0
+            while True:
+                try:
+                    frame = next(frames, None)
+                except av.FFmpegError as error:
+                    yield Picture(_frame_name(path, number), f"{path} frame {number}", _refuse(path, number, error))
+                    return
+                if frame is None:
+                    return
+                if number % every == 0:
+                    name = _frame_name(path, number)
+                    yield Picture(name, f"{path} frame {number}", lambda frame=frame: _upright(frame))  # type: ignore[misc]
+                number += 1
+
+    return Source(-(-count // every), pictures)
+
+
+def _frame_name(path: Path, number: int) -> str:
+    return f"{path.stem}/{number:06d}"
+
+
+def _refuse(path: Path, number: int, error: Exception) -> Callable[[], Pixels]:
+    def read() -> Pixels:
+        raise UnreadableSample(path, f"is damaged at frame {number}: {error}; the rest is left out")
+
+    return read
+
+
+def _upright(frame: Any) -> Pixels:
+    """A frame as people see it: phones store the turn beside the pixels (degrees, counter-clockwise)."""
+    pixels: Pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

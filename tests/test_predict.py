@@ -1,0 +1,210 @@
+"""`sak predict`: images of any size, folders and videos, drawn, kept as arrays, resumed; unreadable ones listed."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.drawing import KEY_PX
+from sak_core.datasets.rooms.scene import render_scene
+from sak_core.pretrained import from_pretrained
+from sak_core.student import StudentOutput
+from sak_core.tiling import OVERLAP, predict_raw, tile_starts
+from tests.conftest import sak
+
+TASKS = ("semseg", "parts", "saliency", "depth", "normals", "boundary")
+SIZES = {"a/one": (96, 96), "a/two": (60, 200), "tall": (333, 97)}
+
+
+def scene(index: int, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(render_scene(3, index, size).image)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "a").mkdir()
+    for index, (name, size) in enumerate(SIZES.items()):
+        scene(index, size).save(folder / f"{name}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "predictions"
+    done = sak("predict", photos, "--model", trained, "--out", out, "--raw", "--json")
+    result = json.loads(done.stdout)
+    assert result["predicted"] == 3 and result["already_there"] == 0
+    assert [entry["picture"] for entry in result["unreadable"]] == [str(photos / "broken.jpg")]
+    assert result["images_per_s"] > 0 and result["model_s_per_image"] > 0
+    assert "images/s" in done.stderr and "broken.jpg" in done.stderr
+    return out
+
+
+def test_every_image_and_task_has_its_picture(predicted: Path) -> None:
+    found = {path.relative_to(predicted).as_posix() for path in predicted.rglob("*") if path.is_file()}
+    expected = {f"{task}/{name}.png" for task in TASKS for name in SIZES} | {f"raw/{name}.npz" for name in SIZES}
+    assert found == expected | {"contact-sheet.png", "predictions.json"}
+    for name, (height, width) in SIZES.items():
+        for task in ("saliency", "boundary"):
+            assert Image.open(predicted / task / f"{name}.png").size == (width, height)
+        for task in ("semseg", "parts", "depth", "normals"):
+            drawn = Image.open(predicted / task / f"{name}.png")
+            factor = -(-320 // min(height, width))
+            assert drawn.size == (factor * width + KEY_PX, factor * height)
+    sheet = np.asarray(Image.open(predicted / "contact-sheet.png"))
+    assert sheet.shape[0] > 3 * 200 and sheet.shape[1] > 7 * 200 and sheet.std() > 20
+
+
+def test_raw_arrays_and_pictures_are_the_students(predicted: Path, trained: Path, photos: Path, tmp_path: Path) -> None:
+    sak("export", trained, tmp_path / "model")
+    student = from_pretrained(tmp_path / "model")
+    for name, (height, width) in SIZES.items():
+        raw = np.load(predicted / "raw" / f"{name}.npz")
+        expected = student(Image.open(photos / f"{name}.png"))
+        for task in TASKS:
+            assert raw[task].shape[:2] == (height, width)
+            np.testing.assert_allclose(raw[task], expected[task], rtol=1e-3, atol=1e-3)
+        strength = np.asarray(Image.open(predicted / "boundary" / f"{name}.png"))[..., 0]
+        np.testing.assert_array_equal(strength, (raw["boundary"] * 255).round().astype(np.uint8))
+
+
+def test_it_goes_on_where_it_stopped(trained: Path, photos: Path, predicted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in predicted.rglob("*.png") if path.parent != predicted}
+    gone = predicted / "depth" / "tall.png"
+    gone.unlink()
+    arguments = ["predict", photos, "--model", trained, "--out", predicted, "--raw", "--json"]
+    result = json.loads(sak(*arguments).stdout)
+    assert result["predicted"] == 1 and result["already_there"] == 2
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path for path in before if before[path] == after[path]} == {p for p in before if p.stem != "tall"}
+    other = sak(*arguments, "--tile", "64", check=False)
+    assert other.returncode == 2 and "tile: 192 against 64" in other.stderr
+    anew = json.loads(sak(*arguments, "--overwrite").stdout)
+    assert anew["predicted"] == 3
+
+
+def test_equal_names_keep_their_suffix(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    scene(0, (32, 32)).save(folder / "x.png")
+    scene(1, (32, 32)).save(folder / "x.webp", lossless=True)
+    sak("predict", folder, "--model", trained, "--out", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out" / "depth").iterdir()} == {"x-png.png", "x-webp.png"}
+    (tmp_path / "other").mkdir()
+    scene(1, (32, 32)).save(tmp_path / "other" / "x.png")
+    done = sak(
+        "predict", folder / "x.png", tmp_path / "other" / "x.png", "--model", trained, "--out", tmp_path / "o",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and str(tmp_path / "other" / "x.png") in done.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    done = sak("predict", folder, "--model", trained, "--out", tmp_path / "full", check=False)
+    assert done.returncode == 2 and "holds other files" in done.stderr
+    done = sak("predict", tmp_path / "none.png", "--model", trained, "--out", tmp_path / "o", check=False)
+    assert done.returncode == 2 and "no such file" in done.stderr
+
+
+def write_video(path: Path, frames: int) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(frames):
+            picture = np.full((64, 96, 3), 40 * index, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def test_a_videos_frames(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_video(tmp_path / "clip.mp4", 5)
+    out = tmp_path / "out"
+    done = sak("predict", tmp_path / "clip.mp4", "--model", trained, "--out", out, "--every", "2", "--json")
+    assert json.loads(done.stdout)["predicted"] == 3
+    assert "3/3 images" in done.stderr
+    names = {path.name for path in (out / "depth" / "clip").iterdir()}
+    assert names == {"000000.png", "000002.png", "000004.png"}
+    (tmp_path / "bad.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
+    bad = sak("predict", tmp_path / "bad.mp4", "--model", trained, "--out", tmp_path / "o", check=False)
+    assert bad.returncode == 2 and "cannot be read as a video" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_frames_are_decoded_in_order_and_upright(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from pipeline.sources import open_sources
+
+    write_video(tmp_path / "clip.mp4", 6)
+    (source,) = open_sources([tmp_path / "clip.mp4"])
+    assert source.count == 6
+    for _ in range(2):
+        frames = [picture.read() for picture in source.pictures()]
+        assert [round(float(frame.mean()) / 40) for frame in frames] == [0, 1, 2, 3, 4, 5]
+        assert frames[0].shape == (64, 96, 3)
+
+
+def test_videos_without_pyav_are_an_error_that_says_so(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['av'] = None\n")
+    done = sak(
+        "predict", tmp_path / "clip.mp4", "--model", trained, "--out", tmp_path / "out",
+        env={"PYTHONPATH": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "pip install 'sak[video]'" in done.stderr
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_tiles_cover_a_side_with_enough_overlap(length: int, tile: int) -> None:
+    starts = tile_starts(length, tile)
+    assert starts[0] == 0 and starts[-1] + min(tile, length) == length
+    for first, second in pairwise(starts):
+        assert first < second or tile * (1 - OVERLAP) < 1
+        assert first + tile - second >= int(tile * OVERLAP)
+
+
+class Pixelwise(torch.nn.Module):
+    """Stands for a student whose outputs depend on nothing but a pixel's own colour."""
+
+    class stem:
+        patch = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: torch.Tensor) -> StudentOutput:
+        assert images.shape[2] % 8 == 0 and images.shape[3] % 8 == 0
+        self.seen.append(tuple(images.shape))
+        return StudentOutput([], {}, {"a": images * self.scale, "b": images[:, :1] ** 2}, {})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=3),
+    st.integers(1, 5).map(lambda n: 8 * n),
+    st.integers(1, 5),
+)
+@torch.inference_mode()
+def test_tiles_blend_to_what_the_whole_gives(sizes: list[tuple[int, int]], tile: int, batch_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator) for size in sizes]
+    student = Pixelwise()
+    for image, found in zip(images, predict_raw(student, images, tile, batch_size), strict=True):  # type: ignore[arg-type]
+        expected = image.permute(2, 0, 1).float() / 127.5 - 1
+        torch.testing.assert_close(found["a"], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found["b"], expected[:1] ** 2, rtol=1e-4, atol=1e-4)
+    assert all(batch <= batch_size and max(height, width) <= tile for batch, _, height, width in student.seen)
