@@ -97,7 +97,11 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     teachers: tuple[str, ...] = ()
     data: Data
-    validation: Data | None = Field(None, description="scored after training; never chooses anything")
+    validation: Data | None = Field(None, description="scored after training, and where validate_every says so")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations, the best of which is kept and used; none: the last step is"
+    )
+    best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
     tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
     student: StudentOptions = StudentOptions()
     stage1: Literal["on", "off"] = Field("on", description="off: stage 2 starts from the stem's own weights")

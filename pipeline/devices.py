@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import console
+from pipeline.boards import require_wandb
 from pipeline.config import Recipe
 from pipeline.errors import UserError
 
@@ -44,6 +45,8 @@ def start(recipe: Recipe, execution: Execution) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    if execution.wandb:
+        require_wandb()
     share = execution.devices * recipe.accumulate
     if recipe.batch_size % share:
         raise UserError(

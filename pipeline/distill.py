@@ -18,9 +18,12 @@ from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
+from pipeline.evaluate import evaluation_loader
+from pipeline.probes import cosines
 from pipeline.stores import digest, find_store, random_teachers, warn_of_random
 from pipeline.targets import Targets
 from pipeline.training import train
+from pipeline.validation import measure, validation_of
 from pipeline.watch import StepResult
 from sak_core.noise import RowNoise
 from sak_core.parts import freeze
@@ -50,19 +53,29 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     freeze(model, recipe.trains)
     loader = open_loader(store, recipe, teachers, (), fabric)
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
-    trained = train(fabric, recipe, run, model, loader, loss, made_from)
+    made_from = runs.made_from({store.name: digest(store, teachers, recipe.data.views)})
+    runs.describe(run, recipe, made_from)
+    alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
+
+    def measured(scored: nn.Module) -> dict[str, float]:
+        assert recipe.validation
+        rows = evaluation_loader(find_store(places.features, recipe.validation, teachers), teachers, ())
+        return measure(scored, rows, alone, (), recipe.boundary)
+
+    validation = validation_of(recipe, (), measured)
+    trained = train(fabric, recipe, run, model, loader, loss, made_from, validation=validation, wandb=execution.wandb)
     results = {
         "stage": "distill",
         "arm": recipe.arm,
         "seed": recipe.seed,
+        "step": trained.step,
         "seconds": round(trained.seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "caches": [store.name],
         "random_weights": random_teachers(store, teachers),
     }
     lineage.record(run, recipe, model, store, teachers)
-    runs.finish(run, recipe, results)
+    runs.finish(run, recipe, made_from, results)
     say(f"{run.name}: distilled in {duration(trained.seconds)}, {run}")
     return results
 
@@ -94,7 +107,8 @@ def _loss(
 ) -> StepResult:
     output = model(normalize(batch.pixels), tasks=False)
     noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
-    return StepResult(*targets(output.aligned, batch.features, noise, over_ranks), output)
+    loss, terms = targets(output.aligned, batch.features, noise, over_ranks)
+    return StepResult(loss, terms, output, lambda: cosines(output.aligned, targets.balanced(batch.features)))
 
 
 def row_numbers(batch: Batch, num_samples: int) -> Tensor:

@@ -76,7 +76,7 @@ def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data
     loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
     model.eval()
     with progress(f"{recipe.arm} on {data.split}", len(loader), "batches") as advance:
-        scores = _score(tasks, recipe.boundary, _predictions(model, recipe, loader, advance))
+        scores = score(tasks, recipe.boundary, _predictions(model, recipe, loader, advance))
     samples = int(loader.store.valid(1).sum())
     say(f"{recipe.arm}: scored {samples} samples of {data.split} in {time.monotonic() - start:.0f} s")
     return scores
@@ -92,10 +92,10 @@ def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
         predictor.update(batch.labels)
     batches = _labels(find_store(places.features, test), labels)
     pairs = ((b, predictor.outputs(len(b), (b.pixels.shape[1], b.pixels.shape[2]))) for b in batches)
-    return _score(tasks, recipe.boundary, pairs)
+    return score(tasks, recipe.boundary, pairs)
 
 
-def _score(
+def score(
     tasks: Sequence[Task], boundary: Boundary, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]]
 ) -> Scores:
     """Scores of raw outputs by task against their batches' labels."""
@@ -134,12 +134,19 @@ def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: r
     """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
     teachers = teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
     store = find_store(places.features, data, teachers)
+    return evaluation_loader(store, teachers, [task.name for task in tasks], batch_size)
+
+
+def evaluation_loader(
+    store: Store, teachers: Sequence[str], labels: Sequence[str], batch_size: int = EVALUATION_BATCH
+) -> Loader:
+    """The samples of a store in order, this process's share, the last batches padded."""
     # several processes share the samples; their metrics' sums meet when scores are computed
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Loader(
         store,
         teachers,
-        [task.name for task in tasks],
+        labels,
         batch_size=batch_size,
         num_views=1,
         shuffle=False,

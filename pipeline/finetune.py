@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cache.batch import Batch
 from pipeline import lineage, runs
@@ -16,10 +16,12 @@ from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.distill import open_loader, row_numbers
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate_model
+from pipeline.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.probes import cosines, router_means
 from pipeline.stores import digest, find_store, random_teachers, store_tasks, warn_of_random
 from pipeline.targets import Targets
 from pipeline.training import train
+from pipeline.validation import measure, validation_of
 from pipeline.watch import StepResult
 from sak_core.losses import task_losses
 from sak_core.noise import RowNoise
@@ -66,13 +68,25 @@ def finetune(
     labels = tuple(task.name for task in tasks)
     loader = open_loader(store, recipe, teachers, labels, fabric)
     loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.path.name: digest(store, teachers, recipe.data.views)})
-    trained = train(fabric, recipe, run, model, loader, loss, made_from)
+    made_from = runs.made_from({store.name: digest(store, teachers, recipe.data.views)})
+    runs.describe(run, recipe, made_from)
+    alone = partial(_loss, recipe, tasks, None, store.spec.num_samples, None)
+
+    def measured(scored: nn.Module) -> dict[str, float]:
+        assert recipe.validation
+        rows = open_evaluation(recipe, tasks, recipe.validation, places, EVALUATION_BATCH)
+        return measure(scored, rows, alone, tasks, recipe.boundary)
+
+    validation = validation_of(recipe, tasks, measured)
+    trained = train(
+        fabric, recipe, run, model, loader, loss, made_from, tasks=tasks, validation=validation, wandb=execution.wandb
+    )
     results: dict[str, Any] = {
         "stage": "finetune",
         "arm": recipe.arm,
         "seed": recipe.seed,
         "stage1": stage1.name if stage1 else None,
+        "step": trained.step,
         "seconds": round(seconds + trained.seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "caches": [store.name],
@@ -82,7 +96,7 @@ def finetune(
         results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
         results["caches"].append(find_store(places.features, recipe.validation).name)
     lineage.record(run, recipe, model, store, teachers, stage1)
-    runs.finish(run, recipe, results)
+    runs.finish(run, recipe, made_from, results)
     say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
     return results
 
@@ -104,7 +118,7 @@ def _one_a_task(
     }
     if recipe.validation:
         results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, parts, strict=True)}
-    runs.finish(run, recipe, results)
+    runs.finish(run, recipe, {}, results)
     return results
 
 
@@ -126,4 +140,9 @@ def _loss(
         distillation, by_level = targets(output.aligned, batch.features, noise, over_ranks)
         total = total + recipe.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}
-    return StepResult(total, terms, output)
+
+    def probe() -> dict[str, Tensor]:
+        near = cosines(output.aligned, targets.balanced(batch.features)) if targets is not None else {}
+        return {**near, **router_means(output, recipe.teachers)}
+
+    return StepResult(total, terms, output, probe)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from cache.batch import Batch
+from sak_core.outputs import readable
 from sak_core.tasks import IGNORE, Task
 
 Picture = npt.NDArray[np.uint8]
@@ -67,6 +70,21 @@ def label_picture(task: Task, label: npt.NDArray[np.generic]) -> Picture:
     if task.kind == "normals":
         return colour_normals(label.astype(np.float32))
     return colour_strength(label)
+
+
+def prediction_rows(
+    tasks: Sequence[Task], batch: Batch, outputs: Mapping[str, Tensor]
+) -> tuple[list[list[Picture]], list[str]]:
+    """A row a sample of a batch with its raw outputs (B, C, H, W) by task: image, then truth and prediction of every
+    task; and the columns' captions."""
+    rows = []
+    for i in range(len(batch)):
+        row = [batch.pixels[i].cpu().numpy()]
+        for task in tasks:
+            row.append(label_picture(task, batch.labels[task.name][i].cpu().numpy()))
+            row.append(label_picture(task, readable(task, outputs[task.name][i].float().cpu())))
+        rows.append(row)
+    return rows, ["image", *(f"{task.name} {what}" for task in tasks for what in ("truth", "predicted"))]
 
 
 def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: int = CELL_PX) -> Image.Image:

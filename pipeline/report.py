@@ -20,7 +20,6 @@ from pipeline.config import Data
 from pipeline.evaluate import load_model, open_evaluation, without_padding
 from pipeline.stores import find_store
 from sak_core.datasets import open_dataset
-from sak_core.outputs import readable
 from sak_core.stem import normalize
 from sak_core.student import Student
 from sak_core.tasks import Task
@@ -54,15 +53,7 @@ def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path
     batch = _first(open_evaluation(recipe, tasks, data, places, SHEET_ROWS))
     with torch.inference_mode():
         outputs = run_model(recipe, model, batch).outputs
-    rows = []
-    for i in range(len(batch)):
-        row = [batch.pixels[i].numpy()]
-        for task in tasks:
-            row.append(pictures.label_picture(task, batch.labels[task.name][i].numpy()))
-            row.append(pictures.label_picture(task, readable(task, outputs[task.name][i])))
-        rows.append(row)
-    captions = ["image", *(f"{t.name} {what}" for t in tasks for what in ("truth", "predicted"))]
-    return save_sheet(rows, captions, out)
+    return save_sheet(*pictures.prediction_rows(tasks, batch, outputs), out)
 
 
 def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:

@@ -15,6 +15,8 @@ from pipeline import __version__, checkpoint
 from pipeline.config import Data, Recipe, differences, recipe_json
 from pipeline.console import is_silent
 from pipeline.errors import UserError
+from pipeline.run_readme import run_readme
+from sak_core.names import unknown
 from sak_core.student import Student
 from sak_core.weights import check_state, load_student
 
@@ -57,22 +59,32 @@ def made_from(caches: Mapping[str, Any]) -> dict[str, Any]:
     return {"caches": dict(caches), "code": {"sak": __version__, "torch": torch.__version__}}
 
 
-def finish(run: Path, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Write `results.json`, which marks the run finished, and the run's README; one process of several does so."""
-    if is_silent():
-        return
-    lines = [
-        f"# {run.name}",
-        "",
-        f"`sak {recipe.stage} {recipe.name}`, arm `{recipe.arm}`, seed {recipe.seed}; all settings: recipe.json.",
-        f"Caches: {', '.join(results['caches'])}.",
-        "",
-        "```json",
-        json.dumps(results, indent=1),
-        "```",
-    ]
-    (run / "README.md").write_text("\n".join(lines) + "\n")
-    write_atomically(run / "results.json", json.dumps(results, indent=1))
+def describe(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
+    """Write the run's README; one process of several does so."""
+    if not is_silent():
+        write_atomically(run / "README.md", run_readme(run, recipe, made_from, results))
+
+
+def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dict[str, Any]) -> None:
+    """Write the README and `results.json`, which marks the run finished; one process of several does so.
+
+    made_from: see `made_from`; empty for a run made of other runs.
+    """
+    describe(run, recipe, made_from, results)
+    if not is_silent():
+        write_atomically(run / "results.json", json.dumps(results, indent=1))
+
+
+def find_run(name: Path, runs: Path) -> Path:
+    """The folder of the run `name`: a path, or the name of a folder below `runs`.
+
+    Raises `UserError` with the nearest names where there is neither.
+    """
+    for candidate in (name, runs / name):
+        if (candidate / "recipe.json").is_file():
+            return candidate
+    have = [path.parent.name for path in runs.glob("*/recipe.json")] if runs.is_dir() else []
+    raise UserError(f"{unknown('run', str(name), have)} (looked at {name} and below {runs})")
 
 
 def read_results(run: Path) -> dict[str, Any]:

@@ -43,16 +43,21 @@ class Targets:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, `<teacher>_level<i + 1>`; `noise` decides which teachers are dropped."""
         recipe = self.recipe
-        device = next(iter(features.values()))[0].device
         return distillation_loss(
             aligned,
-            self.balance.to(device)(features),
+            self.balanced(features),
             recipe.loss,
             relational=recipe.relational,
             level_weights=self.level_weights,
             dropping=TeacherDropping(recipe.drop_teachers, noise) if recipe.drop_teachers else None,
             over_ranks=over_ranks,
         )
+
+    def balanced(self, features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """What the student's maps are compared with: a batch's features, balanced."""
+        device = next(iter(features.values()))[0].device
+        found: dict[str, list[Tensor]] = self.balance.to(device)(features)
+        return found
 
 
 def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,13 +24,12 @@ from pipeline.ema import Ema
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
 from pipeline.sync_norm import synchronise_norms
-from pipeline.watch import StepResult, Watch
+from pipeline.validation import Validation
+from pipeline.watch import StepLoss, Watch
+from sak_core.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-StepLoss = Callable[[nn.Module, Batch, int], StepResult]
-"""(model, batch on the device, step) to the loss, its named terms and the model's output."""
 
 BY_PROCESS = ("rank", "world_size", "batch_size")
 """What a loader's state says of its process alone; a run may go on with another number of processes."""
@@ -50,10 +49,11 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to: seconds of all its sessions together, and the folder of the last checkpoint."""
+    """What training came to: seconds of all its sessions together, the chosen checkpoint's folder, and its step."""
 
     seconds: float
     checkpoint: Path
+    step: int
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
@@ -76,12 +76,17 @@ def train(
     loader: Batches,
     step_loss: StepLoss,
     made_from: Mapping[str, Any],
+    *,
+    tasks: Sequence[Task] = (),
+    validation: Validation | None = None,
+    wandb: bool = False,
 ) -> Trained:
     """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
 
     loader: this process's share; `recipe.accumulate` of its batches make a step. made_from: the caches and the code
-    that the numbers depend on; a checkpoint belongs to them. `model` ends with the weights to be scored: averaged
-    ones where the recipe has them.
+    that the numbers depend on; a checkpoint belongs to them. tasks: whose predictions are shown. validation: what
+    chooses the best checkpoint. wandb: whether Weights & Biases is told.
+    `model` ends with the weights to be scored: the best or the last, averaged ones where the recipe has them.
 
     Raises `UserError` for a loss that is not finite (naming step, term and rows, the last checkpoint kept) and where
     the checkpoint was made from something else, naming it; `Interrupted`, after saving, where a signal asks to stop.
@@ -99,11 +104,13 @@ def train(
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     trained = checkpoint.Trainable(model, optimizer, average.model if average else None, scaler)
     belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
+    scored = average.model if average else model
     step, seconds = 0, 0.0
+    best: dict[str, float] | None = None
     if found := checkpoint.find(run / checkpoint.LAST):
         _check_origin(run, checkpoint.read_state(found), belongs_to)
         state = checkpoint.restore(found, trained)
-        step, seconds = state["step"], state["seconds"]
+        step, seconds, best = state["step"], state["seconds"], state.get("best")
         _restore_position(loader, state["loader"])
         if step < recipe.steps:
             say(f"{run.name}: going on at step {step}")
@@ -115,49 +122,66 @@ def train(
     say(f"{run.name}: device {fabric.device}, precision {recipe.precision}, {threads} threads{processes}")
 
     resumed_at, began = seconds, time.monotonic()
-    saved_at = step
     batches = _endless(loader, parts)
     model.train()
     with (
         progress(run.name, recipe.steps, "steps", step) as advance,
-        Watch(fabric, run, parts) as watch,
+        Watch(fabric, run, recipe, tasks, wandb) as watch,
         stop_requests() as request,
     ):
         while step < recipe.steps:
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            number = step + 1
+            every = recipe.validate_every if validation else None
+            validates = every is not None and (number == recipe.steps or number % every == 0)
+            saves = number == recipe.steps or number % recipe.checkpoint_every == 0 or validates
+            logs = saves or number % recipe.log_every == 0
             for part in range(parts):
                 batch = next(batches).to(fabric.device)
                 with fabric.no_backward_sync(wrapped, enabled=part + 1 < parts):
                     result = step_loss(wrapped, batch, step)
                     fabric.backward(result.loss / parts)
-                watch.add(result, batch)
+                watch.add(result, batch, probes=logs, shows=saves)
+                del result, batch  # or they would live beside the next ones
             if recipe.clip:
                 fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
             if average:
                 average.update(model)
-            step += 1
-            saves = step == recipe.steps or step % recipe.checkpoint_every == 0
-            logs = saves or step % recipe.log_every == 0
+            step = number
             stop = watch.agree(request.number, at=logs)
             if logs or stop:
                 watch.log(step, lr, advance)
             if saves or stop:
-                seconds, saved_at = resumed_at + time.monotonic() - began, step
-                if fabric.is_global_zero:
-                    position = {"step": step, "seconds": seconds, "loader": loader.state_dict()}
-                    checkpoint.save(run / checkpoint.LAST, trained, {**position, **belongs_to})
+                seconds = resumed_at + time.monotonic() - began
+                state = {"step": step, "seconds": seconds, "loader": loader.state_dict(), "best": best, **belongs_to}
+                if validates:
+                    assert validation
+                    values = validation.measure(scored.eval())
+                    model.train()
+                    watch.scores(step, values)
+                    if validation.is_better(values[validation.chooses], best[validation.chooses] if best else None):
+                        state["best"] = best = {"step": step, **values}
+                        _save(fabric, run / checkpoint.BEST, trained, state)
+                _save(fabric, run / checkpoint.LAST, trained, state)
             advance(1)
             if stop and step < recipe.steps:
                 say(f"{run.name}: stopped after step {step}, saved")
                 raise Interrupted(stop)
-    assert saved_at == recipe.steps
-    if average:
-        model.load_state_dict(average.model.state_dict())
-    return Trained(seconds, run / checkpoint.LAST)
+    chosen = checkpoint.find(run / (checkpoint.BEST if best else checkpoint.LAST))
+    assert chosen
+    model.load_state_dict(checkpoint.load_tensors(checkpoint.scored_file(chosen)))
+    return Trained(seconds, chosen, int(best["step"]) if best else recipe.steps)
+
+
+def _save(fabric: Fabric, folder: Path, trained: checkpoint.Trainable, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; all processes wait until it is there."""
+    if fabric.is_global_zero:
+        checkpoint.save(folder, trained, state)
+    fabric.barrier()
 
 
 def _endless(loader: Batches, parts: int) -> Iterator[Batch]:

@@ -1,64 +1,82 @@
-"""Watching a training run: means of the loss and its terms, on stderr, in metrics.jsonl and in TensorBoard.
+"""Watching a training run: means of the loss and its terms, nearness to teachers, router weights, predictions.
 
 Values stay on the device until they are logged; between two logs the host waits for nothing.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache.batch import Batch
+from pipeline.boards import Boards
+from pipeline.config import Recipe
 from pipeline.devices import gather
 from pipeline.errors import UserError
 from sak_core.student import StudentOutput
+from sak_core.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+PICTURED_ROWS = 4
+"""Rows of a batch whose predictions are shown."""
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step's loss function gives: the loss to descend, its named terms (scalars), and the model's output."""
+    """What a step's loss function gives.
+
+    loss: to descend. terms: named scalars that it is made of. output: the model's. probe: computes further scalars
+    to be watched, where a step is logged.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
     output: StudentOutput
+    probe: Callable[[], dict[str, Tensor]] = dict
+
+
+StepLoss = Callable[[nn.Module, Batch, int], StepResult]
+"""(model, batch on its device, step) to what the step gives."""
 
 
 class Watch:
     """Collects what a run's steps give and logs it when asked. All processes of a run take part; the first writes."""
 
-    def __init__(self, fabric: Fabric, run: Path, parts: int) -> None:
-        """parts: calls of `add` that make a step."""
-        self._fabric, self._run, self._parts = fabric, run, parts
+    def __init__(self, fabric: Fabric, run: Path, recipe: Recipe, tasks: Sequence[Task], wandb: bool = False) -> None:
+        """tasks: whose predictions are shown. wandb: whether Weights & Biases is told, too."""
+        self._fabric, self._tasks, self._parts = fabric, tasks, recipe.accumulate
+        self._boards = Boards(run, recipe.model_dump(mode="json"), wandb) if fabric.is_global_zero else None
         self._history: list[dict[str, Tensor]] = []
         self._rows: list[Tensor] = []
+        self._probed: dict[str, Tensor] = {}
+        self._shown: tuple[Batch, dict[str, Tensor]] | None = None
 
     def __enter__(self) -> Watch:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(self._run / "tensorboard")) if self._fabric.is_global_zero else None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._boards is not None:
+            self._boards.close()
 
-    def add(self, result: StepResult, batch: Batch) -> None:
-        """Take in one part of a step."""
-        terms = {name: term.detach() for name, term in result.terms.items()}
-        self._history.append({"loss": result.loss.detach(), **terms})
+    def add(self, result: StepResult, batch: Batch, *, probes: bool, shows: bool) -> None:
+        """Take in one part of a step. probes, shows: whether the step ends in a log, and with pictures."""
+        self._history.append({"loss": result.loss.detach(), **{k: term.detach() for k, term in result.terms.items()}})
         self._rows.append(torch.stack([batch.samples, batch.views]))
+        if probes:
+            self._probed = result.probe()
+        if shows and self._boards is not None and result.output.outputs:
+            self._shown = _first_rows(batch, result.output.outputs)
 
     def agree(self, number: int, at: bool) -> int:
         """A signal's number that some process has received, 0 for none; several processes ask each other where `at`
@@ -70,17 +88,34 @@ class Watch:
         return int(gather(self._fabric, torch.tensor(number, device=self._fabric.device)).max())
 
     def log(self, step: int, lr: float, advance: Callable[..., None]) -> None:
-        """Write the means since the last log. Raises `UserError` where a loss is not finite."""
-        values = {**self._means(step), "lr": lr}
+        """Write the means since the last log, the probes and the pictures of the last part.
+
+        Raises `UserError` where a loss is not finite.
+        """
+        values = {**self._means(step), **self._probes(), "lr": lr}
         self._history.clear()
         self._rows.clear()
         advance(0, note=f"loss {values['loss']:.4f}")
-        if self._board is None:
+        if self._boards is None:
             return
-        with (self._run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **{name: float(f"{v:.9g}") for name, v in values.items()}}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._boards.scalars(step, values)
+        if self._shown is not None:
+            from pipeline.pictures import prediction_rows, sheet
+
+            batch, outputs = self._shown
+            self._boards.picture(step, "predictions", np.asarray(sheet(*prediction_rows(self._tasks, batch, outputs))))
+            self._shown = None
+
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scores of a validation."""
+        if self._boards is not None:
+            self._boards.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+
+    def _probes(self) -> dict[str, float]:
+        if not self._probed:
+            return {}
+        values = gather(self._fabric, torch.stack([value.float() for value in self._probed.values()]))
+        return dict(zip(self._probed, values.mean(0).tolist(), strict=True))
 
     def _means(self, step: int) -> dict[str, float]:
         """Means of the terms over steps and processes: the one place where the host waits for the device."""
@@ -106,3 +141,14 @@ class Watch:
             f"rows (sample/view) {first}{', ...' if len(samples) > 8 else ''}. The last good checkpoint is kept; "
             "try a lower optimizer.lr, clip = 10, or precision = '32-true'"
         )
+
+
+def _first_rows(batch: Batch, outputs: Mapping[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+    """The first `PICTURED_ROWS` of a batch without its features, and of its outputs, in memory of their own."""
+
+    def first(tensor: Tensor) -> Tensor:
+        return tensor[:PICTURED_ROWS].detach().clone()
+
+    labels = {task: first(label) for task, label in batch.labels.items()}
+    kept = Batch(first(batch.samples), first(batch.views), first(batch.weights), first(batch.pixels), {}, labels)
+    return kept, {task: first(output) for task, output in outputs.items()}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 BELOW = {"pipeline": {"sak_core", "cache"}, "sak_core": set(), "cache": set()}
 TRAINING = (
     "training", "distill", "finetune", "evaluate", "ablate", "arms", "stores", "runs", "checkpoint", "report",
-    "devices", "ema", "interrupts", "sync_norm", "watch",
+    "devices", "ema", "interrupts", "sync_norm", "watch", "boards", "probes", "validation", "run_readme", "targets",
 )  # fmt: skip
 
 

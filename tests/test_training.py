@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pipeline.distill
 from pipeline import checkpoint
+from pipeline.arms import build_model
+from pipeline.config import load_recipe, parse_set
+from pipeline.distill import distill
+from pipeline.ema import Ema
 from pipeline.errors import UserError
+from pipeline.runs import Places, load_weights, read_recipe
+from pipeline.stores import find_store
+from pipeline.watch import StepResult, Watch
 from tests.conftest import sak
 
 STEPS = ["--set", "steps=12", "--set", "batch_size=8", "--set", "checkpoint_every=3", "--set", "threads=1"]
@@ -24,23 +35,231 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "last" / "model.safetensors")
 
 
-def test_killed_and_resumed_equals_uninterrupted(features: Path, tmp_path: Path) -> None:
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing may be saved on its way."""
+
+
+def distilled(features: Path, run: Path, *settings: str, kill_at: int | None = None) -> dict:
+    """`sak distill demo` in this process; `kill_at` ends it in that part of a step, counted from 1."""
+    recipe = load_recipe("demo", "distill", parse_set([s for s in (*STEPS, *settings) if s != "--set"]))
+    calls = 0
+
+    def add(watch: Watch, *args: object, **kwargs: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == kill_at:
+            raise Killed
+        real(watch, *args, **kwargs)
+
+    real = Watch.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "add", add)
+        return distill(recipe, run, Places(features))
+
+
+def assert_equal_checkpoints(one: Path, two: Path) -> None:
+    """Every tensor bit for bit, and every number of the state but the seconds."""
+    files = sorted(path.name for path in (one / "last").iterdir())
+    assert files == sorted(path.name for path in (two / "last").iterdir())
+    for name in files:
+        left, right = one / "last" / name, two / "last" / name
+        if name == "state.json":
+            states = [json.loads(path.read_text()) for path in (left, right)]
+            assert all(state.pop("seconds") > 0 for state in states) and states[0] == states[1]
+        else:
+            assert left.read_bytes() == right.read_bytes(), name
+
+
+ALL = ["accumulate=2", "ema=0.7", "clip=1.0", "steps=7"]
+"""Everything that a checkpoint must carry; 12 parts of 4 rows are an epoch, 6 steps."""
+
+
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(features: Path, tmp_path: Path) -> None:
+    distilled(features, tmp_path / "whole", *ALL)
+    assert sorted(p.stem for p in (tmp_path / "whole" / "last").glob("*.safetensors")) == [
+        "average", "model", "optimizer", "random",
+    ]  # fmt: skip
+    for part in (2, 5, 7, 10, 13, 14):
+        run = tmp_path / f"cut{part}"
+        with pytest.raises(Killed):
+            distilled(features, run, *ALL, kill_at=part)
+        torch.manual_seed(part)  # a resumed process starts with other random numbers
+        distilled(features, run, *ALL)
+        assert_equal_checkpoints(tmp_path / "whole", run)
+
+
+def test_killed_from_outside_and_resumed_equals_uninterrupted(features: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    sak("distill", "demo", "--out", features, "--run", whole, *STEPS)
-    command = [sys.executable, "-m", "pipeline", "distill", "demo", "--out", str(features), "--run", str(cut), *STEPS]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (cut / "last" / "state.json").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    distilled(features, whole)
+    process = begin(features, cut, lambda: (cut / "last" / "state.json").exists())
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (cut / "last").exists() and not (cut / "results.json").exists(), "it must be killed in the middle"
     resumed = sak("distill", "demo", "--out", features, "--run", cut, *STEPS)
     assert "going on at step" in resumed.stderr
-    expected, found = weights(whole), weights(cut)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    assert_equal_checkpoints(whole, cut)
+
+
+def begin(features: Path, run: Path, reached: Callable[[], bool], *extra: str) -> subprocess.Popen[str]:
+    """`sak distill demo` in a process of its own, running on when `reached` holds."""
+    command = [sys.executable, "-m", "pipeline", "distill", "demo", "--out", features, "--run", run, *STEPS, *extra]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    deadline = time.monotonic() + 120
+    while not reached() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("devices", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_signal_saves_and_leaves(
+    number: signal.Signals, code: int, devices: str, features: Path, tmp_path: Path
+) -> None:
+    """No checkpoint is due: the signal alone makes one, and the resumed run equals an undisturbed one."""
+    long = ["--set", "steps=40", "--set", "checkpoint_every=1000", "--set", "log_every=2", "--devices", devices]
+    run = tmp_path / "run"
+    process = begin(features, run, (run / "metrics.jsonl").exists, *long)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors and "the same command goes on where it stopped" in errors
+    step = json.loads((run / "last" / "state.json").read_text())["step"]
+    assert 0 < step < 40 and f"stopped after step {step}, saved" in errors
+    if devices == "1" and number == signal.SIGTERM:
+        sak("distill", "demo", "--out", features, "--run", run, *STEPS, *long)
+        distilled(features, tmp_path / "whole", "steps=40", "checkpoint_every=1000", "log_every=2")
+        assert_equal_checkpoints(tmp_path / "whole", run)
+
+
+def test_a_resume_from_something_else_is_refused(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        distilled(features, run, kill_at=5)
+    with pytest.raises(UserError, match=r"another recipe: .*seed: 0 against 1"):
+        distilled(features, run, "seed=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runs.__version__", "9.9")
+        with pytest.raises(UserError, match=r"something else: code\.sak: '0\.1\.0' against '9\.9'"):
+            distilled(features, run)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.distill.digest", lambda *args: {"source": "other"})
+        with pytest.raises(UserError, match=r"something else: caches\.rooms-unlabelled-.*'other'"):
+            distilled(features, run)
+    assert distilled(features, run)["step"] == 12
+
+
+def test_parts_of_a_step_are_the_step(features: Path, tmp_path: Path) -> None:
+    """Four parts of two rows descend as one batch of eight: the distillation loss is a mean over rows."""
+    settings = ["steps=8", "log_every=1"]
+    distilled(features, tmp_path / "one", *settings)
+    distilled(features, tmp_path / "parts", *settings, "accumulate=4")
+    whole, parts = weights(tmp_path / "one"), weights(tmp_path / "parts")
+    for one, other in zip(logged(tmp_path / "one"), logged(tmp_path / "parts"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    moved = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
+    assert moved < 1e-4
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_averaged_weights_by_hand() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    model[0].weight.data.fill_(8.0)
+    ema = Ema(model, 0.75)
+    for value, expected in ((4.0, 7.0), (0.0, 5.25), (1.25, 4.25)):
+        model[0].weight.data.fill_(value)
+        model[1].running_mean.fill_(value)
+        ema.update(model)
+        assert ema.model[0].weight.item() == expected
+        assert ema.model[1].running_mean.item() == value, "buffers are copied"
+    assert not ema.model.training and not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_averaged_weights_are_what_is_scored(features: Path, tmp_path: Path) -> None:
+    distilled(features, tmp_path / "run", "ema=0.9")
+    averaged = load_file(tmp_path / "run" / "last" / "average.safetensors")
+    assert not all(torch.equal(averaged[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+    recipe = read_recipe(tmp_path / "run")
+    store = find_store(features, recipe.data, recipe.teachers)
+    model = build_model(recipe, store, ())
+    load_weights(tmp_path / "run", model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, averaged[name]), name
+
+
+def test_the_best_validation_is_kept_and_used(features: Path, tmp_path: Path) -> None:
+    validated = ["validation={dataset='rooms', split='val', size='96x96'}", "validate_every=2", "optimizer.lr=2e-2"]
+    result = distilled(features, tmp_path / "run", *validated)
+    losses = {line["step"]: line["validation/loss"] for line in logged(tmp_path / "run") if "validation/loss" in line}
+    assert sorted(losses) == [2, 4, 6, 8, 10, 12]
+    assert result["step"] == min(losses, key=losses.__getitem__)
+    state = json.loads((tmp_path / "run" / "best" / "state.json").read_text())
+    assert state["step"] == result["step"] == state["best"]["step"]
+    run = tmp_path / "cut"
+    with pytest.raises(Killed):
+        distilled(features, run, *validated, kill_at=9)
+    distilled(features, run, *validated)
+    assert_equal_checkpoints(tmp_path / "run", run)
+    assert (run / "best" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "best" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["validation={dataset='rooms', split='test', size='96x96'}"], "test scores never choose a checkpoint"),
+        (["validation={dataset='rooms', split='val', size='96x96'}", "best_by=losss"], "did you mean loss"),
+        ([], "validate_every needs a split to score"),
+    ],
+)
+def test_wrong_validations_are_refused(settings: list[str], words: str, features: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        distilled(features, tmp_path / "run", *settings, "validate_every=2")
+
+
+def test_a_bad_term_is_named_with_its_step_and_rows(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def broken(*args: Any) -> StepResult:
+        result, batch, step = real(*args), args[-2], args[-1]
+        if step == 4:
+            seen.append(batch.samples.tolist())
+            nan = torch.tensor(float("nan"))
+            return StepResult(result.loss + nan, {**result.terms, "mini-sam_level2": nan}, result.output)
+        return result
+
+    real = pipeline.distill._loss
+    monkeypatch.setattr("pipeline.distill._loss", broken)
+    with pytest.raises(UserError, match=r"step 5: mini-sam_level2 is nan; rows \(sample/view\) (\d+)/\d") as caught:
+        distilled(features, tmp_path / "run", "log_every=100")
+    assert f"(sample/view) {seen[0][0]}/" in str(caught.value)
+    assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["step"] == 3
+    monkeypatch.undo()
+    distilled(features, tmp_path / "run", "log_every=100")
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    trained = checkpoint.Trainable(model, torch.optim.AdamW(model.parameters()))
+    checkpoint.save(tmp_path / "last", trained, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
+    model.bias.data[1] = float("inf")
+    with pytest.raises(UserError, match="step 2: bias is not finite"):
+        checkpoint.save(tmp_path / "last", trained, {"step": 2, "seconds": 0.5, "recipe": {}, "loader": {}})
+    assert checkpoint.read_state(tmp_path / "last")["step"] == 1
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(features: Path, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def weights(study: Path, name: str, stage: str = "finetune") -> dict[str, torch.
 
 def terms(study: Path, name: str, stage: str = "distill", step: int = 1) -> dict[str, float]:
     lines = (study / f"{name.replace(' ', '-')}-seed0-{stage}" / "metrics.jsonl").read_text().splitlines()
-    return json.loads(lines[step - 1])
+    logged: dict[str, float] = json.loads(lines[step - 1])
+    return {name: value for name, value in logged.items() if "/" not in name}  # without cosines and router weights
 
 
 def test_every_variation_is_trained_and_scored(study: Path) -> None:

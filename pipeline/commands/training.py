@@ -9,7 +9,7 @@ import click
 
 from pipeline.console import red
 from pipeline.errors import UserError
-from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, places, show
+from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, WANDB, places, show
 
 
 @click.command()
@@ -19,6 +19,7 @@ from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, places, sh
 @FEATURES
 @RUNS
 @DEVICES
+@WANDB
 @DRY
 @JSON
 def distill(
@@ -28,6 +29,7 @@ def distill(
     features: Path | str,
     runs: Path,
     devices: int,
+    wandb: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +45,7 @@ def distill(
     from pipeline.devices import Execution
     from pipeline.distill import distill as stage
 
-    result = stage(loaded, folder, places(features, runs), Execution(devices))
+    result = stage(loaded, folder, places(features, runs), Execution(devices, wandb))
     show(result, as_json, lambda r: f"{folder}")
 
 
@@ -57,6 +59,7 @@ def distill(
 @FEATURES
 @RUNS
 @DEVICES
+@WANDB
 @DRY
 @JSON
 def finetune(
@@ -67,21 +70,22 @@ def finetune(
     features: Path | str,
     runs: Path,
     devices: int,
+    wandb: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
     from pipeline.arms import starts_from_stage1
     from pipeline.config import load_recipe, parse_set
-    from pipeline.runs import run_name
+    from pipeline.runs import find_run, run_name
 
     loaded = load_recipe(recipe, "finetune", parse_set(assignments))
     folder = run or runs / run_name(loaded)
     if starts_from_stage1(loaded):
         if stage1 is None:
             stage1 = runs / run_name(loaded.model_copy(update={"stage": "distill"}))
-        elif not stage1.exists() and (runs / stage1).exists():
-            stage1 = runs / stage1
+        else:
+            stage1 = find_run(stage1, runs)
         if not (stage1 / "results.json").exists() and not dry_run:
             raise UserError(f"{stage1} is no finished stage-1 run: make distill RECIPE={recipe}, or FROM=RUN")
     if dry_run:
@@ -90,7 +94,7 @@ def finetune(
     from pipeline.devices import Execution
     from pipeline.finetune import finetune as stage
 
-    result = stage(loaded, folder, stage1, places(features, runs), Execution(devices))
+    result = stage(loaded, folder, stage1, places(features, runs), Execution(devices, wandb))
     show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 
@@ -125,9 +129,9 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
     """Score the fine-tuned RUN on a labelled split."""
     from pipeline.config import Data
     from pipeline.evaluate import evaluate as score
-    from pipeline.runs import read_recipe
+    from pipeline.runs import find_run, read_recipe
 
-    run = run if run.exists() else runs / run
+    run = find_run(run, runs)
     recipe = read_recipe(run)
     data = Data(dataset=dataset or recipe.data.dataset, split=split, size=recipe.data.size)
     show(score(run, data, places(features, runs)), as_json, lambda r: _scores_text(r, str(run)))

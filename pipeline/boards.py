@@ -1,0 +1,71 @@
+"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, and Weights & Biases where it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class Boards:
+    """Writes numbers by step; a resumed run goes on in the same files and in the same Weights & Biases run."""
+
+    def __init__(self, run: Path, recipe: Mapping[str, Any], wandb: bool = False) -> None:
+        """run: its folder. recipe: as JSON has it. Raises `UserError` where `wandb` is not installed."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run = run
+        self._wandb = _start_wandb(run, recipe) if wandb else None
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl (nine digits), and a point of every curve."""
+        line = {"step": step, **{name: float(f"{value:.9g}") for name, value in values.items()}}
+        with (self._run / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, picture: npt.NDArray[np.uint8]) -> None:
+        """An RGB picture (H, W, 3)."""
+        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(picture)}, step=step)
+
+    def close(self) -> None:
+        """Make all that was written durable."""
+        self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def require_wandb() -> None:
+    """Raises `UserError` where Weights & Biases is not installed: said before a run begins."""
+    from importlib.util import find_spec
+
+    if find_spec("wandb") is None:
+        raise UserError("--wandb: Weights & Biases is not installed: pip install wandb; or leave --wandb out")
+
+
+def _start_wandb(run: Path, recipe: Mapping[str, Any]) -> Any:
+    require_wandb()
+    import wandb
+
+    # the same folder is the same run there, also after a resume
+    identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project="sak", name=run.name, id=identity, resume="allow", dir=str(run), config=dict(recipe), reinit=True
+    )
