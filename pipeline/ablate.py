@@ -17,7 +17,7 @@ from pipeline.arms import ORACLE, TEACHER_PREFIX, find_arm, starts_from_stage1, 
 from pipeline.config import Recipe, Study, differences, load_recipe
 from pipeline.console import say, start_worker
 from pipeline.errors import UserError
-from pipeline.stores import find_store
+from pipeline.stores import find_store, training_store
 from pipeline.study_table import as_csv, collect, markdown
 from sak_core.names import part_name, unknown
 
@@ -80,7 +80,7 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
     do not fit together."""
     for job in jobs:
         for recipe in filter(None, (job.distill, job.finetune)):
-            find_store(places.features, recipe.data, teachers_read(recipe))
+            training_store(places.features, recipe, teachers_read(recipe))
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
     labels = {job.label for job in jobs}

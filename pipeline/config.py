@@ -102,6 +102,9 @@ class Recipe(Strict):
         None, ge=1, description="steps between validations, the best of which is kept and used; none: the last step is"
     )
     best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
+    source: Literal["cache", "live"] = Field(
+        "cache", description="of teachers' features: the cache, or the teachers run in the step on the cached views"
+    )
     tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
     student: StudentOptions = StudentOptions()
     stage1: Literal["on", "off"] = Field("on", description="off: stage 2 starts from the stem's own weights")

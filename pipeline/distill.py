@@ -20,9 +20,9 @@ from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluation_loader
 from pipeline.probes import cosines
-from pipeline.stores import digest, find_store, random_teachers, warn_of_random
+from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random
 from pipeline.targets import Targets
-from pipeline.training import train
+from pipeline.training import Batches, train
 from pipeline.validation import measure, validation_of
 from pipeline.watch import StepResult
 from sak_core.noise import RowNoise
@@ -39,7 +39,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
     teachers = teachers_read(recipe)
-    store = find_store(places.features, recipe.data, teachers)
+    store = training_store(places.features, recipe, teachers)
     if runs.begin(run, recipe):
         say(f"{run.name}: already distilled")
         return runs.read_results(run)
@@ -53,7 +53,9 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     freeze(model, recipe.trains)
     loader = open_loader(store, recipe, teachers, (), fabric)
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.name: digest(store, teachers, recipe.data.views)})
+    made_from = runs.made_from(
+        {store.name: digest(store, () if recipe.source == "live" else teachers, recipe.data.views)}
+    )
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
 
@@ -80,11 +82,14 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     return results
 
 
-def open_loader(store: Store, recipe: Recipe, teachers: Sequence[str], labels: Sequence[str], fabric: Fabric) -> Loader:
+def open_loader(
+    store: Store, recipe: Recipe, teachers: Sequence[str], labels: Sequence[str], fabric: Fabric
+) -> Batches:
     """The training batches of a recipe, this process's share: a part of a step each."""
-    return Loader(
+    is_live = recipe.source == "live" and len(teachers) > 0
+    loader = Loader(
         store,
-        teachers,
+        () if is_live else teachers,
         labels,
         batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
@@ -94,6 +99,11 @@ def open_loader(store: Store, recipe: Recipe, teachers: Sequence[str], labels: S
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
+    if not is_live:
+        return loader
+    from pipeline.live import LiveBatches, start_teachers
+
+    return LiveBatches(loader, start_teachers(store, teachers, fabric.device))
 
 
 def _loss(

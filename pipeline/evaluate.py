@@ -20,7 +20,7 @@ from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Boundary, Data, Recipe
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.stores import find_store, store_tasks, warn_of_random
+from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, metric_for
@@ -56,7 +56,7 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     recipe = runs.read_recipe(run)
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
-    store = find_store(places.features, recipe.data, teachers_read(recipe))
+    store = training_store(places.features, recipe, teachers_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
     model = build_model(recipe, store, tasks)
     runs.load_weights(run, model)

@@ -18,7 +18,7 @@ from pipeline.distill import open_loader, row_numbers
 from pipeline.errors import UserError
 from pipeline.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
 from pipeline.probes import cosines, router_means
-from pipeline.stores import digest, find_store, random_teachers, store_tasks, warn_of_random
+from pipeline.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
 from pipeline.targets import Targets
 from pipeline.training import train
 from pipeline.validation import measure, validation_of
@@ -40,7 +40,7 @@ def finetune(
     if arm.derived:
         raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
     teachers = teachers_read(recipe)
-    store = find_store(places.features, recipe.data, teachers)
+    store = training_store(places.features, recipe, teachers)
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
     if starts_from_stage1(recipe) != (stage1 is not None):
         raise UserError(
@@ -68,7 +68,9 @@ def finetune(
     labels = tuple(task.name for task in tasks)
     loader = open_loader(store, recipe, teachers, labels, fabric)
     loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.name: digest(store, teachers, recipe.data.views)})
+    made_from = runs.made_from(
+        {store.name: digest(store, () if recipe.source == "live" else teachers, recipe.data.views)}
+    )
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, tasks, None, store.spec.num_samples, None)
 

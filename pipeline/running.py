@@ -76,13 +76,18 @@ class RunningTeacher:
         """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
         if self.teacher.mean.device.type != self.device.type:  # several teachers share a GPU one after the other
             self.teacher.to(self.device)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        with torch.inference_mode():
+            maps = self.maps(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+        return [m.permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+
+    def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """uint8 pixels (n, H, W, 3) on the teacher's device to one float32 (n, C, h, w) a level, likewise."""
         half = AMP.get(self.request.precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=half is not None):
-            maps = self.network(batch)
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            maps = self.network(pixels)
         if self.request.grid:
             maps = [F.adaptive_avg_pool2d(m.float(), self.request.grid) for m in maps]
-        return [m.float().permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+        return [m.float() for m in maps]
 
 
 def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cache.manifest import SOURCE, teacher_part
 from cache.store import Store, find_stores
-from pipeline.config import Data
+from pipeline.config import Data, Recipe
 from pipeline.console import warn
 from pipeline.errors import UserError
 from sak_core.tasks import Task, published_weight
@@ -27,8 +27,10 @@ def parse_size(text: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[-1]))
 
 
-def find_store(features: Path | str, data: Data, teachers: Sequence[str] = ()) -> Store:
-    """The one store below `features` that holds `data`, with its views and `teachers` complete."""
+def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
+    """The one store below `features` that holds `data`, with its views and `teachers` complete.
+
+    live: the teachers will run anew, so that knowing them is enough."""
     size = parse_size(data.size) if data.size else None
     is_there = isinstance(features, str) or features.is_dir()
     found = find_stores(features, data.dataset, data.split, size) if is_there else []
@@ -49,13 +51,18 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = ()) -
                 f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
                 f"TEACHER={teacher} DATASET={data.dataset} SPLIT={data.split} VIEWS={data.views}"
             )
-    for part in ("source", *(f"teachers/{teacher}" for teacher in teachers)):
+    for part in ("source", *(teacher_part(teacher) for teacher in teachers if not live)):
         if not store.is_complete(part, data.views):
             raise UserError(
                 f"{store.name}: {part} is not complete for {data.views} views; "
                 "run the same `make cache` again to finish it"
             )
     return store
+
+
+def training_store(features: Path | str, recipe: Recipe, teachers: Sequence[str]) -> Store:
+    """The store that a recipe trains on, with `teachers` as its `source` needs them."""
+    return find_store(features, recipe.data, teachers, live=recipe.source == "live")
 
 
 def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""Training from a raw fp32 cache equals training with the teachers in the step, step for step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import load_recipe, parse_set
+from pipeline.distill import distill
+from pipeline.errors import UserError
+from pipeline.finetune import finetune
+from pipeline.runs import Places
+from tests.conftest import sak
+
+STEPS = ["steps=6", "batch_size=8", "threads=1", "log_every=1", "teachers=['mini-dino', 'mini-sam']"]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 24 samples in two views, with two teachers' features in float32, one of them on a coarser grid."""
+    folder = tmp_path_factory.mktemp("exact")
+    place = ["--split", "train", "--limit", "24", "--views", "2", "--codec", "fp32", "--threads", "1", "--out", folder]
+    sak("cache", *place, "--teacher", "mini-dino")
+    sak("cache", *place, "--teacher", "mini-sam", "--grid", "6x6")
+    return folder
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("arm", ["sak", "teachers"])
+def test_live_equals_the_cache(arm: str, exact: Path, tmp_path: Path) -> None:
+    """Stage 1 for what distils, stage 2 for frozen features: both read teachers in the step."""
+    stage = "distill" if arm == "sak" else "finetune"
+    data = "data={dataset='rooms', split='train', size='96x96', views=2}"
+    for source in ("cache", "live"):
+        recipe = load_recipe("demo", stage, parse_set([*STEPS, data, f"arm={arm}", f"source={source}"]))
+        recipe = recipe.model_copy(update={"validation": None})
+        if stage == "distill":
+            distill(recipe, tmp_path / source, Places(exact))
+        else:
+            finetune(recipe, tmp_path / source, None, Places(exact))
+    for cached, live in zip(logged(tmp_path / "cache"), logged(tmp_path / "live"), strict=True):
+        assert cached.keys() == live.keys()
+        for name in cached:
+            assert live[name] == pytest.approx(cached[name], rel=1e-5), f"step {cached['step']}, {name}"
+
+
+def test_a_teacher_that_is_not_the_cached_one_is_refused(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from cache.store import find_stores
+    from pipeline import live
+
+    def other(request: object, size: tuple[int, int]) -> object:
+        return real(replace(request, random_weights=True), size)
+
+    real = live.start_teacher
+    monkeypatch.setattr(live, "start_teacher", other)
+    with pytest.raises(UserError, match=r"mini-dino was cached with weights = 'sha256:.*but here it has 'random:0'"):
+        live.start_teachers(find_stores(exact, "rooms", "train")[0], ["mini-dino"], torch.device("cpu"))
