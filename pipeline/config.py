@@ -82,10 +82,12 @@ class Schedule(Strict):
 
 
 class Boundary(Strict):
-    """How boundaries are scored: as published on PASCAL-Context (NYUD-v2 has max_dist 0.011)."""
+    """How boundaries are scored: as published for the data set unless said."""
 
     thresholds: int = Field(99, ge=1, description="k / (thresholds + 1), k = 1 .. thresholds")
-    max_dist: float = Field(0.0075, gt=0, description="largest distance of a match, as a share of the diagonal")
+    max_dist: float | None = Field(
+        None, gt=0, description="largest distance of a match, share of the diagonal; absent: 0.0075, on nyud 0.011"
+    )
 
 
 class Recipe(Strict):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from cache.batch import Batch
 from cache.loader import Loader
@@ -23,32 +22,46 @@ from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
-from sak_core.metrics import BoundaryMetric, metric_for
-from sak_core.tasks import Task
+from sak_core.metrics import BoundaryMetric, TaskMetric, metric_for
+from sak_core.tasks import Task, published_max_dist
 
 EVALUATION_BATCH = 16
 Scores = dict[str, dict[str, float]]
 """Every score of every task: {task: {score: value}}; the primary one is `task.score`."""
+Details = dict[str, dict[str, Any]]
+"""What a report can draw, by task: "per_image" {sample id: its own primary score, None without valid pixels}, and for
+classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the truth)."""
 
 
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
-    """Score the finished run's last checkpoint on `data`, and write the scores into the run's folder."""
+    """Score the finished run's last checkpoint on `data`, and write scores and details into the run's folder.
+
+    Returns the scores, every task's with its "details".
+    """
     recipe = runs.read_recipe(run)
     if (run / "results.json").exists():
         warn_of_random(run.name, runs.read_results(run)["random_weights"])
-    kept = runs.scores_path(run, data)
-    if kept.exists():
+    kept, more = runs.scores_path(run, data), runs.details_path(run, data)
+    if kept.exists() and more.exists():
         say(f"{run.name}: already scored on {data.split}")
-        scores: dict[str, Any] = json.loads(kept.read_text())
-        return scores
+        return _joined(json.loads(kept.read_text()), json.loads(more.read_text()))
+    scores: Scores = {}
+    details: Details = {}
     if find_arm(recipe.arm).per_task:
-        parts = [evaluate(part, data, places) for part in _parts(run)]
-        result = {task: values for part in parts for task, values in part.items()}
+        for part in _parts(run):
+            for task, values in evaluate(part, data, places).items():
+                details[task] = values.pop("details")
+                scores[task] = values
     else:
         model, tasks = load_model(run, places)
-        result = evaluate_model(model, recipe, tasks, data, places)
-    runs.write_atomically(kept, json.dumps(result, indent=1))
-    return result
+        scores, details = score_model(model, recipe, tasks, data, places)
+    runs.write_atomically(more, json.dumps(details))
+    runs.write_atomically(kept, json.dumps(scores, indent=1))
+    return _joined(scores, details)
+
+
+def _joined(scores: Scores, details: Details) -> dict[str, Any]:
+    return {task: {**values, "details": details[task]} for task, values in scores.items()}
 
 
 def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
@@ -69,17 +82,25 @@ def _parts(run: Path) -> list[Path]:
 
 
 def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
-    """Scores of `model` on every valid sample of `data`, whose store must hold the teachers a frozen arm reads."""
+    """The scores of `score_model` without the details."""
+    return score_model(model, recipe, tasks, data, places)[0]
+
+
+def score_model(
+    model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places
+) -> tuple[Scores, Details]:
+    """Scores and details of `model` on every valid sample of `data`; its store must hold what a frozen arm reads."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     start = time.monotonic()
     loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
     model.eval()
     with progress(f"{recipe.arm} on {data.split}", len(loader), "batches") as advance:
-        scores = score(tasks, recipe.boundary, _predictions(model, recipe, loader, advance))
+        predictions = _predictions(model, recipe, loader, advance)
+        scores, details = score(tasks, recipe.boundary, loader.store, predictions)
     samples = int(loader.store.valid(1).sum())
     say(f"{recipe.arm}: scored {samples} samples of {data.split} in {time.monotonic() - start:.0f} s")
-    return scores
+    return scores, details
 
 
 def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
@@ -90,26 +111,56 @@ def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
     predictor = ConstantPredictor(tasks)
     for batch in _labels(store, labels):
         predictor.update(batch.labels)
-    batches = _labels(find_store(places.features, test), labels)
+    tested = find_store(places.features, test)
+    batches = _labels(tested, labels)
     pairs = ((b, predictor.outputs(len(b), (b.pixels.shape[1], b.pixels.shape[2]))) for b in batches)
-    return score(tasks, recipe.boundary, pairs)
+    return score(tasks, recipe.boundary, tested, pairs)[0]
 
 
 def score(
-    tasks: Sequence[Task], boundary: Boundary, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]]
-) -> Scores:
-    """Scores of raw outputs by task against their batches' labels."""
-    metrics = {task.name: _metric(task, boundary) for task in tasks}
+    tasks: Sequence[Task],
+    boundary: Boundary,
+    store: Store,
+    predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
+) -> tuple[Scores, Details]:
+    """Scores and details of raw outputs by task against their batches' labels, samples of `store`."""
+    metrics = {task.name: _metric(task, boundary, store.spec.dataset) for task in tasks}
+    samples: list[int] = []
     with torch.inference_mode():
         for batch, outputs in predictions:
+            samples += batch.samples.tolist()
             for name, metric in metrics.items():
                 metric.to(outputs[name].device).update(outputs[name], batch.labels[name])
-    return {name: metric.compute() for name, metric in metrics.items()}
+    scores = {name: metric.compute() for name, metric in metrics.items()}
+    ids = [store.ids(sample)[0] for sample in _of_all_processes(samples)]
+    return scores, {task.name: _details(task, metrics[task.name], ids) for task in tasks}
 
 
-def _metric(task: Task, boundary: Boundary) -> Metric:
+def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, Any]:
+    told = metric.details()
+    told["per_image"] = dict(zip(ids, told["per_image"], strict=True))
+    if "per_class" in told:
+        told["per_class"] = dict(zip(task.classes, told["per_class"], strict=True))
+    return told
+
+
+def _of_all_processes(samples: list[int]) -> list[int]:
+    """The samples that each process scored, in the processes' order: that of the metrics' images."""
+    if not _distributed():
+        return samples
+    parts: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, samples)
+    return [sample for part in parts for sample in part]
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _metric(task: Task, boundary: Boundary, dataset: str) -> TaskMetric:
     if task.kind == "boundary":
-        return BoundaryMetric(boundary.max_dist, even_thresholds(boundary.thresholds))
+        max_dist = boundary.max_dist or published_max_dist(dataset)
+        return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds))
     return metric_for(task)
 
 
@@ -142,7 +193,7 @@ def evaluation_loader(
 ) -> Loader:
     """The samples of a store in order, this process's share, the last batches padded."""
     # several processes share the samples; their metrics' sums meet when scores are computed
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    shared = _distributed()
     return Loader(
         store,
         teachers,

@@ -101,6 +101,11 @@ def scores_path(run: Path, data: Data) -> Path:
     return run / f"scores-{data.dataset}-{data.split}.json"
 
 
+def details_path(run: Path, data: Data) -> Path:
+    """Where what a report can draw of these scores is kept: per image, per class, confusion matrices."""
+    return run / f"details-{data.dataset}-{data.split}.json"
+
+
 def read_recipe(run: Path) -> Recipe:
     """The recipe a run was made with. Raises `UserError` where there is none."""
     path = run / "recipe.json"

@@ -74,7 +74,7 @@ def measure(
                 losses.append((result.loss, len(batch)))
                 yield batch, result.output.outputs
 
-    scores = score(tasks, boundary, predictions())
+    scores, _ = score(tasks, boundary, loader.store, predictions())
     return {LOSS: mean_over_rows(losses), **{f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}}
 
 

@@ -16,7 +16,8 @@ from sak_core.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torchmetrics import Metric
+
+    from sak_core.metrics.base import TaskMetric
 
 IGNORE = 255
 """The label value that neither losses nor scores look at (normals: in all three channels)."""
@@ -45,7 +46,7 @@ class Kind:
     label_channels: int
     channels: int | None
     loss: Loss
-    metric: Callable[[Task], Metric]
+    metric: Callable[[Task], TaskMetric]
     score: str
     higher_is_better: bool
 
@@ -124,6 +125,11 @@ def published_weight(name: str) -> float:
     }.get(name, 1.0)
 
 
+def published_max_dist(dataset: str) -> float:
+    """How far boundaries may be off on a dataset in published scores, as a share of the diagonal."""
+    return {"nyud": 0.011}.get(dataset, 0.0075)
+
+
 def _classes_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
     from sak_core.task_losses import cross_entropy
 
@@ -154,31 +160,31 @@ def _depth_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> 
     return depth_l1(output, label, over_ranks)
 
 
-def _classes_metric(task: Task) -> Metric:
+def _classes_metric(task: Task) -> TaskMetric:
     from sak_core.metrics import ClassesMetric
 
     return ClassesMetric(task.channels)
 
 
-def _saliency_metric(task: Task) -> Metric:
+def _saliency_metric(task: Task) -> TaskMetric:
     from sak_core.metrics import SaliencyMetric
 
     return SaliencyMetric()
 
 
-def _boundary_metric(task: Task) -> Metric:
+def _boundary_metric(task: Task) -> TaskMetric:
     from sak_core.metrics import BoundaryMetric
 
     return BoundaryMetric(task.max_dist)
 
 
-def _normals_metric(task: Task) -> Metric:
+def _normals_metric(task: Task) -> TaskMetric:
     from sak_core.metrics import NormalsMetric
 
     return NormalsMetric()
 
 
-def _depth_metric(task: Task) -> Metric:
+def _depth_metric(task: Task) -> TaskMetric:
     from sak_core.metrics import DepthMetric
 
     return DepthMetric()

@@ -1,5 +1,8 @@
 """Scores against torchmetrics, scikit-image's and brute-force counterparts, and after merging processes."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +232,96 @@ def test_constants_are_the_labels_statistics():
     torch.testing.assert_close(out["boundary"].sigmoid(), torch.tensor([1 / 3]))
     with pytest.raises(ValueError, match="no valid label of semseg"):
         ConstantPredictor(students.TASKS).outputs(1, (2, 2))
+
+
+@pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
+def test_an_images_own_score_is_that_of_the_image_alone(task):
+    pairs = list(batches(task))
+    metric = metric_for(task)
+    for output, label in pairs:
+        metric.update(output, label)
+    alone = []
+    for output, label in pairs:
+        for i in range(len(label)):
+            one = metric_for(task)
+            one.update(output[i : i + 1], label[i : i + 1])
+            if task.kind == "boundary":
+                alone.append(one.compute()["oisF"])
+            elif task.kind == "classes":  # over the classes that occur
+                confusion = one.confusion.double()
+                seen = (confusion.sum(0) + confusion.sum(1)) > 0
+                alone.append(100 * one.iou()[seen].mean().item())
+            else:
+                alone.append(one.compute()[task.score])
+    assert metric.details()["per_image"] == pytest.approx(alone, abs=1e-3)
+
+
+def test_classes_and_confusions_are_in_the_details():
+    task = BY_NAME["semseg"]
+    metric = metric_for(task)
+    matrix = MulticlassConfusionMatrix(5, ignore_index=IGNORE)
+    for output, label in batches(task):
+        metric.update(output, label)
+        matrix.update(output, label.long())
+    details = metric.details()
+    assert details["confusion"] == matrix.compute().tolist()
+    assert details["per_class"] == pytest.approx((100 * metric.iou()).tolist(), abs=1e-3)
+    assert np.mean(details["per_class"]) == pytest.approx(metric.compute()["mIoU"], abs=1e-3)
+
+
+@pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
+def test_an_image_without_a_valid_pixel_has_no_score_of_its_own(task):
+    (output, label), *_ = batches(task)
+    label = label.clone()
+    label[0] = IGNORE
+    metric = metric_for(task)
+    metric.update(output, label)
+    first, second = metric.details()["per_image"]
+    assert first is None and second is not None
+
+
+def _two_processes(rank: int, folder: str) -> None:
+    """Process 0 scores one batch, process 1 the two others; then both know the scores of all."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    told = {}
+    for task in students.TASKS:
+        # boundaries leave process 0 without any image
+        first = 0 if task.kind == "boundary" else 1
+        metric = metric_for(task)
+        for output, label in list(batches(task))[slice(0, first) if rank == 0 else slice(first, None)]:
+            metric.update(output, label)
+        told[task.name] = {"scores": metric.compute(), "details": metric.details()}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_uneven_parts_score_as_one(tmp_path):
+    torch.multiprocessing.spawn(_two_processes, (str(tmp_path),), nprocs=2)
+    both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for task in students.TASKS:
+        metric = metric_for(task)
+        for output, label in batches(task):
+            metric.update(output, label)
+        for told in both:
+            assert told[task.name]["scores"] == pytest.approx(metric.compute()), task.name
+            details = metric.details()
+            assert told[task.name]["details"].keys() == details.keys()
+            for key, value in details.items():
+                same = told[task.name]["details"][key]
+                assert same == value if key == "confusion" else same == pytest.approx(value, abs=1e-3), task.name
+
+
+def test_delta_m_knows_each_metrics_direction():
+    """Every kind's primary score: better by a tenth is + 10 % whichever way it points."""
+    tasks = students.TASKS
+    base = {task.name: 40.0 for task in tasks}
+    better = {task.name: 44.0 if task.higher_is_better else 36.0 for task in tasks}
+    assert delta_m(better, base, tasks) == pytest.approx(10)
+    assert delta_m(base, better, tasks) < 0 and delta_m(base, base, tasks) == 0
+    assert {task.kind: task.higher_is_better for task in tasks} == {
+        "classes": True,
+        "saliency": True,
+        "normals": False,
+        "depth": False,
+        "boundary": True,
+    }

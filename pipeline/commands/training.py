@@ -113,8 +113,9 @@ def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -
     show(plan, as_json, lambda p: f"would train {p['run']}: {recipe.steps} steps, {epochs:.1f} epochs of {p['store']}")
 
 
-def _scores_text(scores: dict[str, dict[str, float]], where: str) -> str:
-    lines = [f"{task}: " + ", ".join(f"{k} {v:.4g}" for k, v in s.items()) for task, s in scores.items()]
+def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
+    numbers = {task: {k: v for k, v in s.items() if k != "details"} for task, s in scores.items()}
+    lines = [f"{task}: " + ", ".join(f"{k} {v:.4g}" for k, v in s.items()) for task, s in numbers.items()]
     return "\n".join([*lines, where])
 
 

@@ -24,7 +24,7 @@ from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, total_size
 from sak_core.datasets.published import Stage2Benchmark
 from sak_core.images import read_image
-from sak_core.tasks import IGNORE, Task, published_weight
+from sak_core.tasks import IGNORE, Task, published_max_dist, published_weight
 from sak_core.views import NYUD_SIZE
 
 CLASSES = tuple(
@@ -39,7 +39,7 @@ TASKS = (
     Task("semseg", "classes", CLASSES, published_weight("semseg")),
     Task("depth", "depth", weight=published_weight("depth")),
     Task("normals", "normals", weight=published_weight("normals")),
-    Task("edge", "boundary", weight=published_weight("edge")),
+    Task("edge", "boundary", weight=published_weight("edge"), max_dist=published_max_dist("nyud")),
 )
 
 

@@ -3,11 +3,11 @@ computed.
 
 `update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H,
 W, 3), with 255 ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees,
-depth in the label's unit.
+depth in the label's unit. `details()` gives what a report can draw: every image's own primary score, and for classes
+the IoU of each and the confusion matrix.
 """
 
-from torchmetrics import Metric
-
+from sak_core.metrics.base import TaskMetric
 from sak_core.metrics.boundary import BoundaryMetric
 from sak_core.metrics.classes import ClassesMetric
 from sak_core.metrics.depth import DepthMetric
@@ -17,7 +17,7 @@ from sak_core.metrics.summary import delta_m
 from sak_core.tasks import Task
 
 
-def metric_for(task: Task) -> Metric:
+def metric_for(task: Task) -> TaskMetric:
     """A fresh metric for the task; `compute()` has its primary score under `task.score`."""
     return task.spec.metric(task)
 
@@ -28,6 +28,7 @@ __all__ = [
     "DepthMetric",
     "NormalsMetric",
     "SaliencyMetric",
+    "TaskMetric",
     "delta_m",
     "metric_for",
 ]

@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from sak_core.boundary import best_counts, boundary_counts, boundary_scores, even_thresholds, nms
+from sak_core.boundary import best_counts, boundary_counts, boundary_scores, even_thresholds, f_measure, nms
+from sak_core.metrics.base import TaskMetric
 from sak_core.tasks import IGNORE
 
 
-class BoundaryMetric(Metric):
+class BoundaryMetric(TaskMetric):
     """odsF, oisF and average precision of boundaries after non-maximum suppression, from counts summed over
     images.
 
@@ -20,7 +20,6 @@ class BoundaryMetric(Metric):
     ignored inside count as no boundary. Works on the CPU, image by image (10 ms at 96x96, 19 thresholds).
     """
 
-    full_state_update = False
     counts: Tensor
     best: Tensor
 
@@ -44,6 +43,7 @@ class BoundaryMetric(Metric):
         for strength, truth in zip(strengths, label.cpu().numpy(), strict=True):
             cut = valid_box(truth != IGNORE)
             if cut is None:
+                self.add_images(torch.tensor([torch.nan]))
                 continue
             strength, truth = strength[cut], truth[cut]
             valid = truth != IGNORE
@@ -52,7 +52,9 @@ class BoundaryMetric(Metric):
                 strength = nms(strength)
             counts = boundary_counts(strength, [(truth > 0) & valid], self.thresholds, self.max_dist)
             self.counts += torch.from_numpy(counts).to(self.counts.device)
-            self.best += torch.from_numpy(best_counts(counts)).to(self.best.device)
+            best = best_counts(counts)
+            self.best += torch.from_numpy(best).to(self.best.device)
+            self.add_images(torch.tensor([100 * float(f_measure(best))]))
 
     def compute(self) -> dict[str, float]:
         """odsF, oisF and AP in percent, and the threshold of odsF."""

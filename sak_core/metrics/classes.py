@@ -1,18 +1,19 @@
 """Semantic segmentation and parts."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from sak_core.metrics.base import TaskMetric
 from sak_core.tasks import IGNORE
 
 
-class ClassesMetric(Metric):
+class ClassesMetric(TaskMetric):
     """mIoU from one confusion matrix over the set's valid pixels: the mean over all classes, one that never
-    occurs counting 0.
+    occurs counting 0. An image's own is the mean over the classes that occur in it or in its prediction.
     """
 
-    full_state_update = False
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
@@ -26,15 +27,26 @@ class ClassesMetric(Metric):
         valid = label != IGNORE
         truth = label[valid].long()
         found = output.argmax(dim=1)[valid]
-        cells = torch.bincount(truth * self.num_classes + found, minlength=self.num_classes**2)
-        self.confusion += cells.reshape(self.num_classes, self.num_classes)
+        count = self.num_classes
+        image = torch.arange(len(label), device=label.device)[:, None, None].expand_as(label)[valid]
+        cells = torch.bincount((image * count + truth) * count + found, minlength=len(label) * count**2)
+        confusions = cells.reshape(len(label), count, count)
+        self.confusion += confusions.sum(0)
+        both, union = _both_and_union(confusions)
+        # 0 / 0, an image without valid pixels, is NaN
+        self.add_images(100 * (both / union.clamp_min(1)).sum(-1) / (union > 0).sum(-1))
 
     def iou(self) -> Tensor:
         """Intersection over union of every class, (classes,), in [0, 1]."""
-        confusion = self.confusion.double()
-        both = confusion.diagonal()
-        union = confusion.sum(0) + confusion.sum(1) - both
+        both, union = _both_and_union(self.confusion)
         return both / union.clamp_min(1)
+
+    def _more(self) -> dict[str, Any]:
+        """The IoU of every class in percent, and the confusion matrix in pixels, rows the truth."""
+        return {
+            "per_class": [round(100 * value, 4) for value in self.iou().tolist()],
+            "confusion": self.confusion.tolist(),
+        }
 
     def compute(self) -> dict[str, float]:
         """mIoU and the share of pixels classified rightly (accuracy), in percent."""
@@ -43,3 +55,10 @@ class ClassesMetric(Metric):
             "mIoU": 100 * self.iou().mean().item(),
             "accuracy": 100 * (right / self.confusion.sum().clamp_min(1)).item(),
         }
+
+
+def _both_and_union(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels in truth and prediction, and in either, of every class: (..., C, C) to (..., C) twice."""
+    confusion = confusion.double()
+    both = confusion.diagonal(dim1=-2, dim2=-1)
+    return both, confusion.sum(-2) + confusion.sum(-1) - both

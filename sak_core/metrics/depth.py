@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from sak_core.metrics.base import TaskMetric, image_means
 
 
-class DepthMetric(Metric):
+class DepthMetric(TaskMetric):
     """Depth errors over the set's pixels with 0 < truth < 80: RMSE, absolute relative error, shares of ratios
     below 1.25^k.
 
@@ -13,7 +14,6 @@ class DepthMetric(Metric):
     """
 
     FARTHEST = 80.0
-    full_state_update = False
     square_sum: Tensor
     relative_sum: Tensor
     close: Tensor
@@ -32,7 +32,9 @@ class DepthMetric(Metric):
         valid = (label > 0) & (label < self.FARTHEST)
         found = output[:, 0][valid].double().clamp_min(0)
         truth = label[valid].double()
-        self.square_sum += (found - truth).square().sum()
+        squares = (found - truth).square()
+        self.square_sum += squares.sum()
+        self.add_images(image_means(squares, valid).sqrt())
         self.relative_sum += ((found - truth).abs() / truth).sum()
         ratio = torch.maximum(found / truth, truth / found.clamp_min(1e-12))
         self.close += torch.stack([(ratio < 1.25**k).sum() for k in (1, 2, 3)])

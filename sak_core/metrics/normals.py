@@ -3,12 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
+from sak_core.metrics.base import TaskMetric, image_means
 from sak_core.tasks import IGNORE
 
 
-class NormalsMetric(Metric):
+class NormalsMetric(TaskMetric):
     """Angles between predicted and true normals over the set's valid pixels: mean, median, shares below
     11.25, 22.5 and 30 degrees.
 
@@ -17,7 +17,6 @@ class NormalsMetric(Metric):
 
     LIMITS = (11.25, 22.5, 30.0)
     BINS = 18_000
-    full_state_update = False
     angle_sum: Tensor
     pixels: Tensor
     below: Tensor
@@ -40,6 +39,7 @@ class NormalsMetric(Metric):
         angles = torch.rad2deg(2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1)))
         self.angle_sum += angles.double().sum()
         self.pixels += angles.numel()
+        self.add_images(image_means(angles, valid))
         self.below += torch.stack([(angles < limit).sum() for limit in self.LIMITS])
         bins = (angles * (self.BINS / 180)).long().clamp_(0, self.BINS - 1)
         self.histogram += torch.bincount(bins, minlength=self.BINS)

@@ -3,12 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
+from sak_core.metrics.base import TaskMetric
 from sak_core.tasks import IGNORE
 
 
-class SaliencyMetric(Metric):
+class SaliencyMetric(TaskMetric):
     """maxF and mIoU over thresholds 0.05 .. 0.95 on the probability of channel 1.
 
     maxF: precision and recall from counts summed over the set, beta² = 0.3, undefined ratios 0; the best
@@ -18,10 +18,9 @@ class SaliencyMetric(Metric):
     """
 
     BETA_SQUARED = 0.3
-    full_state_update = False
     counts: Tensor
     iou_sum: Tensor
-    images: Tensor
+    images_seen: Tensor
 
     def __init__(self) -> None:
         """Takes nothing."""
@@ -29,7 +28,7 @@ class SaliencyMetric(Metric):
         self.thresholds = torch.arange(1, 20, dtype=torch.float64).div(20).float()
         self.add_state("counts", torch.zeros(3, 19, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("iou_sum", torch.zeros(19, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images_seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:
         """output (B, 2, H, W), label (B, H, W) in {0, 1}."""
@@ -45,15 +44,19 @@ class SaliencyMetric(Metric):
         self.counts += torch.stack([hit.sum(0), (hit + false).sum(0), positives.sum(0)])
         union = (positives + false).double()
         self.iou_sum += torch.where(union > 0, hit / union.clamp_min(1), 1.0).sum(0)
-        self.images += len(label)
+        self.images_seen += len(label)
+        f = self._f(hit.double(), (hit + false).double(), positives.double()).amax(1)
+        self.add_images(torch.where(histogram.sum((1, 2)) > 0, 100 * f, torch.nan))
 
     def compute(self) -> dict[str, float]:
         """maxF and mIoU in percent."""
-        hit, found, truth = self.counts.double()
+        return {
+            "maxF": 100 * self._f(*self.counts.double()).max().item(),
+            "mIoU": 100 * (self.iou_sum / self.images_seen.clamp_min(1)).max().item(),
+        }
+
+    def _f(self, hit: Tensor, found: Tensor, truth: Tensor) -> Tensor:
+        """F of counts, 0 where undefined."""
         precision, recall = hit / found.clamp_min(1), hit / truth.clamp_min(1)
         weighted = self.BETA_SQUARED * precision + recall
-        f = torch.where(weighted > 0, (1 + self.BETA_SQUARED) * precision * recall / weighted, 0.0)
-        return {
-            "maxF": 100 * f.max().item(),
-            "mIoU": 100 * (self.iou_sum / self.images.clamp_min(1)).max().item(),
-        }
+        return torch.where(weighted > 0, (1 + self.BETA_SQUARED) * precision * recall / weighted, 0.0)

@@ -1,0 +1,53 @@
+"""`sak evaluate`: scores, and what a report can draw of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cache.store import find_stores
+from pipeline.config import Boundary
+from pipeline.evaluate import _metric
+from sak_core.datasets.rooms.labels import CLASSES
+from sak_core.tasks import Task
+from tests.conftest import TINY, sak
+
+
+def test_scores_come_with_classes_images_and_confusions(features: Path, tmp_path: Path):
+    places = ["--out", features, "--runs", tmp_path]
+    sak("finetune", "demo", "--set", 'arm="multi-task"', *TINY, "--run", tmp_path / "r", *places)
+    done = sak("evaluate", tmp_path / "r", "--json", *places)
+    result = json.loads(done.stdout)
+    assert set(result) == {"semseg", "parts", "saliency", "depth", "normals", "boundary"}
+    assert {"RMSE", "absRel", "delta1", "delta2", "delta3"} <= result["depth"].keys()
+    assert {"mErr", "median", "<11.25", "<22.5", "<30"} <= result["normals"].keys()
+    assert {"maxF", "mIoU"} <= result["saliency"].keys() and {"odsF", "oisF", "AP"} <= result["boundary"].keys()
+    (store,) = find_stores(features, "rooms", "test", (96, 96))
+    ids = {store.ids(sample)[0] for sample in np.flatnonzero(store.valid(1))}
+    for task, told in result.items():
+        assert set(told["details"]["per_image"]) == ids, task
+    semseg = result["semseg"]["details"]
+    assert list(semseg["per_class"]) == list(CLASSES)
+    assert np.isclose(np.mean(list(semseg["per_class"].values())), result["semseg"]["mIoU"], atol=1e-3)
+    truth = np.bincount(store.labels["semseg"][:, 0].ravel(), minlength=256)[: len(CLASSES)]
+    assert np.array_equal(np.array(semseg["confusion"]).sum(axis=1), truth)
+    # the squares of every image's error, each of equally many pixels but for those without a label
+    errors = np.array(list(result["depth"]["details"]["per_image"].values()))
+    assert errors.min() <= result["depth"]["RMSE"] <= errors.max()
+    # the scores' file stays small; what is kept is given again
+    scores = json.loads((tmp_path / "r" / "scores-rooms-test.json").read_text())
+    assert all(isinstance(value, float) for told in scores.values() for value in told.values())
+    again = sak("evaluate", tmp_path / "r", "--json", *places)
+    assert json.loads(again.stdout) == result and "already scored" in again.stderr
+    text = sak("evaluate", tmp_path / "r", *places).stdout
+    assert "semseg: mIoU" in text and "details" not in text
+
+
+def test_boundaries_may_be_off_as_published_for_the_data_set():
+    task = Task("edge", "boundary")
+    assert _metric(task, Boundary(), "nyud").max_dist == 0.011
+    assert _metric(task, Boundary(), "pascal_context").max_dist == 0.0075
+    assert _metric(task, Boundary(max_dist=0.02), "nyud").max_dist == 0.02
+    assert _metric(task, Boundary(), "nyud").suppress
