@@ -354,3 +354,21 @@ def test_published_numbers():
         "antialias": False,
         "fill": [124, 116, 104],
     }
+
+
+@given(policy=policies, key=keys, image_size=sizes, size=sizes)
+def test_labels_are_never_interpolated(policy, key, image_size, size):
+    """On noise, where any mixing of neighbours would give values that are nowhere in the source."""
+    rng = np.random.default_rng(key[1])
+    classes = rng.choice(np.array([3, 90, 200, 255], np.uint8), image_size)
+    depth = rng.choice(np.array([1.25, 3.5, 9.0, 255.0], np.float32), image_size)
+    normals = rng.choice(np.array([-1.0, 1.0], np.float32), (*image_size, 3))
+    view = draw_view(policy, *key, image_size, size)
+    labels = {"c": classes, "d": depth, "n": normals, "e": (classes == 3).astype(np.uint8)}
+    kinds = {"c": "classes", "d": "depth", "n": "normals", "e": "boundary"}
+    _, seen = apply_view(policy, view, checker(image_size), labels, kinds, size)
+    scale = view_scale(view, size)
+    assert set(np.unique(seen["c"])) <= {3, 90, 200, 255} and set(np.unique(seen["e"])) <= {0, 1, 255}
+    assert set(np.unique(seen["n"])) <= {-1.0, 1.0, 255.0}
+    there = seen["d"][seen["d"] != 255]
+    assert np.isclose(there[:, None] * scale, [1.25, 3.5, 9.0], rtol=1e-5).any(axis=1).all()
