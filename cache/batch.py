@@ -74,6 +74,8 @@ class Batch:
         features: teacher -> a tensor a level, shallowest first: as stored, (B, h, w, C); after `to`, float32
             (B, C, h, w), channels last in memory.
         labels: task -> (B, H, W) or (B, H, W, c) of the stored dtype; 255 = ignore.
+        prefixes: teacher -> its class and register tokens where they were asked for, a (B, P, C) a level; decoded
+            to float32 by `to`.
     """
 
     samples: torch.Tensor
@@ -82,7 +84,9 @@ class Batch:
     pixels: torch.Tensor
     features: dict[str, list[torch.Tensor]]
     labels: dict[str, torch.Tensor]
+    prefixes: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     _decoders: Mapping[str, list[Decode]] | None = field(default=None, repr=False)
+    _prefix_decoders: Mapping[str, list[Decode]] | None = field(default=None, repr=False)
     _slot: Slot | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -100,17 +104,24 @@ class Batch:
             moved = tensor.to(device, non_blocking=True)
             return moved.clone() if moved.data_ptr() == tensor.data_ptr() and tensor.numel() else moved
 
+        def decoded(level: torch.Tensor, decode: Decode) -> torch.Tensor:
+            made = decode(level.to(device, non_blocking=True))
+            return made.clone() if made.data_ptr() == level.data_ptr() else made
+
         features = {}
         for teacher, levels in self.features.items():
             if self._decoders is None:
                 features[teacher] = [move(level) for level in levels]
                 continue
-            features[teacher] = []
-            for level, decode in zip(levels, self._decoders[teacher], strict=True):
-                decoded = decode(level.to(device, non_blocking=True))
-                if decoded.data_ptr() == level.data_ptr():
-                    decoded = decoded.clone()
-                features[teacher].append(decoded.permute(0, 3, 1, 2))
+            pairs = zip(levels, self._decoders[teacher], strict=True)
+            features[teacher] = [decoded(level, decode).permute(0, 3, 1, 2) for level, decode in pairs]
+        prefixes = {}
+        for teacher, levels in self.prefixes.items():
+            if self._prefix_decoders is None:
+                prefixes[teacher] = [move(level) for level in levels]
+                continue
+            pairs = zip(levels, self._prefix_decoders[teacher], strict=True)
+            prefixes[teacher] = [decoded(level, decode) for level, decode in pairs]
         moved = replace(
             self,
             samples=move(self.samples),
@@ -119,7 +130,9 @@ class Batch:
             pixels=move(self.pixels),
             features=features,
             labels={task: move(label) for task, label in self.labels.items()},
+            prefixes=prefixes,
             _decoders=None,
+            _prefix_decoders=None,
             _slot=None,
         )
         if device.type == "cuda" and self._slot is not None:

@@ -57,7 +57,7 @@ def select(
         raise BadInput(f"{num_views} views asked for; {store} has {store.num_views}")
     chosen = {}
     for name in store.teachers if teachers is None else teachers:
-        wanted = [spec.level for spec in store.teacher(name).levels] if levels is None else levels
+        wanted = [spec.level for spec in store.teacher(name).maps] if levels is None else levels
         chosen[name] = tuple(sorted(store.level(name, level).level for level in set(wanted)))
     return Selection(num_views or store.num_views, chosen)
 
@@ -131,8 +131,9 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
         arrays = manifest.metadata.arrays
         if part != SOURCE:
             name = part.removeprefix("teachers/")
-            kept = {f"{part}/{store.level(name, level).array}" for level in selection.teachers[name]}
-            every = {f"{part}/{spec.array}" for spec in store.teacher(name).levels}
+            specs = store.teacher(name).levels
+            kept = {f"{part}/{spec.array}" for spec in specs if spec.level in selection.teachers[name]}
+            every = {f"{part}/{spec.array}" for spec in specs}
             arrays = {path: array for path, array in arrays.items() if path in kept or path not in every}
         num_views = min(selection.num_views, manifest.metadata.num_views)
         shards = list(_shards(manifest, PartManifest(target, part), arrays, num_views))

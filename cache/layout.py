@@ -153,12 +153,13 @@ def teacher_arrays(name: str, levels: Sequence[LevelSpec]) -> list[ArraySpec]:
     arrays = []
     for level in levels:
         codec = get_codec(level.codec)
+        grid, dims = ((level.grid[1],), ("token",)) if level.prefix else (level.grid, ("y", "x"))
         arrays.append(
             ArraySpec(
                 f"teachers/{name}/{level.array}",
                 codec.stored_dtype,
-                (*level.grid, level.width),
-                ("y", "x", "channel"),
+                (*grid, level.width),
+                (*dims, "channel"),
                 fill_value=codec.fill_value,
             )
         )

@@ -34,6 +34,7 @@ class Loader:
         store: to read from.
         teachers: names whose features are read, all levels; or name -> levels.
         labels: tasks whose labels are read.
+        prefixes: those of the teachers whose class and register tokens are read, too.
         batch_size: rows a batch, B.
         num_views: V, at most what is committed; fixed for a run.
         seed: of the order and of each sample's first view.
@@ -64,6 +65,7 @@ class Loader:
         teachers: Sequence[str] | Mapping[str, Sequence[int]] = (),
         labels: Sequence[str] = (),
         *,
+        prefixes: Sequence[str] = (),
         batch_size: int,
         num_views: int,
         seed: int = 0,
@@ -96,7 +98,7 @@ class Loader:
             buffer_rows,
         )
         self._levels = _levels(store, teachers)
-        self._labels = list(labels)
+        self._labels, self._prefixes = list(labels), list(prefixes)
         self._has_pixels = pixels
         self._num_threads, self._prefetch, self._valid_batches = num_threads, prefetch, valid_batches
         self._pin = torch.cuda.is_available() if pin is None else pin
@@ -108,6 +110,10 @@ class Loader:
         self._decoders = {
             teacher: [_decoder(store, teacher, level) for level in levels] for teacher, levels in self._levels.items()
         }
+        self._prefix_decoders = {
+            teacher: [_decoder(store, teacher, level, True) for level in self._levels[teacher]]
+            for teacher in self._prefixes
+        }
         self._slots: list[Slot] = []
         self._windows: list[Slot] = []
         self._epoch, self._next_batch, self._resumes = 0, 0, False
@@ -118,6 +124,9 @@ class Loader:
         paths += [(SOURCE, f"labels/{task}") for task in self._labels if self.store.labels[task]]
         for teacher, levels in self._levels.items():
             paths += [(teacher_part(teacher), f"teachers/{teacher}/level_{level}") for level in levels]
+        for teacher in self._prefixes:
+            names = [self.store.level(teacher, level, prefix=True).array for level in self._levels[teacher]]
+            paths += [(teacher_part(teacher), f"teachers/{teacher}/{name}") for name in names]
         if not paths:
             raise BadInput("nothing to read: no pixels, no labels, no teachers")
         readers = [self.store.rows(part, array) for part, array in paths]
@@ -171,6 +180,7 @@ class Loader:
             "num_valid": int(self._valid.sum()),
             "pixels": self._has_pixels,
             "labels": self._labels,
+            **({"prefixes": self._prefixes} if self._prefixes else {}),
             "teachers": {
                 name: {"levels": list(levels), "provenance": self.store.teacher(name).provenance}
                 for name, levels in self._levels.items()
@@ -229,7 +239,9 @@ class Loader:
             pixels=pixels,
             labels={task: next(take) for task in self._labels},
             features={teacher: [next(take) for _ in levels] for teacher, levels in self._levels.items()},
+            prefixes={teacher: [next(take) for _ in self._levels[teacher]] for teacher in self._prefixes},
             _decoders=self._decoders,
+            _prefix_decoders=self._prefix_decoders,
             _slot=slot,
         )
 
@@ -239,7 +251,7 @@ def _levels(store: Store, teachers: Sequence[str] | Mapping[str, Sequence[int]])
         return {
             name: tuple(store.level(name, level).level for level in sorted(levels)) for name, levels in teachers.items()
         }
-    return {name: tuple(sorted(spec.level for spec in store.teacher(name).levels)) for name in teachers}
+    return {name: tuple(spec.level for spec in store.teacher(name).maps) for name in teachers}
 
 
 def _check_committed(store: Store, parts: Sequence[str], num_views: int) -> None:
@@ -250,10 +262,9 @@ def _check_committed(store: Store, parts: Sequence[str], num_views: int) -> None
             raise UncommittedRow(array, store.spec.rows(shard).start, view, shard)
 
 
-def _decoder(store: Store, teacher: str, level: int) -> Decode:
-    spec = store.level(teacher, level)
-    codec = get_codec(spec.codec)
-    features = store.features(teacher, level)
+def _decoder(store: Store, teacher: str, level: int, prefix: bool = False) -> Decode:
+    features = store.features(teacher, level, prefix)
+    codec = get_codec(features.level.codec)
     on_cpu = {name: torch.from_numpy(array) for name, array in features.constants.items()}
     on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
 

@@ -113,8 +113,8 @@ class FeatureArray(StoredArray):
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """(h, w, C)."""
-        return (*self.level.grid, self.level.width)
+        """(h, w, C), or (P, C) of prefix tokens."""
+        return (*(self.level.grid[1:] if self.level.prefix else self.level.grid), self.level.width)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -146,12 +146,14 @@ class LevelSpec:
         grid: (h, w) cells that cover the view exactly.
         width: C, channels.
         codec: name of the codec.
+        prefix: true for the level's class and register tokens, kept beside its map; ``grid`` is then (1, P).
     """
 
     level: int
     grid: tuple[int, int]
     width: int
     codec: str
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(int(side) for side in self.grid))
@@ -161,11 +163,12 @@ class LevelSpec:
     @property
     def array(self) -> str:
         """Name of its array inside the teacher's group."""
-        return f"level_{self.level}"
+        return f"level_{self.level}_prefix" if self.prefix else f"level_{self.level}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"level": self.level, "grid": list(self.grid), "width": self.width, "codec": self.codec}
+        plain = {"level": self.level, "grid": list(self.grid), "width": self.width, "codec": self.codec}
+        return {**plain, "prefix": True} if self.prefix else plain
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,11 @@ class TeacherInfo:
     levels: tuple[LevelSpec, ...]
     num_views: int
 
+    @property
+    def maps(self) -> tuple[LevelSpec, ...]:
+        """The levels themselves, shallowest first, without the arrays of their prefix tokens."""
+        return tuple(sorted((level for level in self.levels if not level.prefix), key=lambda level: level.level))
+
 
 class Store:
     """An open store. Get one by `Store.create`, `Store.open` or `find_stores`.
@@ -62,7 +67,7 @@ class Store:
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}
-        self._features: dict[tuple[str, int], FeatureArray] = {}
+        self._features: dict[tuple[str, int, bool], FeatureArray] = {}
         self._held: dict[str, int] = {}
         self._mutex = threading.RLock()
 
@@ -266,8 +271,8 @@ class Store:
         """Sample ids, all by default; errors as `StoredArray`."""
         return decode_ids(np.atleast_2d(self.samples["ids"][samples]))
 
-    def features(self, teacher: str, level: int) -> FeatureArray:
-        """``store.features("dinov2", level=2)[sample, view]``: float32 (h, w, C).
+    def features(self, teacher: str, level: int, prefix: bool = False) -> FeatureArray:
+        """``store.features("dinov2", level=2)[sample, view]``: float32 (h, w, C), or (P, C) of its prefix tokens.
 
         Raises:
             UnknownName: the teacher or level is not in this store.
@@ -275,20 +280,21 @@ class Store:
             CacheError: its codec needs a calibration, and none is committed yet.
         """
         with self._mutex:
-            if (teacher, level) not in self._features:
-                spec = self.level(teacher, level)
+            if (teacher, level, prefix) not in self._features:
+                spec = self.level(teacher, level, prefix)
                 codec = get_codec(spec.codec)
                 needs = [f"{spec.array}/{name}" for name in codec.needs]
                 calibration = self.calibration(teacher, needs) if needs else {}
                 if calibration is None:
                     raise CacheError(f"{teacher} in {self} is not calibrated yet; run `sak cache` again")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
-                self._features[teacher, level] = FeatureArray(rows, spec, codec, level_constants(spec, calibration))
-            return self._features[teacher, level]
+                constants = level_constants(spec, calibration)
+                self._features[teacher, level, prefix] = FeatureArray(rows, spec, codec, constants)
+            return self._features[teacher, level, prefix]
 
-    def level(self, teacher: str, level: int) -> LevelSpec:
-        """How a teacher's level is stored; `UnknownName` where it is not."""
-        levels = {str(spec.level): spec for spec in self.teacher(teacher).levels}
+    def level(self, teacher: str, level: int, prefix: bool = False) -> LevelSpec:
+        """How a teacher's level (or its prefix tokens) is stored; `UnknownName` where it is not."""
+        levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
         if str(level) not in levels:
             raise UnknownName(f"level of {teacher}", str(level), levels)
         return levels[str(level)]

@@ -31,12 +31,12 @@ class EncodedRows:
     Attributes:
         rows: their samples.
         stored: array's path -> stored numbers (n, ...).
-        clipped: level -> how many values were clipped.
+        clipped: array of a level -> how many values were clipped.
     """
 
     rows: range
     stored: dict[str, Array] = field(default_factory=dict)
-    clipped: dict[int, int] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
 
 
 class TeacherWriter:
@@ -62,7 +62,7 @@ class TeacherWriter:
         if not isinstance(provenance.get("name"), str):
             raise BadInput("provenance needs the teacher's name under 'name'")
         self.name = check_name("teacher", provenance["name"])
-        numbers = [level.level for level in self.levels]
+        numbers = [level.array for level in self.levels]
         if not numbers or len(set(numbers)) < len(numbers):
             raise BadInput(f"teacher {self.name}: levels {numbers} are not one or more different ones")
         self._part = teacher_part(self.name)
@@ -86,9 +86,9 @@ class TeacherWriter:
         except CorruptFile:  # `write_calibration` can repair it; no shard is written before
             calibration = None
         self._is_calibrated = calibration is not None
-        self._constants: dict[int, dict[str, Array]] = {}
+        self._constants: dict[str, dict[str, Array]] = {}
         if calibration is not None:
-            self._constants = {level.level: level_constants(level, calibration) for level in self.levels}
+            self._constants = {level.array: level_constants(level, calibration) for level in self.levels}
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
         info = self.store.teacher(self.name)
@@ -164,15 +164,16 @@ class TeacherWriter:
         """The (view, shard) of the first `num_views` views that are not committed, in order."""
         return self._manifest.pending(num_views)
 
-    def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[int, int]:
+    def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[str, int]:
         """Encode, write and commit one shard; returns when it is durable.
 
         Args:
             view, shard: a pair from `pending`; its source must be committed.
-            levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`.
+            levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`;
+                (n, 1, P, C) for prefix tokens.
 
         Returns:
-            level -> how many values were clipped (always 0 for float codecs).
+            array of a level -> how many values were clipped (always 0 for float codecs).
 
         Raises:
             as `encode` and `write_encoded`.
@@ -211,12 +212,12 @@ class TeacherWriter:
                     f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
                     f"{unstorable.value}; {unstorable.why}"
                 )
-            coded = codec.encode(features, self._constants[spec.level])
-            encoded.stored[array.path] = coded.stored
-            encoded.clipped[spec.level] = coded.num_clipped
+            coded = codec.encode(features, self._constants[spec.array])
+            encoded.stored[array.path] = coded.stored.reshape(len(rows), *array.row_shape)
+            encoded.clipped[spec.array] = coded.num_clipped
         return encoded
 
-    def write_encoded(self, view: int, shard: int, parts: Sequence[EncodedRows]) -> dict[int, int]:
+    def write_encoded(self, view: int, shard: int, parts: Sequence[EncodedRows]) -> dict[str, int]:
         """Write and commit one shard; returns when it is durable.
 
         A shard that is committed already must come out the same; its files are then written again where they are
@@ -227,7 +228,7 @@ class TeacherWriter:
             parts: from `encode`; one after the other they are the shard's rows.
 
         Returns:
-            level -> how many values were clipped (always 0 for float codecs).
+            array of a level -> how many values were clipped (always 0 for float codecs).
 
         Raises:
             BadInput: `parts` are not the shard's rows.
@@ -245,11 +246,11 @@ class TeacherWriter:
                 grow_part(self.store.place, self._manifest, view + 1)
         stored = {array.path: [part.stored[array.path] for part in parts] for array in self._arrays}
         files = write_arrays(self.store, self._manifest, self._arrays, view, shard, stored, "write")
-        clipped = {spec.level: sum(part.clipped[spec.level] for part in parts) for spec in self.levels}
+        clipped = {spec.array: sum(part.clipped[spec.array] for part in parts) for spec in self.levels}
         if files is None:
             return clipped
         counted = {
-            array.path: clipped[spec.level]
+            array.path: clipped[spec.array]
             for spec, array in zip(self.levels, self._arrays, strict=True)
             if get_codec(spec.codec).clips
         }

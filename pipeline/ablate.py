@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import runs
-from pipeline.arms import ORACLE, TEACHER_PREFIX, find_arm, starts_from_stage1, teachers_read
+from pipeline.arms import ORACLE, TEACHER_PREFIX, find_arm, parts_read, starts_from_stage1, teachers_read
 from pipeline.config import Recipe, Study, differences, load_recipe
 from pipeline.console import say, start_worker
 from pipeline.errors import UserError
@@ -61,7 +61,9 @@ def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, An
     if not starts_from_stage1(job.finetune):
         return job
     # routers and heads are stage 2's alone: what trains only them starts from the arm's own distilled student
-    distilled = {key: value for key, value in overrides.items() if (key, value) != ("trains", "routers")}
+    distilled = dict(overrides)
+    if distilled.get("trains") == "routers":
+        distilled = {key: value for key, value in overrides.items() if key not in ("trains", "frozen")}
     distill = load_recipe(study.recipe, "distill", distilled)
     return Job(label, seed, job.finetune, job.run, distill, folder / f"{name}-distill")
 
@@ -80,7 +82,7 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
     do not fit together."""
     for job in jobs:
         for recipe in filter(None, (job.distill, job.finetune)):
-            training_store(places.features, recipe, teachers_read(recipe))
+            training_store(places.features, recipe, parts_read(recipe))
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
     labels = {job.label for job in jobs}

@@ -12,10 +12,11 @@ from cache.batch import Batch
 from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.frozen import frozen_part, student_input
 from sak_core.feature_model import FeatureModel
 from sak_core.names import unknown
 from sak_core.noise import NoiseSource
-from sak_core.stem import StemConfig, normalize
+from sak_core.stem import StemConfig
 from sak_core.student import Student, StudentConfig, StudentOutput
 from sak_core.tasks import Task
 from sak_core.weights import load_vit
@@ -75,10 +76,18 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     arm = find_arm(recipe.arm)
     if recipe.arm.startswith(TEACHER_PREFIX):
         return (recipe.arm.removeprefix(TEACHER_PREFIX),)
-    needed = arm.frozen_features or (arm.distils and (recipe.stage == "distill" or recipe.alpha > 0))
+    # routers and heads have no part in the distillation loss: where they alone train, it would change nothing
+    compares = recipe.stage == "distill" or (recipe.alpha > 0 and recipe.trains != "routers")
+    needed = arm.frozen_features or (arm.distils and compares)
     if (arm.distils or arm.frozen_features) and not recipe.teachers:
         raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
     return recipe.teachers if needed else ()
+
+
+def parts_read(recipe: Recipe) -> tuple[str, ...]:
+    """The cached parts that training reads beside pixels and labels: teachers, and frozen parts of its own."""
+    frozen = frozen_part(recipe)
+    return (*teachers_read(recipe), *([frozen] if frozen else []))
 
 
 def starts_from_stage1(recipe: Recipe) -> bool:
@@ -96,17 +105,8 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
     if arm.frozen_features:
         widths = {name: _widths(store, name) for name in teachers_read(recipe)}
         return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router)
-    stem = StemConfig(
-        name=options.stem.name,
-        image_size=store.spec.size,
-        patch_size=options.stem.patch_size,
-        width=options.stem.width,
-        depth=options.stem.depth,
-        heads=options.stem.heads,
-        checkpointing=options.checkpointing,
-    )
     config = StudentConfig(
-        stem=stem,
+        stem=_stem_config(recipe, store.spec.size),
         teachers={name: _widths(store, name) for name in recipe.teachers} if arm.distils else {},
         levels=options.levels,
         paths=arm.paths,
@@ -117,6 +117,25 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
         tasks=tuple(tasks),
     )
     return Student(config)
+
+
+def stem_of(recipe: Recipe, size: tuple[int, int]) -> Student:
+    """A student of nothing but the recipe's stem, for views of `size`, with the weights that `build_model` draws."""
+    torch.manual_seed(recipe.seed)
+    return Student(StudentConfig(stem=_stem_config(recipe, size), levels=recipe.student.levels))
+
+
+def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
+    options = recipe.student.stem
+    return StemConfig(
+        name=options.name,
+        image_size=size,
+        patch_size=options.patch_size,
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        checkpointing=recipe.student.checkpointing,
+    )
 
 
 def initialize(recipe: Recipe, model: nn.Module) -> None:
@@ -141,9 +160,9 @@ def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource
     if find_arm(recipe.arm).frozen_features:
         output: StudentOutput = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2]), generator=noise)
     else:
-        output = model(normalize(batch.pixels), generator=noise)
+        output = model(student_input(recipe, batch), generator=noise)
     return output
 
 
 def _widths(store: Store, teacher: str) -> tuple[int, ...]:
-    return tuple(level.width for level in store.teacher(teacher).levels)
+    return tuple(level.width for level in store.teacher(teacher).maps)

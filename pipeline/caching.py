@@ -13,6 +13,7 @@ from cache.spec import SourceSpec
 from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
+from pipeline.frozen import is_frozen_part
 from pipeline.options import numbers
 from pipeline.prepare import preparing, source_spec
 from pipeline.samples import DatasetRequest
@@ -124,7 +125,8 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:
-        check_teacher(name, request.run["allow_code"])
+        if not is_frozen_part(name):
+            check_teacher(name, request.run["allow_code"])
     run = {**request.run, **({"weights": None, "random_weights": True} if untrained else {})}
     size = source_spec(request.source.open(), request.source).size
     return [start_teacher(TeacherRequest(name, **run), size) for name in request.teachers]

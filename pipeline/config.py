@@ -113,6 +113,9 @@ class Recipe(Strict):
     trains: Literal["all", "adapters", "routers"] = Field(
         "all", description="adapters: all but the stem; routers: routers and heads alone (stage 2)"
     )
+    frozen: str | None = Field(
+        None, description="cached part in place of running what is frozen: stem:RECIPE, stem:RUN or student:RUN"
+    )
     loss: Literal["cos+l1", "cos", "l2", "relational"] = "cos+l1"
     relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `loss`")
     level_weights: dict[str, float | tuple[float, ...]] = Field(

@@ -106,12 +106,12 @@ def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
 
 def _reads(recipe: str) -> Iterator[tuple[Data, Sequence[str]]]:
     """The caches that the stages of a recipe read, with their teachers."""
-    from pipeline.arms import find_arm, teachers_read
+    from pipeline.arms import find_arm, parts_read, teachers_read
 
     for stage in recipe_stages(recipe):
         loaded = load_recipe(recipe, stage)
         arm = find_arm(loaded.arm)
         # a student that has a path a teacher asks for its widths, also where it does not read its features
-        yield loaded.data, loaded.teachers if arm.distils else teachers_read(loaded)
+        yield loaded.data, tuple(dict.fromkeys([*(loaded.teachers if arm.distils else ()), *parts_read(loaded)]))
         if loaded.validation:
             yield loaded.validation, teachers_read(loaded) if arm.frozen_features else ()

@@ -13,12 +13,13 @@ from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
 from pipeline import lineage, runs
-from pipeline.arms import build_model, find_arm, initialize, teachers_read
+from pipeline.arms import build_model, find_arm, initialize, parts_read, teachers_read
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluation_loader
+from pipeline.frozen import check_frozen, frozen_part, student_input
 from pipeline.probes import cosines
 from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random
 from pipeline.targets import Targets
@@ -27,7 +28,6 @@ from pipeline.validation import measure, validation_of
 from pipeline.watch import StepResult
 from sak_core.noise import RowNoise
 from sak_core.parts import freeze
-from sak_core.stem import normalize
 from sak_core.tasks import OverRanks
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
     teachers = teachers_read(recipe)
-    store = training_store(places.features, recipe, teachers)
+    parts = parts_read(recipe)
+    store = training_store(places.features, recipe, parts)
     if runs.begin(run, recipe):
         say(f"{run.name}: already distilled")
         return runs.read_results(run)
@@ -51,11 +52,10 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     model = build_model(recipe, store, ())
     initialize(recipe, model)
     freeze(model, recipe.trains)
-    loader = open_loader(store, recipe, teachers, (), fabric)
+    check_frozen(recipe, store, model)
+    loader = open_loader(store, recipe, (), fabric)
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from(
-        {store.name: digest(store, () if recipe.source == "live" else teachers, recipe.data.views)}
-    )
+    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
 
@@ -82,15 +82,15 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     return results
 
 
-def open_loader(
-    store: Store, recipe: Recipe, teachers: Sequence[str], labels: Sequence[str], fabric: Fabric
-) -> Batches:
+def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric) -> Batches:
     """The training batches of a recipe, this process's share: a part of a step each."""
+    teachers, frozen = teachers_read(recipe), frozen_part(recipe)
     is_live = recipe.source == "live" and len(teachers) > 0
     loader = Loader(
         store,
-        () if is_live else teachers,
+        () if is_live else parts_read(recipe),
         labels,
+        prefixes=(frozen,) if frozen and recipe.trains == "adapters" else (),
         batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
         seed=recipe.seed,
@@ -115,7 +115,7 @@ def _loss(
     batch: Batch,
     step: int,
 ) -> StepResult:
-    output = model(normalize(batch.pixels), tasks=False)
+    output = model(student_input(recipe, batch), tasks=False)
     noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
     loss, terms = targets(output.aligned, batch.features, noise, over_ranks)
     return StepResult(loss, terms, output, lambda: cosines(output.aligned, targets.balanced(batch.features)))

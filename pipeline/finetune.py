@@ -10,13 +10,22 @@ from torch import Tensor, nn
 
 from cache.batch import Batch
 from pipeline import lineage, runs
-from pipeline.arms import build_model, find_arm, initialize, run_model, starts_from_stage1, teachers_read
+from pipeline.arms import (
+    build_model,
+    find_arm,
+    initialize,
+    parts_read,
+    run_model,
+    starts_from_stage1,
+    teachers_read,
+)
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.devices import ALONE, Execution, over_ranks, start
 from pipeline.distill import open_loader, row_numbers
 from pipeline.errors import UserError
 from pipeline.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.frozen import check_frozen
 from pipeline.probes import cosines, router_means
 from pipeline.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
 from pipeline.targets import Targets
@@ -40,7 +49,8 @@ def finetune(
     if arm.derived:
         raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
     teachers = teachers_read(recipe)
-    store = training_store(places.features, recipe, teachers)
+    parts = parts_read(recipe)
+    store = training_store(places.features, recipe, parts)
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
     if starts_from_stage1(recipe) != (stage1 is not None):
         raise UserError(
@@ -65,12 +75,11 @@ def finetune(
         untrained |= set(first["random_weights"])
     warn_of_random(run.name, sorted(untrained))
     freeze(model, recipe.trains)
+    check_frozen(recipe, store, model)
     labels = tuple(task.name for task in tasks)
-    loader = open_loader(store, recipe, teachers, labels, fabric)
+    loader = open_loader(store, recipe, labels, fabric)
     loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from(
-        {store.name: digest(store, () if recipe.source == "live" else teachers, recipe.data.views)}
-    )
+    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, tasks, None, store.spec.num_samples, None)
 
@@ -107,19 +116,19 @@ def _one_a_task(
     recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, execution: Execution
 ) -> dict[str, Any]:
     """A student a task, each in a folder of its own below `run`; their results together are the run's."""
-    parts = []
+    singles = []
     for task in tasks:
         weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
         single = recipe.model_copy(update={"arm": "multi-task", "tasks": (task,), "task_weights": weights})
-        parts.append(finetune(single, run / task, None, places, execution))
+        singles.append(finetune(single, run / task, None, places, execution))
     results: dict[str, Any] = {
-        **parts[0],
+        **singles[0],
         "arm": recipe.arm,
         "tasks": tasks,
-        **{key: sum(part[key] for part in parts) for key in ("seconds", "parameters")},
+        **{key: sum(part[key] for part in singles) for key in ("seconds", "parameters")},
     }
     if recipe.validation:
-        results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, parts, strict=True)}
+        results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, singles, strict=True)}
     runs.finish(run, recipe, {}, results)
     return results
 

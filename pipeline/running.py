@@ -16,6 +16,8 @@ import torch.nn.functional as F
 
 from cache.spec import LevelSpec
 from pipeline.errors import UserError
+from pipeline.frozen import cached_name, is_frozen_part
+from pipeline.frozen_teacher import build_frozen
 from sak_core.names import part_name
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
@@ -98,7 +100,19 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
     device = resolve_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    teacher = build_teacher(
+    teacher = _build(request, size)
+    # not dynamic: a batch's kernel must not depend on which sizes came before it
+    network = torch.compile(teacher, dynamic=False) if request.compile else teacher
+    levels, provenance = _level_specs(teacher, request), _provenance(teacher, request, device)
+    return RunningTeacher(request, device, teacher, network, levels, provenance)
+
+
+def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
+    if is_frozen_part(request.name):
+        if request.grid:
+            raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
+        return build_frozen(request.name, size)
+    return build_teacher(
         request.name,
         size=size,
         levels=request.levels,
@@ -106,10 +120,6 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
         random_weights=request.random_weights,
         allow_code=request.allow_code,
     )
-    # not dynamic: a batch's kernel must not depend on which sizes came before it
-    network = torch.compile(teacher, dynamic=False) if request.compile else teacher
-    levels, provenance = _level_specs(teacher, request), _provenance(teacher, request, device)
-    return RunningTeacher(request, device, teacher, network, levels, provenance)
 
 
 def batches(rows: range, batch_size: int) -> Iterator[range]:
@@ -141,11 +151,12 @@ def device_model(device: torch.device) -> str:
 
 
 def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
-    grids = teacher.spec.level_grids()
-    return tuple(
-        LevelSpec(level, request.grid or grid, width, request.codec)
-        for level, (grid, width) in enumerate(zip(grids, teacher.spec.widths, strict=True))
-    )
+    levels = list(enumerate(zip(teacher.spec.level_grids(), teacher.spec.widths, strict=True)))
+    maps = [LevelSpec(level, request.grid or grid, width, request.codec) for level, (grid, width) in levels]
+    if not teacher.num_prefix:
+        return tuple(maps)
+    size = (1, teacher.num_prefix)
+    return (*maps, *(LevelSpec(level, size, width, request.codec, prefix=True) for level, (_, width) in levels))
 
 
 def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
     library = LIBRARIES.get(teacher.spec.library)
     versions = {name: version(name) for name in ("torch", *([library] if library else ()))}
     return {
-        "name": part_name(request.name),
+        "name": cached_name(request.name) if is_frozen_part(request.name) else part_name(request.name),
         "teacher": teacher.spec.to_dict(),
         "grid": list(request.grid) if request.grid else "native",
         "codec": request.codec,

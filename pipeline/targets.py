@@ -26,13 +26,13 @@ class Targets:
 
         Raises `UserError` for weights of unknown teachers or levels and for features that cannot be balanced.
         """
-        self.recipe = recipe
+        self.recipe, self.teachers = recipe, tuple(teachers)
         self.level_weights = _level_weights(recipe, store, teachers)
         statistics = {} if recipe.balance == "none" else {name: channel_statistics(store, name) for name in teachers}
         try:
             self.balance = Balance(recipe.balance, statistics)
         except ValueError as error:
-            raise UserError(f"balance {recipe.balance} on {store.path.name}: {error}") from error
+            raise UserError(f"balance {recipe.balance} on {store.name}: {error}") from error
 
     def __call__(
         self,
@@ -54,9 +54,9 @@ class Targets:
         )
 
     def balanced(self, features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """What the student's maps are compared with: a batch's features, balanced."""
-        device = next(iter(features.values()))[0].device
-        found: dict[str, list[Tensor]] = self.balance.to(device)(features)
+        """What the student's maps are compared with: a batch's features of the teachers, balanced."""
+        own = {teacher: features[teacher] for teacher in self.teachers}
+        found: dict[str, list[Tensor]] = self.balance.to(own[self.teachers[0]][0].device)(own)
         return found
 
 
@@ -64,12 +64,12 @@ def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:
     """Mean and covariance of a cached teacher's channels, one a level, as its calibration measured them."""
     arrays = store.calibration(teacher)
     if arrays is None:
-        raise UserError(f"{store.path.name}: teacher {teacher} is not calibrated; run `sak cache` again to finish it")
+        raise UserError(f"{store.name}: teacher {teacher} is not calibrated; run `sak cache` again to finish it")
     return [
         ChannelStatistics(
             torch.from_numpy(arrays[f"{level.array}/mean"]), torch.from_numpy(arrays[f"{level.array}/covariance"])
         )
-        for level in store.teacher(teacher).levels
+        for level in store.teacher(teacher).maps
     ]
 
 
@@ -78,7 +78,7 @@ def _level_weights(recipe: Recipe, store: Store, teachers: Sequence[str]) -> dic
     for name, given in recipe.level_weights.items():
         if name not in teachers:
             raise UserError(f"level_weights: {unknown('teacher', name, teachers)}")
-        levels = len(store.teacher(name).levels)
+        levels = len(store.teacher(name).maps)
         weights[name] = (given,) * levels if isinstance(given, float) else given
         if len(weights[name]) != levels:
             raise UserError(f"level_weights.{name}: {len(weights[name])} weights, but the cache has {levels} levels")

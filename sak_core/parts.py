@@ -21,6 +21,10 @@ TRAINS: dict[str, tuple[str, ...]] = {
 """What a run trains, by name: everything; all but the stem; routers and heads alone."""
 
 
+FROZEN_PARTS: dict[str, tuple[str, ...]] = {"adapters": ("stem.",), "routers": ("stem.", "paths.")}
+"""What a run that trains less than all keeps as it is and may read from a cache: beginnings of parameters' names."""
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters a part, parts without any left out, and their sum as "total".
 

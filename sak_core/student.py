@@ -101,6 +101,28 @@ class StudentOutput:
     router_weights: dict[str, list[Tensor]]
 
 
+@dataclass(frozen=True)
+class StemTokens:
+    """What a frozen stem gave for a batch, in place of images: x_0 .. x_depth, (B, prefix + h·w, C) each.
+
+    image_size: (H, W) in px of the images it saw.
+    """
+
+    tokens: Sequence[Tensor]
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What a frozen stem and its frozen paths gave: the stem, then each teacher's path, one (B, h·w, C) a level.
+
+    image_size: (H, W) in px of the images they saw.
+    """
+
+    experts: Sequence[Sequence[Tensor]]
+    image_size: tuple[int, int]
+
+
 class Student(nn.Module):
     """Stem, adapter paths, aligners, routers and heads."""
 
@@ -138,11 +160,19 @@ class Student(nn.Module):
 
         return from_pretrained(source, revision=revision)
 
-    def forward(self, images: Tensor, *, tasks: bool = True, generator: NoiseSource = None) -> StudentOutput:
-        """images (B, 3, H, W), normalised (sak_core.stem.normalize), H and W multiples of the patch.
+    def forward(
+        self, images: Tensor | StemTokens | Experts, *, tasks: bool = True, generator: NoiseSource = None
+    ) -> StudentOutput:
+        """images (B, 3, H, W), normalised (sak_core.stem.normalize), H and W multiples of the patch; or what frozen
+        parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
 
         tasks: False leaves routers and heads out. generator: where routers draw their training noise from.
         """
+        if isinstance(images, StemTokens):
+            return self.from_tokens(images.tokens, images.image_size, tasks=tasks, generator=generator)
+        if isinstance(images, Experts):
+            outputs, weights = self.decode(images.experts, images.image_size, generator=generator)
+            return StudentOutput(stem=[], aligned={}, outputs=outputs, router_weights=weights)
         image_size = (images.shape[2], images.shape[3])
         return self.from_tokens(self.stem(images), image_size, tasks=tasks, generator=generator)
 

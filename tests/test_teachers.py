@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional as F
 
+from sak_core.digests import state_digest
 from sak_core.names import UnknownName, part_name
 from sak_core.teachers import TEACHERS, build_teacher, check_teacher
 from sak_core.teachers.base import (
@@ -21,7 +22,6 @@ from sak_core.teachers.base import (
     TeacherUnavailable,
     fit_to_patch,
     nearest_multiple,
-    state_digest,
 )
 from sak_core.teachers.open_clip_models import _transformer
 from sak_core.teachers.positions import resample_positions

@@ -99,10 +99,10 @@ def finetune(
 
 
 def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -> None:
-    from pipeline.arms import teachers_read
+    from pipeline.arms import parts_read
     from pipeline.stores import training_store
 
-    store = training_store(features, recipe, teachers_read(recipe))
+    store = training_store(features, recipe, parts_read(recipe))
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
     plan = {
         "run": str(folder),

@@ -23,8 +23,8 @@ from torch import nn
 from pipeline.miniatures.objectives import LESSONS
 from pipeline.miniatures.pixels import PixelNet
 from pipeline.miniatures.scenes import TRAINING_SEED, SceneStore, render_scenes
+from sak_core.digests import state_digest
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import state_digest
 from sak_core.teachers.miniature import MINIATURES, PATCH, MiniatureNet, file_digest
 
 

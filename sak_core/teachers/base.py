@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,6 +78,8 @@ class Teacher(nn.Module, ABC):
         native_size: (H, W) px that its weights were trained at, for lists; None where no one says. It runs at any.
     """
 
+    num_prefix: int = 0
+    """Prefix tokens (P) of a level that follow the maps, one (B, C, 1, P) a level; 0 where none are given."""
     mean: Tensor
     std: Tensor
 
@@ -146,24 +145,3 @@ def nearest_multiple(length: int, patch: int) -> int:
 def fit_to_patch(size: Size, patch: int) -> Size:
     """Each side of `size` at the nearest multiple of `patch`, px."""
     return nearest_multiple(size[0], patch), nearest_multiple(size[1], patch)
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """ "sha256:<hex>" over (name, dtype, shape, bytes) of all tensors, sorted by name.
-
-    Independent of file format, of order and of device, so the same weights have one digest wherever they came
-    from.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(_bytes(tensor).data)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    if not tensor.numel():
-        return np.empty(0, np.uint8)
-    # through uint8, since numpy has no bfloat16
-    return np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sak_core.digests import state_digest
 from sak_core.names import UnknownName, unknown
 from sak_core.teachers.base import (
     Teacher,
@@ -29,7 +30,6 @@ from sak_core.teachers.base import (
     TeacherUnavailable,
     fit_to_patch,
     freeze,
-    state_digest,
 )
 from sak_core.teachers.weights import read_state
 

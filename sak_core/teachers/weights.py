@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sak_core.digests import state_digest
 from sak_core.hub import hub_or_local, hub_reason
-from sak_core.teachers.base import Size, TeacherUnavailable, state_digest
+from sak_core.teachers.base import Size, TeacherUnavailable
 from sak_core.tensor_files import RefusedFile, read_tensors
 
 State = dict[str, Tensor]
