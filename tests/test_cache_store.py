@@ -250,9 +250,9 @@ def test_clipped_values_are_counted_and_kept(tmp_path: Path) -> None:
         writer.write_calibration({"level_2/min": limits["level_2/min"]})
     writer.write_calibration(limits)
     features = np.full((4, 1, 1, 3), 0.5, np.float32)
-    assert writer.write_shard(0, 0, [features]) == {2: 0}
+    assert writer.write_shard(0, 0, [features]) == {"level_2": 0}
     features[2:, 0, 0, 1] = 7
-    assert writer.write_shard(0, 1, [features]) == {2: 2}
+    assert writer.write_shard(0, 1, [features]) == {"level_2": 2}
     assert Store.open(store.path).part("teachers/t").view(0).clipped == {"teachers/t/level_2": [0, 2]}
 
 
