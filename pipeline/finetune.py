@@ -119,7 +119,10 @@ def _one_a_task(
     singles = []
     for task in tasks:
         weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
-        single = recipe.model_copy(update={"arm": "multi-task", "tasks": (task,), "task_weights": weights})
+        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
+        if recipe.best_by in tasks:
+            changes["best_by"] = task
+        single = recipe.model_copy(update=changes)
         singles.append(finetune(single, run / task, None, places, execution))
     results: dict[str, Any] = {
         **singles[0],
