@@ -47,7 +47,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folder-features")
     sak(
         "cache", "--dataset", "folder", "--root", folder, "--teacher", "mini-dino,mini-sam", "--size", "96",
-        "--views", "2", "--threads", "1", "--workers", "0", "--out", out,
+        "--views", "2", "--threads", "1", "--decoders", "0", "--out", out,
     )  # fmt: skip
     return out
 
