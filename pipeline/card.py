@@ -72,6 +72,23 @@ def model_card(config: PretrainedConfig, model_id: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def portable_section(written: dict[str, Any]) -> str:
+    """The card's section on a file that `pipeline.portable` wrote."""
+    name = written["file"].rpartition("/")[2]
+    kind = (
+        f"ONNX, opset {written['opset']}"
+        if "opset" in written
+        else f"A `torch.export` program (torch {written['torch']})"
+    )
+    (shape,) = written["input"].values()
+    return (
+        f"\n## {name}\n\n{kind}. Input `pixels`: uint8 RGB ({', '.join(map(str, shape))}). Outputs, raw: "
+        f"{', '.join(f'`{output}`' for output in written['outputs'])}. Classes and saliency are logits by channel, "
+        "boundaries a logit, normals not yet of unit length, depth in metres. Largest difference to the student "
+        f"when written: {written['largest_difference']:.1e}.\n"
+    )
+
+
 def _summary(config: PretrainedConfig, about: About) -> str:
     student = config.student
     height, width = student.stem.image_size

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import runs
-from pipeline.card import model_card
+from pipeline.card import model_card, portable_section
 from pipeline.console import amount, say
 from pipeline.errors import UserError
+from pipeline.portable import write_onnx, write_program
 from sak_core.hub import hub_reason
-from sak_core.pretrained import CARD, CONFIG, WEIGHTS, PretrainedStudent, from_pretrained, save_pretrained
-
-FILES = (CONFIG, WEIGHTS, CARD)
+from sak_core.pretrained import CARD, CONFIG, PretrainedStudent, from_pretrained, save_pretrained
 
 
-def export(model: PretrainedStudent, out: Path, model_id: str | None = None) -> dict[str, Any]:
-    """Write `model` into the folder `out`, and read it back. Returns the folder, its files and their bytes.
+@dataclass(frozen=True)
+class Formats:
+    """What to write beside the folder's own files: an ONNX file, a `torch.export` program, both for images of `size`
+    (H, W) px, the training views' when None."""
+
+    onnx: bool = False
+    program: bool = False
+    size: tuple[int, int] | None = None
+
+
+def export(
+    model: PretrainedStudent, out: Path, formats: Formats = Formats(), model_id: str | None = None
+) -> dict[str, Any]:
+    """Write `model` into the folder `out`, and read it back. Returns folder, files' bytes and `formats`' checks.
 
     model_id: what the card tells people to load; the folder's name when absent.
-    Raises `UserError` where `out` holds anything but an earlier export.
+    Raises `UserError` where `out` holds anything but an earlier export, or a format fails its check.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
         raise UserError(f"{out} is there and is no earlier export; choose another folder")
     card = model_card(model.config, model_id or out.name)
     save_pretrained(model.student, model.config, out)
-    runs.write_atomically(out / CARD, card)
     _check(model, out)
-    sizes = {name: (out / name).stat().st_size for name in FILES}
-    say(f"{out}: {', '.join(f'{name} {amount(size)}' for name, size in sizes.items())}")
-    return {"folder": str(out), "files": sizes}
+    result: dict[str, Any] = {"folder": str(out)}
+    size = formats.size or model.config.student.stem.image_size
+    for key, wanted, write in (("onnx", formats.onnx, write_onnx), ("torch_export", formats.program, write_program)):
+        if wanted:
+            result[key] = write(model, out, size)
+            card += portable_section(result[key])
+    runs.write_atomically(out / CARD, card)
+    result["files"] = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+    say(f"{out}: {', '.join(f'{name} {amount(num_bytes)}' for name, num_bytes in result['files'].items())}")
+    return result
 
 
 def push(out: Path, model_id: str, public: bool) -> str:

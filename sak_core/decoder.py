@@ -70,7 +70,7 @@ def decode(
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h·w, C) to (B, C, h, w): a view, in channel-last memory."""
-    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+    return tokens.view(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 def to_tokens(maps: Tensor) -> Tensor:

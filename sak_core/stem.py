@@ -97,7 +97,7 @@ class Stem(nn.Module):
         vit = self.vit
         grid = self.grid(*images.shape[2:])
         x = vit.patch_embed.norm(vit.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        prefix = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
         if vit.pos_embed is None:
             return vit.norm_pre(torch.cat([*prefix, x], dim=1))  # type: ignore[no-any-return]
         embedded = 0 if vit.no_embed_class else self.num_prefix

@@ -10,20 +10,36 @@ from pipeline.options import JSON, RUNS, show
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", metavar="RUN_OR_FOLDER_OR_HUB_ID")
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--onnx", is_flag=True, help="Write model.onnx, too: pixels in, raw outputs out, any batch.")
+@click.option("--torch-export", is_flag=True, help="Write model.pt2, too: a torch.export program.")
+@click.option(
+    "--size", metavar="HxW", help="Of the images of --onnx and --torch-export; the training views' if absent."
+)
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
 @click.option("--public", is_flag=True, help="Make a new repository of the hub public; private otherwise.")
 @RUNS
 @JSON
-def export(run: str, out: Path, model_id: str | None, public: bool, runs: Path, as_json: bool) -> None:
-    """Write the student of RUN as a folder that `Student.from_pretrained` and `sak predict` load."""
+def export(
+    run: str,
+    out: Path,
+    onnx: bool,
+    torch_export: bool,
+    size: str | None,
+    model_id: str | None,
+    public: bool,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Write a trained student as a folder that `Student.from_pretrained` and `sak predict` load."""
+    from pipeline.export import Formats, push
     from pipeline.export import export as write
-    from pipeline.export import push
     from pipeline.models import open_model
+    from pipeline.stores import parse_size
 
-    model = open_model(run, runs)
-    result = write(model, out, model_id)
+    formats = Formats(onnx=onnx, program=torch_export, size=parse_size(size) if size else None)
+    result = write(open_model(run, runs), out, formats, model_id)
     if model_id:
         result["pushed"] = push(out, model_id, public)
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
