@@ -94,7 +94,11 @@ def problem_dict(problem: Problem) -> dict[str, Any]:
 
 
 def verify(
-    path: Path | str, live: int = 0, weights: Mapping[str, Path] | None = None, device: str = "auto"
+    path: Path | str,
+    live: int = 0,
+    weights: Mapping[str, Path] | None = None,
+    device: str = "auto",
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Check the store, and with `live` so many rows of each teacher against the teacher; JSON-able.
 
@@ -106,7 +110,7 @@ def verify(
         from pipeline.recheck import recheck
 
         store = Store.open(path)
-        result["live"] = recheck(store, live, weights_of(store, weights or {}), device)
+        result["live"] = recheck(store, live, weights_of(store, weights or {}), device, allow_code)
     return result
 
 

@@ -41,6 +41,9 @@ DEVICES = click.option(
     "--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes: a GPU each, or CPU cores."
 )
 WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
+CODE = click.option(
+    "--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run."
+)
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
 
 

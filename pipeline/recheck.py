@@ -15,7 +15,7 @@ from cache.spec import LevelSpec
 from cache.store import Store
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.running import RunningTeacher, batches, request_of, start_teacher
+from pipeline.running import RunningTeacher, TeacherRequest, batches, request_of, start_teacher
 from sak_core.names import UnknownName
 from sak_core.teachers.base import TeacherUnavailable
 
@@ -34,6 +34,7 @@ def recheck(
     num_rows: int,
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
+    allow_code: bool = False,
     rng: np.random.Generator | None = None,
 ) -> dict[str, Any]:
     """Compute `num_rows` random rows of every teacher again, in the batches that they were made in, and compare.
@@ -41,6 +42,7 @@ def recheck(
     Args:
         weights: teacher -> file, for teachers that were extracted with one.
         device: where teachers run.
+        allow_code: whether teachers of a user's own module may run.
         rng: draws the rows; anew each time when absent.
 
     Returns:
@@ -49,16 +51,20 @@ def recheck(
     """
     rng = rng or np.random.default_rng()
     given = weights or {}
-    return {name: _teacher(store, name, num_rows, given.get(name), device, rng) for name in store.teachers}
+
+    def request(name: str) -> TeacherRequest:
+        return request_of(store.teacher(name).provenance, given.get(name), device, allow_code)
+
+    return {name: _teacher(store, name, num_rows, request(name), rng) for name in store.teachers}
 
 
 def _teacher(
-    store: Store, name: str, num_rows: int, weights: Path | None, device: str, rng: np.random.Generator
+    store: Store, name: str, num_rows: int, request: TeacherRequest, rng: np.random.Generator
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"rows": [], "differences": [], "levels": [], "problems": []}
     info = store.teacher(name)
     try:
-        running = start_teacher(request_of(info.provenance, weights, device), store.spec.size)
+        running = start_teacher(request, store.spec.size)
     except (TeacherUnavailable, UnknownName, UserError, ValueError) as error:
         result["problems"].append(f"it cannot be run here: {error}")
         return result

@@ -36,12 +36,14 @@ class RepairRequest:
         root: the data set's folder, for damaged pixels and labels.
         weights: teacher -> file of its weights, for teachers that were extracted with one.
         device: where teachers run.
+        allow_code: whether teachers of a user's own module may run.
         dry_run: say what would be done, and do nothing.
     """
 
     root: Path | None = None
     weights: Mapping[str, Path] = field(default_factory=dict)
     device: str = "auto"
+    allow_code: bool = False
     dry_run: bool = False
 
 
@@ -177,7 +179,8 @@ def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairReq
     info = store.teacher(name)
     try:
         weights = weights_of(store, request.weights).get(name)
-        running = start_teacher(request_of(info.provenance, weights, request.device), store.spec.size)
+        asked = request_of(info.provenance, weights, request.device, request.allow_code)
+        running = start_teacher(asked, store.spec.size)
     except TeacherUnavailable as error:
         raise UserError(str(error)) from error
     if difference := first_difference(info.provenance, running.provenance):

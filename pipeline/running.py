@@ -177,11 +177,14 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
     }
 
 
-def request_of(provenance: Mapping[str, Any], weights: Path | None = None, device: str = "auto") -> TeacherRequest:
+def request_of(
+    provenance: Mapping[str, Any], weights: Path | None = None, device: str = "auto", allow_code: bool = False
+) -> TeacherRequest:
     """The request that made a part with this provenance, for making it again.
 
     Args:
         weights: file that holds the teacher's weights, where they come from neither the package, a hub nor a seed.
+        allow_code: whether a teacher of a user's own module may run.
     """
     teacher = provenance["teacher"]
     return TeacherRequest(
@@ -191,6 +194,7 @@ def request_of(provenance: Mapping[str, Any], weights: Path | None = None, devic
         grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
         weights=weights,
         random_weights=weights is None and teacher["weights"].startswith("random:"),
+        allow_code=allow_code,
         device=device,
         precision=provenance["precision"],
         compile=provenance.get("compile", False),

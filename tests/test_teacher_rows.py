@@ -14,8 +14,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from sak_core.digests import state_digest
 from sak_core.teachers import TEACHERS, build_teacher
-from sak_core.teachers.base import TeacherUnavailable, state_digest
+from sak_core.teachers.base import TeacherUnavailable
 from sak_core.teachers.facts import known_facts, measure
 from sak_core.teachers.weights import seeded
 from tests.conftest import TINY, sak
@@ -230,6 +231,9 @@ def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(o
     passport = told["provenance"]["teacher"]
     assert passport["library"] == "code" and passport["name"] == name
     assert passport["model"].startswith(f"{name}@sha256:") and len(passport["model"]) == len(name) + 8 + 64
+    refused = sak("verify", store, "--live", "2", env=own, check=False)
+    assert refused.returncode == 1 and "--allow-code lets it run" in refused.stdout
+    assert "2 rows computed again agree" in sak("verify", store, "--live", "2", "--allow-code", env=own).stdout
     # other code is another teacher
     path = Path(own["PYTHONPATH"]) / "my_package" / "my_teacher.py"
     path.write_text(OWN.replace("FACTOR = 2", "FACTOR = 3"))

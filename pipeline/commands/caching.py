@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.options import DRY, FEATURES, JSON, show
+from pipeline.options import CODE, DRY, FEATURES, JSON, show
 
 
 @click.command()
@@ -24,9 +24,7 @@ from pipeline.options import DRY, FEATURES, JSON, show
 @click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native.")
 @click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights (.safetensors or .pth).")
 @click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store.")
-@click.option(
-    "--allow-code", is_flag=True, help="Let a teacher of your own, package.module:build, be imported and run."
-)
+@CODE
 @click.option("--device", default="auto", show_default=True)
 @click.option(
     "--precision",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import DRY, JSON, WHERE, show
+from pipeline.options import CODE, DRY, JSON, WHERE, show
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
@@ -42,12 +42,15 @@ def info(store: Path | str, as_json: bool) -> None:
 @click.option("--live", type=click.IntRange(1), help="Compute so many random rows of each teacher again, and compare.")
 @WEIGHTS
 @DEVICE
+@CODE
 @JSON
-def verify(store: Path | str, live: int | None, weights: tuple[str, ...], device: str, as_json: bool) -> None:
+def verify(
+    store: Path | str, live: int | None, weights: tuple[str, ...], device: str, allow_code: bool, as_json: bool
+) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
     from pipeline import inspect
 
-    result = inspect.verify(store, live or 0, weights_by_teacher(weights), device)
+    result = inspect.verify(store, live or 0, weights_by_teacher(weights), device, allow_code)
     show(result, as_json, inspect.verify_text)
     if not inspect.is_well(result):
         sys.exit(1)
@@ -58,15 +61,22 @@ def verify(store: Path | str, live: int | None, weights: tuple[str, ...], device
 @ROOT
 @WEIGHTS
 @DEVICE
+@CODE
 @DRY
 @JSON
 def repair(
-    store: Path | str, root: Path | None, weights: tuple[str, ...], device: str, dry_run: bool, as_json: bool
+    store: Path | str,
+    root: Path | None,
+    weights: tuple[str, ...],
+    device: str,
+    allow_code: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Make again what is damaged in STORE, byte for byte; exit code 1 if something cannot be."""
     from pipeline.repair import RepairRequest, repair_store, repair_text
 
-    result = repair_store(store, RepairRequest(root, weights_by_teacher(weights), device, dry_run))
+    result = repair_store(store, RepairRequest(root, weights_by_teacher(weights), device, allow_code, dry_run))
     show(result, as_json, repair_text)
     if result["left"]:
         sys.exit(1)

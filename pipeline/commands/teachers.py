@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.options import CODE, JSON, show
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--size", help="S or HxW of the views in px, 384 when absent.")
-@click.option("--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run.")
+@CODE
 @JSON
 def teachers(names: tuple[str, ...], size: str | None, allow_code: bool, as_json: bool) -> None:
     """List teachers: levels, width, grid, preprocessing, the size they want, licence, parameters and cost an image.
