@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import boundary, extract, read, write
+from benchmarks import boundary, extract, live, read, step, write
 from benchmarks.harness import Result, table
 
 BENCHMARKS: dict[str, Callable[[bool], Result]] = {
     "boundary": boundary.run,
     "extract": extract.run,
+    "live": live.run,
     "read": read.run,
+    "step": step.run,
     "write": write.run,
 }
 
