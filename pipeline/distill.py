@@ -86,6 +86,10 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
     """The training batches of a recipe, this process's share: a part of a step each."""
     teachers, frozen = teachers_read(recipe), frozen_part(recipe)
     is_live = recipe.source == "live" and len(teachers) > 0
+    if is_live and frozen:
+        raise UserError(
+            f"source = 'live' runs teachers in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
+        )
     loader = Loader(
         store,
         () if is_live else parts_read(recipe),
