@@ -8,6 +8,8 @@ SIGKILL, which nothing can catch, as a power cut would. The phases are named whe
 - ``write``: a teacher shard's files are written under temporary names, none is renamed
 - ``commit``: a shard's files are in place, its manifest entry is not
 - ``compact``: a view's compacted manifest is in place, the entries it replaces still lie beside it
+- ``drop``: a part's rows are no longer committed; their files are deleted; the manifest names fewer views than the
+  arrays' metadata
 - ``grow``: arrays' metadata name the new number of views, the manifest does not
 """
 

@@ -182,6 +182,7 @@ class PartManifest:
         else:
             # Entries first: without them the compacted file still commits every shard, and no entry is left alone.
             self.place.delete([name for name in self.place.sizes(self._entry_folder(view)) if _ENTRY.search(name)])
+            self.place.remove(self._entry_folder(view))
             self.place.delete([self._compact_name(view)])
         self._views.pop(view, None)
 

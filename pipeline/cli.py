@@ -33,6 +33,7 @@ for command in (
     stores.info,
     stores.verify,
     stores.repair,
+    stores.drop,
     boundary.boundary,
     copying.copy,
     data.data,

@@ -1,4 +1,4 @@
-"""`sak info`, `sak verify` and `sak repair`."""
+"""`sak info`, `sak verify`, `sak repair` and `sak drop`."""
 
 from __future__ import annotations
 
@@ -80,3 +80,18 @@ def repair(
     show(result, as_json, repair_text)
     if result["left"]:
         sys.exit(1)
+
+
+@click.command()
+@click.argument("store", type=WHERE)
+@click.option("--teacher", help="This teacher; with --views only its last views.")
+@click.option("--views", type=click.IntRange(1), help="So many of the last views.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY
+@JSON
+def drop(store: Path | str, teacher: str | None, views: int | None, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Take a teacher or the last views out of STORE."""
+    from pipeline.drop import DropRequest, drop_text
+    from pipeline.drop import drop as run
+
+    show(run(store, DropRequest(teacher, views, yes, dry_run)), as_json, drop_text)
