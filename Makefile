@@ -15,7 +15,7 @@ STUDY ?= demo
 WORKERS ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
-.PHONY: help install demo test test-slow torture lint cache distill finetune ablate evaluate clean
+.PHONY: help install demo test test-slow torture lint cache plan distill finetune ablate evaluate clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,10 +45,12 @@ lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-cache: $(STAMP)  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
-	$(SAK) cache --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
+cache plan: $(STAMP)
+	$(SAK) $@ --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
 	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
 	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
+cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
+plan:  ## the same variables: what `make cache` would write, hold and take
 
 distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] stage 1 from the caches
 	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.calibration import calibration_order
+from cache.errors import SpecMismatch
 from cache.places import as_place
-from cache.spec import SourceSpec
+from cache.spec import SourceSpec, first_difference
 from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
@@ -133,9 +134,18 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
 
 
 def planned_amounts(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> list[PartAmount]:
-    """What each part of the store will take, and how much of it is still to be written."""
+    """What each part of the store will take, and how much of it is still to be written.
+
+    Raises `SpecMismatch` where the store has one of the teachers with other levels, grids or codec.
+    """
     spec = source_spec(request.source.open(), request.source)
     store = existing_store(request.features, spec)
+    for teacher in teachers:
+        name = teacher.provenance["name"]
+        if store is not None and name in store.teachers:
+            stored = [level.to_dict() for level in store.teacher(name).levels]
+            if difference := first_difference({"levels": stored}, {"levels": [lv.to_dict() for lv in teacher.levels]}):
+                raise SpecMismatch(f"teacher {name} in {store}", *difference, "Ask for the stored value, or use --out.")
     return [
         source_amount(spec, store, request.views),
         *(teacher_amount(spec, store, t.provenance["name"], t.levels, request.views) for t in teachers),

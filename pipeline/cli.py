@@ -24,6 +24,7 @@ def sak() -> None:
 
 for command in (
     caching.cache,
+    caching.plan,
     training.distill,
     training.finetune,
     training.evaluate,

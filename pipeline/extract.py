@@ -18,6 +18,7 @@ import torch
 
 from cache.calibration import Calibrator, Validity, calibration_rows
 from cache.layout import teacher_arrays
+from cache.spec import SourceSpec
 from cache.store import Store
 from cache.teacher_writer import EncodedRows, TeacherWriter
 from pipeline.console import amount, progress, say, warn
@@ -77,20 +78,19 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
         if not left:
             say(f"{request.name}: {store.spec.num_samples * source.num_views} rows already cached")
             return None
-        say(f"{request.name}: at most {amount(memory_bytes(store, running))} of pixels and features in memory")
+        say(f"{request.name}: at most {amount(memory_bytes(store.spec, running))} of pixels and features in memory")
         if writer.calibration() is None:
             writer.write_calibration(calibrate(store, running, source.validity()))
-        timing = _write(source, writer, running, [place for place in source.order if place in left])
+        timing = write_shards(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
     store.log({"stage": "extract", "teacher": request.name, **asdict(timing)})
     say(f"{request.name}: {timing}")
     return timing
 
 
-def memory_bytes(store: Store, running: RunningTeacher) -> int:
+def memory_bytes(spec: SourceSpec, running: RunningTeacher) -> int:
     """Bytes of pixels and features that `extract` holds at most: batches read ahead, batches of features (float32),
     a shard being filled and one being written. What the teacher itself takes comes on top."""
-    spec = store.spec
     rows = min(running.request.batch_size, spec.rows_per_shard, spec.num_samples)
     pixels = spec.size[0] * spec.size[1] * 3 * rows * (BATCHES_READ_AHEAD + 1)
     values = sum(level.grid[0] * level.grid[1] * level.width for level in running.levels)
@@ -145,9 +145,10 @@ def _batches(source: Source, pending: Sequence[tuple[int, int]], batch_size: int
             yield _Batch(view, shard, rows, source.store.pixels[rows.start : rows.stop, view])
 
 
-def _write(
+def write_shards(
     source: Source, writer: TeacherWriter, running: RunningTeacher, pending: Sequence[tuple[int, int]]
 ) -> Timing:
+    """Write these (view, shard); reading, the teacher, encoding and writing overlap."""
     spec = source.store.spec
     total = spec.num_samples * source.num_views
     left = sum(len(spec.rows(shard)) for _, shard in pending)

@@ -203,7 +203,7 @@ def _prepare(
         left = set(writer.pending(source.num_views))
         pending = [place for place in source.order if place in left]
         total, rows = spec.num_samples * source.num_views, sum(len(spec.rows(shard)) for _, shard in pending)
-        memory = amount(memory_bytes(spec, _views_at_once(spec, source.num_views, decoders), decoders))
+        memory = amount(memory_bytes(spec, views_at_once(spec, source.num_views, decoders), decoders))
         say(f"source: {rows} rows to prepare, {decoders or 1} processes, at most {memory} of them in memory")
         start = time.monotonic()
         with (
@@ -245,7 +245,7 @@ def _tasks(spec: SourceSpec, pending: Sequence[tuple[int, int]], decoders: int) 
     for view, shard in pending:
         views.setdefault(shard, []).append(view)
     for shard in views:
-        at_once = _views_at_once(spec, len(views[shard]), decoders)
+        at_once = views_at_once(spec, len(views[shard]), decoders)
         rows = spec.rows(shard)
         for first in range(0, len(views[shard]), at_once):
             group = tuple(views[shard][first : first + at_once])
@@ -253,7 +253,8 @@ def _tasks(spec: SourceSpec, pending: Sequence[tuple[int, int]], decoders: int) 
                 yield Task(range(start, min(start + ROWS_PER_BLOCK, rows.stop)), group)
 
 
-def _views_at_once(spec: SourceSpec, num_views: int, decoders: int) -> int:
+def views_at_once(spec: SourceSpec, num_views: int, decoders: int) -> int:
+    """Views of a shard that are made together: all of `num_views`, or as many as `MEMORY_BYTES` allows."""
     fits = (views for views in range(num_views, 1, -1) if memory_bytes(spec, views, decoders) <= MEMORY_BYTES)
     return next(fits, 1)
 

@@ -1,7 +1,8 @@
-"""`sak cache`."""
+"""`sak cache` and `sak plan`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +10,62 @@ import click
 
 from pipeline.options import CODE, DRY, FEATURES, JSON, show
 
+_OPTIONS = (
+    click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels."),
+    click.option("--dataset", default="rooms", show_default=True),
+    click.option("--split", default="train", show_default=True),
+    click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one."),
+    click.option("--size", help="S or HxW in px; the data set's own when absent."),
+    click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views."),
+    click.option("--limit", type=click.IntRange(1), help="The first N samples, as a store of its own."),
+    click.option("--codec", default="fp16", show_default=True, help="fp32, fp16, bf16 or int8."),
+    click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
+    click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native."),
+    click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights (.safetensors or .pth)."),
+    click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store."),
+    CODE,
+    click.option("--device", default="auto", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Of the teacher: fp32, or automatic mixed precision.",
+    ),
+    click.option("--compile", is_flag=True, help="Run teachers through torch.compile."),
+    click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own when absent."),
+    click.option("--decoders", type=click.IntRange(0), help="Processes that decode images; all cores when absent."),
+    click.option("--strict", is_flag=True, help="Stop at the first unreadable sample."),
+    FEATURES,
+    JSON,
+)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with the options that `sak cache` and `sak plan` share."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
 
 @click.command()
-@click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels.")
-@click.option("--dataset", default="rooms", show_default=True)
-@click.option("--split", default="train", show_default=True)
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one.")
-@click.option("--size", help="S or HxW in px; the data set's own when absent.")
-@click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views.")
-@click.option("--limit", type=click.IntRange(1), help="The first N samples, as a store of its own.")
-@click.option("--codec", default="fp16", show_default=True, help="fp32, fp16, bf16 or int8.")
-@click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent.")
-@click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native.")
-@click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights (.safetensors or .pth).")
-@click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store.")
-@CODE
-@click.option("--device", default="auto", show_default=True)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the teacher: fp32, or automatic mixed precision.",
-)
-@click.option("--compile", is_flag=True, help="Run teachers through torch.compile.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own choice when absent.")
-@click.option("--decoders", type=click.IntRange(0), help="Processes that decode and draw views; all cores when absent.")
-@click.option("--strict", is_flag=True, help="Stop at the first unreadable sample.")
-@FEATURES
+@_with_options
 @DRY
-@JSON
-def cache(**options: Any) -> None:
+def cache(as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
     from pipeline.caching import CacheRequest, run_cache
 
-    as_json = options.pop("as_json")
     result = run_cache(CacheRequest.from_options(options))
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
+
+
+@click.command()
+@_with_options
+def plan(as_json: bool, **options: Any) -> None:
+    """What `sak cache` with these options would write, hold and take; nothing of it is done."""
+    from pipeline.caching import CacheRequest
+    from pipeline.plan import plan, plan_text
+
+    show(plan(CacheRequest.from_options({**options, "dry_run": True})), as_json, plan_text)
