@@ -138,9 +138,14 @@ class PartManifest:
             return True
         if shard in entries.damaged:
             raise entries.damaged[shard]
-        if not any(map(self.place.exists, (self._compact_name(view), self._entry_name(view, shard)))):
-            return False
-        return shard in self.view(view, refresh=True).shards
+        if self.place.exists(self._entry_name(view, shard)):
+            found = self._read_entry(self._entry_name(view, shard))  # this one alone: others may be thousands
+            if isinstance(found, CorruptFile):
+                raise found
+            if found is not None:
+                entries.add(found)
+                return True
+        return self.place.exists(self._compact_name(view)) and shard in self.view(view, refresh=True).shards
 
     def commit_shard(
         self,

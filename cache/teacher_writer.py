@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ class TeacherWriter:
         store: whose source rows the features belong to.
         provenance: what makes the features, JSON values; ``provenance["name"]`` names the teacher.
         levels: as stored, all of them.
+        helps: write for another process that holds the part's lock meanwhile: it has created the part, made room
+            for its views, and tidies.
 
     Raises:
         BadInput: no name, no levels, a level twice, or provenance that JSON cannot hold.
@@ -57,8 +60,10 @@ class TeacherWriter:
             field and both values.
     """
 
-    def __init__(self, store: Store, provenance: Mapping[str, Any], levels: Sequence[LevelSpec]) -> None:
-        self.store, self.levels = store, list(levels)
+    def __init__(
+        self, store: Store, provenance: Mapping[str, Any], levels: Sequence[LevelSpec], helps: bool = False
+    ) -> None:
+        self.store, self.levels, self._helps = store, list(levels), helps
         if not isinstance(provenance.get("name"), str):
             raise BadInput("provenance needs the teacher's name under 'name'")
         self.name = check_name("teacher", provenance["name"])
@@ -73,12 +78,16 @@ class TeacherWriter:
             "levels": [level.to_dict() for level in self.levels],
         }
         self._arrays = teacher_arrays(self.name, self.levels)
-        with store.lock(self._part):
-            if not self._manifest.exists:
+        with self._lock():
+            if not self._manifest.exists and not helps:
                 self._create(asked)
             self._compare(asked)
-            clean_part(store, self._manifest)
+            if not helps:
+                clean_part(store, self._manifest)
         self._load_constants()
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._helps else self.store.lock(self._part)
 
     def _load_constants(self) -> None:
         try:
@@ -141,7 +150,7 @@ class TeacherWriter:
                     have = "missing" if array is None else f"of shape {array.shape}"
                     raise BadInput(f"calibration {level.array}/{name} is {have}; ({level.width},) is needed")
         files = calibration_files(self.name, arrays)
-        with self.store.lock(self._part):
+        with self._lock():
             committed = self._manifest.calibration()
             if committed is not None:
                 for name in sorted({*committed, *files}):
@@ -157,6 +166,12 @@ class TeacherWriter:
                 fault_point("calibrate")
                 self._manifest.commit_calibration(digests)
         self._load_constants()
+
+    def ensure_views(self, num_views: int) -> None:
+        """Make room for `num_views` views, which writing a shard does for its own; nothing where there is room."""
+        if num_views > self._manifest.metadata.num_views:
+            with self._lock():
+                grow_part(self.store.place, self._manifest, num_views)
 
     # -- shards -----------------------------------------------------------------------------------
 
@@ -241,9 +256,7 @@ class TeacherWriter:
             raise BadInput(f"teacher {self.name}, view {view}, shard {shard}: the parts given are not its rows")
         if not self.store.part(SOURCE).is_committed(view, shard):
             raise UncommittedRow("pixels", rows.start, view, shard)
-        if view >= self._manifest.metadata.num_views:
-            with self.store.lock(self._part):
-                grow_part(self.store.place, self._manifest, view + 1)
+        self.ensure_views(view + 1)
         stored = {array.path: [part.stored[array.path] for part in parts] for array in self._arrays}
         files = write_arrays(self.store, self._manifest, self._arrays, view, shard, stored, "write")
         clipped = {spec.array: sum(part.clipped[spec.array] for part in parts) for spec in self.levels}

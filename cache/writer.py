@@ -24,14 +24,16 @@ Array = npt.NDArray[Any]
 class SourceWriter:
     """Writes samples, views, pixels and labels. Memory in flight: the arrays of one shard.
 
-    Opening one tidies what a killed run left (temporary files, a view whose manifest was not compacted).
+    Opening one tidies what a killed run left (temporary files, a view whose manifest was not compacted); one that
+    is opened with `helps` leaves that, and the lock, to another process that holds it meanwhile.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, helps: bool = False) -> None:
         self.store = store
         self._manifest = store.part(SOURCE)
-        with store.lock(SOURCE):
-            clean_part(store, self._manifest)
+        if not helps:
+            with store.lock(SOURCE):
+                clean_part(store, self._manifest)
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
         """The (view, shard) of the first `num_views` views that are not committed, in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from cache.calibration import calibration_order
 from cache.errors import SpecMismatch
 from cache.places import as_place
 from cache.spec import SourceSpec, first_difference
+from cache.store import Store
 from pipeline.amounts import PartAmount, check_disk, existing_store, free_bytes, source_amount, teacher_amount
 from pipeline.console import amount, say
 from pipeline.errors import UserError
@@ -21,7 +22,8 @@ from pipeline.samples import DatasetRequest
 from pipeline.stores import parse_size
 
 if TYPE_CHECKING:
-    from pipeline.running import RunningTeacher
+    from pipeline.cluster_tasks import Described
+    from pipeline.running import RunningTeacher, TeacherRequest
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
@@ -39,6 +41,8 @@ class CacheRequest:
     decoders: int | None = None
     strict: bool = False
     dry_run: bool = False
+    scheduler: str | None = None
+    workers: int = 0
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> CacheRequest:
@@ -72,7 +76,10 @@ class CacheRequest:
             },
         }
         flags = (options["decoders"], options["strict"], options["dry_run"])
-        return cls(source, teachers, views, options["features"], run, *flags)
+        cluster = {key: options[key] for key in ("scheduler", "workers") if key in options}
+        if cluster.get("scheduler") and cluster.get("workers"):
+            raise UserError("--scheduler uses the workers that are there; leave --workers out")
+        return cls(source, teachers, views, options["features"], run, *flags, **cluster)
 
 
 def run_cache(request: CacheRequest) -> dict[str, Any]:
@@ -85,20 +92,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     get_codec(request.run["codec"])
     if request.dry_run:
         return dry_run(request)
-    teachers = start_teachers(request)
-    amounts = planned_amounts(request, teachers)
-    check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
-    timings: dict[str, Any] = {}
-    first = _calibration_samples if teachers else lambda spec: ()
-    with preparing(
-        request.source, request.features, request.views, decoders=request.decoders, strict=request.strict, first=first
-    ) as source:
-        for teacher in teachers:
-            from pipeline.extract import extract
-
-            if timing := extract(source, teacher):
-                timings[teacher.provenance["name"]] = asdict(timing)
-    store = source.store
+    store, timings = _on_cluster(request) if request.scheduler or request.workers else _in_this_process(request)
     invalid = store.invalid(request.views)
     say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
     return {
@@ -111,6 +105,42 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     }
 
 
+def _in_this_process(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
+    """The finished store, and where each teacher's time went."""
+    teachers = start_teachers(request)
+    _check_amounts(request, planned_amounts(request, teachers))
+    timings: dict[str, Any] = {}
+    first = _calibration_samples if teachers else lambda spec: ()
+    with preparing(
+        request.source, request.features, request.views, decoders=request.decoders, strict=request.strict, first=first
+    ) as source:
+        for teacher in teachers:
+            from pipeline.extract import extract
+
+            if timing := extract(source, teacher):
+                timings[teacher.provenance["name"]] = asdict(timing)
+    return source.store, timings
+
+
+def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
+    """As `_in_this_process`, by Dask's workers; they alone load teachers."""
+    from pipeline.cluster import connected, describe_teachers, extract_on_cluster, needed_resources
+
+    spec, device = source_spec(request.source.open(), request.source), request.run.get("device", "auto")
+    asked = teacher_requests(request)
+    with connected(request.scheduler, request.workers, device) as client:
+        resources = needed_resources(client, device) if asked else {}
+        described = describe_teachers(client, asked, spec.size, resources)
+        _check_amounts(request, planned_amounts(request, described))
+        store = Store.create(request.features, spec, on_wait=say)
+        extract_on_cluster(client, store, request.source, asked, described, request.views, resources, request.strict)
+    return store, {}
+
+
+def _check_amounts(request: CacheRequest, amounts: Sequence[PartAmount]) -> None:
+    check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
+
+
 def _calibration_samples(spec: SourceSpec) -> list[int]:
     """The samples that are likely to calibrate teachers, so that they need not wait for the others."""
     from pipeline.extract import CALIBRATION_ROWS
@@ -118,22 +148,35 @@ def _calibration_samples(spec: SourceSpec) -> list[int]:
     return [int(sample) for sample in calibration_order(spec.num_samples, spec.seed)[:CALIBRATION_ROWS]]
 
 
-def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:
-    """The teachers of a request, built; `untrained` needs no weights and tells as much about sizes and speed."""
+def teacher_requests(request: CacheRequest) -> list[TeacherRequest]:
+    """The teachers asked for, their names checked."""
     if not request.teachers:
         return []
-    from pipeline.running import TeacherRequest, start_teacher
+    from pipeline.running import TeacherRequest
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:
         if not is_frozen_part(name):
-            check_teacher(name, request.run["allow_code"])
-    run = {**request.run, **({"weights": None, "random_weights": True} if untrained else {})}
+            check_teacher(name, request.run.get("allow_code", False))
+    return [TeacherRequest(name, **request.run) for name in request.teachers]
+
+
+def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:
+    """The teachers of a request, built; `untrained` needs no weights and tells as much about sizes and speed."""
+    asked = teacher_requests(request)
+    if not asked:
+        return []
+    from pipeline.running import start_teacher
+
     size = source_spec(request.source.open(), request.source).size
-    return [start_teacher(TeacherRequest(name, **run), size) for name in request.teachers]
+    if untrained:
+        asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
+    return [start_teacher(teacher, size) for teacher in asked]
 
 
-def planned_amounts(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> list[PartAmount]:
+def planned_amounts(
+    request: CacheRequest, teachers: Sequence[RunningTeacher] | Sequence[Described]
+) -> list[PartAmount]:
     """What each part of the store will take, and how much of it is still to be written.
 
     Raises `SpecMismatch` where the store has one of the teachers with other levels, grids or codec.

@@ -157,6 +157,12 @@ def follow() -> None:
     _end_with_parent()
 
 
+def silence() -> None:
+    """Leave speaking to another process."""
+    global _silent
+    _silent = True
+
+
 def is_silent() -> bool:
     """Whether this process leaves speaking to another."""
     return _silent

@@ -53,6 +53,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_with_options
 @DRY
+@click.option("--workers", type=click.IntRange(0), default=0, help="Run on so many Dask workers on this machine.")
+@click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
 def cache(as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
     from pipeline.caching import CacheRequest, run_cache

@@ -1,0 +1,116 @@
+"""`sak cache` on Dask: the same bytes as one process, workers killed in the middle included; no silent waits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cache.store import find_stores
+from cache.verify import verify_store
+from tests.cache_toy import tree
+from tests.conftest import sak
+
+ARGUMENTS = ["--teacher", "mini-dino,mini-sam", "--split", "train", "--limit", "150", "--views", "3", "--threads", "1"]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(out).items() if not name.endswith("/lock")}
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    sak("cache", *ARGUMENTS, "--out", out, "--decoders", "0")
+    return content(out)
+
+
+def kill_in_the_middle(out: Path, process: subprocess.Popen[str], workers: list[psutil.Process]) -> None:
+    """SIGKILL a worker once a teacher's shard is written, before all are; then let the run end."""
+    first = "*.zarr/teachers/*/level_0/c.*"
+    deadline = time.monotonic() + 120
+    while not any(out.glob(first)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim = workers[0] if workers else local_workers(process)[0]
+    victim.kill()
+    assert len(list(out.glob("*.zarr/teachers/*/level_3/c.*"))) < 18, "it was in the middle"
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "dashboard at http://127.0.0.1:" in err and "Traceback" not in err
+
+
+def local_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if any("spawn_main" in part for part in child.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_worker_loses_nothing(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(tmp_path), "--workers", "2"])
+    kill_in_the_middle(tmp_path, process, [])
+    assert content(tmp_path) == undisturbed
+    assert verify_store(find_stores(tmp_path)[0].path) == []
+    again = sak("cache", *ARGUMENTS, "--out", tmp_path, "--decoders", "0")
+    assert again.stderr.count("already") == 3, "the source and both teachers"
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A scheduler and two workers as a person starts them on a LAN, here all on the loopback."""
+    file = tmp_path / "scheduler.json"
+    own = ["--scheduler-file", str(file)]
+    started = [start(["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *own,
+                      "--dashboard-address", "127.0.0.1:0"])]  # fmt: skip
+    for number in range(2):
+        directory = str(tmp_path / f"worker-{number}")
+        started.append(start(["distributed.cli.dask_worker", *own, "--nthreads", "1", "--no-nanny", "--no-dashboard",
+                              "--local-directory", directory, "--memory-limit", "0"]))  # fmt: skip
+    import json
+
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    yield json.loads(file.read_text())["address"], [psutil.Process(process.pid) for process in started[1:]]
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_workers_of_a_scheduler_do_the_same(
+    undisturbed: dict[str, bytes], scheduler: tuple[str, list[psutil.Process]], tmp_path: Path
+) -> None:
+    address, workers = scheduler
+    refused = sak("cache", *ARGUMENTS, "--out", tmp_path / "x", "--scheduler", address, "--device", "cuda", check=False)
+    assert refused.returncode == 2 and "none does" in refused.stderr and "--resources GPU=1" in refused.stderr
+    out = tmp_path / "features"
+    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(out), "--scheduler", address])
+    kill_in_the_middle(out, process, workers)
+    assert content(out) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--workers", "1", "--device", "cuda"], "teachers need workers that offer GPU=1, and of 1 workers none does"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "leave --workers out"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "is it up, and has it workers?"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_and_not_a_wait(arguments: list[str], hint: str, tmp_path: Path) -> None:
+    done = sak("cache", "--teacher", "mini-dino", "--out", tmp_path, *arguments, check=False)
+    assert done.returncode == 2 and hint in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
