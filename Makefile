@@ -15,7 +15,7 @@ STUDY ?= demo
 WORKERS ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
-.PHONY: help install demo test test-slow torture lint cache plan distill finetune ablate evaluate clean
+.PHONY: help install demo test test-slow torture lint cache plan distill finetune ablate evaluate predict export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,12 @@ ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] arms, variations and seeds over th
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)
+
+predict: $(STAMP)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's predictions
+	$(SAK) predict $(SOURCE) --model $(MODEL) --out $(if $(TO),$(TO),predictions) $(ARGS)
+
+export: $(STAMP)  ## RUN= [TO=exported] a trained student as a folder for others
+	$(SAK) export $(RUN) $(if $(TO),$(TO),exported) $(ARGS)
 
 clean:  ## remove the virtual environment and tools' caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -87,7 +87,14 @@ def test_a_new_task(tmp_path):
     assert any("material: mIoU" in text and "depth: RMSE" in text for text in printed)
 
 
+@pytest.mark.slow
+def test_a_backbone(tmp_path):
+    printed = work_through("backbone.md", tmp_path)
+    accuracy, constant = map(float, re.findall(r"\d\.\d+", printed[-1]))
+    assert accuracy > constant + 0.1
+
+
 def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
-    for page in ("new-teacher", "new-task", "new-dataset"):
+    for page in ("new-teacher", "new-task", "new-dataset", "backbone"):
         assert f"docs/{page}.md" in text
