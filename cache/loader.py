@@ -132,6 +132,47 @@ class Loader:
         readers = [self.store.rows(part, array) for part, array in paths]
         return [Field(rows, rows.array.dtype, rows.array.row_shape) for rows in readers]
 
+    @classmethod
+    def union(cls, loaders: Sequence[Loader]) -> Loader:
+        """A loader of what all of `loaders` read, which must be the same rows in the same order.
+
+        Raises:
+            StateMismatch: they differ in store, rows or order; names the first difference.
+        """
+        first = loaders[0]
+        for other in loaders[1:]:
+            one, two = ({key: x._identity()[key] for key in ("store", "sampler", "num_valid")} for x in (first, other))
+            if difference := first_difference(one, two):
+                raise StateMismatch("these loaders read other rows: {} = {!r} and {!r}".format(*difference))
+        levels: dict[str, set[int]] = {}
+        for loader in loaders:
+            for name, own in loader._levels.items():
+                levels.setdefault(name, set()).update(own)
+        config = first.config
+        return cls(
+            first.store,
+            {name: sorted(own) for name, own in levels.items()},
+            list(dict.fromkeys(task for loader in loaders for task in loader._labels)),
+            prefixes=list(dict.fromkeys(name for loader in loaders for name in loader._prefixes)),
+            batch_size=config.batch_size,
+            num_views=config.num_views,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            drop_last=config.drop_last,
+            rank=config.rank,
+            world_size=config.world_size,
+            block_rows=config.block_rows,
+            buffer_rows=config.buffer_rows,
+            pixels=any(loader._has_pixels for loader in loaders),
+            num_threads=first._num_threads,
+            prefetch=first._prefetch,
+        )
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds in which what it reads for stood still for others: none."""
+        return 0.0
+
     def __len__(self) -> int:
         """Batches an epoch."""
         return self._num_batches

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
 from pipeline.arms import ORACLE, TEACHER_PREFIX, find_arm, parts_read, starts_from_stage1, teachers_read
@@ -20,6 +20,12 @@ from pipeline.errors import UserError
 from pipeline.stores import find_store, training_store
 from pipeline.study_table import as_csv, collect, markdown
 from sak_core.names import part_name, unknown
+
+if TYPE_CHECKING:
+    from pipeline.devices import Execution
+
+SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "source")
+"""The keys of a recipe that decide which rows come in which order."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,9 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
         raise UserError(f"study {study.name}: baseline: {unknown('arm', study.baseline, sorted(labels))}")
 
 
-def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any]:
-    """Run what is missing of the study with `workers` processes, and return (and write) its table.
+def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1) -> dict[str, Any]:
+    """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side,
+    and return (and write) its table.
 
     The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds).
     """
@@ -103,8 +110,8 @@ def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any
     check(study, jobs, places)
     folder = places.runs / study.name
     distilled = {job.stage1: job for job in jobs if job.distill}
-    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers)
-    _run_all([(_finetune_job, job, study, places) for job in jobs], workers)
+    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, together)
+    _run_all([(_finetune_job, job, study, places) for job in jobs], workers, together)
     result = collect(study, jobs, places)
     runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
     runs.write_atomically(folder / "table.md", markdown(result) + "\n")
@@ -112,23 +119,24 @@ def ablate(study: Study, places: runs.Places, workers: int = 1) -> dict[str, Any
     return result
 
 
-Call = tuple[Callable[[Job, Study, runs.Places], None], Job, Study, runs.Places]
+Call = tuple[Callable[..., None], Job, Study, runs.Places]
 
 
-def _run_all(calls: Sequence[Call], workers: int) -> None:
+def _run_all(calls: Sequence[Call], workers: int, together: int) -> None:
     pending = []
     for call in calls:
         if name := _finished(*call):
             say(f"{name}: finished earlier, skipped")
         else:
             pending.append(call)
-    if workers <= 1 or len(pending) <= 1:
-        for function, job, study, places in pending:
-            function(job, study, places)
+    groups = _groups(pending, together)
+    if workers <= 1 or len(groups) <= 1:
+        for group in groups:
+            _run_group(group)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pending)), mp_context=context, initializer=start_worker) as pool:
-        futures = [pool.submit(function, job, study, places) for function, job, study, places in pending]
+    with ProcessPoolExecutor(min(workers, len(groups)), mp_context=context, initializer=start_worker) as pool:
+        futures = [pool.submit(_run_group, group) for group in groups]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
@@ -143,6 +151,46 @@ def _run_all(calls: Sequence[Call], workers: int) -> None:
             raise
 
 
+def _recipe(call: Call) -> Recipe:
+    """The recipe of the stage that a call runs."""
+    function, job = call[:2]
+    return job.distill if function is _distill_job and job.distill else job.finetune
+
+
+def _groups(calls: Sequence[Call], together: int) -> list[list[Call]]:
+    """The calls in groups of at most `together`, each of runs that read the same rows in the same order."""
+    groups: list[list[Call]] = []
+    open_groups: dict[str, list[Call]] = {}
+    for call in calls:
+        recipe = _recipe(call)
+        key = json.dumps([getattr(recipe, name) for name in SAME_ROWS], default=str)
+        group = open_groups.get(key)
+        if group is None or len(group) >= together or find_arm(recipe.arm).per_task or recipe.source == "live":
+            group = open_groups[key] = []
+            groups.append(group)
+        group.append(call)
+        if find_arm(recipe.arm).per_task:
+            del open_groups[key]
+    return groups
+
+
+def _run_group(group: Sequence[Call]) -> None:
+    if len(group) == 1:
+        function, job, study, places = group[0]
+        function(job, study, places)
+        return
+    from pipeline.devices import Execution
+    from pipeline.together import Share, run_together
+
+    say(f"side by side, from one read: {', '.join(call[1].label for call in group)}")
+
+    def work(call: Call) -> Callable[[Share], None]:
+        function, job, study, places = call
+        return lambda share: function(job, study, places, Execution(share=share))
+
+    run_together([work(call) for call in group], _recipe(group[0]).accumulate)
+
+
 def _finished(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> str | None:
     """The name of the run that `function` would make, if it is there already."""
     if function is _distill_job:
@@ -152,16 +200,18 @@ def _finished(function: Callable[..., None], job: Job, study: Study, places: run
     return job.run.name if done else None
 
 
-def _distill_job(job: Job, study: Study, places: runs.Places) -> None:
+def _distill_job(job: Job, study: Study, places: runs.Places, execution: Execution | None = None) -> None:
+    from pipeline.devices import ALONE
     from pipeline.distill import distill
 
     assert job.stage1 and job.distill
-    distill(job.distill, job.stage1, places)
+    distill(job.distill, job.stage1, places, execution or ALONE)
 
 
-def _finetune_job(job: Job, study: Study, places: runs.Places) -> None:
+def _finetune_job(job: Job, study: Study, places: runs.Places, execution: Execution | None = None) -> None:
+    from pipeline.devices import ALONE
     from pipeline.evaluate import evaluate
     from pipeline.finetune import finetune
 
-    finetune(job.finetune, job.run, job.stage1, places)
+    finetune(job.finetune, job.run, job.stage1, places, execution or ALONE)
     evaluate(job.run, study.test, places)

@@ -49,7 +49,7 @@ def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
     files = {
         "model": weights,
         "optimizer": _optimizer_tensors(trained.optimizer),
-        "random": _random_state(),
+        "random": random_state(),
     }
     if trained.average is not None:
         files["average"] = _on_cpu(trained.average.state_dict())
@@ -87,7 +87,7 @@ def restore(folder: Path, trained: Trainable) -> dict[str, Any]:
     models = {"model": trained.model} | ({"average": trained.average} if trained.average is not None else {})
     weights = {name: load_tensors(folder / f"{name}.safetensors") for name in models}
     random = load_tensors(folder / "random.safetensors")
-    own = _random_state()
+    own = random_state()
     try:
         for name, model in models.items():
             check_state(model.state_dict(), weights[name], f"{folder / name}.safetensors does not fit the model")
@@ -98,7 +98,7 @@ def restore(folder: Path, trained: Trainable) -> dict[str, Any]:
             {k: v for k, v in known.items() if k == "cpu"},
             f"{folder / 'random.safetensors'} holds no random state",
         )
-        _set_random_state(known)
+        set_random_state(known)
         if trained.scaler and state["scaler"]:
             trained.scaler.load_state_dict(state["scaler"])
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -143,13 +143,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _random_state() -> dict[str, Tensor]:
+def random_state() -> dict[str, Tensor]:
     """torch's generators, of the CPU and of every GPU in use; Python's and numpy's global ones are used nowhere."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda{i}": state for i, state in enumerate(devices)}}
 
 
-def _set_random_state(states: dict[str, Tensor]) -> None:
+def set_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     for name, state in states.items():
         if name.startswith("cuda"):

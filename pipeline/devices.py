@@ -6,8 +6,9 @@ A run on N processes takes the same rows in a step as a run on one, so it follow
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 class Execution:
     """devices: processes side by side, a GPU each where there are GPUs, else on the CPU.
     wandb: whether Weights & Biases is told, too.
+    share: what a run passes its loader through; pipeline.together gives it shared batches.
     """
 
     devices: int = 1
     wandb: bool = False
+    share: Callable[[Any], Any] = lambda loader: loader
 
 
 ALONE = Execution()

@@ -29,7 +29,7 @@ from pipeline.frozen import check_frozen
 from pipeline.probes import cosines, router_means
 from pipeline.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
 from pipeline.targets import Targets
-from pipeline.training import train
+from pipeline.training import Batches, train
 from pipeline.validation import measure, validation_of
 from pipeline.watch import StepResult
 from sak_core.losses import task_losses
@@ -77,7 +77,7 @@ def finetune(
     freeze(model, recipe.trains)
     check_frozen(recipe, store, model)
     labels = tuple(task.name for task in tasks)
-    loader = open_loader(store, recipe, labels, fabric)
+    loader: Batches = execution.share(open_loader(store, recipe, labels, fabric))
     loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)

@@ -25,16 +25,20 @@ class StopRequest:
     number: int = 0
 
 
+_shared: StopRequest | None = None
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Within, the first Ctrl-C or SIGTERM is noted and not raised; a second one raises `Interrupted` at once.
 
-    A signal that is ignored stays so. Outside of the main thread signals cannot be caught: nothing is ever noted.
+    A signal that is ignored stays so. Outside of the main thread signals cannot be caught: what the main thread
+    shares is noted, or nothing.
     """
-    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield _shared or StopRequest()
         return
+    request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         if request.number:
@@ -48,3 +52,14 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def shared(request: StopRequest) -> Iterator[None]:
+    """Within, the main thread's `request` is that of every other thread, too."""
+    global _shared
+    _shared = request
+    try:
+        yield
+    finally:
+        _shared = None

@@ -32,6 +32,11 @@ class LiveBatches:
         """The epoch that iterating gives."""
         return self._loader.epoch
 
+    @property
+    def idle_s(self) -> float:
+        """See `Loader.idle_s`."""
+        return self._loader.idle_s
+
     def __len__(self) -> int:
         return len(self._loader)
 

@@ -40,6 +40,8 @@ class Batches(Protocol):
 
     @property
     def epoch(self) -> int: ...
+    @property
+    def idle_s(self) -> float: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
     def set_epoch(self, epoch: int) -> None: ...
@@ -122,7 +124,7 @@ def train(
     say(f"{run.name}: device {fabric.device}, precision {recipe.precision}, {threads} threads{processes}")
 
     resumed_at, began = seconds, time.monotonic()
-    batches = _endless(loader, parts)
+    batches = endless(loader, parts)
     model.train()
     with (
         progress(run.name, recipe.steps, "steps", step) as advance,
@@ -156,7 +158,7 @@ def train(
             if logs or stop:
                 watch.log(step, lr, advance)
             if saves or stop:
-                seconds = resumed_at + time.monotonic() - began
+                seconds = resumed_at + time.monotonic() - began - loader.idle_s
                 state = {"step": step, "seconds": seconds, "loader": loader.state_dict(), "best": best, **belongs_to}
                 if validates:
                     assert validation
@@ -184,7 +186,7 @@ def _save(fabric: Fabric, folder: Path, trained: checkpoint.Trainable, state: Ma
     fabric.barrier()
 
 
-def _endless(loader: Batches, parts: int) -> Iterator[Batch]:
+def endless(loader: Batches, parts: int) -> Iterator[Batch]:
     """Batches of one epoch after another, from the loader's position on; an epoch is cut to whole steps."""
     whole = len(loader) // parts * parts
     while True:

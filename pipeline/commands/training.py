@@ -140,12 +140,17 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 
 @click.command()
 @click.argument("study", default="demo")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Runs trained side by side.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, a run each.")
+@click.option(
+    "--together", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
+)
 @FEATURES
 @RUNS
 @DRY
 @JSON
-def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: bool, as_json: bool) -> None:
+def ablate(
+    study: str, workers: int, together: int, features: Path | str, runs: Path, dry_run: bool, as_json: bool
+) -> None:
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
     from pipeline import ablate as studies
     from pipeline.config import load_study
@@ -159,4 +164,4 @@ def ablate(study: str, workers: int, features: Path | str, runs: Path, dry_run: 
         show({"runs": sorted(set(names))}, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
-    show(studies.ablate(loaded, where, workers), as_json, lambda r: markdown(r).replace(mark, red(mark)))
+    show(studies.ablate(loaded, where, workers, together), as_json, lambda r: markdown(r).replace(mark, red(mark)))
