@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,18 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.config import Boundary, Data, Recipe
-from pipeline.console import progress, say
+from pipeline.console import progress, say, start_worker
 from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, TaskMetric, metric_for
+from sak_core.metrics.boundary import ImageMap
 from sak_core.tasks import Task, published_max_dist
 
 EVALUATION_BATCH = 16
+POOL_FROM = 500_000_000
+"""Pixels times thresholds from which on boundaries are scored by several processes: 20 s of one."""
 Scores = dict[str, dict[str, float]]
 """Every score of every task: {task: {score: value}}; the primary one is `task.score`."""
 Details = dict[str, dict[str, Any]]
@@ -124,9 +131,9 @@ def score(
     predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
 ) -> tuple[Scores, Details]:
     """Scores and details of raw outputs by task against their batches' labels, samples of `store`."""
-    metrics = {task.name: _metric(task, boundary, store.spec.dataset) for task in tasks}
     samples: list[int] = []
-    with torch.inference_mode():
+    with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
+        metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
         for batch, outputs in predictions:
             samples += batch.samples.tolist()
             for name, metric in metrics.items():
@@ -157,11 +164,27 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _metric(task: Task, boundary: Boundary, dataset: str) -> TaskMetric:
+def _metric(task: Task, boundary: Boundary, dataset: str, image_map: ImageMap = map) -> TaskMetric:
     if task.kind == "boundary":
         max_dist = boundary.max_dist or published_max_dist(dataset)
-        return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds))
+        return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds), image_map=image_map)
     return metric_for(task)
+
+
+@contextmanager
+def side_by_side(tasks: Sequence[Task], boundary: Boundary, store: Store) -> Iterator[ImageMap]:
+    """How a batch's images are scored for boundaries: by worker processes where that is a matter of minutes."""
+    height, width = store.spec.size
+    work = height * width * boundary.thresholds * store.spec.num_samples
+    workers = (os.cpu_count() or 1) // (torch.distributed.get_world_size() if _distributed() else 1)
+    if workers <= 1 or work < POOL_FROM or not any(task.kind == "boundary" for task in tasks):
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _predictions(

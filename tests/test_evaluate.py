@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cache.store import find_stores
 from pipeline.config import Boundary
-from pipeline.evaluate import _metric
+from pipeline.evaluate import _metric, evaluation_loader, score, side_by_side, without_padding
+from pipeline.stores import store_tasks
 from sak_core.datasets.rooms.labels import CLASSES
 from sak_core.tasks import Task
 from tests.conftest import TINY, sak
@@ -39,15 +41,35 @@ def test_scores_come_with_classes_images_and_confusions(features: Path, tmp_path
     # the scores' file stays small; what is kept is given again
     scores = json.loads((tmp_path / "r" / "scores-rooms-test.json").read_text())
     assert all(isinstance(value, float) for told in scores.values() for value in told.values())
-    again = sak("evaluate", tmp_path / "r", "--json", *places)
-    assert json.loads(again.stdout) == result and "already scored" in again.stderr
-    text = sak("evaluate", tmp_path / "r", *places).stdout
-    assert "semseg: mIoU" in text and "details" not in text
+    again = sak("evaluate", tmp_path / "r", *places)
+    assert "already scored" in again.stderr
+    assert f"semseg: mIoU {result['semseg']['mIoU']:.4g}" in again.stdout and "details" not in again.stdout
 
 
 def test_boundaries_may_be_off_as_published_for_the_data_set():
     task = Task("edge", "boundary")
-    assert _metric(task, Boundary(), "nyud").max_dist == 0.011
-    assert _metric(task, Boundary(), "pascal_context").max_dist == 0.0075
-    assert _metric(task, Boundary(max_dist=0.02), "nyud").max_dist == 0.02
-    assert _metric(task, Boundary(), "nyud").suppress
+    assert _metric(task, Boundary(), "nyud").rule.max_dist == 0.011
+    assert _metric(task, Boundary(), "pascal_context").rule.max_dist == 0.0075
+    assert _metric(task, Boundary(max_dist=0.02), "nyud").rule.max_dist == 0.02
+    assert _metric(task, Boundary(), "nyud").rule.suppress
+
+
+def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):
+    """By processes of their own, to the same numbers."""
+    (store,) = find_stores(features, "rooms", "val", (96, 96))
+    tasks = [task for task in store_tasks(store) if task.kind == "boundary"]
+    boundary = Boundary(thresholds=5)
+
+    def pairs():
+        for batch in evaluation_loader(store, (), ["boundary"], 4):
+            yield without_padding(batch.to("cpu")), {"boundary": torch.randn(4, 1, 96, 96, generator=generator)}
+
+    told = []
+    for least in (10**12, 0):
+        generator = torch.Generator().manual_seed(0)
+        monkeypatch.setattr("pipeline.evaluate.POOL_FROM", least)
+        monkeypatch.setattr("os.cpu_count", lambda: 2)
+        with side_by_side(tasks, boundary, store) as image_map:
+            assert (image_map is map) == (least > 0)
+        told.append(score(tasks, boundary, store, pairs()))
+    assert told[0] == told[1] and len(told[0][1]["boundary"]["per_image"]) == 16

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from sak_core.boundary.labelled import valid_box
 from sak_core.constant import ConstantPredictor
 from sak_core.metrics import delta_m, metric_for
-from sak_core.metrics.boundary import valid_box
 from sak_core.tasks import IGNORE, Task
 from tests import students
 

@@ -1,0 +1,53 @@
+"""Counts of a prediction against a label that may have pixels without one; no torch, so that workers start fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sak_core.boundary.counts import Counts, boundary_counts
+from sak_core.boundary.suppression import nms
+from sak_core.tasks import IGNORE
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """strength: (h, w) uint8, 255 being 1. label: (h, w), boundaries where 1, 255 where no one knows."""
+
+    strength: npt.NDArray[np.uint8]
+    label: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an image is counted: max_dist as a share of the diagonal, thresholds in (0, 1], suppression or not."""
+
+    max_dist: float
+    thresholds: Sequence[float]
+    suppress: bool
+
+    def __call__(self, image: LabelledImage) -> Counts | None:
+        """Counts (4, T) of an image cut to the bounding box of its valid pixels, so that padding changes nothing;
+        pixels ignored inside count as no boundary. None where no pixel is valid.
+        """
+        cut = valid_box(image.label != IGNORE)
+        if cut is None:
+            return None
+        label = image.label[cut]
+        valid = label != IGNORE
+        strength = np.where(valid, image.strength[cut], 0).astype(np.uint8)
+        if self.suppress:
+            strength = nms(strength)
+        return boundary_counts(strength, [(label > 0) & valid], self.thresholds, self.max_dist)
+
+
+def valid_box(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
+    """The bounding box of a mask (h, w), None where it is empty."""
+    rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))
+    if not len(rows):
+        return None
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
