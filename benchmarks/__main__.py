@@ -7,14 +7,19 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import boundary, extract, live, read, step, write
+from benchmarks import block, boundary, copying, extract, live, opening, read, read_cold, read_small, step, write
 from benchmarks.harness import Result, table
 
 BENCHMARKS: dict[str, Callable[[bool], Result]] = {
+    "block": block.run,
     "boundary": boundary.run,
+    "copy": copying.run,
     "extract": extract.run,
     "live": live.run,
+    "open": opening.run,
     "read": read.run,
+    "read-cold": read_cold.run,
+    "read-small": read_small.run,
     "step": step.run,
     "write": write.run,
 }

@@ -26,12 +26,14 @@ class Side:
         batches: called with a round's number, gives the round's batches, each array-like (rows, ...).
         package: whose version the table shows.
         note: what a reader must know about it.
+        before: called before each round, not timed.
     """
 
     name: str
     batches: Callable[[int], Iterable[Any]]
     package: str | None = None
     note: str = ""
+    before: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -146,6 +148,7 @@ def measure(sides: Sequence[Side], rounds: int) -> list[Row]:
         rows.append(row)
     for number in range(1, rounds + 1):
         for side, row in zip(sides, rows, strict=True):
+            side.before()
             start = time.perf_counter()
             for _ in side.batches(number):
                 pass

@@ -79,15 +79,15 @@ def make_source(folder: Path, spec: SourceSpec) -> Store:
     return store
 
 
-def make_store(folder: Path, num_rows: int) -> Store:
+def make_store(folder: Path, num_rows: int, level: LevelSpec = LEVEL) -> Store:
     """A store of `num_rows` random rows of one level."""
     store = make_source(folder, SourceSpec("bench", "train", (1, 1), {}, 0, num_rows, ""))
-    teacher = TeacherWriter(store, {"name": "t"}, [LEVEL])
+    teacher = TeacherWriter(store, {"name": "t"}, [level])
     rng = np.random.default_rng(0)
     for _, shard in teacher.pending(1):
-        features = rng.standard_normal((len(store.spec.rows(shard)), *LEVEL.grid, LEVEL.width), np.float32)
+        features = rng.standard_normal((len(store.spec.rows(shard)), *level.grid, level.width), np.float32)
         if shard == 0:
-            calibrator = Calibrator([LEVEL])
+            calibrator = Calibrator([level])
             calibrator.fit([features[:1]])
             calibrator.measure([features[1:2]])
             teacher.write_calibration(calibrator.arrays())

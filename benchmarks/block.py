@@ -1,0 +1,114 @@
+"""Block order beside exact order where every request takes 20 ms longer, as over a network or on a spinning disk."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.harness import Result, Side, measure
+from benchmarks.read import make_store
+from cache.loader import Loader
+from cache.places import LocalPlace, OpenFile, Range
+from cache.sampler import epoch_requests
+from cache.store import Store
+
+GOAL = "faster than exact order at 20 ms a request, with 4 threads and with 32; how far rows travel is printed"
+DELAY_S = 0.02
+BATCH = 64
+THREADS = (4, 32)
+BUFFER_ROWS = 256
+Order = Literal["exact", "block"]
+
+
+class SlowPlace(LocalPlace):
+    """A folder whose requests take `DELAY_S` longer."""
+
+    def child(self, name: str) -> SlowPlace:
+        """See `Place`."""
+        return SlowPlace(self.path / name)
+
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """See `Place`."""
+        return SlowFile(super().open(name, num_bytes))
+
+
+class SlowFile(OpenFile):
+    """A file of a `SlowPlace`."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file, self.shown = file, file.shown
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """See `OpenFile`."""
+        time.sleep(DELAY_S)
+        return self._file.read(start, num_bytes)
+
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        """See `OpenFile`."""
+        time.sleep(DELAY_S * len(ranges))
+        self._file.read_into(ranges)
+
+
+def run(quick: bool) -> Result:
+    """Read the same rows in both orders, with few threads and many, with the delay and without."""
+    num_rows, rounds = (768, 2) if quick else (4096, 3)
+    with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder:
+        store = make_store(Path(folder), num_rows)
+        slow = Store.open(SlowPlace(store.path))
+        orders: tuple[Order, ...] = ("exact", "block")
+        sides = [side(order, slow, threads, f"20 ms, {threads} threads") for threads in THREADS for order in orders]
+        sides += [side(order, store, THREADS[0], "no delay, 4 threads") for order in orders]
+        rows = measure(sides, rounds)
+        distances = {f"{order}_{key}": value for order in orders for key, value in travel(store, order).items()}
+    speeds = {row.side: statistics.median(row.rates) for row in rows}
+    value = {
+        f"times_exact_{threads}_threads": speeds[f"block, 20 ms, {threads} threads"]
+        / speeds[f"exact, 20 ms, {threads} threads"]
+        for threads in THREADS
+    }
+    value["times_exact_no_delay"] = speeds["block, no delay, 4 threads"] / speeds["exact, no delay, 4 threads"]
+    holds = all(value[f"times_exact_{threads}_threads"] > 1 for threads in THREADS)
+    return Result("block", GOAL, {**value, **distances}, holds, rows)
+
+
+def loader(store: Store, order: Order, threads: int) -> Loader:
+    """Whole epochs in an order; in block order blocks are shards, and 256 rows are shuffled at once."""
+    shuffle: bool | Literal["block"] = "block" if order == "block" else True
+    options: dict[str, Any] = {"batch_size": BATCH, "num_views": 1, "pixels": False, "pin": False}
+    options["buffer_rows"] = BUFFER_ROWS
+    return Loader(store, ["t"], shuffle=shuffle, num_threads=threads, **options)
+
+
+def side(order: Order, store: Store, threads: int, where: str) -> Side:
+    """One order, on one kind of store."""
+    reading = loader(store, order, threads)
+
+    def batches(number: int) -> Iterator[Any]:
+        reading.set_epoch(number)
+        return (batch.features["t"][0] for batch in reading)
+
+    return Side(f"{order}, {where}", batches)
+
+
+def travel(store: Store, order: Order) -> dict[str, float]:
+    """How far rows travel in an epoch.
+
+    ``moved``: mean distance, as a share of the epoch, between a row's places in the store and in the epoch (a third
+    where any may follow any). ``apart``: mean distance in rows, in the epoch, of two neighbours of one shard.
+    ``shards_a_batch``: from how many shards a batch's rows come, on average.
+    """
+    requests = epoch_requests(store.valid(1), loader(store, order, 2).config, 0)
+    place = np.argsort(requests.samples.ravel())
+    shard = np.arange(len(place)) // store.spec.rows_per_shard
+    together = shard[1:] == shard[:-1]
+    return {
+        "moved": float(np.abs(place - np.arange(len(place))).mean() / len(place)),
+        "apart": float(np.abs(np.diff(place))[together].mean()),
+        "shards_a_batch": float(np.mean([len(np.unique(shard[batch])) for batch in requests.samples])),
+    }
