@@ -219,8 +219,9 @@ def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int
 
         def carry(shard: _Shard) -> None:
             names = {part.arrays[path].file(shard.view, shard.shard): file for path, file in shard.files.items()}
-            contents = readers.map(lambda name: _checked(store.place, name, names[name]), names)
-            copy.place.write({name: [data] for name, data in zip(names, contents, strict=True)})
+            contents = readers.map(lambda name: _read(store.place, name), names)
+            files = {name: [data] for name, data in zip(names, contents, strict=True)}
+            copy.place.write(files, before_commit=lambda found: _check(store.place, found, names))
 
         def finish() -> None:
             shard, written = waiting.popleft()
@@ -251,10 +252,19 @@ def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int
 
 def _checked(place: Place, name: str, digest: FileDigest) -> bytes:
     """A committed file's bytes."""
+    data = _read(place, name)
+    _check(place, {name: digest_of([data])}, {name: digest})
+    return data
+
+
+def _read(place: Place, name: str) -> bytes:
     try:
-        data = place.read(name)
+        return place.read(name)
     except OSError as error:
         raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
-    if digest_of([data]) != digest:
-        raise CorruptFile(place.show(name), "it is not the file that was committed")
-    return data
+
+
+def _check(place: Place, found: Mapping[str, FileDigest], committed: Mapping[str, FileDigest]) -> None:
+    for name, digest in found.items():
+        if digest != committed[name]:
+            raise CorruptFile(place.show(name), "it is not the file that was committed")

@@ -34,6 +34,10 @@ class FileDigest:
     sha256: str
 
 
+BeforeCommit = Callable[[Mapping[str, FileDigest]], None]
+"""Is told what is about to be there: name -> digest."""
+
+
 def canonical_json(document: Any) -> bytes:
     """`document` as JSON that is the same bytes for equal content: sorted keys, no spaces, one newline."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -110,7 +114,7 @@ def make_directories(directory: Path) -> None:
 
 
 def write_files(
-    root: Path, files: Mapping[str, Buffers], before_rename: Callable[[], None] | None = None
+    root: Path, files: Mapping[str, Buffers], before_rename: BeforeCommit | None = None
 ) -> dict[str, FileDigest]:
     """Write several files below `root`; all are durable when this returns.
 
@@ -119,7 +123,7 @@ def write_files(
 
     Args:
         files: path relative to `root` -> its bytes, in pieces. Directories are created.
-        before_rename: called when all temporary files are durable (for faults in tests).
+        before_rename: called with their digests when all temporary files are durable; what it raises stops all.
 
     Returns:
         path -> size and SHA-256 of what was written.
@@ -139,10 +143,12 @@ def write_files(
         else:
             with ThreadPoolExecutor(_NUM_THREADS) as pool:
                 digests = _write_and_rename(files, temporaries, targets, pool.map, before_rename)
-    except OSError as error:
+    except Exception as error:
         for temporary in temporaries.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(root).free
             raise StoreFull(
@@ -161,7 +167,7 @@ def _write_and_rename(
     temporaries: Mapping[str, Path],
     targets: Mapping[str, Path],
     run: Callable[..., Iterable[Any]],
-    before_rename: Callable[[], None] | None,
+    before_rename: BeforeCommit | None,
 ) -> dict[str, FileDigest]:
     """The steps of `write_files`; `run` is `map`, or an executor's."""
     hashed = run(digest_of, files.values())
@@ -169,7 +175,7 @@ def _write_and_rename(
         pass
     digests = dict(zip(files, hashed, strict=True))
     if before_rename is not None:
-        before_rename()
+        before_rename(digests)
     for name, path in targets.items():
         temporaries[name].rename(path)
     for _ in run(fsync_directory, {path.parent for path in targets.values()}):

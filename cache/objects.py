@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
-from cache.files import Buffers, FileDigest, digest_of
+from cache.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.locks import OnWait
 from cache.places import OpenFile, Place, Range
 
@@ -141,26 +141,27 @@ class ObjectPlace(Place):
     # -- writing ----------------------------------------------------------------------------------
 
     def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
         """See `Place`."""
-        if before_commit is not None:
-            before_commit()
         with ThreadPoolExecutor(min(_NUM_WRITERS, len(files))) as pool:
-            written = pool.map(lambda name: self._put(name, files[name], replace), files)
-            return dict(zip(files, written, strict=True))
+            digests = dict(zip(files, pool.map(digest_of, files.values()), strict=True))
+            if before_commit is not None:
+                before_commit(digests)
+            for _ in pool.map(lambda name: self._put(name, files[name], digests[name], replace), files):
+                pass
+        return digests
 
-    def _put(self, name: str, buffers: Buffers, replace: bool) -> FileDigest:
+    def _put(self, name: str, buffers: Buffers, digest: FileDigest, replace: bool) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        digest = digest_of(buffers)
         data = b"".join(buffers)
         mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
         for attempt in range(_ATTEMPTS):
             try:
                 _again(lambda: obstore.put(self.store, self.prefix + name, data, mode=mode, use_multipart=False))
-                return digest
+                return
             except AlreadyExistsError as error:
                 # by another machine, by a run before this one, or by this very request, its answer lost
                 try:
@@ -170,7 +171,7 @@ class ObjectPlace(Place):
                         continue
                     raise
                 if found == digest:
-                    return digest
+                    return
                 raise AlreadyThere(
                     f"{self.show(name)} is there already with other bytes: a teacher, device or number of threads "
                     "is not the one that made it. Nothing was written over it; match them, or delete it"

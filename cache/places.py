@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import BadInput, CorruptFile
-from cache.files import Buffers, FileDigest, digest_of_file, fsync_directory, remove_temporaries, write_files
+from cache.files import (
+    BeforeCommit,
+    Buffers,
+    FileDigest,
+    digest_of_file,
+    fsync_directory,
+    remove_temporaries,
+    write_files,
+)
 from cache.locks import OnWait, file_lock
 
 Target = memoryview | bytearray
@@ -111,7 +119,7 @@ class Place(ABC):
 
     @abstractmethod
     def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
         """Write files, each whole or not at all; all are durable when this returns.
 
@@ -119,7 +127,7 @@ class Place(ABC):
             files: name -> its bytes, in pieces.
             replace: they may differ from what is there. Where several machines write without a lock (object
                 storage), files that may not are created if absent, and otherwise compared.
-            before_commit: called when all is ready and no file has its name yet (for faults in tests).
+            before_commit: called with all digests when no file has its name yet; what it raises stops all.
 
         Returns:
             name -> size and SHA-256.
@@ -207,7 +215,7 @@ class LocalPlace(Place):
         return digest_of_file(self.path / name, progress)
 
     def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: Callable[[], None] | None = None
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
         """See `Place`; always replaces, since writers hold the lock."""
         return write_files(self.path, files, before_commit)

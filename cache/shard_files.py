@@ -44,7 +44,7 @@ def write_arrays(
         entries = manifest.view(view)
         _write_damaged(store, buffers, {spec.file(view, shard): entries.file(shard, spec.path) for spec in specs})
         return None
-    digests = store.place.write(buffers, before_commit=lambda: fault_point(phase))
+    digests = store.place.write(buffers, before_commit=lambda _: fault_point(phase))
     fault_point("commit")
     return {spec.path: digests[spec.file(view, shard)] for spec in specs}
 
