@@ -16,7 +16,7 @@ WORKERS ?= 1
 TOGETHER ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
-.PHONY: help install demo test test-slow torture lint cache plan distill finetune ablate evaluate predict export clean
+.PHONY: bench help install demo test test-slow torture lint cache plan distill finetune ablate evaluate predict export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test-slow: $(STAMP)  ## the slower tests, a shrunken demo among them
 
 torture: $(STAMP)  ## the command killed, a store's bits flipped: minutes, with a table and JSON
 	$(BIN)/python -m tests.torture
+
+bench: $(STAMP)  ## every benchmark, one after the other [ARGS=--quick]
+	$(BIN)/python -m benchmarks all $(ARGS)
 
 lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/ruff check .

@@ -26,14 +26,15 @@ BENCHMARKS: dict[str, Callable[[bool], Result]] = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", type=click.Choice(sorted(BENCHMARKS)))
+@click.argument("name", type=click.Choice([*sorted(BENCHMARKS), "all"]))
 @click.option("--quick", is_flag=True, help="Less data and fewer rounds: at most 40 s.")
 @click.option("--json", "as_json", is_flag=True, help="Only the JSON object on stdout; the table goes to stderr.")
 def main(name: str, quick: bool, as_json: bool) -> None:
-    """Run the benchmark NAME: its sides take turns in one run; medians with ranges."""
-    result = BENCHMARKS[name](quick)
-    click.echo(table(result), err=as_json)
-    click.echo(json.dumps(result.to_dict()))
+    """Run the benchmark NAME, or all of them: its sides take turns in one run; medians with ranges."""
+    for one in sorted(BENCHMARKS) if name == "all" else [name]:
+        result = BENCHMARKS[one](quick)
+        click.echo(table(result), err=as_json)
+        click.echo(json.dumps(result.to_dict()))
 
 
 if __name__ == "__main__":

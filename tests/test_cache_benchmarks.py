@@ -29,6 +29,17 @@ def test_both_sides_deliver_the_same(name: str, rounds: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["block", "copy", "open", "read-cold", "read-small"])
+def test_all_sides_deliver_the_same(name: str) -> None:
+    result = quick(name)[0]
+    assert result["rows"] and all(row["bytes"] and len(row["seconds"]) >= 2 for row in result["rows"])
+    sums: dict[int, set[str]] = {}
+    for row in result["rows"]:  # read-small: rows of one size together
+        sums.setdefault(row["bytes"] if name == "read-small" else 0, set()).add(row["checksum"])
+    assert all(len(found) == 1 for found in sums.values())
+
+
+@pytest.mark.slow
 def test_read_ends_with_one_json_object() -> None:
     result, shown = quick("read")
     measured = [row for row in result["rows"] if row["note"] != "not installed"]
