@@ -9,7 +9,19 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import boundary, caching, copying, data, demo, miniature, stores, takeaway, teachers, training
+from pipeline.commands import (
+    boundary,
+    caching,
+    copying,
+    data,
+    demo,
+    miniature,
+    models,
+    stores,
+    takeaway,
+    teachers,
+    training,
+)
 from pipeline.interrupts import Interrupted
 
 FOLLOWER_PATIENCE_S = 10.0
@@ -31,6 +43,9 @@ for command in (
     training.ablate,
     takeaway.predict,
     takeaway.export,
+    models.params,
+    models.import_reference,
+    models.export_reference,
     stores.info,
     stores.verify,
     stores.repair,

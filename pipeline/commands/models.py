@@ -1,0 +1,62 @@
+"""`sak params`, `sak import-reference`, `sak export-reference`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.options import FEATURES, JSON, RUNS, SET, places, show
+
+if TYPE_CHECKING:
+    from pipeline.config import Stage
+
+
+@click.command()
+@click.argument("name", metavar="RECIPE_OR_RUN")
+@click.option("--stage", type=click.Choice(["distill", "finetune"]), help="Of a recipe; its last one when absent.")
+@SET
+@FEATURES
+@RUNS
+@JSON
+def params(
+    name: str, stage: Stage | None, assignments: tuple[str, ...], features: Path | str, runs: Path, as_json: bool
+) -> None:
+    """Count the parameters of a recipe's or a run's model, by part."""
+    from pipeline.config import parse_set
+    from pipeline.params import params_text, recipe_parameters, run_parameters
+
+    run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
+    if run is not None:
+        counts = run_parameters(run)
+    else:
+        counts = recipe_parameters(name, stage, parse_set(assignments), places(features, runs))
+    show(counts, as_json, params_text)
+
+
+@click.command("import-reference")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--size", metavar="HxW", help="Image size of its position embedding, where it is not plain.")
+@JSON
+def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
+    """Read a checkpoint of the authors' release (stage 1 or 2) into the folder OUT."""
+    from pipeline.reference import import_checkpoint
+    from pipeline.stores import parse_size
+
+    result = import_checkpoint(checkpoint, out, parse_size(size) if size else None)
+    show(result, as_json, lambda r: f"{out}: {r['stage']}, teachers {', '.join(r['teachers'])}")
+
+
+@click.command("export-reference")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@RUNS
+@JSON
+def export_reference(run: Path, out: Path, runs: Path, as_json: bool) -> None:
+    """Write a student under the names of the authors' release, as a file for torch.load."""
+    from pipeline.reference import export_checkpoint
+
+    source = run if run.exists() else runs / run
+    show(export_checkpoint(source, out), as_json, lambda r: f"{r['file']}: {r['entries']} entries of {r['stage']}")

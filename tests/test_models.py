@@ -1,0 +1,71 @@
+"""Checkpoints of the authors' release, there and back, and parameters by part, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline.config import load_recipe
+from pipeline.distill import distill
+from pipeline.runs import Places
+from sak_core.pretrained import from_pretrained
+from sak_core.reference import export_reference
+from tests.conftest import sak
+from tests.parity import student_for
+
+FIXTURES = Path(__file__).parent / "fixtures" / "parity"
+
+
+def reference(tmp_path: Path, stage: int) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint as the release saves it, of the fixtures' student."""
+    state = export_reference(student_for(json.loads((FIXTURES / "pascal-aligned.json").read_text())), stage=stage)
+    path = tmp_path / f"stage{stage}.pth"
+    torch.save({"model": state} if stage == 1 else state, path)
+    return path, state
+
+
+def test_both_stages_go_there_and_back(tmp_path: Path) -> None:
+    for stage, name in ((1, "distill"), (2, "finetune")):
+        path, state = reference(tmp_path, stage)
+        out, back = tmp_path / name, tmp_path / f"{name}.pth"
+        found = json.loads(sak("import-reference", path, out, "--json").stdout)
+        assert found["stage"] == name and found["teachers"] == ["dinov2", "clip", "sam"]
+        assert json.loads(sak("export-reference", out, back, "--json").stdout)["entries"] == len(state)
+        again = torch.load(back, weights_only=True)
+        assert again.keys() == state.keys()
+        assert all(torch.equal(again[key], state[key]) for key in state)
+    weights = from_pretrained(tmp_path / "finetune").student.state_dict()
+    assert torch.equal(weights["routers.sal.0.gates.bias"], state["backbone.mor.2_sal.router.module.3.bias"])
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path, state = reference(tmp_path, 2)
+    del state["backbone.tsap.sam.4.scale"]
+    state["backbone.extra"] = torch.zeros(1)
+    torch.save(state, path)
+    done = sak("import-reference", path, tmp_path / "out", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "missing: backbone.tsap.sam.4.scale" in done.stderr and "left over: backbone.extra" in done.stderr
+    assert not (tmp_path / "out").exists()
+    torch.save({"model": FIXTURES}, path)
+    done = sak("import-reference", path, tmp_path / "out", check=False)
+    assert done.returncode == 2 and str(path) in done.stderr
+
+
+def test_parameters_are_counted_by_part(features: Path, tmp_path: Path) -> None:
+    def counts(*arguments: str | Path) -> dict[str, int]:
+        found: dict[str, int] = json.loads(sak("params", *arguments, "--out", features, "--json").stdout)
+        return found
+
+    whole = counts("demo")
+    assert set(whole) == {"stem", "paths", "aligners", "routers", "heads", "total", "trained"}
+    assert whole["total"] == whole["trained"] == sum(whole[part] for part in list(whole)[:5])
+    # a path is seven adapters (96 -> 24 -> 96 and a scale) and four norms
+    assert whole["paths"] == 3 * (7 * (96 * 24 + 24 + 24 * 96 + 96 + 1) + 4 * 192)
+    assert counts("demo", "--set", "trains=routers")["trained"] == whole["routers"] + whole["heads"]
+    recipe = load_recipe("demo", "distill", {"steps": 1, "batch_size": 8})
+    distill(recipe, tmp_path / "run", Places(features, tmp_path))
+    assert "stem" in sak("params", tmp_path / "run").stdout
+    assert counts(tmp_path / "run")["total"] == whole["total"] - whole["routers"] - whole["heads"]
