@@ -17,6 +17,7 @@ from benchmarks.block import Order, loader
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import make_store
 from cache.layout import ALIGNMENT
+from cache.places import LocalPlace
 from cache.store import Store
 
 GOAL = "at least 0.8 of the best sequential read"
@@ -30,13 +31,14 @@ def run(quick: bool) -> Result:
         store = make_store(Path(folder), num_rows)
         os.sync()  # only clean pages can be dropped
         sides = [sequential(store, threads, direct) for direct in (False, True) for threads in (1, 2, 4)]
-        sides += [ours(store, order, threads) for order in ("exact", "block") for threads in (2, 8)]
+        sides += [ours(store, "exact", threads, direct) for direct in (False, True) for threads in (2, 4, 8)]
+        sides += [ours(store, "block", threads) for threads in (2, 8)]
         rows = measure(sides, rounds)
     speeds = {row.side: statistics.median(row.rates) for row in rows}
     best = max(speed for name, speed in speeds.items() if name.startswith("sequential"))
     value = {
         order: max(speed for name, speed in speeds.items() if name.startswith(f"this cache, {order}")) / best
-        for order in ("exact", "block")
+        for order in ("exact", "exact, O_DIRECT", "block")
     }
     return Result("read-cold", GOAL, value, value["exact"] >= 0.8, rows)
 
@@ -92,13 +94,14 @@ def sequential(store: Store, threads: int, direct: bool) -> Side:
     return Side(f"sequential, {how}, {threads} threads", batches, note="nothing checked", before=dropper(store))
 
 
-def ours(store: Store, order: Order, threads: int) -> Side:
+def ours(store: Store, order: Order, threads: int, direct: bool = False) -> Side:
     """Our loader in one of its orders."""
-    reading = loader(store, order, threads)
+    reading = loader(Store.open(LocalPlace(store.path, direct)), order, threads)
 
     def batches(number: int) -> Iterator[Any]:
         reading.set_epoch(number)
         return (batch.features["t"][0] for batch in reading)
 
     note = "single rows in random order" if order == "exact" else "runs of neighbours through a buffer"
-    return Side(f"this cache, {order}, {threads} threads", batches, note=note, before=dropper(store))
+    how = ", O_DIRECT" if direct else ""
+    return Side(f"this cache, {order}{how}, {threads} threads", batches, note=note, before=dropper(store))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import cache.ring
 import cache.rows
+from cache.errors import BadInput, CorruptFile
 from cache.loader import Loader
+from cache.places import LocalPlace
 from cache.rows import OpenShards
 from cache.spec import LevelSpec
 from cache.store import Store
@@ -44,6 +46,29 @@ def test_any_rows_in_any_order(store: Store, part: str, path: str, asked: list[t
         for row, (sample, view) in zip(out, asked, strict=True):
             if sample not in toy.INVALID:
                 np.testing.assert_array_equal(row, toy.pixels(store.spec, sample, view))
+
+
+def test_past_the_page_cache(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """O_DIRECT gives the same rows, of any size and alignment, and knows where a file ends."""
+    direct = Store.open(LocalPlace(store.path, direct=True))
+    try:
+        assert direct.pixels[0, 0].shape == (6, 7, 3)
+    except BadInput as error:
+        pytest.skip(str(error))
+    for part, path in (("source", "pixels"), ("source", "labels/normals"), ("teachers/wide", "teachers/wide/level_0")):
+        ours, theirs = (where.rows(part, path) for where in (direct, store))
+        for sample in range(21):
+            np.testing.assert_array_equal(ours.read(sample, 1), theirs.read(sample, 1))
+    options: dict[str, Any] = {"batch_size": 3, "num_views": 2, "seed": 3}
+    for left, right in zip(Loader(direct, ["wide"], **options), Loader(store, ["wide"], **options), strict=True):
+        np.testing.assert_array_equal(left.features["wide"][0], right.features["wide"][0])
+    copy = toy.make_store(tmp_path_factory.mktemp("cut"))
+    opened = Store.open(LocalPlace(copy.path, direct=True))
+    _ = opened.pixels[0, 0]
+    with (copy.path / "pixels/c.0.0.0.0.0").open("r+b") as file:
+        file.truncate(200)
+    with pytest.raises(CorruptFile, match=r"sample 2, view 0 cannot be read: 0 of 130 bytes are there"):
+        _ = opened.pixels[2, 0]
 
 
 def test_indexes_are_parsed_once_and_kept_small(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
