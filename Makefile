@@ -16,7 +16,7 @@ WORKERS ?= 1
 TOGETHER ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
-.PHONY: bench help install demo test test-slow torture lint cache plan distill finetune ablate evaluate predict export clean
+.PHONY: bench help install demo test test-slow torture lint check-data cache plan distill finetune ablate evaluate predict export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ cache plan: $(STAMP)
 	$(SAK) $@ --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
 	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
 	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
+check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wrong with it, with a sheet
+	$(SAK) data check $(if $(filter file,$(origin DATASET)),"$(ROOT)","$(DATASET)" --root "$(ROOT)") $(ARGS)
+
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 

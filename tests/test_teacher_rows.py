@@ -241,16 +241,18 @@ def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(o
     assert changed.returncode == 2 and "model" in changed.stderr and "Traceback" not in changed.stderr
 
 
-def test_what_is_wrong_with_code_of_ones_own_is_said(own, tmp_path):
+def test_what_is_wrong_with_code_of_ones_own_is_said(own, monkeypatch):
+    monkeypatch.syspath_prepend(own["PYTHONPATH"])
     for name, words in (
-        ("my_package.nothing:build", "No module named 'my_package.nothing'"),
+        ("my_package.nothing:build", r"No module named 'my_package\.nothing'"),
         ("my_package.my_teacher:biuld", "has no function 'biuld'"),
         ("my_package.my_teacher:no_teacher", "gave a Identity, not a"),
     ):
-        done = cache(name, tmp_path / "features", own, "--allow-code", check=False)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
-    listed = sak("teachers", "my_package.my_teacher:build", "--allow-code", "--size", "64", "--json", env=own)
-    assert json.loads(listed.stdout)[0]["grids"] == [[8, 8], [8, 8]]
+        with pytest.raises(TeacherUnavailable, match=words):
+            build_teacher(name, (64, 64), allow_code=True)
+    assert measure("my_package.my_teacher:build", (64, 64), allow_code=True)["grids"] == [[8, 8], [8, 8]]
+    for module in ("my_package", "my_package.my_teacher"):
+        monkeypatch.delitem(sys.modules, module)
 
 
 # --- untrained teachers
