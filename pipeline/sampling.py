@@ -23,9 +23,9 @@ from pipeline.prepare import Source, source_spec
 from pipeline.running import RunningTeacher
 from pipeline.samples import DatasetRequest, Task, join, make_block
 
-ENOUGH_S = 2.0
+ENOUGH_S = 5.0
 """Seconds of a teacher's work that are worth extrapolating."""
-MOST_ROWS = 128
+MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
