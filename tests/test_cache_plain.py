@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import pytest
 from cache.spec import LevelSpec
 from cache.store import Store
 from tests import cache_toy as toy
+from tests import stranger
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.stranger import Stranger
 
 WIDE = (LevelSpec(0, (40, 30), 28, "fp16"), LevelSpec(1, (40, 30), 28, "bf16"))  # rows over 64 kB: padded to 4 KiB
 
@@ -87,62 +89,42 @@ def test_views_that_are_not_written_show_the_fill_value(tmp_path: Path) -> None:
     assert group["teachers/mini-dino/level_0"].shape[0] == 1
 
 
-# ---- a reader as a stranger would write it from docs/cache-format.md: numpy and the standard library alone ----------
+# ---- a reader as a stranger would write it from docs/cache-format.md: tests/stranger.py ------------------------------
 
 
-def crc32c(data: bytes) -> int:
-    """Castagnoli's CRC, a byte at a time."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 & -(crc & 1))
-    return crc ^ 0xFFFFFFFF
-
-
-def checked(data: bytes) -> bytes:
-    assert crc32c(data[:-4]) == struct.unpack("<I", data[-4:])[0], "damaged"
-    return data[:-4]
-
-
-class Stranger:
-    """Reads rows of one array of a store."""
-
-    def __init__(self, store: Path, array: str) -> None:
-        self.folder = store / array
-        meta = json.loads((self.folder / "zarr.json").read_text())
-        self.shape, self.names = meta["shape"], meta["dimension_names"]
-        self.per_shard = meta["chunk_grid"]["configuration"]["chunk_shape"][self.names.index("sample")]
-        self.is_sharded = meta["codecs"][0]["name"] == "sharding_indexed"
-        self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
-        self.row_shape = self.shape[self.names.index("sample") + 1 :]
-
-    def row(self, sample: int, view: int = 0) -> np.ndarray:
-        shard, place = divmod(sample, self.per_shard)
-        grid = ([view] if self.names[0] == "view" else []) + [shard] + [0] * len(self.row_shape)
-        data = (self.folder / ("c." + ".".join(map(str, grid)))).read_bytes()
-        if not self.is_sharded:
-            rows = np.frombuffer(checked(data), self.dtype).reshape(self.per_shard, *self.row_shape)
-            return rows[place]
-        index = np.frombuffer(checked(data[-16 * self.per_shard - 4 :]), "<u8").reshape(self.per_shard, 2)
-        start, num_bytes = map(int, index[place])
-        return np.frombuffer(checked(data[start : start + num_bytes]), self.dtype).reshape(self.row_shape)
+def test_a_stranger_needs_numpy_and_the_standard_library_alone() -> None:
+    path = Path(stranger.__file__)
+    assert len(path.read_text().splitlines()) < 100
+    code = f"import sys; sys.path[:0] = [{str(path.parent)!r}]; import stranger; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    foreign = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
+    assert {"cache", "sak_core", "zarr", "torch"}.isdisjoint(foreign) and "numpy" in foreign
 
 
 def test_a_stranger_reads_the_same(store: Store) -> None:
     for path in ("pixels", "labels/normals", "views/box", "samples/ids", "samples/valid", "teachers/mini-dino/level_3"):
-        stranger = Stranger(store.path, path)
         part = "teachers/mini-dino" if path.startswith("teachers") else "source"
+        reader = Stranger(store.path, part, path)
         for sample, view in ((0, 0), (5, 1), (12, 1), (12, 0)):
-            view = view if stranger.names[0] == "view" else 0
-            np.testing.assert_array_equal(stranger.row(sample, view), store.rows(part, path).read(sample, view))
-    # and decodes: bf16 is the upper half of a float32; int8 has one step a channel between calibration's min and max
-    bits = Stranger(store.path, "teachers/mini-dino/level_3").row(7, 1)
-    decoded = (bits.astype("<u4") << 16).view("<f4")
-    np.testing.assert_array_equal(decoded, store.features("mini-dino", 3)[7, 1])
-    folder = store.path / "teachers/mini-dino/calibration/level_1"
-    low, high = (np.frombuffer(checked((folder / name / "c.0").read_bytes()), "<f4") for name in ("min", "max"))
-    step = ((high - low.astype("f8")) / 255).astype("f4")
-    stored = Stranger(store.path, "teachers/mini-dino/level_1").row(7, 1)
-    decoded = stored * step + (low + 128 * step.astype("f8")).astype("f4")
-    np.testing.assert_allclose(decoded, store.features("mini-dino", 1)[7, 1], rtol=1e-6)
+            view = view if reader.names[0] == "view" else 0
+            np.testing.assert_array_equal(reader.row(sample, view), store.rows(part, path).read(sample, view))
+    for teacher, levels in (("mini-dino", toy.LEVELS), ("mini-clip", toy.OTHER_LEVELS), ("wide", WIDE)):
+        for level in levels:
+            reader = Stranger(store.path, f"teachers/{teacher}", f"teachers/{teacher}/{level.array}")
+            decoded, ours = reader.features(7, 1), store.features(teacher, level.level)[7, 1]
+            assert decoded.dtype == np.float32
+            np.testing.assert_allclose(decoded, ours, rtol=1e-6 if level.codec == "int8" else 0)
+
+
+def test_a_stranger_sees_what_is_committed_and_what_is_damaged(tmp_path: Path) -> None:
+    half = Store.create(tmp_path, toy.toy_spec())
+    half.ensure_views(1)
+    toy.SourceWriter(half).write_shard(0, 1, toy.source_arrays(half.spec, 0, 1))
+    reader = Stranger(half.path, "source", "pixels")
+    np.testing.assert_array_equal(reader.row(6), toy.pixels(half.spec, 6, 0))
+    with pytest.raises(LookupError, match="sample 3, view 0"):
+        reader.row(3)
+    entry = half.path / "manifest/source/view_0000/shard_000001.json"
+    entry.write_bytes(entry.read_bytes().replace(b'"shards":[1]', b'"shards":[0]'))
+    with pytest.raises(ValueError, match="damaged"):
+        reader.row(6)
