@@ -98,8 +98,11 @@ def _explain(error: Exception) -> str | None:
     # torch.OutOfMemoryError is CUDA's; the CPU's allocator raises a RuntimeError
     exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in names
     if exhausted or "out of memory" in text.lower() or "can't allocate memory" in text:
-        first = text.partition("\n")[0]
-        return f"out of memory ({first}); lower batch_size (--batch-size, --set batch_size=8) or use bf16 precision"
+        first = text.partition("\n")[0] or type(error).__name__
+        return (
+            f"out of memory ({first}); lower batch_size (--batch-size, --set batch_size=8), train a step in parts "
+            "(--set accumulate=2) or use bf16 precision (--set precision=bf16-mixed)"
+        )
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk: {text}; free some and run the same command again"
     if isinstance(error, PermissionError):

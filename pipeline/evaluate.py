@@ -61,6 +61,7 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
                 scores[task] = values
     else:
         model, tasks = load_model(run, places)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         scores, details = score_model(model, recipe, tasks, data, places)
     runs.write_atomically(more, json.dumps(details))
     runs.write_atomically(kept, json.dumps(scores, indent=1))

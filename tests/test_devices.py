@@ -15,6 +15,8 @@ from torch import nn
 
 from pipeline.sync_norm import synchronise_norms
 from tests.conftest import sak
+from tests.test_training import STEPS as TRAINING_STEPS
+from tests.test_training import begin
 
 STEPS = ["--set", "steps=20", "--set", "threads=1", "--set", "log_every=1"]
 
@@ -83,6 +85,19 @@ def test_two_processes_fine_tune_as_one(features: Path, tmp_path: Path) -> None:
     sak(*tune, "--run", tmp_path / "published", "--devices", "2", "--set", "normalizers=process", "--set", "steps=1")
     first, own = logged(tmp_path / "one")[0], logged(tmp_path / "published")[0]
     assert own["saliency"] != pytest.approx(first["saliency"], rel=1e-5), "each process weighs its own classes"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(features: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--set", "steps=20", "--set", "batch_size=8", "--set", "log_every=1", "--set", "accumulate=2"]
+    process = begin(features, two, (two / "metrics.jsonl").exists, *options)
+    process.terminate()
+    assert process.wait(60) == 143 and 0 < len(logged(two)) < 20
+    sak("distill", "demo", "--out", features, "--run", one, "--set", "threads=1", *options)
+    done = sak("distill", "demo", "--out", features, "--run", two, "--devices", "2", *TRAINING_STEPS, *options)
+    assert "going on at step" in done.stderr and "2 processes" in done.stderr
+    assert_follows(one, two)
 
 
 def test_rows_that_cannot_be_shared_are_refused(features: Path, tmp_path: Path) -> None:

@@ -369,3 +369,14 @@ def test_the_documented_table_is_of_the_shipped_weights() -> None:
         card = shipped_card(name)
         assert card["state"].removeprefix("sha256:")[:12] in text
         assert f"| {card['num_steps']} | {card['cpu_seconds']} |" in text
+
+
+def test_neighbouring_large_seeds_order_scenes_differently(scenes: SceneStore) -> None:
+    """A seed's last bits count, up to 64 of them; small seeds order as they always did."""
+
+    def order(seed: int) -> list[int]:
+        training = MiniatureTraining("mini-dino", scenes, 1, MiniatureConfig(batch_size=32, seed=seed))
+        return training._indices().tolist()
+
+    assert order(2**64 - 1) != order(2**64 - 2)
+    assert order(7) == np.random.Generator(np.random.Philox(key=[7, 0])).permutation(32).tolist()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import pipeline.distill
 from pipeline import checkpoint
 from pipeline.arms import build_model
+from pipeline.cli import _explain
 from pipeline.config import load_recipe, parse_set
 from pipeline.distill import distill
 from pipeline.ema import Ema
@@ -88,6 +89,7 @@ def test_killed_at_any_step_and_resumed_equals_uninterrupted(features: Path, tmp
         assert_equal_checkpoints(tmp_path / "whole", run)
 
 
+@pytest.mark.slow
 def test_killed_from_outside_and_resumed_equals_uninterrupted(features: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     distilled(features, whole)
@@ -123,7 +125,7 @@ def test_a_signal_saves_and_leaves(
     number: signal.Signals, code: int, devices: str, features: Path, tmp_path: Path
 ) -> None:
     """No checkpoint is due: the signal alone makes one, and the resumed run equals an undisturbed one."""
-    long = ["--set", "steps=40", "--set", "checkpoint_every=1000", "--set", "log_every=2", "--devices", devices]
+    long = ["--set", "steps=24", "--set", "checkpoint_every=1000", "--set", "log_every=2", "--devices", devices]
     run = tmp_path / "run"
     process = begin(features, run, (run / "metrics.jsonl").exists, *long)
     process.send_signal(number)
@@ -131,10 +133,10 @@ def test_a_signal_saves_and_leaves(
     assert process.returncode == code, errors
     assert "Traceback" not in errors and "the same command goes on where it stopped" in errors
     step = json.loads((run / "last" / "state.json").read_text())["step"]
-    assert 0 < step < 40 and f"stopped after step {step}, saved" in errors
+    assert 0 < step < 24 and f"stopped after step {step}, saved" in errors
     if devices == "1" and number == signal.SIGTERM:
         sak("distill", "demo", "--out", features, "--run", run, *STEPS, *long)
-        distilled(features, tmp_path / "whole", "steps=40", "checkpoint_every=1000", "log_every=2")
+        distilled(features, tmp_path / "whole", "steps=24", "checkpoint_every=1000", "log_every=2")
         assert_equal_checkpoints(tmp_path / "whole", run)
 
 
@@ -250,6 +252,21 @@ def test_a_bad_term_is_named_with_its_step_and_rows(
     assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["step"] == 3
     monkeypatch.undo()
     distilled(features, tmp_path / "run", "log_every=100")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA error: the allocator gave up"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_names_what_to_change(error: Exception) -> None:
+    message = _explain(error)
+    assert message is not None and "out of memory" in message
+    assert "batch_size" in message and "precision" in message
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:

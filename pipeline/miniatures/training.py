@@ -80,7 +80,7 @@ class MiniatureTraining:
         """Make one step; return the loss terms. Raises FloatingPointError when the loss is not finite."""
         start = time.process_time()
         batch = self.scenes.batch(self._indices())
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**64)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.num_steps)
         terms = self.objective(self.pixel_net, batch, generator)
@@ -99,7 +99,9 @@ class MiniatureTraining:
         """Scenes of this step: epochs are permutations keyed by seed and epoch, cut into whole batches."""
         per_epoch = len(self.scenes) // self.config.batch_size
         epoch, position = divmod(self.step, per_epoch)
-        order = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch])).permutation(len(self.scenes))
+        # as uint64 array: a list with a large seed would become float64 on the way and lose its last bits
+        key = np.array([self.config.seed % 2**64, epoch], np.uint64)
+        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.scenes))
         return order[position * self.config.batch_size :][: self.config.batch_size].astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
