@@ -32,7 +32,9 @@ def assert_follows(one: Path, two: Path) -> None:
     for a, b in zip(alone, together, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert b[name] == pytest.approx(a[name], rel=1e-5), f"step {a['step']}, {name}"
+            # cosines and router weights may be near 0, where only their absolute error says something
+            near = pytest.approx(a[name], abs=1e-6) if "/" in name else pytest.approx(a[name], rel=1e-5)
+            assert b[name] == near, f"step {a['step']}, {name}"
 
 
 @pytest.fixture(scope="module")
