@@ -20,7 +20,7 @@ from cache.copying import copy_store, plan_copy, select
 from cache.places import Place
 from cache.store import Store
 
-GOAL = "at least 0.5 of copying the files and making them durable, with every digest checked"
+GOAL = "none is set: the share of a plain durable copy's rate that is left with every digest checked"
 
 
 def run(quick: bool) -> Result:
@@ -34,7 +34,7 @@ def run(quick: bool) -> Result:
         rows = measure(sides, rounds)
     speeds = {row.side: statistics.median(row.rates) for row in rows}
     value = {"of_plain": speeds["this cache"] / speeds["plain copy and fsync"]}
-    return Result("copy", GOAL, value, value["of_plain"] >= 0.5, rows)
+    return Result("copy", GOAL, value, None, rows)
 
 
 def _contents(place: Place) -> Iterator[Any]:
