@@ -1,4 +1,4 @@
-"""The list of teachers, families beside the common ones, teachers of one's own, and untrained ones in red."""
+"""The list of teachers, teachers of one's own, and untrained ones in red."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from torch.nn import functional as F
 
-from sak_core.digests import state_digest
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.base import TeacherUnavailable
 from sak_core.teachers.facts import known_facts, measure
-from sak_core.teachers.weights import seeded
 from tests.conftest import TINY, sak
-from tests.test_teachers import IMAGENET, exactly, normalise, pixels
-
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
+from tests.towers import OPENAI, pixels
 
 # --- the list
 
@@ -63,114 +55,6 @@ def test_the_list_measures_others_and_refuses_unknown_ones():
     assert "timm:resnet18" in done.stdout and "16x24,8x12,4x6,2x3" in done.stdout and "2/2 teachers" in done.stderr
     wrong = sak("teachers", "dinvo2", check=False)
     assert wrong.returncode == 2 and "did you mean dinov2" in wrong.stderr
-
-
-# --- families
-
-
-@torch.no_grad()
-def test_dinov3_gives_timms_blocks():
-    teacher = build_teacher("timm:vit_small_patch16_dinov3", (64, 96), random_weights=True, levels=(0, 2))
-    with seeded(0):
-        upstream = timm.create_model("vit_small_patch16_dinov3", num_classes=0, dynamic_img_size=True).eval()
-    seen = pixels(64, 96, 1)
-    x = normalise(seen, *IMAGENET)
-    exactly(teacher(seen), upstream.forward_intermediates(x, indices=[0, 2], norm=False, intermediates_only=True))
-
-
-@torch.no_grad()
-def test_c_radio_gives_timms_blocks_at_any_size():
-    """Of the NaFlex form, which resamples RADIO's positions as RADIO does."""
-    name = "naflexvit_base_patch16_radio_v3"
-    teacher = build_teacher("c-radio", (64, 130), random_weights=True, levels=(0, 1))
-    with seeded(0):
-        upstream = timm.create_model(name, num_classes=0).eval()
-    maps = []
-    for block in upstream.blocks[:2]:
-        block.register_forward_hook(lambda m, a, out: maps.append(out))
-    seen = pixels(64, 130, 1)
-    x = F.interpolate(
-        seen.permute(0, 3, 1, 2).float() / 255, (64, 128), mode="bicubic", align_corners=False, antialias=True
-    )
-    upstream((x - torch.tensor(OPENAI[0]).view(1, 3, 1, 1)) / torch.tensor(OPENAI[1]).view(1, 3, 1, 1))
-    exactly(teacher(seen), [m[:, -32:].transpose(1, 2).reshape(1, 768, 4, 8) for m in maps])
-
-
-@torch.no_grad()
-def test_siglip_gives_open_clips_blocks():
-    import open_clip
-
-    teacher = build_teacher("open_clip:ViT-B-16-SigLIP/webli", (224, 224), random_weights=True, levels=(0, 1))
-    upstream = open_clip.create_model("ViT-B-16-SigLIP", pretrained=None).eval().visual
-    upstream.trunk.load_state_dict(teacher.net.state_dict())
-    maps = []
-    for block in upstream.trunk.blocks[:2]:
-        block.register_forward_hook(lambda m, a, out: maps.append(out))
-    seen = pixels(224, 224, 1)
-    upstream(normalise(seen, (0.5,) * 3, (0.5,) * 3))
-    exactly(teacher(seen), [m.transpose(1, 2).reshape(1, 768, 14, 14) for m in maps])
-
-
-@torch.no_grad()
-def test_depth_anythings_own_file_loads_and_gives_its_encoder(tmp_path):
-    """As transformers saves the whole model: the depth head is left alone."""
-    from transformers import DepthAnythingForDepthEstimation
-
-    from sak_core.teachers.depth_anything import configuration
-
-    with seeded(1):
-        upstream = DepthAnythingForDepthEstimation(configuration("Small")).eval()
-    upstream.save_pretrained(tmp_path)
-    teacher = build_teacher("depth-anything", (70, 98), weights=tmp_path / "model.safetensors")
-    assert teacher.spec.grid == (5, 7) and teacher.spec.weights == state_digest(upstream.backbone.state_dict())
-    seen = pixels(70, 98, 1)
-    states = upstream.backbone(normalise(seen, *IMAGENET), output_hidden_states=True).hidden_states
-    expected = [states[i + 1][:, 1:].transpose(1, 2).reshape(1, 384, 5, 7) for i in (2, 5, 8, 11)]
-    exactly(teacher(seen), expected)
-
-
-def hf_folder(folder: Path, model: torch.nn.Module) -> Path:
-    model.save_pretrained(folder)
-    settings = {"image_processor_type": "CLIPImageProcessor", "image_mean": OPENAI[0], "image_std": OPENAI[1]}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "resample": 3}))
-    return folder
-
-
-@torch.no_grad()
-def test_the_vision_tower_of_a_transformers_clip(tmp_path):
-    """From its folder, and from the file of the whole model."""
-    from transformers import CLIPConfig, CLIPModel
-
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    vision |= {"image_size": 64, "patch_size": 16}
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "vocab_size": 50,
-    }
-    with seeded(2):
-        upstream = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
-    hf_folder(tmp_path, upstream)
-    for weights in (None, tmp_path / "model.safetensors"):
-        teacher = build_teacher(f"hf:{tmp_path}", (64, 96), weights=weights)
-        assert teacher.spec.grid == (4, 6) and teacher.spec.mean == pytest.approx(OPENAI[0])
-        seen = pixels(64, 96, 1)
-        states = upstream.vision_model(
-            normalise(seen, *OPENAI), output_hidden_states=True, interpolate_pos_encoding=True
-        ).hidden_states
-        exactly(teacher(seen), [s[:, 1:].transpose(1, 2).reshape(1, 32, 4, 6) for s in states[1:]])
-
-
-def test_a_hub_model_with_code_of_its_own_is_refused(tmp_path):
-    """Its code is not run, whatever its configuration asks for."""
-    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
-    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TeacherUnavailable, match="contains custom code"):
-        build_teacher(f"hf:{tmp_path}", (64, 64), random_weights=True)
-    assert not (tmp_path / "ran").exists()
 
 
 # --- one's own

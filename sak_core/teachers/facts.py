@@ -55,8 +55,8 @@ def measure(name: str, size: tuple[int, int] = SIZE, allow_code: bool = False) -
     with device:
         teacher = build_teacher(name, size, random_weights=True, allow_code=allow_code)
     teacher.to(device)
-    with FlopCounterMode(display=False) as counter, device:
-        teacher(torch.zeros(1, *size, 3, dtype=torch.uint8))
+    with FlopCounterMode(display=False) as counter:
+        teacher(torch.zeros(1, *size, 3, dtype=torch.uint8, device=device))
     spec = teacher.spec
     return _plain(
         TeacherFacts(
