@@ -7,7 +7,21 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import block, boundary, copying, extract, live, opening, read, read_cold, read_small, step, write
+from benchmarks import (
+    block,
+    boundary,
+    copying,
+    extract,
+    frozen,
+    live,
+    opening,
+    read,
+    read_cold,
+    read_small,
+    step,
+    together,
+    write,
+)
 from benchmarks.harness import Result, table
 
 BENCHMARKS: dict[str, Callable[[bool], Result]] = {
@@ -15,12 +29,14 @@ BENCHMARKS: dict[str, Callable[[bool], Result]] = {
     "boundary": boundary.run,
     "copy": copying.run,
     "extract": extract.run,
+    "frozen": frozen.run,
     "live": live.run,
     "open": opening.run,
     "read": read.run,
     "read-cold": read_cold.run,
     "read-small": read_small.run,
     "step": step.run,
+    "together": together.run,
     "write": write.run,
 }
 
