@@ -127,6 +127,13 @@ def predict(model: PretrainedStudent, sources: Sequence[Source], out: Path, sett
     }
 
 
+def plan(model: PretrainedStudent, sources: Sequence[Source], out: Path, settings: Settings) -> dict[str, Any]:
+    """What `predict` would do: how many pictures there are, how many of them are predicted already, for which tasks."""
+    names = [picture.name for source in sources for picture in source.pictures()]
+    there = 0 if settings.overwrite else sum(_is_done(model.tasks, out, name, settings) for name in names)
+    return {"images": len(names), "already_there": there, "tasks": [task.name for task in model.tasks], "out": str(out)}
+
+
 def predict_text(result: dict[str, Any]) -> str:
     """`predict`'s result for people."""
     lines = [f"{result['predicted']} predicted, {result['already_there']} there already"]

@@ -77,6 +77,7 @@ def test_the_card_says_what_it_is_made_of(exported: Path, trained: Path) -> None
     compile(block, "card", "exec")
 
 
+@pytest.mark.slow
 def test_random_teachers_are_marked_wherever_the_model_goes(tmp_path: Path) -> None:
     places = ["--out", tmp_path / "features"]
     for split, samples in (("unlabelled", "8"), ("train", "8")):

@@ -83,6 +83,8 @@ def test_it_goes_on_where_it_stopped(trained: Path, photos: Path, predicted: Pat
     gone = predicted / "depth" / "tall.png"
     gone.unlink()
     arguments = ["predict", photos, "--model", trained, "--out", predicted, "--raw", "--json"]
+    planned = json.loads(sak(*arguments, "--dry-run").stdout)
+    assert planned["images"] == 4 and planned["already_there"] == 2 and not gone.exists()
     result = json.loads(sak(*arguments).stdout)
     assert result["predicted"] == 1 and result["already_there"] == 2
     after = {path: path.stat().st_mtime_ns for path in before}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, RUNS, show
+from pipeline.options import DRY, JSON, RUNS, show
 
 
 @click.command()
@@ -58,6 +58,7 @@ def export(
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Predict what is there already anew.")
 @RUNS
+@DRY
 @JSON
 def predict(
     sources: tuple[Path, ...],
@@ -70,14 +71,19 @@ def predict(
     batch_size: int,
     overwrite: bool,
     runs: Path,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
     from pipeline.models import open_model
-    from pipeline.predict import Settings, predict_text
+    from pipeline.predict import Settings, plan, predict_text
     from pipeline.predict import predict as run
     from pipeline.sources import open_sources
 
     found = open_sources(sources, every)
     settings = Settings(size=size, tile=tile, raw=raw, batch_size=batch_size, overwrite=overwrite)
-    show(run(open_model(model, runs), found, out, settings), as_json, predict_text)
+    loaded = open_model(model, runs)
+    if dry_run:
+        show(plan(loaded, found, out, settings), as_json, lambda p: f"would predict {p['images'] - p['already_there']}")
+        return
+    show(run(loaded, found, out, settings), as_json, predict_text)
