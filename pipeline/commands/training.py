@@ -154,14 +154,18 @@ def ablate(
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
     from pipeline import ablate as studies
     from pipeline.config import load_study
+    from pipeline.console import say
+    from pipeline.estimate import estimate, estimate_text
     from pipeline.study_table import markdown
 
     loaded, where = load_study(study), places(features, runs)
+    jobs = studies.plan(loaded, where)
+    studies.check(loaded, jobs, where)
+    left = estimate(jobs, where, workers, measures=not dry_run)
+    say(f"study {loaded.name}: {estimate_text(left)}")
     if dry_run:
-        jobs = studies.plan(loaded, where)
-        studies.check(loaded, jobs, where)
         names = [str(path) for job in jobs for path in (job.stage1, job.run) if path]
-        show({"runs": sorted(set(names))}, as_json, lambda r: "\n".join(r["runs"]))
+        show({"runs": sorted(set(names)), "left": left}, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
     show(studies.ablate(loaded, where, workers, together), as_json, lambda r: markdown(r).replace(mark, red(mark)))
