@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +28,9 @@ def content(out: Path) -> dict[str, bytes]:
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,22 @@ def test_a_killed_worker_loses_nothing(undisturbed: dict[str, bytes], tmp_path: 
     assert again.stderr.count("already") == 3, "the source and both teachers"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ctrl_c_ends_the_workers_too(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(tmp_path), "--workers", "2"])
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.glob("*.zarr/teachers/*/level_0/c.*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = local_workers(process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=10)[1]
+    sak("cache", *ARGUMENTS, "--out", tmp_path, "--decoders", "0")
+    assert content(tmp_path) == undisturbed, "a single process goes on where they stopped"
+
+
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     """A scheduler and two workers as a person starts them on a LAN, here all on the loopback."""
@@ -77,8 +97,6 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
         directory = str(tmp_path / f"worker-{number}")
         started.append(start(["distributed.cli.dask_worker", *own, "--nthreads", "1", "--no-nanny", "--no-dashboard",
                               "--local-directory", directory, "--memory-limit", "0"]))  # fmt: skip
-    import json
-
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
