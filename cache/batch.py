@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from cache.errors import StaleBatch
 from cache.ring import Slot
 
-Decode = Callable[[torch.Tensor], torch.Tensor]
+Decode = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+"""Levels of a teacher as stored -> float32 (B, h, w, C) a level."""
 
 
 class GuardedTensor(torch.Tensor):
@@ -71,8 +72,8 @@ class Batch:
         views: int64 (B,).
         weights: float32 (B,), 1, or 0 for padding at the end of an evaluation.
         pixels: uint8 (B, H, W, 3); (B, 0, 0, 3) from a loader with pixels=False.
-        features: teacher -> a tensor a level, shallowest first: as stored, (B, h, w, C); after `to`, float32
-            (B, C, h, w), channels last in memory.
+        features: teacher -> a tensor a level, shallowest first: as stored (the codec says in which shape, and levels
+            coded together bring those they lean on); after `to`, float32 (B, C, h, w), channels last in memory.
         labels: task -> (B, H, W) or (B, H, W, c) of the stored dtype; 255 = ignore.
         prefixes: teacher -> its class and register tokens where they were asked for, a (B, P, C) a level; decoded
             to float32 by `to`.
@@ -85,8 +86,8 @@ class Batch:
     features: dict[str, list[torch.Tensor]]
     labels: dict[str, torch.Tensor]
     prefixes: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    _decoders: Mapping[str, list[Decode]] | None = field(default=None, repr=False)
-    _prefix_decoders: Mapping[str, list[Decode]] | None = field(default=None, repr=False)
+    _decoders: Mapping[str, Decode] | None = field(default=None, repr=False)
+    _prefix_decoders: Mapping[str, Decode] | None = field(default=None, repr=False)
     _slot: Slot | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -104,24 +105,23 @@ class Batch:
             moved = tensor.to(device, non_blocking=True)
             return moved.clone() if moved.data_ptr() == tensor.data_ptr() and tensor.numel() else moved
 
-        def decoded(level: torch.Tensor, decode: Decode) -> torch.Tensor:
-            made = decode(level.to(device, non_blocking=True))
-            return made.clone() if made.data_ptr() == level.data_ptr() else made
+        def decoded(levels: list[torch.Tensor], decode: Decode) -> list[torch.Tensor]:
+            in_ring = {level.data_ptr() for level in levels}
+            made = decode([level.to(device, non_blocking=True) for level in levels])
+            return [level.clone() if level.data_ptr() in in_ring else level for level in made]
 
         features = {}
         for teacher, levels in self.features.items():
             if self._decoders is None:
                 features[teacher] = [move(level) for level in levels]
                 continue
-            pairs = zip(levels, self._decoders[teacher], strict=True)
-            features[teacher] = [decoded(level, decode).permute(0, 3, 1, 2) for level, decode in pairs]
+            features[teacher] = [level.permute(0, 3, 1, 2) for level in decoded(levels, self._decoders[teacher])]
         prefixes = {}
         for teacher, levels in self.prefixes.items():
             if self._prefix_decoders is None:
                 prefixes[teacher] = [move(level) for level in levels]
                 continue
-            pairs = zip(levels, self._prefix_decoders[teacher], strict=True)
-            prefixes[teacher] = [decoded(level, decode) for level, decode in pairs]
+            prefixes[teacher] = decoded(levels, self._prefix_decoders[teacher])
         moved = replace(
             self,
             samples=move(self.samples),

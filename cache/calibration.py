@@ -1,24 +1,26 @@
 """Calibration: channel statistics of a teacher's levels, made before the first shard is written.
 
-They come from rows of view 0 that the seed draws. They serve codecs (ranges), PHI-S standardisation
+They come from rows of view 0 that the seed draws. They serve codecs (ranges, bases), PHI-S standardisation
 (covariance) and plots, and settle whether a codec keeps its promise: statistics come from the first half of
-the rows, fidelity is measured on the other half.
+the rows, what is promised is settled and measured on the other half.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cache.checksums import CRC_BYTES, crc_suffix
-from cache.codecs import get_codec
+from cache.codecs import Sample, Target, get_codec
 from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import Buffers, digest_of, readable_json
+from cache.groups import PREDICTOR, fit_predictor
 from cache.layout import group_json
 from cache.manifest import PartManifest
 from cache.places import Place
@@ -26,6 +28,9 @@ from cache.sampler import CALIBRATION, raw_draws
 from cache.spec import LevelSpec
 
 Array = npt.NDArray[Any]
+
+TOKENS_PER_ROW = 128
+"""Of a calibration row, that codecs are fitted on and measured with: what bounds the memory of a calibration."""
 Int64 = npt.NDArray[np.int64]
 
 
@@ -62,16 +67,25 @@ def calibration_rows(valid: Validity, seed: int, num_rows: int) -> tuple[Int64, 
     return np.sort(drawn[:half]), np.sort(drawn[half:] if len(drawn) > 1 else drawn)
 
 
+def needed_tables(level: LevelSpec) -> tuple[str, ...]:
+    """Names of the calibration arrays without which a level can be neither encoded nor decoded."""
+    return (*get_codec(level.codec).needs, *([] if level.predicts_from is None else [PREDICTOR]))
+
+
 def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
     """What a level's codec encodes and decodes with, from a teacher's calibration, ``level_<i>/<name>`` -> array."""
     codec = get_codec(level.codec)
-    return codec.constants({name: calibration[f"{level.array}/{name}"] for name in codec.needs})
+    constants = codec.constants({name: calibration[f"{level.array}/{name}"] for name in codec.needs})
+    if level.predicts_from is not None:
+        constants[PREDICTOR] = calibration[f"{level.array}/{PREDICTOR}"].astype(np.float32)
+    return constants
 
 
 class Calibrator:
     """Collects statistics of all levels, then measures fidelity, one batch in memory at a time.
 
-    Call `fit` with the batches of the first rows, then `measure` with those of the others, then `arrays`.
+    Call `fit` with the batches of the first rows, then `measure` with those of the others, then `arrays`. Of each row
+    at most `TOKENS_PER_ROW` tokens are kept for codecs to be fitted on and measured with.
     """
 
     def __init__(self, levels: Sequence[LevelSpec]) -> None:
@@ -82,8 +96,8 @@ class Calibrator:
         self._outer = [np.zeros((level.width, level.width)) for level in levels]
         self._min = [np.full(level.width, np.inf, np.float32) for level in levels]
         self._max = [np.full(level.width, -np.inf, np.float32) for level in levels]
-        self._meters: list[FidelityMeter] = []
-        self._statistics: dict[str, Array] = {}
+        self._tokens_fit: list[list[Array]] = [[] for _ in levels]
+        self._tokens_measured: list[list[Array]] = [[] for _ in levels]
 
     def fit(self, features: Sequence[Array]) -> None:
         """Add a batch to the statistics: float32 (n, h, w, C) a level.
@@ -93,6 +107,7 @@ class Calibrator:
         """
         for place, (level, batch) in enumerate(zip(self.levels, features, strict=True)):
             tokens = self._tokens(level, batch)
+            self._tokens_fit[place].append(_thinned(batch))
             shift = self._shift[place]
             if shift is None:  # any point near the mean keeps the squares small; the first batch's mean is one
                 shift = self._shift[place] = tokens.mean(0)
@@ -105,34 +120,43 @@ class Calibrator:
 
     def measure(self, features: Sequence[Array]) -> None:
         """Add a batch to the fidelity: float32 (n, h, w, C) a level; errors as `fit`."""
-        statistics = self._fitted()
-        if not self._meters:
-            self._meters = [FidelityMeter(statistics[f"{level.array}/mean"]) for level in self.levels]
-        for level, batch, meter in zip(self.levels, features, self._meters, strict=True):
+        for level, batch, tokens in zip(self.levels, features, self._tokens_measured, strict=True):
             self._tokens(level, batch)
-            codec = get_codec(level.codec)
-            if unstorable := codec.find_unstorable(batch):
+            if unstorable := get_codec(level.codec).find_unstorable(batch):
                 where = f"level {level.level}, channel {unstorable.index[-1]}"
                 raise BadInput(f"calibration, {where}: {unstorable.value}; {unstorable.why}")
-            constants = level_constants(level, statistics)
-            meter.update(batch, codec.decode_numpy(codec.encode(batch, constants).stored, constants))
+            tokens.append(_thinned(batch))
 
     def arrays(self) -> dict[str, Array]:
         """What `TeacherWriter.write_calibration` takes, ``level_<i>/<name>`` -> array.
 
         ``mean``, ``std``, ``min``, ``max`` float32 (C,); ``covariance`` float64 (C, C), over all tokens;
-        ``fidelity`` float64 (4,), see `Fidelity`.
+        ``fidelity`` float64 (4,), see `Fidelity`; and what the level's codec needs (`Codec.fit`).
 
         Raises:
             CacheError: a codec misses its promise on the measured rows.
         """
-        arrays = dict(self._fitted())
-        if not self._meters:
+        arrays = self._statistics()
+        if not all(self._tokens_measured):
             raise BadInput("measure() was given no rows")
-        for level, meter in zip(self.levels, self._meters, strict=True):
+        decoded: dict[int, FittedTokens] = {}
+        for level, fit, measured in zip(self.levels, self._tokens_fit, self._tokens_measured, strict=True):
+            tokens = Sample(
+                arrays[f"{level.array}/mean"].astype(np.float64),
+                arrays[f"{level.array}/covariance"],
+                np.concatenate(fit),
+                np.concatenate(measured),
+            )
+            lower = None if level.predicts_from is None else decoded[level.predicts_from]
+            target = Target(level.fidelity or get_codec(level.codec).promised_cosine)
+            done = fit_level(level, tokens, target, arrays, lower)
+            decoded[level.level] = done
+            meter = FidelityMeter(tokens.mean)
+            meter.update(tokens.held_out, done.held_out)
             fidelity = meter.compute()
-            _check_promise(level, fidelity)
-            arrays[f"{level.array}/fidelity"] = fidelity.to_array()
+            _check_promise(level, fidelity, target)
+            tables = {**done.tables, "fidelity": fidelity.to_array()}
+            arrays.update({f"{level.array}/{name}": array for name, array in tables.items()})
         return arrays
 
     def _tokens(self, level: LevelSpec, batch: Array) -> Array:
@@ -145,9 +169,8 @@ class Calibrator:
             raise BadInput(f"calibration, level {level.level}: a feature is NaN or infinite")
         return batch.reshape(-1, level.width).astype(np.float64)
 
-    def _fitted(self) -> dict[str, Array]:
-        if self._statistics:
-            return self._statistics
+    def _statistics(self) -> dict[str, Array]:
+        statistics: dict[str, Array] = {}
         for place, level in enumerate(self.levels):
             count, shift = self._counts[place], self._shift[place]
             if shift is None:
@@ -161,16 +184,88 @@ class Calibrator:
                 "max": self._max[place],
                 "covariance": covariance,
             }
-            self._statistics.update({f"{level.array}/{name}": array for name, array in named.items()})
-        return self._statistics
+            statistics.update({f"{level.array}/{name}": array for name, array in named.items()})
+        return statistics
 
 
-def _check_promise(level: LevelSpec, fidelity: Fidelity) -> None:
-    promised = get_codec(level.codec).promised_cosine
+def _thinned(batch: Array) -> Array:
+    """float32 (n, h, w, C) -> (tokens, C): at most `TOKENS_PER_ROW` of each row, evenly spread."""
+    tokens = batch.reshape(len(batch), -1, batch.shape[-1])
+    count = tokens.shape[1]
+    chosen = np.linspace(0, count - 1, min(count, TOKENS_PER_ROW)).round().astype(np.int64)
+    return tokens[:, chosen].reshape(-1, batch.shape[-1])
+
+
+@dataclass(frozen=True)
+class FittedTokens:
+    """A level that was fitted: its codec's calibration arrays, and what its tokens come back as.
+
+    Attributes:
+        tables: name -> array; what `Codec.fit` gives, and the predictor of a predicted level.
+        tokens, held_out: float32 (n, C) and (m, C), decoded.
+    """
+
+    tables: dict[str, Array]
+    tokens: Array
+    held_out: Array
+
+
+def fit_level(
+    level: LevelSpec,
+    sample: Sample,
+    target: Target,
+    statistics: Mapping[str, Array],
+    lower: FittedTokens | None = None,
+) -> FittedTokens:
+    """Fit a level's codec, against the decoded level below where there is one.
+
+    Args:
+        statistics: ``level_<i>/<name>`` -> array, for codecs that need no more.
+        lower: the level that this one is predicted from.
+
+    Raises:
+        CacheError: a codec with a rate cannot reach the target.
+    """
+    codec = get_codec(level.codec)
+    tables: dict[str, Array] = {}
+    predicted: Array | float = 0.0
+    predicted_held_out: Array | float = 0.0
+    if lower is not None:
+        tables[PREDICTOR] = fit_predictor(lower.tokens, sample.tokens)
+        predictor = tables[PREDICTOR].astype(np.float32)
+        predicted, predicted_held_out = lower.tokens @ predictor, lower.held_out @ predictor
+        sample = _residual(sample, predicted, predicted_held_out)
+    tables |= codec.fit(sample, target)
+    named = {f"{level.array}/{name}": array for name, array in tables.items()}
+    constants = level_constants(level, {**statistics, **named})
+
+    def through(tokens: Array) -> Array:
+        stored = codec.encode(tokens[None, :, None], constants).stored
+        return codec.decode_numpy(stored, constants).reshape(tokens.shape)
+
+    return FittedTokens(tables, through(sample.tokens) + predicted, through(sample.held_out) + predicted_held_out)
+
+
+def _residual(sample: Sample, predicted: Array, predicted_held_out: Array) -> Sample:
+    """What is left of a level's tokens when the prediction of each is taken off."""
+    tokens = sample.tokens - predicted
+    covariance = np.cov(tokens.astype(np.float64), rowvar=False, bias=True)
+    return Sample(
+        tokens.mean(0, dtype=np.float64),
+        covariance.reshape(tokens.shape[1], tokens.shape[1]),
+        tokens,
+        sample.held_out - predicted_held_out,
+        predicted_held_out,
+        sample.mean,
+    )
+
+
+def _check_promise(level: LevelSpec, fidelity: Fidelity, target: Target) -> None:
+    promised = target.cosine
     reached = min(fidelity.cosine, fidelity.centred_cosine)
     if reached < promised:
         raise CacheError(
-            f"level {level.level}: {level.codec} promises a token cosine of {promised}, calibration rows "
+            f"level {level.level}: {level.codec} promises a token cosine of {promised}, held-out calibration rows "
             f"reach {reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
             "use a codec with more bits"
         )
@@ -190,7 +285,7 @@ def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Bu
     groups = {folder, *(f"{folder}/{name.rpartition('/')[0]}" for name in arrays if "/" in name)}
     files: dict[str, Buffers] = {f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)}
     for name, array in arrays.items():
-        if array.dtype not in (np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
+        if array.dtype not in (np.float16, np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
             raise BadInput(f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored")
         if not np.isfinite(array).all():
             raise BadInput(f"calibration {name}: a value is NaN or infinite")

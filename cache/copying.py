@@ -16,6 +16,7 @@ from pathlib import Path
 from cache.calibration import calibration_folder
 from cache.errors import BadInput, CorruptFile, SpecMismatch
 from cache.files import FileDigest, digest_of
+from cache.groups import with_lower
 from cache.layout import ArraySpec
 from cache.manifest import SOURCE, PartManifest, teacher_part
 from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
@@ -57,8 +58,9 @@ def select(
         raise BadInput(f"{num_views} views asked for; {store} has {store.num_views}")
     chosen = {}
     for name in store.teachers if teachers is None else teachers:
-        wanted = [spec.level for spec in store.teacher(name).maps] if levels is None else levels
-        chosen[name] = tuple(sorted(store.level(name, level).level for level in set(wanted)))
+        stored = store.teacher(name).maps
+        wanted = [spec.level for spec in stored] if levels is None else levels
+        chosen[name] = tuple(with_lower(stored, [store.level(name, level).level for level in wanted]))
     return Selection(num_views or store.num_views, chosen)
 
 

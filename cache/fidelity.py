@@ -14,13 +14,16 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
+_CONSTANT = 1e-10
+
 
 @dataclass(frozen=True)
 class Fidelity:
     """Attributes:
     cosine: mean over tokens of cos(true, decoded).
     centred_cosine: the same after subtracting the channel mean from both.
-    relative_mse_median, relative_mse_worst: over channels, of mean squared error / variance.
+    relative_mse_median, relative_mse_worst: over channels, of mean squared error / variance (of a constant channel:
+        / its square).
     """
 
     cosine: float
@@ -84,6 +87,8 @@ class FidelityMeter:
         count = self._num_tokens
         variance = self._square / count - np.square(self._sum / count)
         error = self._error / count
-        # A constant channel has no variance to compare with: no error is perfect, any other is total.
-        relative = np.where(variance > 0, error / np.where(variance > 0, variance, 1.0), (error > 0).astype(float))
+        # A channel that is constant, to within rounding, has no variance to compare with; its square serves then.
+        power = self._square / count + np.square(self._mean)
+        scale = np.where(variance > _CONSTANT * power, variance, np.where(power > 0, power, 1.0))
+        relative = error / scale
         return Fidelity(self._cosine / count, self._centred / count, float(np.median(relative)), float(relative.max()))

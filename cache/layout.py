@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cache.checksums import CRC_BYTES, crc_suffix, matches
 from cache.codecs import get_codec
+from cache.codecs.coders import get_coder
 from cache.errors import CorruptFile
 from cache.files import Buffers
 from cache.spec import IGNORE, LevelSpec, SourceSpec
@@ -44,6 +45,7 @@ class ArraySpec:
         has_views: (view, sample, ...) if true, else (sample, ...), committed with view 0.
         sharded: layout *shards* if true, else *chunks*.
         fill_value: what plain readers see where nothing is committed: a number or ``"NaN"``.
+        coder: name of the entropy coder of each row, or None; only with *shards*.
     """
 
     path: str
@@ -53,15 +55,16 @@ class ArraySpec:
     has_views: bool = True
     sharded: bool = True
     fill_value: float | int | str = 0
+    coder: str | None = None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, its checksum not counted."""
+        """Bytes of one row, its checksum not counted; of a coded one, before coding."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.row_shape, dtype=np.int64))
 
     @property
     def stride(self) -> int:
-        """Bytes from the start of a row to the next one's, in layout *shards*."""
+        """Bytes from the start of a row to the next one's, in layout *shards*; coded rows follow without gaps."""
         packed = self.row_bytes + CRC_BYTES
         return packed if self.row_bytes < ALIGNED_ROW_BYTES else -(-packed // ALIGNMENT) * ALIGNMENT
 
@@ -71,7 +74,7 @@ class ArraySpec:
         return f"{self.path}/c." + ".".join(map(str, grid))
 
     def file_bytes(self, num_rows: int, rows_per_shard: int) -> int:
-        """Bytes of a file that holds `num_rows` rows."""
+        """Bytes of a file that holds `num_rows` rows; of coded ones, the most that they can take."""
         if not self.sharded:
             return self.row_bytes * rows_per_shard + CRC_BYTES
         return num_rows * self.stride + index_bytes(rows_per_shard)
@@ -84,9 +87,12 @@ class ArraySpec:
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "crc32c"},
         ]
+        coded = plain[:1]
+        if self.coder is not None:
+            coded = get_coder(self.coder).zarr_codecs(row, np.dtype(self.dtype).itemsize)
         sharding = {
             "chunk_shape": [*lead_chunk, 1, *row],
-            "codecs": plain,
+            "codecs": [*coded, plain[1]],
             "index_codecs": plain,
             "index_location": "end",
         }
@@ -115,6 +121,7 @@ class ArraySpec:
             "has_views": self.has_views,
             "sharded": self.sharded,
             "fill_value": self.fill_value,
+            **({"coder": self.coder} if self.coder else {}),
         }
 
     @classmethod
@@ -153,14 +160,17 @@ def teacher_arrays(name: str, levels: Sequence[LevelSpec]) -> list[ArraySpec]:
     arrays = []
     for level in levels:
         codec = get_codec(level.codec)
-        grid, dims = ((level.grid[1],), ("token",)) if level.prefix else (level.grid, ("y", "x"))
+        shape, dims = codec.row_shape(level.grid, level.width), codec.dims
+        if level.prefix and dims[:2] == ("y", "x"):
+            shape, dims = shape[1:], ("token", *dims[2:])
         arrays.append(
             ArraySpec(
                 f"teachers/{name}/{level.array}",
                 codec.stored_dtype,
-                (*grid, level.width),
-                (*dims, "channel"),
+                shape,
+                dims,
                 fill_value=codec.fill_value,
+                coder=codec.coder,
             )
         )
     return arrays
@@ -183,17 +193,26 @@ def shard_buffers(array: ArraySpec, parts: Sequence[Array], rows_per_shard: int)
         rest = np.full((rows_per_shard - count, *array.row_shape), array.fill_value, littles[0].dtype)
         data = np.concatenate([*littles, rest]).reshape(-1).view(np.uint8).data
         return [data, crc_suffix(data)]
-    row_bytes, stride = array.row_bytes, array.stride
-    padding = bytes(stride - row_bytes - CRC_BYTES)
     index = np.full((rows_per_shard, 2), _MISSING, "<u8")
     buffers: list[bytes | memoryview] = []
-    for little in littles:
-        flat = little.reshape(-1).view(np.uint8).data
-        for row in range(len(little)):
-            data = flat[row * row_bytes : (row + 1) * row_bytes]
-            buffers += [data, crc_suffix(data) + padding]
-    index[:count, 0] = np.arange(count) * stride
-    index[:count, 1] = row_bytes + CRC_BYTES
+    if array.coder is None:
+        row_bytes, stride = array.row_bytes, array.stride
+        padding = bytes(stride - row_bytes - CRC_BYTES)
+        for little in littles:
+            flat = little.reshape(-1).view(np.uint8).data
+            for row in range(len(little)):
+                data = flat[row * row_bytes : (row + 1) * row_bytes]
+                buffers += [data, crc_suffix(data) + padding]
+        index[:count, 0] = np.arange(count) * stride
+        index[:count, 1] = row_bytes + CRC_BYTES
+    else:
+        coder = get_coder(array.coder)
+        coded = [coder.encode(row) for little in littles for row in little]
+        for data in coded:
+            buffers += [data, crc_suffix(data)]
+        sizes = np.array([len(data) + CRC_BYTES for data in coded], np.uint64)
+        index[:count, 0] = np.cumsum(sizes) - sizes
+        index[:count, 1] = sizes
     raw_index = index.tobytes()
     return [*buffers, raw_index + crc_suffix(raw_index)]
 

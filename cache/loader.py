@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
 
-from cache.batch import Batch, Decode, guard
-from cache.codecs import get_codec
+from cache.batch import Batch, guard
+from cache.decoding import TeacherDecoder
 from cache.errors import BadInput, StateMismatch, UncommittedRow
 from cache.manifest import SOURCE, teacher_part
 from cache.prefetch import Prefetch
@@ -103,17 +102,14 @@ class Loader:
         self._num_threads, self._prefetch, self._valid_batches = num_threads, prefetch, valid_batches
         self._pin = torch.cuda.is_available() if pin is None else pin
         self._debug = debug
+        self._decoders = {name: TeacherDecoder(store, name, levels) for name, levels in self._levels.items()}
+        self._prefix_decoders = {
+            name: TeacherDecoder(store, name, self._levels[name], prefix=True) for name in self._prefixes
+        }
         self._fields = self._make_fields()
         _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
-        self._decoders = {
-            teacher: [_decoder(store, teacher, level) for level in levels] for teacher, levels in self._levels.items()
-        }
-        self._prefix_decoders = {
-            teacher: [_decoder(store, teacher, level, True) for level in self._levels[teacher]]
-            for teacher in self._prefixes
-        }
         self._slots: list[Slot] = []
         self._windows: list[Slot] = []
         self._epoch, self._next_batch, self._resumes = 0, 0, False
@@ -122,11 +118,10 @@ class Loader:
     def _make_fields(self) -> list[Field]:
         paths = [(SOURCE, "pixels")] if self._has_pixels else []
         paths += [(SOURCE, f"labels/{task}") for task in self._labels if self.store.labels[task]]
-        for teacher, levels in self._levels.items():
-            paths += [(teacher_part(teacher), f"teachers/{teacher}/level_{level}") for level in levels]
-        for teacher in self._prefixes:
-            names = [self.store.level(teacher, level, prefix=True).array for level in self._levels[teacher]]
-            paths += [(teacher_part(teacher), f"teachers/{teacher}/{name}") for name in names]
+        for teacher, decoder in self._decoders.items():
+            paths += [(teacher_part(teacher), f"teachers/{teacher}/{array}") for array in decoder.arrays]
+        for teacher, decoder in self._prefix_decoders.items():
+            paths += [(teacher_part(teacher), f"teachers/{teacher}/{array}") for array in decoder.arrays]
         if not paths:
             raise BadInput("nothing to read: no pixels, no labels, no teachers")
         readers = [self.store.rows(part, array) for part, array in paths]
@@ -279,8 +274,8 @@ class Loader:
             weights=torch.from_numpy(requests.weights[number].copy()),
             pixels=pixels,
             labels={task: next(take) for task in self._labels},
-            features={teacher: [next(take) for _ in levels] for teacher, levels in self._levels.items()},
-            prefixes={teacher: [next(take) for _ in self._levels[teacher]] for teacher in self._prefixes},
+            features={teacher: [next(take) for _ in decoder.arrays] for teacher, decoder in self._decoders.items()},
+            prefixes={name: [next(take) for _ in decoder.arrays] for name, decoder in self._prefix_decoders.items()},
             _decoders=self._decoders,
             _prefix_decoders=self._prefix_decoders,
             _slot=slot,
@@ -301,17 +296,3 @@ def _check_committed(store: Store, parts: Sequence[str], num_views: int) -> None
             view, shard = pending[0]
             array = "pixels" if part == SOURCE else part
             raise UncommittedRow(array, store.spec.rows(shard).start, view, shard)
-
-
-def _decoder(store: Store, teacher: str, level: int, prefix: bool = False) -> Decode:
-    features = store.features(teacher, level, prefix)
-    codec = get_codec(features.level.codec)
-    on_cpu = {name: torch.from_numpy(array) for name, array in features.constants.items()}
-    on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-
-    def decode(stored: torch.Tensor) -> torch.Tensor:
-        if stored.device not in on_device:
-            on_device[stored.device] = {name: tensor.to(stored.device) for name, tensor in on_cpu.items()}
-        return codec.decode(stored, on_device[stored.device])
-
-    return partial(decode)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.codecs import Codec
+from cache.groups import PREDICTOR
 from cache.rows import RowReader
 from cache.spec import LevelSpec
 
@@ -82,7 +83,7 @@ class StoredArray:
             rows = self._from_chunks(numbers, int(view))
         if is_single:
             return rows[0]
-        return np.stack(rows) if rows else np.empty((0, *self.row_shape), self.rows.array.dtype)
+        return np.stack(rows) if rows else np.empty((0, *self.rows.array.row_shape), self.rows.array.dtype)
 
     def _from_chunks(self, numbers: Sequence[int], view: int) -> list[Array]:
         chunks: dict[int, Array] = {}
@@ -99,12 +100,20 @@ class StoredArray:
 class FeatureArray(StoredArray):
     """Features of one level of a teacher, decoded: ``array[sample, view]`` is float32 (h, w, C).
 
-    Otherwise as `StoredArray`; ``array.stored[sample, view]`` gives the numbers on disk.
+    Otherwise as `StoredArray`; ``array.stored[sample, view]`` gives the numbers on disk. A level that is coded
+    together with a lower one reads that one's rows too.
     """
 
-    def __init__(self, rows: RowReader, level: LevelSpec, codec: Codec, constants: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        rows: RowReader,
+        level: LevelSpec,
+        codec: Codec,
+        constants: Mapping[str, Array],
+        lower: FeatureArray | None = None,
+    ) -> None:
         super().__init__(rows)
-        self.level, self.codec, self.constants = level, codec, constants
+        self.level, self.codec, self.constants, self.lower = level, codec, constants, lower
 
     @property
     def stored(self) -> StoredArray:
@@ -122,7 +131,13 @@ class FeatureArray(StoredArray):
         return np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> Array:
-        return self.codec.decode_numpy(super().__getitem__(index), self.constants)
+        stored = super().__getitem__(index)
+        num_row_dims = len(self.rows.array.row_shape)
+        lead = stored.shape[: stored.ndim - num_row_dims]
+        values = self.codec.decode_numpy(stored, self.constants).reshape(*lead, *self.row_shape)
+        if self.lower is not None:
+            values += self.lower[index] @ self.constants[PREDICTOR]
+        return values
 
 
 class ArrayTable(Mapping[str, StoredArray]):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.checksums import CRC_BYTES, matches
+from cache.codecs.coders import get_coder
 from cache.errors import CacheError, CorruptFile, UncommittedRow
 from cache.layout import ALIGNMENT, ArraySpec, index_bytes, parse_index
 from cache.manifest import PartManifest
@@ -81,6 +82,7 @@ class RowReader:
         metadata = manifest.metadata
         self.num_samples, self.rows_per_shard = metadata.num_samples, metadata.rows_per_shard
         self._row_bytes, self._stride = array.row_bytes, array.stride
+        self._coder = None if array.coder is None else get_coder(array.coder)
         self._most_rows = max(1, min(_MOST_ROWS, _MOST_BYTES // array.stride))
         self._is_regular: dict[int, bytearray] = {}
 
@@ -100,7 +102,7 @@ class RowReader:
     def read_rows(self, samples: Sequence[int], views: Sequence[int], targets: Sequence[memoryview]) -> None:
         """Read rows of a sharded array, each into its target of `array.row_bytes` writable bytes.
 
-        They are read in the order in which they lie, neighbours by one request.
+        They are read in the order in which they lie, neighbours by one request, and decoded where they are coded.
 
         Raises:
             UncommittedRow: nothing is committed there.
@@ -123,22 +125,23 @@ class RowReader:
         opened = self._open(shard * self.rows_per_shard + rows[0], view, shard)
         ranges: list[tuple[int, list[memoryview | bytearray]]] = []
         crcs = []
+        buffers: list[memoryview] = []
         end = -1
         for row, target in zip(rows, targets, strict=True):
             if opened.index is None:
                 offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
             else:
                 offset, num_bytes = (int(value) for value in opened.index[row])
-            if num_bytes != self._row_bytes + CRC_BYTES:
+            if not self._is_row_size(num_bytes):
                 sample = shard * self.rows_per_shard + row
                 raise CorruptFile(opened.file.shown, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
             crc = bytearray(CRC_BYTES)
-            if (
-                ranges and 0 <= offset - end < ALIGNMENT
-            ):  # so near that what lies between costs less than another request
-                ranges[-1][1].extend((bytearray(offset - end), target, crc) if offset > end else (target, crc))
+            buffers.append(target if self._coder is None else memoryview(bytearray(num_bytes - CRC_BYTES)))
+            if ranges and 0 <= offset - end < ALIGNMENT:  # so near that what lies between costs less than a request
+                gap = (bytearray(offset - end),) if offset > end else ()
+                ranges[-1][1].extend((*gap, buffers[-1], crc))
             else:
-                ranges.append((offset, [target, crc]))
+                ranges.append((offset, [buffers[-1], crc]))
             crcs.append(crc)
             end = offset + num_bytes
         try:
@@ -146,9 +149,21 @@ class RowReader:
         except OSError as error:
             where = self._named(view, shard, rows)
             raise CorruptFile(opened.file.shown, f"{where} cannot be read: {error}") from error
-        for row, target, crc in zip(rows, targets, crcs, strict=True):
-            if not matches(target, crc):
+        for row, target, buffer, crc in zip(rows, targets, buffers, crcs, strict=True):
+            if not matches(buffer, crc):
                 raise CorruptFile(opened.file.shown, f"{self._named(view, shard, [row])} fails its crc32c")
+            if self._coder is not None:
+                try:
+                    self._coder.decode_into(buffer, np.frombuffer(target, self.array.dtype))
+                except ValueError as error:
+                    where = self._named(view, shard, [row])
+                    raise CorruptFile(opened.file.shown, f"{where} cannot be decoded: {error}") from error
+
+    def _is_row_size(self, num_bytes: int) -> bool:
+        """Whether an index may give a row so many bytes."""
+        if self._coder is None:
+            return num_bytes == self._row_bytes + CRC_BYTES
+        return CRC_BYTES < num_bytes <= 2 * self._row_bytes + ALIGNMENT
 
     def _named(self, view: int, shard: int, rows: Sequence[int]) -> str:
         first = shard * self.rows_per_shard
@@ -233,6 +248,8 @@ class RowReader:
         return flags
 
     def _is_as_laid_out(self, index: Array, shard: int) -> bool:
+        if self._coder is not None:
+            return False
         count = min(self.rows_per_shard, self.num_samples - shard * self.rows_per_shard)
         starts = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
         return bool((index[:count, 0] == starts).all() and (index[:count, 1] == self._row_bytes + CRC_BYTES).all())

@@ -147,6 +147,8 @@ class LevelSpec:
         width: C, channels.
         codec: name of the codec.
         prefix: true for the level's class and register tokens, kept beside its map; ``grid`` is then (1, P).
+        fidelity: token cosine that is promised, plain and centred; None for what the codec promises by itself.
+        predicts_from: number of the lower level whose decoded features this one is coded against, or None.
     """
 
     level: int
@@ -154,9 +156,13 @@ class LevelSpec:
     width: int
     codec: str
     prefix: bool = False
+    fidelity: float | None = None
+    predicts_from: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(int(side) for side in self.grid))
+        if self.fidelity is not None and not 0 < self.fidelity < 1:
+            raise BadInput(f"fidelity {self.fidelity} is no cosine between 0 and 1, such as 0.995")
         if self.level < 0 or self.width < 1 or len(self.grid) != 2 or min(self.grid) < 1:
             raise BadInput(f"level {self.level} with grid {self.grid} and width {self.width} is no level")
 
@@ -166,9 +172,12 @@ class LevelSpec:
         return f"level_{self.level}_prefix" if self.prefix else f"level_{self.level}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        plain = {"level": self.level, "grid": list(self.grid), "width": self.width, "codec": self.codec}
-        return {**plain, "prefix": True} if self.prefix else plain
+        """As plain JSON values; what is as by default is left out."""
+        plain: dict[str, Any] = {"level": self.level, "grid": list(self.grid), "width": self.width, "codec": self.codec}
+        plain |= {"prefix": True} if self.prefix else {}
+        plain |= {} if self.fidelity is None else {"fidelity": self.fidelity}
+        plain |= {} if self.predicts_from is None else {"predicts_from": self.predicts_from}
+        return plain
 
 
 def _plain(value: Any) -> Any:

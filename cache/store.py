@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import level_constants, read_calibration
+from cache.calibration import level_constants, needed_tables, read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json
@@ -283,13 +283,14 @@ class Store:
             if (teacher, level, prefix) not in self._features:
                 spec = self.level(teacher, level, prefix)
                 codec = get_codec(spec.codec)
-                needs = [f"{spec.array}/{name}" for name in codec.needs]
+                needs = [f"{spec.array}/{name}" for name in needed_tables(spec)]
                 calibration = self.calibration(teacher, needs) if needs else {}
                 if calibration is None:
                     raise CacheError(f"{teacher} in {self} is not calibrated yet; run `sak cache` again")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
+                lower = None if spec.predicts_from is None else self.features(teacher, spec.predicts_from)
                 constants = level_constants(spec, calibration)
-                self._features[teacher, level, prefix] = FeatureArray(rows, spec, codec, constants)
+                self._features[teacher, level, prefix] = FeatureArray(rows, spec, codec, constants, lower)
             return self._features[teacher, level, prefix]
 
     def level(self, teacher: str, level: int, prefix: bool = False) -> LevelSpec:

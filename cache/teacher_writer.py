@@ -15,6 +15,7 @@ from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, CorruptFile, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
 from cache.files import digest_of
+from cache.groups import PREDICTOR, check_groups
 from cache.layout import group_json, teacher_arrays
 from cache.manifest import SOURCE, teacher_part
 from cache.parts import ATTRIBUTE, create_part, grow_part
@@ -67,6 +68,7 @@ class TeacherWriter:
         if not isinstance(provenance.get("name"), str):
             raise BadInput("provenance needs the teacher's name under 'name'")
         self.name = check_name("teacher", provenance["name"])
+        check_groups(self.levels)
         numbers = [level.array for level in self.levels]
         if not numbers or len(set(numbers)) < len(numbers):
             raise BadInput(f"teacher {self.name}: levels {numbers} are not one or more different ones")
@@ -146,9 +148,10 @@ class TeacherWriter:
         for level in self.levels:
             for name in get_codec(level.codec).needs:
                 array = arrays.get(f"{level.array}/{name}")
-                if array is None or array.shape != (level.width,):
+                shape = get_codec(level.codec).table_shape(name, level.width)
+                if array is None or array.shape != shape:
                     have = "missing" if array is None else f"of shape {array.shape}"
-                    raise BadInput(f"calibration {level.array}/{name} is {have}; ({level.width},) is needed")
+                    raise BadInput(f"calibration {level.array}/{name} is {have}; {shape} is needed")
         files = calibration_files(self.name, arrays)
         with self._lock():
             committed = self._manifest.calibration()
@@ -212,6 +215,8 @@ class TeacherWriter:
         if len(levels) != len(self.levels):
             raise BadInput(f"teacher {self.name}: {len(levels)} levels given, {len(self.levels)} needed")
         encoded = EncodedRows(rows)
+        decoded: dict[int, Array] = {}
+        leant_on = {spec.predicts_from for spec in self.levels}
         for spec, array, features in zip(self.levels, self._arrays, levels, strict=True):
             where = f"teacher {self.name}, view {view}, samples {rows.start}..{rows.stop - 1}, level {spec.level}"
             shape = (len(rows), *spec.grid, spec.width)
@@ -227,7 +232,12 @@ class TeacherWriter:
                     f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
                     f"{unstorable.value}; {unstorable.why}"
                 )
-            coded = codec.encode(features, self._constants[spec.array])
+            constants = self._constants[spec.array]
+            predicted = None if spec.predicts_from is None else decoded[spec.predicts_from] @ constants[PREDICTOR]
+            coded = codec.encode(features if predicted is None else features - predicted, constants)
+            if spec.level in leant_on and not spec.prefix:
+                values = codec.decode_numpy(coded.stored, constants).reshape(shape)
+                decoded[spec.level] = values if predicted is None else values + predicted
             encoded.stored[array.path] = coded.stored.reshape(len(rows), *array.row_shape)
             encoded.clipped[spec.array] = coded.num_clipped
         return encoded

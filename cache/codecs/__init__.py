@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from cache.codecs.base import Codec, Encoded, Unstorable
+from cache.codecs.base import Codec, Encoded, Sample, Target, Unstorable
 from cache.codecs.floats import Bf16, Fp16, Fp32
+from cache.codecs.int4 import Int4
 from cache.codecs.int8 import Int8
+from cache.codecs.klt import Klt
 from cache.errors import UnknownName
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Fp16(), Bf16(), Int8())}
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (Fp32(), Fp16(), Bf16(), Int8(), Int4(), Klt("klt", "blosc"), Klt("klt+pcodec", "pcodec"))
+}
 
-__all__ = ["CODECS", "Codec", "Encoded", "Unstorable", "get_codec"]
+__all__ = ["CODECS", "Codec", "Encoded", "Sample", "Target", "Unstorable", "get_codec"]
 
 
 def get_codec(name: str) -> Codec:

@@ -1,0 +1,164 @@
+"""klt: a rotation to uncorrelated components (Karhunen-Loève), one uniform step for all, integers entropy coded.
+
+With one step for all components each gets the bits that its variance is worth (reverse water-filling), and those
+below the step cost next to nothing. The basis is that of the covariance, not of the correlation: what counts is
+error in the features' own units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cache.codecs.base import Array, Codec, Encoded, Float32, Sample, Target
+from cache.errors import CacheError
+
+if TYPE_CHECKING:
+    import torch
+
+_LARGEST = 32767
+_BISECTIONS = 16
+_COSINE_MARGIN = 1e-6  # what float32 may take away again
+# A value goes to the smaller integer where the bits saved are worth the error (Sullivan, "Efficient scalar quantization
+# of exponential and Laplacian random variables", 1996). At rates where a bit quarters the error, it is worth
+# ln(2)/6 step^2; the first integer of a Gaussian of s steps costs log2(e)/(2 s^2) bits more than zero. So the
+# threshold between them moves up from 1/2 by half their product.
+_DEAD_ZONE = math.log(2) / 6 * math.log2(math.e) / 2 / 2
+_LARGEST_DEAD_ZONE = 0.3
+
+
+class Klt(Codec):
+    """Rows are (C, h*w), the component of greatest variance first.
+
+    An integer q is stored as 2q, or as -2q-1 where it is negative, so that small ones have few bits set, whatever their
+    sign. Its value is ``q * step * gain[component]``; the basis takes it back to channels.
+    """
+
+    stored_dtype = "uint16"
+    fill_value = 0
+    needs = ("offset", "basis", "step", "gain", "rounding")
+    promised_cosine = 0.995
+    has_rate = True
+    clips = True
+    dims = ("component", "cell")
+
+    def __init__(self, name: str, coder: str) -> None:
+        self.name, self.coder = name, coder
+
+    def row_shape(self, grid: tuple[int, int], width: int) -> tuple[int, ...]:
+        """(C, h*w)."""
+        return (width, grid[0] * grid[1])
+
+    def table_shape(self, name: str, width: int) -> tuple[int, ...]:
+        """See `Codec`."""
+        return {"basis": (width, width), "step": (1,)}.get(name, (width,))
+
+    def fit(self, sample: Sample, target: Target) -> dict[str, Array]:
+        """The basis and the largest step that reaches the target.
+
+        Returns:
+            ``offset`` float32 (C,): the mean. ``basis`` float32 (C, C): orthonormal, a component a row. ``step``
+            float32 (1,). ``gain`` float32 (C,): what a component's integers stand for, in steps, by least squares
+            on the sample's tokens. ``rounding`` float32 (C,): 0.5 less the dead zone; added before rounding down.
+        """
+        variances, vectors = np.linalg.eigh(sample.covariance)
+        basis = vectors.T[::-1].astype(np.float32)
+        spread = np.sqrt(variances[::-1].clip(min=0)).astype(np.float32)
+        offset = sample.mean.astype(np.float32)
+        fitted, held_out = (sample.tokens - offset) @ basis.T, (sample.held_out - offset) @ basis.T
+        features = sample.held_out if sample.predicted is None else sample.held_out + sample.predicted
+        features_mean = offset if sample.features_mean is None else sample.features_mean.astype(np.float32)
+        true = [features @ basis.T, (features - features_mean) @ basis.T][: 1 + target.centred]
+        lengths = [np.linalg.norm(vector, axis=1) for vector in true]
+
+        def tables(step: float) -> tuple[Float32, Float32]:
+            """(rounding, gain) at a step."""
+            steps = np.maximum(spread / np.float32(step), np.float32(1e-6))
+            rounding = 0.5 - np.minimum(_DEAD_ZONE / np.square(steps), _LARGEST_DEAD_ZONE)
+            scaled = fitted / np.float32(step)
+            whole = _round(scaled, rounding)
+            power = np.einsum("nc,nc->c", whole, whole)
+            gain = np.where(power > 0, np.einsum("nc,nc->c", whole, scaled) / np.maximum(power, 1), 1)
+            return rounding.astype(np.float32), gain.astype(np.float32)
+
+        def reaches(step: float) -> bool:
+            rounding, gain = tables(step)
+            error = _round(held_out / np.float32(step), rounding)
+            error *= gain * np.float32(step)
+            error -= held_out
+            for vector, length in zip(true, lengths, strict=True):
+                decoded = vector + error
+                product = length * np.linalg.norm(decoded, axis=1)
+                cosines = np.einsum("nc,nc->n", vector, decoded) / np.maximum(product, 1e-30)
+                # A token that is the mean has no direction that could be lost.
+                kept = np.where(length <= 1e-6 * lengths[0], 1, cosines)
+                if kept.mean(dtype=np.float64) < target.cosine + _COSINE_MARGIN:
+                    return False
+            return True
+
+        step = _largest(reaches, float(np.sqrt(np.square(spread).mean(dtype=np.float64))), target.cosine)
+        rounding, gain = tables(step)
+        return {
+            "offset": offset,
+            "basis": basis,
+            "step": np.array([step], np.float32),
+            "gain": gain,
+            "rounding": rounding,
+        }
+
+    def constants(self, calibration: Mapping[str, Array]) -> dict[str, Float32]:
+        """The tables of `fit`, as they are."""
+        return {name: calibration[name] for name in self.needs}
+
+    def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
+        """See `Codec`."""
+        num_rows, width = len(features), features.shape[-1]
+        tokens = features.reshape(-1, width) - constants["offset"]
+        whole = _round(tokens @ (constants["basis"].T / constants["step"]), constants["rounding"])
+        num_clipped = int(np.count_nonzero(np.abs(whole) > _LARGEST))
+        numbers = whole.clip(-_LARGEST, _LARGEST, out=whole).astype(np.int16)
+        stored = ((numbers << 1) ^ (numbers >> 15)).view(np.uint16)
+        by_component = stored.reshape(num_rows, -1, width).transpose(0, 2, 1)
+        return Encoded(np.ascontiguousarray(by_component), num_clipped)
+
+    def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
+        """See `Codec`; gives (..., h*w, C)."""
+        bits = stored.view(np.int16)
+        numbers = ((bits >> 1) & _LARGEST) ^ -(bits & 1)
+        inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
+        values: Float32 = np.swapaxes(numbers.astype(np.float32), -1, -2) @ inverse
+        values += constants["offset"]
+        return values
+
+    def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Codec`; gives (..., h*w, C), by one matmul."""
+        import torch
+
+        bits = stored.view(torch.int16)
+        numbers = ((bits >> 1) & _LARGEST) ^ -(bits & 1)
+        inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
+        return (numbers.float().transpose(-1, -2) @ inverse).add_(constants["offset"])
+
+
+def _round(values: Array, rounding: Float32) -> Array:
+    """To integers (as floats), towards zero by the dead zone."""
+    whole = np.abs(values)
+    whole += rounding
+    np.floor(whole, out=whole)
+    return np.copysign(whole, values, out=whole)
+
+
+def _largest(reaches: Callable[[float], bool], scale: float, cosine: float) -> float:
+    """The largest step, by bisection of its logarithm, that still reaches the target."""
+    if scale == 0:  # features that do not vary: any step keeps them
+        return 1.0
+    low, high = math.log(scale * 2**-10), math.log(scale * 2**6)
+    if not reaches(math.exp(low)):
+        raise CacheError(f"klt cannot reach a cosine of {cosine} on held-out rows; use fp16, or more calibration rows")
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reaches(math.exp(middle)) else (low, middle)
+    return math.exp(low)

@@ -1,0 +1,36 @@
+"""`sak frontier`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import JSON, show
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--teacher", help="Of a cache: whose features.")
+@click.option("--level", "levels", type=click.IntRange(0), multiple=True, help="Of a cache; several are one group.")
+@click.option("--fidelity", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.995, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Folder for every setting's coded and decoded rows.")
+@JSON
+def frontier(
+    sources: tuple[Path, ...],
+    teacher: str | None,
+    levels: tuple[int, ...],
+    fidelity: float,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Bits a value of every codec at a token cosine of FIDELITY.
+
+    SOURCES are caches or .npy arrays (rows, tokens, width); several are levels of one teacher, row for row. Codecs are
+    fitted on one half of the rows and reported on the other. Speeds are of one core; decoding is bytes to integers.
+    """
+    from pipeline.frontier import frontier as measure
+    from pipeline.frontier import frontier_text, read_source
+
+    read = [read_source(path, teacher, level) for path in sources for level in levels or (None,)]
+    show(measure(read, fidelity, save), as_json, frontier_text)
