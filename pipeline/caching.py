@@ -64,7 +64,7 @@ class CacheRequest:
             options["seed"],
         )
         run = {
-            "codec": options["codec"],
+            **{key: options[key] for key in ("codec", "fidelity", "together")},
             "levels": numbers("--levels", options["levels"]),
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
             **{

@@ -25,6 +25,7 @@ from pipeline.console import amount, progress, say, warn
 from pipeline.overlap import Ahead, Behind
 from pipeline.prepare import Source
 from pipeline.running import RunningTeacher, batches
+from pipeline.stored_fidelity import StoredFidelity
 
 CALIBRATION_ROWS = 256
 """Rows of view 0 that a teacher's channel statistics are fitted on."""
@@ -157,11 +158,20 @@ def write_shards(
     ahead = Ahead(_batches(source, pending, running.request.batch_size), BATCHES_READ_AHEAD, "read")
     disk, encoder = Behind(1, "write"), Behind(BATCHES_TO_ENCODE, "encode")
 
+    fidelity = StoredFidelity(source.store, writer.name, writer.levels)
+    first_row: list[Array] = []
+
     def encode(batch: _Batch, features: Sequence[Array]) -> None:
         parts.append(writer.encode(batch.view, batch.rows, features))
+        if batch.rows.start == spec.rows(batch.shard).start:
+            first_row[:] = [level[0].copy() for level in features]
         if batch.rows.stop == spec.rows(batch.shard).stop:
-            disk.submit(partial(writer.write_encoded, batch.view, batch.shard, list(parts)))
+            disk.submit(partial(write, batch.view, batch.shard, list(parts), list(first_row)))
             parts.clear()
+
+    def write(view: int, shard: int, encoded: Sequence[EncodedRows], features: Sequence[Array]) -> None:
+        writer.write_encoded(view, shard, encoded)
+        fidelity.add(spec.rows(shard).start, view, features)
 
     with progress(running.request.name, total, "rows", total - left) as advance, ahead as read, disk:
         with encoder:
@@ -173,6 +183,7 @@ def write_shards(
                 advance(len(batch.rows))
         disk_waits = disk.waited_s
     seconds = time.monotonic() - begin
+    fidelity.log()
     # the encoder waits for the disk, and the teacher for the encoder: what of the latter's wait was the disk's
     at_the_end = disk.waited_s - disk_waits
     behind_disk = min(disk_waits, encoder.waited_s)

@@ -13,6 +13,7 @@ from cache.places import as_place
 from cache.store import Store
 from cache.verify import Problem, verify_store
 from pipeline.console import amount, progress, red
+from pipeline.stored_fidelity import logged_fidelity
 from pipeline.stores import random_teachers, weights_of
 
 _MOST_SHOWN = 20
@@ -68,6 +69,7 @@ def _teacher_info(store: Store, name: str) -> dict[str, Any]:
         "fidelity": {
             key.partition("/")[0]: asdict(Fidelity.from_array(value)) for key, value in sorted(fidelity.items())
         },
+        "stored_fidelity": logged_fidelity(store, name),
         "clipped": _clipped(store, name),
         "random_weights": bool(random_teachers(store, [name])),
         "provenance": dict(info.provenance),
@@ -132,13 +134,23 @@ def _provenance_lines(made: Mapping[str, Any]) -> list[str]:
 
 
 def _level_line(level: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    name = f"level_{level['level']}"
+    name = f"level_{level['level']}{'_prefix' if level.get('prefix') else ''}"
     line = f"{name}: {level['grid'][0]}x{level['grid'][1]}x{level['width']} {level['codec']}"
     if figures := teacher["fidelity"].get(name):
         line += (
             f", token cosine {figures['cosine']:.6f}, with the mean removed {figures['centred_cosine']:.6f}, relative "
             f"MSE {figures['relative_mse_median']:.2g} (worst channel {figures['relative_mse_worst']:.2g})"
         )
+    if measured := (teacher["stored_fidelity"] or {"levels": {}})["levels"].get(name):
+        line += (
+            f"; {teacher['stored_fidelity']['rows']} stored rows: {measured['cosine']:.6f}, "
+            f"{measured['centred_cosine']:.6f}, {measured['relative_mse_median']:.2g} "
+            f"({measured['relative_mse_worst']:.2g})"
+        )
+    if "fidelity" in level:
+        line += f"; {level['fidelity']} promised"
+    if "predicts_from" in level:
+        line += f"; coded against level {level['predicts_from']}"
     if name in teacher["clipped"]:
         line += f", {teacher['clipped'][name]} values clipped"
     return line

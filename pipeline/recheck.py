@@ -150,7 +150,7 @@ def _compare(
 
 def _figures(level: LevelSpec, meter: FidelityMeter) -> dict[str, Any]:
     fidelity = meter.compute()
-    promised = get_codec(level.codec).promised_cosine
+    promised = level.fidelity or get_codec(level.codec).promised_cosine
     return {
         "level": level.level,
         "cosine": fidelity.cosine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from cache.codecs import get_codec
+from cache.codecs.coders import get_coder
 from cache.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.frozen import cached_name, is_frozen_part
@@ -42,6 +44,8 @@ class TeacherRequest:
 
     name: str
     codec: str = "fp16"
+    fidelity: float | None = None
+    together: bool = False
     levels: tuple[int, ...] | None = None
     grid: tuple[int, int] | None = None
     weights: Path | None = None
@@ -152,22 +156,32 @@ def device_model(device: torch.device) -> str:
 
 def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
     levels = list(enumerate(zip(teacher.spec.level_grids(), teacher.spec.widths, strict=True)))
-    maps = [LevelSpec(level, request.grid or grid, width, request.codec) for level, (grid, width) in levels]
+    maps = [
+        LevelSpec(level, request.grid or grid, width, request.codec, fidelity=request.fidelity)
+        for level, (grid, width) in levels
+    ]
+    if request.together:
+        alike = [level for level in maps if level.level and maps[level.level - 1].grid == level.grid]
+        maps = [replace(level, predicts_from=level.level - 1) if level in alike else level for level in maps]
     if not teacher.num_prefix:
         return tuple(maps)
     size = (1, teacher.num_prefix)
-    return (*maps, *(LevelSpec(level, size, width, request.codec, prefix=True) for level, (_, width) in levels))
+    codec = "fp16" if get_codec(request.codec).is_fitted else request.codec  # so few tokens that nothing can be fitted
+    return (*maps, *(LevelSpec(level, size, width, codec, prefix=True) for level, (_, width) in levels))
 
 
 def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
     """What decides the bytes of this teacher's features."""
-    library = LIBRARIES.get(teacher.spec.library)
-    versions = {name: version(name) for name in ("torch", *([library] if library else ()))}
+    library, coder = LIBRARIES.get(teacher.spec.library), get_codec(request.codec).coder
+    made_by = ["torch", *([library] if library else []), *([get_coder(coder).package] if coder else [])]
+    versions = {name: version(name) for name in made_by}
     return {
         "name": cached_name(request.name) if is_frozen_part(request.name) else part_name(request.name),
         "teacher": teacher.spec.to_dict(),
         "grid": list(request.grid) if request.grid else "native",
         "codec": request.codec,
+        **({} if request.fidelity is None else {"fidelity": request.fidelity}),
+        **({"together": True} if request.together else {}),
         "precision": request.precision,
         "compile": request.compile,
         "batch_size": request.batch_size,
@@ -190,6 +204,8 @@ def request_of(
     return TeacherRequest(
         teacher["name"],
         codec=provenance["codec"],
+        fidelity=provenance.get("fidelity"),
+        together=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
         grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
         weights=weights,

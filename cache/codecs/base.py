@@ -84,6 +84,7 @@ class Codec(ABC):
         needs: names of the level's calibration arrays that `constants` reads.
         promised_cosine: least mean token cosine on calibration rows, plain and with the channel mean removed, where
             nothing else is asked for.
+        is_fitted: whether it has tables of its own to be fitted on many tokens.
         has_rate: whether `fit` finds the fewest bits that keep the promise.
         clips: whether values can be clipped.
         dims: names of a row's dimensions.
@@ -95,6 +96,7 @@ class Codec(ABC):
     fill_value: int | str
     needs: tuple[str, ...] = ()
     promised_cosine: float
+    is_fitted: bool = False
     has_rate: bool = False
     clips: bool = False
     dims: tuple[str, ...] = ("y", "x", "channel")

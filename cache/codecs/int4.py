@@ -30,6 +30,7 @@ class Int4(Codec):
     fill_value = 0
     needs = ("centre", "rotation", "low", "step")
     promised_cosine = 0.98
+    is_fitted = True
     clips = True
     dims = ("y", "x", "channel_pair")
 

@@ -41,6 +41,7 @@ class Klt(Codec):
     fill_value = 0
     needs = ("offset", "basis", "step", "gain", "rounding")
     promised_cosine = 0.995
+    is_fitted = True
     has_rate = True
     clips = True
     dims = ("component", "cell")

@@ -1,0 +1,65 @@
+"""What stored rows are worth, measured as they are written: the first row of every shard is read back and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy.typing as npt
+
+from cache.fidelity import FidelityMeter
+from cache.spec import LevelSpec
+from cache.store import Store
+
+STAGE = "stored fidelity"
+"""Of the log's line that holds the figures."""
+
+Array = npt.NDArray[Any]
+
+
+class StoredFidelity:
+    """Compares rows in a store with the features that the teacher made of them.
+
+    Args:
+        store: whose rows; its teacher must be calibrated.
+        teacher: its part's name.
+        levels: as stored.
+    """
+
+    def __init__(self, store: Store, teacher: str, levels: Sequence[LevelSpec]) -> None:
+        self._store, self._teacher, self._levels = store, teacher, levels
+        means = store.calibration(teacher, [f"{level.array}/mean" for level in levels]) or {}
+        self._meters = [FidelityMeter(means[f"{level.array}/mean"]) for level in levels]
+        self.rows = 0
+
+    def add(self, sample: int, view: int, features: Sequence[Array]) -> None:
+        """Compare a committed row with its features, float32 (h, w, C) a level."""
+        for level, meter, true in zip(self._levels, self._meters, features, strict=True):
+            meter.update(true, self._store.features(self._teacher, level.level, level.prefix)[sample, view])
+        self.rows += 1
+
+    def log(self) -> dict[str, Any]:
+        """Write the figures to the store's log; returns array -> figures (see `Fidelity`)."""
+        figures = {
+            level.array: asdict(meter.compute()) for level, meter in zip(self._levels, self._meters, strict=True)
+        }
+        self._store.log({"stage": STAGE, "teacher": self._teacher, "rows": self.rows, "levels": figures})
+        return figures
+
+
+def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
+    """The last figures that were measured of a teacher's stored rows: ``rows`` and ``levels``; None where none were."""
+    try:
+        lines = store.place.read("log.jsonl").decode().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
+        if event.get("stage") == STAGE and event.get("teacher") == teacher:
+            return {"rows": event["rows"], "levels": event["levels"]}
+    return None

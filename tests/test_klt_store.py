@@ -1,0 +1,208 @@
+"""Stores whose features are entropy coded: our readers, plain readers, damage, and levels coded together."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cache.calibration import Calibrator, calibration_rows
+from cache.errors import BadInput, CorruptFile
+from cache.fidelity import Fidelity, FidelityMeter
+from cache.loader import Loader
+from cache.rows import RowReader
+from cache.spec import LevelSpec
+from cache.store import Store
+from cache.verify import verify_store
+from cache.writer import TeacherWriter
+from pipeline.cli import sak
+from tests import cache_toy as toy
+from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.trained_like import trained_like
+
+GRID, WIDTH, VIEWS, SAMPLES, FIDELITY = (5, 4), 24, 2, 40, 0.98
+TEACHERS = {
+    "alone": [LevelSpec(level, GRID, WIDTH, "klt", fidelity=FIDELITY) for level in range(3)],
+    "packed": [LevelSpec(0, GRID, WIDTH, "klt+pcodec", fidelity=FIDELITY), LevelSpec(1, GRID, WIDTH, "int4")],
+    "together": [
+        LevelSpec(level, GRID, WIDTH, "klt", fidelity=FIDELITY, predicts_from=level - 1 if level else None)
+        for level in range(3)
+    ],
+}
+FEATURES = [
+    trained_like(VIEWS * SAMPLES, GRID[0] * GRID[1], WIDTH, level=level).reshape(VIEWS, SAMPLES, *GRID, WIDTH)
+    for level in range(3)
+]
+
+
+def write(store: Store, name: str, levels: list[LevelSpec]) -> None:
+    writer = TeacherWriter(store, {"name": name}, levels)
+    calibrator = Calibrator(levels)
+    to_fit, to_measure = calibration_rows(store.valid(1), store.spec.seed, SAMPLES)
+    calibrator.fit([FEATURES[level.level][0, to_fit] for level in levels])
+    calibrator.measure([FEATURES[level.level][0, to_measure] for level in levels])
+    writer.write_calibration(calibrator.arrays())
+    for view, shard in writer.pending(VIEWS):
+        rows = store.spec.rows(shard)
+        writer.write_shard(view, shard, [FEATURES[lv.level][view, rows.start : rows.stop].copy() for lv in levels])
+
+
+def make(root: Path) -> Store:
+    store = Store.create(root, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
+    toy.write_source(store, VIEWS)
+    for name, levels in TEACHERS.items():
+        write(store, name, levels)
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make(tmp_path_factory.mktemp("klt"))
+
+
+def test_what_is_promised_is_kept_and_recorded(store: Store) -> None:
+    for name, levels in TEACHERS.items():
+        calibration = store.calibration(name)
+        assert calibration
+        for level in levels:
+            recorded = Fidelity.from_array(calibration[f"{level.array}/fidelity"])
+            assert min(recorded.cosine, recorded.centred_cosine) >= (level.fidelity or 0.98)
+            meter = FidelityMeter(calibration[f"{level.array}/mean"])
+            for view in range(VIEWS):
+                meter.update(FEATURES[level.level][view], store.features(name, level.level)[:, view])
+            found = meter.compute()
+            assert min(found.cosine, found.centred_cosine) > (level.fidelity or 0.98) - 0.003
+            if level.fidelity:
+                assert recorded.centred_cosine < FIDELITY + 0.004, "no more bits than it takes"
+
+
+def test_loader_gives_what_single_rows_are(store: Store) -> None:
+    for batch in Loader(store, list(TEACHERS), batch_size=8, num_views=VIEWS):
+        batch = batch.to("cpu")
+        for name, levels in TEACHERS.items():
+            for level, tensor in zip(levels, batch.features[name], strict=True):
+                rows = [
+                    store.features(name, level.level)[int(sample), int(view)]
+                    for sample, view in zip(batch.samples, batch.views, strict=True)
+                ]
+                assert tensor.shape == (8, WIDTH, *GRID) and tensor.is_contiguous(memory_format=torch.channels_last)
+                np.testing.assert_allclose(tensor.permute(0, 2, 3, 1), np.stack(rows), rtol=1e-4, atol=1e-3)
+
+
+def test_one_level_of_a_group_costs_those_that_it_leans_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    plain = RowReader.read_rows
+
+    def counted(self: RowReader, samples: list[int], views: list[int], targets: list[memoryview]) -> None:
+        read.append(self.array.path)
+        plain(self, samples, views, targets)
+
+    monkeypatch.setattr(RowReader, "read_rows", counted)
+    for name, level, expected in (("together", 0, [0]), ("together", 2, [0, 1, 2]), ("alone", 2, [2])):
+        read.clear()
+        store.features(name, level)[3, 1]
+        assert sorted(read) == [f"teachers/{name}/level_{number}" for number in expected]
+        read.clear()
+        batch = next(iter(Loader(store, {name: [level]}, batch_size=2, num_views=1, pixels=False))).to("cpu")
+        assert len(batch.features[name]) == 1
+        assert {path for path in read if path.startswith("teachers")} == {
+            f"teachers/{name}/level_{number}" for number in expected
+        }
+    files = {name: [*store.path.glob(f"teachers/{name}/level_[12]/c.*")] for name in ("alone", "together")}
+    sizes = {name: sum(file.stat().st_size for file in found) for name, found in files.items()}
+    assert sizes["together"] < 0.97 * sizes["alone"]
+
+
+def test_plain_readers_read_the_integers(store: Store) -> None:
+    import zarr
+
+    tensorstore = pytest.importorskip("tensorstore")
+    pytest.importorskip("zarrs")
+    for level in range(3):
+        path = f"teachers/alone/level_{level}"
+        ours = np.stack([store.features("alone", level).stored[:, view] for view in range(VIEWS)])
+        assert ours.dtype == np.uint16 and ours.shape == (VIEWS, SAMPLES, WIDTH, GRID[0] * GRID[1])
+        array = zarr.open_array(store.path / path, mode="r")
+        assert array.metadata.dimension_names == ("view", "sample", "component", "cell")
+        np.testing.assert_array_equal(array[...], ours)
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(zarr.open_array(store.path / path, mode="r")[...], ours)
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path / path}/"}}
+        np.testing.assert_array_equal(tensorstore.open(spec, open=True).result().read().result(), ours)
+        # and the numbers, as docs/cache-format.md says
+        tables = {
+            name: zarr.open_array(store.path / f"teachers/alone/calibration/level_{level}/{name}", mode="r")[...]
+            for name in ("offset", "basis", "step", "gain")
+        }
+        whole = ours.astype(int)
+        whole = np.where(whole % 2, -(whole // 2) - 1, whole // 2)
+        values = (whole * (tables["step"] * tables["gain"])[:, None]).swapaxes(-1, -2) @ tables["basis"]
+        features = np.stack([store.features("alone", level)[:, view] for view in range(VIEWS)])
+        np.testing.assert_allclose((values + tables["offset"]).reshape(features.shape), features, rtol=1e-4, atol=1e-3)
+    with pytest.warns(UserWarning, match="Numcodecs"):
+        packed = zarr.open_array(store.path / "teachers/packed/level_0", mode="r")[...]
+    np.testing.assert_array_equal(packed[1], store.features("packed", 0).stored[:, 1])
+
+
+def test_equal_features_give_equal_bytes(store: Store, tmp_path: Path) -> None:
+    assert toy.tree(make(tmp_path).path) == toy.tree(store.path)
+
+
+def test_a_flipped_bit_is_found_named_and_kept_from_readers(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
+    toy.write_source(store, VIEWS)
+    write(store, "alone", TEACHERS["alone"])
+    file = store.path / "teachers/alone/level_1/c.1.0.0.0"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+    (problem,) = verify_store(store.path)
+    assert (problem.level, problem.view, problem.shard, len(problem.rows)) == ("level_1", 1, 0, 1)
+    fresh = Store.open(store.path).features("alone", 1)
+    for sample in range(SAMPLES):
+        if sample in problem.rows:
+            with pytest.raises(CorruptFile, match=f"sample {sample}, view 1 fails its crc32c"):
+                fresh[sample, 1]
+        else:
+            fresh[sample, 1]
+
+
+def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, toy.toy_spec())
+    for levels in (
+        [LevelSpec(1, GRID, WIDTH, "klt", predicts_from=0)],
+        [LevelSpec(0, (2, 2), WIDTH, "klt"), LevelSpec(1, GRID, WIDTH, "klt", predicts_from=0)],
+    ):
+        with pytest.raises(BadInput, match=r"level 1 is to be predicted from level 0"):
+            TeacherWriter(store, {"name": "t"}, levels)
+    with pytest.raises(BadInput, match=r"fidelity 1.5"):
+        LevelSpec(0, GRID, WIDTH, "klt", fidelity=1.5)
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    common = ["cache", "--teacher", "mini-dino", "--limit", "24", "--views", "1", "--decoders", "0", "--threads", "1"]
+    made = CliRunner().invoke(
+        sak,
+        [*common, "--codec", "klt", "--fidelity", "0.99", "--together", "--out", str(tmp_path), "--json"],
+        catch_exceptions=False,
+    )
+    assert made.exit_code == 0, made.output
+    path = json.loads(made.stdout)["store"]
+    info = json.loads(CliRunner().invoke(sak, ["info", path, "--json"], catch_exceptions=False).stdout)
+    teacher = info["teachers"]["mini-dino"]
+    assert teacher["provenance"]["fidelity"] == 0.99 and "numcodecs" in teacher["provenance"]["versions"]
+    assert [level.get("predicts_from") for level in teacher["levels"]] == [None, 0, 1, 2]
+    assert teacher["stored_fidelity"]["rows"] >= 1
+    for level in teacher["levels"]:
+        name = f"level_{level['level']}"
+        promised, stored = teacher["fidelity"][name], teacher["stored_fidelity"]["levels"][name]
+        assert min(promised["cosine"], promised["centred_cosine"]) >= 0.99
+        assert stored["centred_cosine"] > 0.98 and 0 < stored["relative_mse_median"] <= stored["relative_mse_worst"]
+    text = CliRunner().invoke(sak, ["info", path], catch_exceptions=False).stdout
+    assert "0.99 promised" in text and "coded against level 2" in text and "stored rows" in text
