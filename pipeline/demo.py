@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import ablate
@@ -52,13 +54,12 @@ def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str
     start = time.monotonic()
 
     say(f"1/4 rooms: rendering and keeping {sum(s.samples for s in splits)} scenes, each teacher's input from now on")
-    for split in splits:
-        prepare(_source(split), places.features, split.views)
+    prepare_splits(splits, places.features)
     stages["render"] = time.monotonic() - start
 
     say(f"2/4 cache: {', '.join(teachers)} once over {sum(s.samples * s.views for s in splits)} views")
     began = time.monotonic()
-    _cache(splits, teachers, places.features, workers)
+    cache_splits(splits, teachers, places.features, workers)
     stages["cache"] = time.monotonic() - began
 
     say(f"3/4 train: {', '.join(study.arms)}, from the caches alone, {workers} runs side by side")
@@ -103,21 +104,36 @@ def beaten_by_constant(table: dict[str, Any]) -> list[str]:
     return found
 
 
+def prepare_splits(splits: Sequence[Split], features: Path | str) -> None:
+    """Pixels and labels of every split."""
+    for split in splits:
+        prepare(_source(split), features, split.views)
+
+
 def _source(split: Split) -> DatasetRequest:
     return DatasetRequest("rooms", split.name, limit=split.samples)
 
 
-def _request(split: Split, teacher: str, features: Path | str) -> CacheRequest:
-    run = {"codec": "fp16", "threads": 1}
+def _request(split: Split, teacher: str, features: Path | str, coding: Mapping[str, Any]) -> CacheRequest:
+    run = {"threads": 1, **coding}
     return CacheRequest(_source(split), (teacher,), split.views, features, run, decoders=0, strict=True)
 
 
-def _cache(splits: tuple[Split, ...], teachers: tuple[str, ...], features: Path | str, workers: int) -> None:
-    """Every teacher over every split; different teachers of one store may run at once, each with one thread."""
+def cache_splits(
+    splits: Sequence[Split],
+    teachers: Sequence[str],
+    features: Path | str,
+    workers: int,
+    coding: Mapping[str, Any] = MappingProxyType({"codec": "fp16"}),
+) -> None:
+    """Every teacher over every split; different teachers of one store may run at once, each with one thread.
+
+    The splits' sources must be there. `coding`: codec and fidelity, as in a `TeacherRequest`.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        jobs = [pool.submit(run_cache, _request(split, teacher, features)) for split in splits for teacher in teachers]
-        for job in jobs:
+        requests = [_request(split, teacher, features, coding) for split in splits for teacher in teachers]
+        for job in [pool.submit(run_cache, request) for request in requests]:
             job.result()
 
 
