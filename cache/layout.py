@@ -208,9 +208,9 @@ def shard_buffers(array: ArraySpec, parts: Sequence[Array], rows_per_shard: int)
     else:
         coder = get_coder(array.coder)
         coded = [coder.encode(row) for little in littles for row in little]
-        for data in coded:
-            buffers += [data, crc_suffix(data)]
-        sizes = np.array([len(data) + CRC_BYTES for data in coded], np.uint64)
+        for piece in coded:
+            buffers += [piece, crc_suffix(piece)]
+        sizes = np.array([len(piece) + CRC_BYTES for piece in coded], np.uint64)
         index[:count, 0] = np.cumsum(sizes) - sizes
         index[:count, 1] = sizes
     raw_index = index.tobytes()
