@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pipeline import __version__, lineage, runs
 from pipeline.console import warn
 from pipeline.errors import UserError
 from sak_core.pretrained import PretrainedStudent, from_pretrained
-from sak_core.pretrained_config import PretrainedConfig
+from sak_core.pretrained_config import PretrainedConfig, check_plausible
 from sak_core.student import Student, StudentConfig
 
 
@@ -32,7 +34,13 @@ def from_run(run: Path) -> PretrainedStudent:
     origin = lineage.read(run)
     if origin.student is None:
         raise UserError(f"{run} is of arm {origin.arm}, which reads cached teachers' features and takes no images")
-    student = Student(StudentConfig.from_dict(origin.student))
+    path = run / "model.json"
+    try:
+        config = TypeAdapter(StudentConfig).validate_json(json.dumps(origin.student), strict=True)
+        check_plausible(path, config)
+        student = Student(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} describes no student: {error}") from None
     runs.load_weights(run, student)
     random = tuple(teacher.name for teacher in origin.teachers if teacher.is_random)
     return PretrainedStudent(student.eval(), PretrainedConfig(student.config, random, _about(run, origin)))

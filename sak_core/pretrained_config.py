@@ -70,9 +70,14 @@ def parse_config(path: Path) -> PretrainedConfig:
         raise RefusedModel(f"{path} is of format {config.format}, this version reads {FORMAT}")
     if unknown:
         raise RefusedModel(f"{path}: unknown {', '.join(unknown[:5])}")
-    if wrong := _implausible(config.student):
-        raise RefusedModel(f"{path}: {wrong}")
+    check_plausible(path, config.student)
     return config
+
+
+def check_plausible(path: Path, student: StudentConfig) -> None:
+    """Raises RefusedModel where no honest file, `path`, describes this student."""
+    if wrong := _implausible(student):
+        raise RefusedModel(f"{path}: {wrong}")
 
 
 def _unknown(found: Any, known: Any, where: str = "") -> list[str]:

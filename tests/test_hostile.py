@@ -12,6 +12,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.errors import UserError
+from pipeline.models import from_run
 from sak_core.pretrained import PretrainedConfig, from_pretrained, save_pretrained
 from sak_core.pretrained_config import RefusedModel
 from sak_core.stem import Stem
@@ -232,3 +233,22 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2 and "nothing in it was executed" in done.stderr
     assert "Traceback" not in done.stderr and not hostile.marker(path).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "hf-hub:someone/else"}, "no name of a timm model"),
+        ({"depth": 10**9}, "depth is"),
+        ({"width": "x"}, ""),
+    ],
+    ids=str,
+)
+def test_hostile_runs_are_refused(change: dict[str, object], words: str, tmp_path: Path) -> None:
+    student = students.config().to_dict()
+    student["stem"].update(change)
+    if "name" in change:
+        student["stem"].update(patch_size=None, width=None, depth=None, heads=None)
+    facts = {"arm": "sak", "student": student, "stem_weights": None}
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    refused(UserError, tmp_path / "model.json", lambda: from_run(tmp_path), words or None)
