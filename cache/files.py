@@ -155,8 +155,9 @@ def write_files(
                 f"no space left below {root}: {len(files)} files of {size:,} bytes in all, {free:,} free. "
                 "Nothing of this shard was committed; free some space and run the same command again",
             ) from error
+        way = "raise the limit (`ulimit -n`)" if error.errno in (errno.EMFILE, errno.ENFILE) else "mend it"
         raise WriteFailed(
-            f"cannot write below {root}: {error}. Nothing of these files was committed; mend it and run the "
+            f"cannot write below {root}: {error}. Nothing of these files was committed; {way} and run the "
             "same command again"
         ) from error
     return digests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import time
@@ -107,6 +108,8 @@ def _explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk: {text}; free some and run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{text}; raise the limit (`ulimit -n`) and run the same command again"
     if isinstance(error, PermissionError):
         return f"not allowed: {text}"
     return None

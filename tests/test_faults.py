@@ -1,0 +1,250 @@
+"""What a machine can do to a run: a clear message, an intact store, and the same command goes on afterwards.
+
+Each test first asserts that its fault is real: root, for one, writes to read-only folders.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cache.store import Store
+from cache.verify import verify_store
+from tests.cache_toy import tree
+from tests.conftest import sak
+from tests.small_images import cache_arguments, make_images
+from tests.torture.warm import Warm
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    sak(*cache_arguments(images, out))
+    return tree(out)
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[Warm]:
+    with Warm(tmp_path / "log.txt") as server:
+        yield server
+
+
+def mount_or_skip(folder: Path, *options: str) -> None:
+    """Mount a file system of the test's own on `folder`, or skip with what the machine said."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 12 MB, which the whole store fits on."""
+    folder = tmp_path / "disk"
+    mount_or_skip(folder, "-t", "tmpfs", "-o", "size=12m", "tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def assert_intact(out: Path) -> None:
+    """Every store below `out` verifies; one that was never committed counts as none."""
+    for path in out.glob("*.zarr"):
+        if (path / "manifest/source/metadata.json").is_file():
+            assert verify_store(path) == []
+            Store.open(path)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves `leave` bytes free."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
+    return ballast
+
+
+@pytest.mark.parametrize("phase", ["prepare", "calibrate", "write", "commit", "compact", "grow"])
+def test_a_full_disk(phase: str, small_disk: Path, images: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+    """A run is brought to a phase by a kill there, the disk is filled, and the next run finds no room to go on."""
+    out = small_disk / "out"
+    arguments = cache_arguments(images, out)
+    fault = {"commit": "commit:3", "grow": "grow:2", "write": "write:2"}.get(phase, f"{phase}:1")
+    assert warm.run(arguments, {"SAK_FAULT": fault}) == -signal.SIGKILL
+    ballast = fill(small_disk, 0)
+    with pytest.raises(OSError) as real, (small_disk / "more").open("wb") as file:
+        file.write(bytes(1 << 20))
+    assert real.value.errno == errno.ENOSPC, "the disk must be full"
+    (small_disk / "more").unlink(missing_ok=True)
+    assert warm.run(arguments) == 2
+    said = warm.log.read_text()
+    assert "free" in said and ("no space left" in said or "bytes are needed" in said or "need" in said)
+    assert "Traceback" not in said
+    assert_intact(out)
+    ballast.unlink()
+    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert tree(out) == undisturbed
+
+
+@pytest.mark.parametrize("room", [40_000, 600_000])
+def test_a_disk_that_fills_up_during_the_run(
+    room: int,
+    small_disk: Path,
+    images: Path,
+    undisturbed: dict[str, bytes],
+    warm: Warm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check before the run is passed, since another process takes the room afterwards."""
+    out = small_disk / "out"
+    arguments = cache_arguments(images, out)
+    warm.start(arguments, {})
+    time.sleep(0.05)
+    ballast = fill(small_disk, room)
+    assert shutil.disk_usage(small_disk).free <= room
+    code = warm.wait()
+    assert code in (0, 2), warm.log.read_text()
+    assert "Traceback" not in warm.log.read_text()
+    assert_intact(out)
+    ballast.unlink()
+    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert tree(out) == undisturbed
+
+
+def test_a_read_only_disk(small_disk: Path, images: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+    out = small_disk / "out"
+    arguments = cache_arguments(images, out)
+    assert warm.run(arguments, {"SAK_FAULT": "write:2"}) == -signal.SIGKILL
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError) as real:
+        (small_disk / "x").write_text("x")
+    assert real.value.errno == errno.EROFS, "the disk must be read-only"
+    assert warm.run(arguments) == 2
+    said = warm.log.read_text()
+    assert "Read-only file system" in said and "Traceback" not in said
+    assert_intact(out)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert tree(out) == undisturbed
+
+
+def test_a_folder_that_may_not_be_written(images: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    """As an ordinary user, whom file modes bind."""
+    out = tmp_path / "out"
+    out.mkdir(mode=0o555)
+    try:
+        (out / "x").write_text("x")
+    except PermissionError:
+        pass
+    else:
+        (out / "x").unlink()
+        pytest.skip("this user writes to folders without permission (root does); test_a_read_only_disk covers it")
+    done = sak(*cache_arguments(images, out), check=False)
+    assert done.returncode == 2 and "Permission denied" in done.stderr and "Traceback" not in done.stderr
+    out.chmod(0o755)
+    sak(*cache_arguments(images, out))
+    assert tree(out) == undisturbed
+
+
+def test_a_folder_that_vanishes(images: Path, tmp_path: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+    """The images are gone: what is prepared goes on without them, what is not says so."""
+    out = tmp_path / "out"
+    gone = Path(shutil.copytree(images, tmp_path / "images"))
+    arguments = cache_arguments(gone, out)
+    assert warm.run(arguments, {"SAK_FAULT": "prepare:2"}) == -signal.SIGKILL
+    shutil.rmtree(gone)
+    assert not gone.exists(), "the folder must be gone"
+    assert warm.run(arguments) == 2
+    assert str(gone) in warm.log.read_text() and "Traceback" not in warm.log.read_text()
+    assert_intact(out)
+    shutil.copytree(images, gone)
+    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert tree(out) == undisturbed
+
+
+def test_a_store_that_vanishes_under_a_run(
+    images: Path, tmp_path: Path, undisturbed: dict[str, bytes], warm: Warm
+) -> None:
+    out = tmp_path / "out"
+    arguments = cache_arguments(images, out)
+    assert warm.run(arguments, {"SAK_FAULT": "write:1"}) == -signal.SIGKILL
+    shutil.rmtree(out)
+    assert not out.exists(), "the folder must be gone"
+    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert tree(out) == undisturbed
+
+
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+from pipeline.cli import main
+import torch, PIL.Image, pipeline.extract, sak_core.teachers.miniature, sak_core.datasets.folder
+PIL.Image.init()
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError as error:
+    print("limit met:", error.errno, file=sys.stderr)
+for file in held[: int(sys.argv.pop(1))]:
+    file.close()
+main()
+"""
+
+
+@pytest.mark.parametrize("left", [2, 8, 40])
+def test_too_few_file_descriptors(left: int, images: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    arguments = cache_arguments(images, tmp_path)
+    command = [sys.executable, "-c", LIMITED, "128", str(left), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert f"limit met: {errno.EMFILE}" in done.stderr, "the limit must be met"
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if left == 40 else 2), done.stderr
+    assert ("ulimit -n" in done.stderr) == (left != 40), done.stderr
+    assert_intact(tmp_path)
+    sak(*arguments)
+    assert tree(tmp_path) == undisturbed
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 128
+
+
+@pytest.mark.parametrize("teachers", [(["mini-dino"], ["mini-dino"]), (["mini-dino"], ["mini-sam"])])
+def test_two_extractions_at_once(
+    teachers: tuple[list[str], list[str]], images: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    with Warm(tmp_path / "one.txt") as one, Warm(tmp_path / "two.txt") as two:
+        # both servers are up and the source is there, so that both are at the teachers together
+        assert one.run(cache_arguments(images, out, teachers=[])) == 0
+        assert two.run(["--version"]) == 0
+        processes = [
+            server.start(cache_arguments(images, out, teachers=names))
+            for server, names in zip((one, two), teachers, strict=True)
+        ]
+        both = all(Path(f"/proc/{process}").exists() for process in processes)
+        assert both, "they must run at the same time"
+        assert (one.wait(), two.wait()) == (0, 0), one.log.read_text() + two.log.read_text()
+    expected = {name for names in teachers for name in names}
+    (path,) = out.glob("*.zarr")
+    assert set(Store.open(path).teachers) == expected
+    assert_intact(out)
+    sak(*cache_arguments(images, out))
+    assert tree(out) == undisturbed
