@@ -41,6 +41,23 @@ class EncodedRows:
     clipped: dict[str, int] = field(default_factory=dict)
 
 
+def check_storable(
+    store: Store, teacher: str, view: int, samples: Sequence[int], level: LevelSpec, features: Array
+) -> None:
+    """Refuse features float32 (n, h, w, C) of `samples` that are not finite, or would not be when stored.
+
+    Raises:
+        NonFiniteFeature: names teacher, sample, view, level, channel and cell of the first.
+    """
+    if unstorable := get_codec(level.codec).find_unstorable(features):
+        row, y, x, channel = unstorable.index
+        sample = int(samples[row])
+        raise NonFiniteFeature(
+            f"teacher {teacher}, sample {sample} ({store.ids(sample)[0]}), view {view}, level {level.level}, channel "
+            f"{channel}, cell ({y}, {x}): the value is {unstorable.value}; {unstorable.why}"
+        )
+
+
 class TeacherWriter:
     """Writes one teacher's features. Memory in flight: what `write_shard` or `write_encoded` is given.
 
@@ -224,14 +241,7 @@ class TeacherWriter:
                 given = f"{getattr(features, 'dtype', type(features).__name__)} {getattr(features, 'shape', '')}"
                 raise BadInput(f"{where}: {given} given, float32 {shape} needed")
             codec = get_codec(spec.codec)
-            if unstorable := codec.find_unstorable(features):
-                row, y, x, channel = unstorable.index
-                sample = rows.start + row
-                raise NonFiniteFeature(
-                    f"teacher {self.name}, sample {sample} ({self.store.ids(sample)[0]}), view {view}, "
-                    f"level {spec.level}, channel {channel}, cell ({y}, {x}): the value is "
-                    f"{unstorable.value}; {unstorable.why}"
-                )
+            check_storable(self.store, self.name, view, rows, spec, features)
             constants = self._constants[spec.array]
             predicted = None if spec.predicts_from is None else decoded[spec.predicts_from] @ constants[PREDICTOR]
             coded = codec.encode(features if predicted is None else features - predicted, constants)

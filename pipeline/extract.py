@@ -20,7 +20,7 @@ from cache.calibration import Calibrator, Validity, calibration_rows
 from cache.layout import teacher_arrays
 from cache.spec import SourceSpec
 from cache.store import Store
-from cache.teacher_writer import EncodedRows, TeacherWriter
+from cache.teacher_writer import EncodedRows, TeacherWriter, check_storable
 from pipeline.console import amount, progress, say, warn
 from pipeline.overlap import Ahead, Behind
 from pipeline.prepare import Source
@@ -114,7 +114,10 @@ def calibrate(store: Store, running: RunningTeacher, valid: Validity | None = No
             for start in range(0, len(rows), request.batch_size):
                 chosen = rows[start : start + request.batch_size]
                 pixels = np.stack([store.pixels[int(sample), 0] for sample in chosen])
-                use(running.forward(pixels))
+                features = running.forward(pixels)
+                for level, maps in zip(running.levels, features, strict=True):
+                    check_storable(store, running.provenance["name"], 0, chosen, level, maps)
+                use(features)
                 advance(len(chosen))
     return calibrator.arrays()
 
