@@ -42,7 +42,7 @@ class EncodedRows:
 
 
 def check_storable(
-    store: Store, teacher: str, view: int, samples: Sequence[int], level: LevelSpec, features: Array
+    store: Store, teacher: str, view: int, samples: Sequence[int] | Array, level: LevelSpec, features: Array
 ) -> None:
     """Refuse features float32 (n, h, w, C) of `samples` that are not finite, or would not be when stored.
 
