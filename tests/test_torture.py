@@ -9,8 +9,8 @@ from tests.torture.kills import PHASES, run_kills
 
 
 def test_kills_cost_nothing_that_was_committed(tmp_path: Path) -> None:
-    result = run_kills(tmp_path, a_phase=1, at_random=3)
-    assert result["kills"] == len(PHASES) + 3
+    result = run_kills(tmp_path, a_phase=1, at_random=1)
+    assert result["kills"] == len(PHASES) + 1
     assert set(result["by_phase"]) == {*PHASES, "random moment"}
     assert result["committed_files_kept"] > 0 and result["stores_finished_byte_identical"] > 0
 
