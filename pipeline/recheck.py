@@ -142,7 +142,7 @@ def _compare(
                     continue
                 features = running.forward(store.pixels[batch.start : batch.stop, view])
                 for level, meter, now in zip(levels, meters, features, strict=True):
-                    stored = store.features(name, level.level)[chosen, view]
+                    stored = store.features(name, level.level, level.prefix)[chosen, view]
                     meter.update(now[[sample - batch.start for sample in chosen]], stored)
                 advance(len(chosen))
     return [_figures(level, meter) for level, meter in zip(levels, meters, strict=True)] if rows else []
