@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 
 def part_name(teacher: str) -> str:
-    """A teacher's name as a folder can have it.
+    """A teacher's name as a folder and a module can have it.
 
-    >>> part_name("timm:resnet50"), part_name("open_clip:ViT-B-32/openai")
-    ('timm-resnet50', 'open_clip-ViT-B-32-openai')
+    >>> part_name("timm:resnet50.a1_in1k"), part_name("open_clip:ViT-B-32/openai")
+    ('timm-resnet50-a1_in1k', 'open_clip-ViT-B-32-openai')
     """
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", teacher)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", teacher)
 
 
 class UnknownName(ValueError):

@@ -83,7 +83,8 @@ def test_the_arrays_are_named_as_documented(places: tuple[Path, Path]) -> None:
     rows = zip(batch.samples.tolist(), batch.views.tolist(), strict=True)
     decoded = batch.to("cpu").prefixes["stem-demo"][3]
     np.testing.assert_array_equal(decoded.numpy(), np.stack([read[sample, view] for sample, view in rows]))
-    assert json.loads(sak("verify", store.path, "--json").stdout)["problems"] == []
+    verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
+    assert verified["problems"] == [] and verified["live"]["stem-demo"]["problems"] == []
 
 
 def test_other_weights_and_mismatched_keys_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:

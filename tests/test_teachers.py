@@ -159,6 +159,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_names_can_be_folders():
     assert part_name("open_clip:ViT-B-32/laion2b_s34b_b79k") == "open_clip-ViT-B-32-laion2b_s34b_b79k"
     assert part_name("mini-dino") == "mini-dino"
+    assert part_name("timm:resnet50.a1_in1k") == "timm-resnet50-a1_in1k", "a dot would end a module's name"
 
 
 def test_the_passport_is_json():
