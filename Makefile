@@ -36,7 +36,7 @@ test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the slower tests, a shrunken demo among them
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 torture: $(STAMP)  ## the command killed, a store's bits flipped: minutes, with a table and JSON
 	$(BIN)/python -m tests.torture
