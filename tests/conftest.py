@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# two test processes on two cores: a thread each, before torch is imported and chooses for itself
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
