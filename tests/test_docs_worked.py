@@ -70,7 +70,10 @@ def test_a_new_teacher(tmp_path):
     (listed,) = [text for text in printed if "my_package.my_teacher:build" in text and "GFLOP" in text]
     assert "12x12,6x6,6x6" in listed and "BSD-3-Clause" in listed
     (info,) = [text for text in printed if "samples x" in text]
-    assert "my_package.my_teacher-build, RANDOM WEIGHTS: complete" in info and "timm-mobilenetv3_small_100" in info
+    assert (
+        "my_package-my_teacher-build, RANDOM WEIGHTS: 8 of 8 rows committed (complete)" in info
+        and "timm-mobilenetv3_small_100" in info
+    )
 
 
 @pytest.mark.slow
