@@ -65,18 +65,22 @@ def make_source(folder: Path, spec: SourceSpec) -> Store:
     store.ensure_views(1)
     source = SourceWriter(store)
     for _, shard in source.pending(1):
-        count = len(spec.rows(shard))
-        zeros: dict[str, Any] = {
-            "pixels": np.zeros((count, *spec.size, 3), np.uint8),
-            "views/box": np.zeros((count, 4), np.float32),
-            "views/flip": np.zeros(count, np.uint8),
-            "views/colour": np.zeros((count, 5), np.float32),
-            "samples/ids": [str(sample) for sample in spec.rows(shard)],
-            "samples/size": np.ones((count, 2), np.int32),
-            "samples/digest": np.zeros((count, 32), np.uint8),
-        }
-        source.write_shard(0, shard, zeros)
+        source.write_shard(0, shard, black_rows(spec, shard))
     return store
+
+
+def black_rows(spec: SourceSpec, shard: int) -> dict[str, Any]:
+    """The source arrays of a shard of view 0, its pixels black."""
+    count = len(spec.rows(shard))
+    return {
+        "pixels": np.zeros((count, *spec.size, 3), np.uint8),
+        "views/box": np.zeros((count, 4), np.float32),
+        "views/flip": np.zeros(count, np.uint8),
+        "views/colour": np.zeros((count, 5), np.float32),
+        "samples/ids": [str(sample) for sample in spec.rows(shard)],
+        "samples/size": np.ones((count, 2), np.int32),
+        "samples/digest": np.zeros((count, 32), np.uint8),
+    }
 
 
 def make_store(folder: Path, num_rows: int, level: LevelSpec = LEVEL) -> Store:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, checksum
+from benchmarks.read import black_rows
 from cache.batch import Batch
 from cache.calibration import Calibrator
 from cache.loader import Loader
@@ -154,16 +155,8 @@ def random_store(
     writers = {name: TeacherWriter(store, {"name": name}, list(levels)) for name, levels in teachers.items()}
     for _, shard in source.pending(1):
         count = len(spec.rows(shard))
-        arrays: dict[str, Any] = {
-            "pixels": rng.integers(0, 256, (count, *size, 3), dtype=np.uint8),
-            "views/box": np.zeros((count, 4), np.float32),
-            "views/flip": np.zeros(count, np.uint8),
-            "views/colour": np.zeros((count, 5), np.float32),
-            "samples/ids": [str(sample) for sample in spec.rows(shard)],
-            "samples/size": np.ones((count, 2), np.int32),
-            "samples/digest": np.zeros((count, 32), np.uint8),
-        }
-        source.write_shard(0, shard, arrays)
+        pixels = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+        source.write_shard(0, shard, {**black_rows(spec, shard), "pixels": pixels})
         for name, levels in teachers.items():
             values = [rng.standard_normal((count, *level.grid, level.width), np.float32) for level in levels]
             if shard == 0:

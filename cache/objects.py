@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
 from cache.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.locks import OnWait
-from cache.places import OpenFile, Place, Range
+from cache.places import OpenFile, Place, Range, fill
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -231,14 +231,8 @@ class _ObjectFile(OpenFile):
         answers = _again(
             lambda: obstore.get_ranges(self._store, self._path, starts=starts, lengths=lengths, coalesce=_COALESCED_GAP)
         )
-        for answer, length, (_, targets) in zip(answers, lengths, ranges, strict=True):
-            data = memoryview(answer)
-            if len(data) != length:
-                raise OSError(f"{len(data)} of {length} bytes are there")
-            place = 0
-            for target in targets:
-                target[:] = data[place : place + len(target)]
-                place += len(target)
+        for answer, (_, targets) in zip(answers, ranges, strict=True):
+            fill(targets, memoryview(answer))
 
 
 def _first_line(error: Exception) -> str:

@@ -34,6 +34,17 @@ Range = tuple[int, Sequence[Target]]
 """A first byte, and the buffers that the bytes from there on fill one after the other."""
 
 
+def fill(targets: Sequence[Target], data: memoryview) -> None:
+    """Copy `data` into the buffers, one after the other. Raises OSError where it is not as long as they are."""
+    wanted = sum(map(len, targets))
+    if len(data) != wanted:
+        raise OSError(f"{len(data)} of {wanted} bytes are there")
+    place = 0
+    for target in targets:
+        target[:] = data[place : place + len(target)]
+        place += len(target)
+
+
 class OpenFile(ABC):
     """A file open for reading by position, from any thread.
 
@@ -309,14 +320,7 @@ class _DirectFile(_LocalFile):
 
     def read_into(self, ranges: Sequence[Range]) -> None:
         for start, targets in ranges:
-            wanted = sum(map(len, targets))
-            data = self._sectors(start, wanted)
-            if len(data) != wanted:
-                raise OSError(f"{len(data)} of {wanted} bytes are there")
-            place = 0
-            for target in targets:
-                target[:] = data[place : place + len(target)]
-                place += len(target)
+            fill(targets, self._sectors(start, sum(map(len, targets))))
 
     def _sectors(self, start: int, num_bytes: int) -> memoryview:
         """The bytes from `start` on, fewer where the file ends; valid until this thread's next call."""

@@ -201,6 +201,11 @@ def dry_run(request: CacheRequest) -> dict[str, Any]:
     amounts = planned_amounts(request, start_teachers(request, untrained=True))
     for part in amounts:
         say(f"{part.part}: {part.pending_rows} of {part.rows} rows to write, {amount(part.pending_bytes)}")
+    return summary(request, spec, amounts)
+
+
+def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmount]) -> dict[str, Any]:
+    """What a run of `request` would write, beside what the disk has free, JSON-able."""
     return {
         "store": as_place(request.features).child(spec.store_name).shown,
         "rows": spec.num_samples * request.views,

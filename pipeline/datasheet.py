@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy.ndimage import maximum_filter
 
-from pipeline.pictures import Picture, label_picture
+from pipeline.pictures import Picture, label_picture, letterbox
 from sak_core.datasets.base import Dataset
 from sak_core.tasks import IGNORE, Task
 
@@ -47,13 +46,3 @@ def over(task: Task, image: Picture, label: npt.NDArray[Any]) -> Picture:
     tint = TINT * shown[..., None]
     mixed: Picture = (grey * (1 - tint) + colours * tint).round().astype(np.uint8)
     return mixed
-
-
-def letterbox(picture: Picture, shape: tuple[int, int] = (288, 384)) -> Picture:
-    """A picture scaled to fit a white canvas of `shape` (H, W) px, centred."""
-    height, width = picture.shape[:2]
-    scale = min(shape[0] / height, shape[1] / width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.new("RGB", (shape[1], shape[0]), "white")
-    canvas.paste(Image.fromarray(picture).resize(size), ((shape[1] - size[0]) // 2, (shape[0] - size[1]) // 2))
-    return np.asarray(canvas)

@@ -107,3 +107,13 @@ def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: i
             scaled = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)
             canvas.paste(scaled, (GAP_PX + x * (cell[0] + GAP_PX), CAPTION_PX + GAP_PX + y * (cell[1] + GAP_PX)))
     return canvas
+
+
+def letterbox(picture: Picture, shape: tuple[int, int] = (288, 384)) -> Picture:
+    """A picture scaled to fit a white canvas of `shape` (H, W) px, centred."""
+    height, width = picture.shape[:2]
+    scale = min(shape[0] / height, shape[1] / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.new("RGB", (shape[1], shape[0]), "white")
+    canvas.paste(Image.fromarray(picture).resize(size), ((shape[1] - size[0]) // 2, (shape[0] - size[1]) // 2))
+    return np.asarray(canvas)

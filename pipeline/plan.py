@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cache.codecs import CODECS, get_codec
-from cache.places import as_place
 from cache.spec import SourceSpec
 from cache.store import Store
-from pipeline.amounts import PartAmount, existing_store, free_bytes, source_amount, teacher_amount
-from pipeline.caching import CacheRequest, planned_amounts, start_teachers
+from pipeline.amounts import PartAmount, existing_store, source_amount, teacher_amount
+from pipeline.caching import CacheRequest, planned_amounts, start_teachers, summary
 from pipeline.console import amount, duration, say, table, warn
 from pipeline.extract import CALIBRATION_ROWS
 from pipeline.extract import memory_bytes as teacher_memory
@@ -42,8 +41,8 @@ def plan(request: CacheRequest) -> dict[str, Any]:
     source, measured = _measure(request, spec, teachers, rows)
     amounts = [_coded(part, measured.get(part.part)) for part in amounts]
     store = existing_store(request.features, spec)
-    free = free_bytes(request.features)
-    needed = sum(part.pending_bytes for part in amounts)
+    described = summary(request, spec, amounts)
+    free, needed = described["free_bytes"], described["pending_bytes"]
     decoders = num_decoders(request.decoders)
     memory = {
         "source": source_memory(spec, views_at_once(spec, request.views, decoders), decoders),
@@ -56,13 +55,7 @@ def plan(request: CacheRequest) -> dict[str, Any]:
     for teacher, part in zip(teachers, amounts[1:], strict=True):
         seconds[teacher.provenance["name"]] = _teacher_s(measured[part.part], part, spec, store)
     return {
-        "store": as_place(request.features).child(spec.store_name).shown,
-        "rows": spec.num_samples * request.views,
-        "views": request.views,
-        "teachers": list(request.teachers),
-        "parts": [asdict(part) for part in amounts],
-        "pending_bytes": needed,
-        "free_bytes": free,
+        **described,
         "fits": free is None or needed <= free,
         "memory_bytes": memory,
         "device": teachers[0].provenance["device"] if teachers else None,

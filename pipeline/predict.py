@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -19,13 +18,13 @@ from PIL import Image
 from pipeline import runs
 from pipeline.config import differences
 from pipeline.console import duration, progress, say, warn
-from pipeline.datasheet import letterbox
 from pipeline.drawing import draw, with_key
 from pipeline.errors import UserError
 from pipeline.pictures import Picture as Drawn
-from pipeline.pictures import sheet
+from pipeline.pictures import letterbox, sheet
 from pipeline.sources import Picture, Pixels, Source
 from sak_core.datasets.base import UnreadableSample
+from sak_core.digests import state_digest
 from sak_core.pretrained import Predictions, PretrainedStudent
 from sak_core.tasks import Task
 
@@ -145,7 +144,7 @@ def predict_text(result: dict[str, Any]) -> str:
 def _claim(model: PretrainedStudent, out: Path, settings: Settings) -> None:
     """Write down what the folder's predictions are made with, or refuse to mix them with others."""
     about = {
-        "model": _digest(model),
+        "model": state_digest(model.student.state_dict()),
         "tasks": [task.name for task in model.tasks],
         "size": settings.size,
         "tile": settings.tile or model.default_tile,
@@ -165,15 +164,6 @@ def _claim(model: PretrainedStudent, out: Path, settings: Settings) -> None:
         raise UserError(f"{out} holds other files; choose an empty folder for --out, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     runs.write_atomically(path, json.dumps(about, indent=1))
-
-
-def _digest(model: PretrainedStudent) -> str:
-    """A name for the weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.student.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _is_done(tasks: Sequence[Task], out: Path, name: str, settings: Settings) -> bool:

@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests.small_images import cache_arguments, make_images
+
 SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
 TINY = ["--set", "steps=4", "--set", "batch_size=8", "--set", "checkpoint_every=2"]
 
@@ -56,3 +58,17 @@ def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sak("distill", "demo", "--out", features, "--run", runs / "one", *TINY)
     sak("finetune", "demo", "--out", features, "--from", runs / "one", "--run", runs / "two", *TINY)
     return runs / "two"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of small images, for one test file."""
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole store of `images` with two miniature teachers, not to be changed."""
+    out = tmp_path_factory.mktemp("whole")
+    sak(*cache_arguments(images, out))
+    return next(out.glob("*.zarr"))

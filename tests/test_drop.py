@@ -18,7 +18,7 @@ from cache.store import Store
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.conftest import sak
-from tests.small_images import cache_arguments, make_images
+from tests.small_images import cache_arguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,18 +26,6 @@ ROOT = Path(__file__).parents[1]
 def files(path: Path) -> dict[str, bytes]:
     """Every file but locks and the log."""
     return {name: data for name, data in toy.tree(path).items() if not name.endswith("/lock")}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole")
-    sak(*cache_arguments(images, out))
-    return next(out.glob("*.zarr"))
 
 
 @pytest.fixture

@@ -22,15 +22,10 @@ from cache.store import Store
 from cache.verify import verify_store
 from tests.cache_toy import tree
 from tests.conftest import sak
-from tests.small_images import cache_arguments, make_images
+from tests.small_images import cache_arguments
 from tests.torture.warm import Warm
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,7 @@ import pytest
 from cache.store import Store
 from sak_core.teachers import build_teacher
 from tests.conftest import sak
-from tests.small_images import NUM_IMAGES, cache_arguments, make_images
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
+from tests.small_images import NUM_IMAGES, cache_arguments
 
 
 @pytest.fixture(scope="module")

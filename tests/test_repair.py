@@ -16,19 +16,7 @@ from cache.verify import verify_store
 from pipeline.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
 from tests.conftest import sak
-from tests.small_images import NUM_IMAGES, cache_arguments, make_images
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole")
-    sak(*cache_arguments(images, out))
-    return next(out.glob("*.zarr"))
+from tests.small_images import NUM_IMAGES
 
 
 @pytest.fixture
