@@ -21,10 +21,10 @@ from cache.codecs import CODECS
 from cache.spec import LevelSpec
 from cache.store import Store
 from cache.teacher_writer import TeacherWriter
-from pipeline.extract import calibrate, extract
-from pipeline.prepare import preparing
-from pipeline.running import RunningTeacher, TeacherRequest, batches, start_teacher
-from pipeline.samples import DatasetRequest
+from pipeline.extraction.extract import calibrate, extract
+from pipeline.extraction.prepare import preparing
+from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
+from pipeline.extraction.samples import DatasetRequest
 
 GOAL = "extraction's wall time at most 1.05x the teacher's forward time alone on the same batches"
 TEACHER, SIZE = "dinov2", (384, 384)

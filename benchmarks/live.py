@@ -17,7 +17,7 @@ from benchmarks.training import DEVICE, Trainee, add_checksum, endless, make_tra
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store, find_stores
-from pipeline.live import LiveBatches, start_teachers
+from pipeline.training.live import LiveBatches, start_teachers
 
 GOAL = "training from the cache (real towers, published sizes) reaches at least 0.97 of the student's step alone"
 LEAST = 0.97

@@ -18,8 +18,8 @@ from cache.loader import Loader
 from cache.places import LocalPlace, OpenFile, Range
 from cache.spec import LevelSpec
 from cache.store import Store
-from pipeline.together import Share, run_together
-from pipeline.training import endless
+from pipeline.training.loop import endless
+from pipeline.training.together import Share, run_together
 
 GOAL = "four students from one read, at 20 ms a request, take at most 0.4 of the time of the four alone"
 MOST = 0.4

@@ -32,7 +32,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 @dataclass
 class Trainee:
-    """A student in stage 1: forward and loss, backward, AdamW, as `pipeline.training` has them.
+    """A student in stage 1: forward and loss, backward, AdamW, as `pipeline.training.loop` has them.
 
     seconds: of each phase in every step that was timed by phase.
     """

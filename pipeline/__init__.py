@@ -1,3 +1,3 @@
-"""The top floor: one file per stage, the command line, configuration and recipes."""
+"""The top floor: a room for making caches, for training, studies, upkeep and taking away; the command line; recipes."""
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.console import progress, say, start_worker
 from pipeline.datasheet import SHEET_ROWS, sheet_rows
-from pipeline.report import save_sheet
+from pipeline.studies.report import save_sheet
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.datasets.base import Dataset, DatasetError, HasFiles, UnreadableSample, check_labels
 from sak_core.datasets.recognise import nearby, recognise

@@ -11,15 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline import ablate
-from pipeline.caching import CacheRequest, run_cache
 from pipeline.config import Data, Study, load_study
 from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
-from pipeline.prepare import prepare
-from pipeline.runs import Places
-from pipeline.samples import DatasetRequest
-from pipeline.study_table import CONSTANT, markdown
+from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.extraction.prepare import prepare
+from pipeline.extraction.samples import DatasetRequest
+from pipeline.studies import ablate
+from pipeline.studies.study_table import CONSTANT, markdown
+from pipeline.training.runs import Places
 
 MARGIN = 0.10
 """By how much every trained arm must beat the constant predictor on every task."""
@@ -138,7 +138,7 @@ def cache_splits(
 
 
 def _draw(study: Study, places: Places) -> list[Path]:
-    from pipeline import report
+    from pipeline.studies import report
 
     test: Data = study.test
     folder = places.runs / study.name

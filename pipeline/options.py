@@ -12,7 +12,7 @@ import click
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.runs import Places
+    from pipeline.training.runs import Places
 
 
 class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
@@ -59,7 +59,7 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
 
 def places(features: Path | str, runs: Path) -> Places:
     """The folders of caches and runs that a command was given."""
-    from pipeline.runs import Places
+    from pipeline.training.runs import Places
 
     return Places(features, runs)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ablate
-from pipeline.arms import ARMS, build_model, find_arm
 from pipeline.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.errors import UserError
-from pipeline.runs import Places
+from pipeline.studies import ablate
+from pipeline.studies.arms import ARMS, build_model, find_arm
+from pipeline.training.runs import Places
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
 

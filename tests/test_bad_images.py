@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from skimage import data
 
-import pipeline.extract
-import pipeline.running
+import pipeline.extraction.extract
+import pipeline.extraction.running
 from cache.errors import NonFiniteFeature
 from cache.loader import Loader
 from cache.store import Store
 from cache.verify import verify_store
-from pipeline.prepare import Source
-from pipeline.running import TeacherRequest, start_teacher
+from pipeline.extraction.prepare import Source
+from pipeline.extraction.running import TeacherRequest, start_teacher
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
 from tests.conftest import sak
@@ -170,10 +170,12 @@ def test_features_that_cannot_be_stored_are_refused_by_name(
         teacher.forward = spoilt  # type: ignore[method-assign]
         return teacher
 
-    monkeypatch.setattr(pipeline.running, "build_teacher", lambda *a, **options: spoil(build_teacher(*a, **options)))
+    monkeypatch.setattr(
+        pipeline.extraction.running, "build_teacher", lambda *a, **options: spoil(build_teacher(*a, **options))
+    )
     running = start_teacher(TeacherRequest("mini-dino", codec=codec, threads=1), opened.spec.size)
     with pytest.raises(NonFiniteFeature) as refused:
-        pipeline.extract.extract(Source(opened, 1), running)
+        pipeline.extraction.extract.extract(Source(opened, 1), running)
     message = str(refused.value)
     assert f"sample {sample} (long.png), view 0, level 2, channel 5, cell (1, 3)" in message and words in message
     assert verify_store(opened.path) == []

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Schedule, load_recipe, load_study, parse_set, recipe_names
 from pipeline.errors import UserError
 from pipeline.stores import parse_size
-from pipeline.training import learning_rate
+from pipeline.training.loop import learning_rate
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
-from pipeline.sync_norm import synchronise_norms
+from pipeline.training.sync_norm import synchronise_norms
 from tests.conftest import sak
 from tests.test_training import STEPS as TRAINING_STEPS
 from tests.test_training import begin

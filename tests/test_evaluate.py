@@ -10,8 +10,8 @@ import torch
 
 from cache.store import find_stores
 from pipeline.config import Boundary
-from pipeline.evaluate import _metric, evaluation_loader, score, side_by_side, without_padding
 from pipeline.stores import store_tasks
+from pipeline.training.evaluate import _metric, evaluation_loader, score, side_by_side, without_padding
 from sak_core.datasets.rooms.labels import CLASSES
 from sak_core.tasks import Task
 from tests.conftest import TINY, sak
@@ -67,7 +67,7 @@ def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):
     told = []
     for least in (10**12, 0):
         generator = torch.Generator().manual_seed(0)
-        monkeypatch.setattr("pipeline.evaluate.POOL_FROM", least)
+        monkeypatch.setattr("pipeline.training.evaluate.POOL_FROM", least)
         monkeypatch.setattr("os.cpu_count", lambda: 2)
         with side_by_side(tasks, boundary, store) as image_map:
             assert (image_map is map) == (least > 0)

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from cache.store import find_stores
-from pipeline.evaluate import load_model
-from pipeline.runs import Places
+from pipeline.training.evaluate import load_model
+from pipeline.training.runs import Places
 from sak_core.outputs import readable
 from sak_core.pretrained import ModelNotFound, from_pretrained
 from sak_core.stem import normalize

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from cache.store import Store, find_stores
-from pipeline import prepare, samples
-from pipeline.caching import CacheRequest, run_cache
 from pipeline.errors import UserError
-from pipeline.samples import DatasetRequest
+from pipeline.extraction import prepare, samples
+from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.extraction.samples import DatasetRequest
 from tests.cache_toy import tree
 from tests.conftest import sak
 

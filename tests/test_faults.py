@@ -190,7 +190,7 @@ LIMITED = """
 import resource, sys
 limit = int(sys.argv.pop(1))
 from pipeline.cli import main
-import torch, PIL.Image, pipeline.extract, sak_core.teachers.miniature, sak_core.datasets.folder
+import torch, PIL.Image, pipeline.extraction.extract, sak_core.teachers.miniature, sak_core.datasets.folder
 PIL.Image.init()
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 held = []

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.errors import UserError
-from pipeline.models import from_run
+from pipeline.takeaway.models import from_run
+from pipeline.training import checkpoint
 from sak_core.pretrained import PretrainedConfig, from_pretrained, save_pretrained
 from sak_core.pretrained_config import RefusedModel
 from sak_core.stem import Stem

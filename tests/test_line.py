@@ -179,8 +179,8 @@ def test_too_small_a_disk_is_said_before_the_teacher_runs(monkeypatch: pytest.Mo
     import shutil
     from collections import namedtuple
 
-    from pipeline.amounts import check_disk
     from pipeline.errors import UserError
+    from pipeline.extraction.amounts import check_disk
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 1000))

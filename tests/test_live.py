@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.config import load_recipe, parse_set
-from pipeline.distill import distill
 from pipeline.errors import UserError
-from pipeline.finetune import finetune
-from pipeline.runs import Places
+from pipeline.training.distill import distill
+from pipeline.training.finetune import finetune
+from pipeline.training.runs import Places
 from tests.conftest import sak
 
 STEPS = ["steps=6", "batch_size=8", "threads=1", "log_every=1", "teachers=['mini-dino', 'mini-sam']"]
@@ -54,7 +54,7 @@ def test_a_teacher_that_is_not_the_cached_one_is_refused(exact: Path, monkeypatc
     from dataclasses import replace
 
     from cache.store import find_stores
-    from pipeline import live
+    from pipeline.training import live
 
     def other(request: object, size: tuple[int, int]) -> object:
         return real(replace(request, random_weights=True), size)

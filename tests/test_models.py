@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from pipeline.config import load_recipe
-from pipeline.distill import distill
-from pipeline.runs import Places
+from pipeline.training.distill import distill
+from pipeline.training.runs import Places
 from sak_core.pretrained import from_pretrained
 from sak_core.reference import export_reference
 from tests.conftest import sak

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import load_recipe
-from pipeline.distill import open_loader
 from pipeline.errors import UserError
+from pipeline.training.distill import open_loader
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cache.store import Store
-from pipeline.overlap import Ahead, Behind
+from pipeline.extraction.overlap import Ahead, Behind
 from tests.conftest import sak
 
 

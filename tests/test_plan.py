@@ -12,9 +12,9 @@ import pytest
 
 from cache.errors import SpecMismatch
 from cache.store import Store
-from pipeline.caching import CacheRequest, dry_run, run_cache
-from pipeline.plan import plan, plan_text
-from pipeline.samples import DatasetRequest
+from pipeline.extraction.caching import CacheRequest, dry_run, run_cache
+from pipeline.extraction.plan import plan, plan_text
+from pipeline.extraction.samples import DatasetRequest
 from tests.conftest import sak
 
 ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--limit", "70", "--threads", "1")

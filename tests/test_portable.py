@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import portable
 from pipeline.errors import UserError
+from pipeline.takeaway import portable
 from sak_core.pretrained import PretrainedStudent, from_pretrained
 from sak_core.pretrained_config import PretrainedConfig
 from sak_core.stem import normalize

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.drawing import KEY_PX
+from pipeline.takeaway.drawing import KEY_PX
 from sak_core.datasets.rooms.scene import render_scene
 from sak_core.pretrained import from_pretrained
 from sak_core.student import StudentOutput
@@ -147,7 +147,7 @@ def test_a_videos_frames(trained: Path, tmp_path: Path) -> None:
 
 def test_frames_are_decoded_in_order_and_upright(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    from pipeline.sources import open_sources
+    from pipeline.takeaway.sources import open_sources
 
     write_video(tmp_path / "clip.mp4", 6)
     (source,) = open_sources([tmp_path / "clip.mp4"])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipeline.running
+import pipeline.extraction.running
 from cache.store import Store
-from pipeline.recheck import draw_rows, recheck
+from pipeline.upkeep.recheck import draw_rows, recheck
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
 from sak_core.teachers.miniature import WEIGHTS_DIR
@@ -89,7 +89,9 @@ def changed(**fields: object) -> Callable[[Teacher], Teacher]:
 def test_changed_preprocessing_is_named(
     fields: str, change: Callable[[Teacher], Teacher], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.running, "build_teacher", lambda *a, **options: change(build_teacher(*a, **options)))
+    monkeypatch.setattr(
+        pipeline.extraction.running, "build_teacher", lambda *a, **options: change(build_teacher(*a, **options))
+    )
     for teacher in recheck(Store.open(path), 3).values():
         assert [difference["field"] for difference in teacher["differences"]] == fields.split()
         assert teacher["problems"][0].startswith(f"{fields.split()[0]} was ")
@@ -107,7 +109,9 @@ def test_a_change_that_provenance_does_not_show_is_found_in_the_numbers(
                 next(parameter for parameter in teacher.parameters() if parameter.ndim > 1).mul_(1.2)
         return teacher
 
-    monkeypatch.setattr(pipeline.running, "build_teacher", lambda *a, **options: change(build_teacher(*a, **options)))
+    monkeypatch.setattr(
+        pipeline.extraction.running, "build_teacher", lambda *a, **options: change(build_teacher(*a, **options))
+    )
     for teacher in recheck(Store.open(path), 6).values():
         assert not teacher["differences"]
         assert "level 0: the stored features have a token cosine of 0." in teacher["problems"][0]

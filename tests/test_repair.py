@@ -13,7 +13,7 @@ from cache.errors import CorruptFile, RemadeDiffers
 from cache.repair import mend_metadata
 from cache.store import Store
 from cache.verify import verify_store
-from pipeline.repair import RepairRequest, repair_store
+from pipeline.upkeep.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
 from tests.conftest import sak
 from tests.small_images import NUM_IMAGES

@@ -13,10 +13,10 @@ from cache.errors import StateMismatch
 from cache.loader import Loader
 from cache.store import find_stores
 from pipeline.config import load_recipe
-from pipeline.distill import distill
 from pipeline.errors import UserError
-from pipeline.runs import Places
-from pipeline.together import Share, run_together
+from pipeline.training.distill import distill
+from pipeline.training.runs import Places
+from pipeline.training.together import Share, run_together
 from tests.conftest import sak
 
 STUDY = (
@@ -55,7 +55,7 @@ def recipes(**changes: object) -> list[tuple[str, object]]:
 
 
 def side_by_side(features: Path, folder: Path, **changes: object) -> None:
-    from pipeline.devices import Execution
+    from pipeline.training.devices import Execution
 
     places = Places(features, folder)
 
@@ -81,7 +81,7 @@ def test_runs_that_stopped_at_other_places_are_brought_level(features: Path, tmp
 
 def failing_after(batches: int):
     """An execution whose loader breaks."""
-    from pipeline.devices import Execution
+    from pipeline.training.devices import Execution
 
     class Breaking:
         def __init__(self, loader: Loader) -> None:
@@ -105,7 +105,7 @@ def failing_after(batches: int):
 def test_one_that_fails_leaves_the_others_alone(features: Path, tmp_path: Path) -> None:
     places = Places(features, tmp_path)
     (_, good), (_, bad) = recipes()
-    from pipeline.devices import Execution
+    from pipeline.training.devices import Execution
 
     broken = bad.model_copy(update={"optimizer": bad.optimizer.model_copy(update={"lr": 1e30}), "log_every": 1})
     broken = broken.model_copy(update={"schedule": broken.schedule.model_copy(update={"warmup_steps": 0})})

@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipeline.distill
-from pipeline import checkpoint
-from pipeline.arms import build_model
+import pipeline.training.distill
 from pipeline.cli import _explain
 from pipeline.config import load_recipe, parse_set
-from pipeline.distill import distill
-from pipeline.ema import Ema
 from pipeline.errors import UserError
-from pipeline.runs import Places, load_weights, read_recipe
 from pipeline.stores import find_store
-from pipeline.watch import StepResult, Watch
+from pipeline.studies.arms import build_model
+from pipeline.training import checkpoint
+from pipeline.training.distill import distill
+from pipeline.training.ema import Ema
+from pipeline.training.runs import Places, load_weights, read_recipe
+from pipeline.training.watch import StepResult, Watch
 from tests.conftest import sak
 
 STEPS = ["--set", "steps=12", "--set", "batch_size=8", "--set", "checkpoint_every=3", "--set", "threads=1"]
@@ -149,11 +149,11 @@ def test_a_resume_from_something_else_is_refused(
     with pytest.raises(UserError, match=r"another recipe: .*seed: 0 against 1"):
         distilled(features, run, "seed=1")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.runs.__version__", "9.9")
+        patch.setattr("pipeline.training.runs.__version__", "9.9")
         with pytest.raises(UserError, match=r"something else: code\.sak: '0\.1\.0' against '9\.9'"):
             distilled(features, run)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.distill.digest", lambda *args: {"source": "other"})
+        patch.setattr("pipeline.training.distill.digest", lambda *args: {"source": "other"})
         with pytest.raises(UserError, match=r"something else: caches\.rooms-unlabelled-.*'other'"):
             distilled(features, run)
     assert distilled(features, run)["step"] == 12
@@ -244,8 +244,8 @@ def test_a_bad_term_is_named_with_its_step_and_rows(
             return StepResult(result.loss + nan, {**result.terms, "mini-sam_level2": nan}, result.output)
         return result
 
-    real = pipeline.distill._loss
-    monkeypatch.setattr("pipeline.distill._loss", broken)
+    real = pipeline.training.distill._loss
+    monkeypatch.setattr("pipeline.training.distill._loss", broken)
     with pytest.raises(UserError, match=r"step 5: mini-sam_level2 is nan; rows \(sample/view\) (\d+)/\d") as caught:
         distilled(features, tmp_path / "run", "log_every=100")
     assert f"(sample/view) {seen[0][0]}/" in str(caught.value)

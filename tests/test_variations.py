@@ -200,9 +200,9 @@ def test_the_choices_are_those_of_the_core() -> None:
 )
 def test_wrong_values_are_answered_with_right_ones(features: Path, tmp_path: Path, assignment: str, hint: str) -> None:
     from pipeline.config import load_recipe, parse_set
-    from pipeline.distill import distill
     from pipeline.errors import UserError
-    from pipeline.runs import Places
+    from pipeline.training.distill import distill
+    from pipeline.training.runs import Places
 
     with pytest.raises(UserError) as caught:
         recipe = load_recipe("demo", "distill", {**BASE, **parse_set([assignment])})

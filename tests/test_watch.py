@@ -11,10 +11,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import load_recipe, parse_set
-from pipeline.distill import distill
 from pipeline.errors import UserError
-from pipeline.probes import cosines
-from pipeline.runs import Places, find_run
+from pipeline.training.distill import distill
+from pipeline.training.probes import cosines
+from pipeline.training.runs import Places, find_run
 from tests.conftest import sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=2", "--set", "threads=1"]
@@ -117,7 +117,7 @@ def test_the_readme_of_an_unfinished_run_says_so(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.distill.train", interrupted)
+    monkeypatch.setattr("pipeline.training.distill.train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         distill(load_recipe("demo", "distill", parse_set(["steps=4"])), tmp_path / "r", Places(features))
     assert "Not finished; the command above goes on" in (tmp_path / "r" / "README.md").read_text()

@@ -63,7 +63,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
 def cache(as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
-    from pipeline.caching import CacheRequest, run_cache
+    from pipeline.extraction.caching import CacheRequest, run_cache
 
     result = run_cache(CacheRequest.from_options(options))
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
@@ -73,7 +73,7 @@ def cache(as_json: bool, **options: Any) -> None:
 @_with_options
 def plan(as_json: bool, **options: Any) -> None:
     """What `sak cache` with these options would write, hold and take; nothing of it is done."""
-    from pipeline.caching import CacheRequest
-    from pipeline.plan import plan, plan_text
+    from pipeline.extraction.caching import CacheRequest
+    from pipeline.extraction.plan import plan, plan_text
 
     show(plan(CacheRequest.from_options({**options, "dry_run": True})), as_json, plan_text)

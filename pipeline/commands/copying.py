@@ -33,8 +33,8 @@ def copy(
     Either may be an address such as s3://bucket/features. Digests are checked on the way; what was interrupted
     goes on with the same command. A copy of some levels or views is a store of its own.
     """
-    from pipeline.copying import CopyRequest, copy_text
-    from pipeline.copying import copy as run
+    from pipeline.upkeep.copying import CopyRequest, copy_text
+    from pipeline.upkeep.copying import copy as run
 
     names = tuple(name.strip() for name in teachers.split(",") if name.strip()) if teachers is not None else None
     request = CopyRequest(source, target, recipe, names, numbers("--levels", levels), views)

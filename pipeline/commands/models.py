@@ -25,7 +25,7 @@ def params(
 ) -> None:
     """Count the parameters of a recipe's or a run's model, by part."""
     from pipeline.config import parse_set
-    from pipeline.params import params_text, recipe_parameters, run_parameters
+    from pipeline.takeaway.params import params_text, recipe_parameters, run_parameters
 
     run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
     if run is not None:
@@ -42,8 +42,8 @@ def params(
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
     """Read a checkpoint of the authors' release (stage 1 or 2) into the folder OUT."""
-    from pipeline.reference import import_checkpoint
     from pipeline.stores import parse_size
+    from pipeline.takeaway.reference import import_checkpoint
 
     result = import_checkpoint(checkpoint, out, parse_size(size) if size else None)
     show(result, as_json, lambda r: f"{out}: {r['stage']}, teachers {', '.join(r['teachers'])}")
@@ -56,7 +56,7 @@ def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: boo
 @JSON
 def export_reference(run: Path, out: Path, runs: Path, as_json: bool) -> None:
     """Write a student under the names of the authors' release, as a file for torch.load."""
-    from pipeline.reference import export_checkpoint
+    from pipeline.takeaway.reference import export_checkpoint
 
     source = run if run.exists() else runs / run
     show(export_checkpoint(source, out), as_json, lambda r: f"{r['file']}: {r['entries']} entries of {r['stage']}")

@@ -32,7 +32,7 @@ def weights_by_teacher(given: tuple[str, ...]) -> dict[str, Path]:
 @JSON
 def info(store: Path | str, as_json: bool) -> None:
     """What STORE holds, what of it is committed, its bytes, fidelity and provenance."""
-    from pipeline.inspect import info_text, store_info
+    from pipeline.upkeep.inspect import info_text, store_info
 
     show(store_info(store), as_json, info_text)
 
@@ -48,7 +48,7 @@ def verify(
     store: Path | str, live: int | None, weights: tuple[str, ...], device: str, allow_code: bool, as_json: bool
 ) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
-    from pipeline import inspect
+    from pipeline.upkeep import inspect
 
     result = inspect.verify(store, live or 0, weights_by_teacher(weights), device, allow_code)
     show(result, as_json, inspect.verify_text)
@@ -74,7 +74,7 @@ def repair(
     as_json: bool,
 ) -> None:
     """Make again what is damaged in STORE, byte for byte; exit code 1 if something cannot be."""
-    from pipeline.repair import RepairRequest, repair_store, repair_text
+    from pipeline.upkeep.repair import RepairRequest, repair_store, repair_text
 
     result = repair_store(store, RepairRequest(root, weights_by_teacher(weights), device, allow_code, dry_run))
     show(result, as_json, repair_text)
@@ -91,7 +91,7 @@ def repair(
 @JSON
 def drop(store: Path | str, teacher: str | None, views: int | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Take a teacher or the last views out of STORE."""
-    from pipeline.drop import DropRequest, drop_text
-    from pipeline.drop import drop as run
+    from pipeline.upkeep.drop import DropRequest, drop_text
+    from pipeline.upkeep.drop import drop as run
 
     show(run(store, DropRequest(teacher, views, yes, dry_run)), as_json, drop_text)

@@ -33,10 +33,10 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a trained student as a folder that `Student.from_pretrained` and `sak predict` load."""
-    from pipeline.export import Formats, push
-    from pipeline.export import export as write
-    from pipeline.models import open_model
     from pipeline.stores import parse_size
+    from pipeline.takeaway.export import Formats, push
+    from pipeline.takeaway.export import export as write
+    from pipeline.takeaway.models import open_model
 
     formats = Formats(onnx=onnx, program=torch_export, size=parse_size(size) if size else None)
     result = write(open_model(run, runs), out, formats, model_id)
@@ -75,10 +75,10 @@ def predict(
     as_json: bool,
 ) -> None:
     """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
-    from pipeline.models import open_model
-    from pipeline.predict import Settings, plan, predict_text
-    from pipeline.predict import predict as run
-    from pipeline.sources import open_sources
+    from pipeline.takeaway.models import open_model
+    from pipeline.takeaway.predict import Settings, plan, predict_text
+    from pipeline.takeaway.predict import predict as run
+    from pipeline.takeaway.sources import open_sources
 
     found = open_sources(sources, every)
     settings = Settings(size=size, tile=tile, raw=raw, batch_size=batch_size, overwrite=overwrite)

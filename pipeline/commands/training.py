@@ -35,15 +35,15 @@ def distill(
 ) -> None:
     """Stage 1: distil cached teachers into the student of RECIPE."""
     from pipeline.config import load_recipe, parse_set
-    from pipeline.runs import run_name
+    from pipeline.training.runs import run_name
 
     loaded = load_recipe(recipe, "distill", parse_set(assignments))
     folder = run or runs / run_name(loaded)
     if dry_run:
         _show_plan(loaded, folder, features, as_json)
         return
-    from pipeline.devices import Execution
-    from pipeline.distill import distill as stage
+    from pipeline.training.devices import Execution
+    from pipeline.training.distill import distill as stage
 
     result = stage(loaded, folder, places(features, runs), Execution(devices, wandb))
     show(result, as_json, lambda r: f"{folder}")
@@ -75,9 +75,9 @@ def finetune(
     as_json: bool,
 ) -> None:
     """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
-    from pipeline.arms import starts_from_stage1
     from pipeline.config import load_recipe, parse_set
-    from pipeline.runs import find_run, run_name
+    from pipeline.studies.arms import starts_from_stage1
+    from pipeline.training.runs import find_run, run_name
 
     loaded = load_recipe(recipe, "finetune", parse_set(assignments))
     folder = run or runs / run_name(loaded)
@@ -91,16 +91,16 @@ def finetune(
     if dry_run:
         _show_plan(loaded, folder, features, as_json)
         return
-    from pipeline.devices import Execution
-    from pipeline.finetune import finetune as stage
+    from pipeline.training.devices import Execution
+    from pipeline.training.finetune import finetune as stage
 
     result = stage(loaded, folder, stage1, places(features, runs), Execution(devices, wandb))
     show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 
 def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -> None:
-    from pipeline.arms import parts_read
     from pipeline.stores import training_store
+    from pipeline.studies.arms import parts_read
 
     store = training_store(features, recipe, parts_read(recipe))
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
@@ -129,8 +129,8 @@ def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
 def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, runs: Path, as_json: bool) -> None:
     """Score the fine-tuned RUN on a labelled split."""
     from pipeline.config import Data
-    from pipeline.evaluate import evaluate as score
-    from pipeline.runs import find_run, read_recipe
+    from pipeline.training.evaluate import evaluate as score
+    from pipeline.training.runs import find_run, read_recipe
 
     run = find_run(run, runs)
     recipe = read_recipe(run)
@@ -152,11 +152,11 @@ def ablate(
     study: str, workers: int, together: int, features: Path | str, runs: Path, dry_run: bool, as_json: bool
 ) -> None:
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
-    from pipeline import ablate as studies
     from pipeline.config import load_study
     from pipeline.console import say
-    from pipeline.estimate import estimate, estimate_text
-    from pipeline.study_table import markdown
+    from pipeline.studies import ablate as studies
+    from pipeline.studies.estimate import estimate, estimate_text
+    from pipeline.studies.study_table import markdown
 
     loaded, where = load_study(study), places(features, runs)
     jobs = studies.plan(loaded, where)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline.prepare
+import pipeline.extraction.prepare
 from cache.errors import CacheError
 from cache.layout import index_bytes
 from cache.store import Store
 from cache.verify import Problem, verify_store
-from pipeline.caching import CacheRequest, run_cache
 from pipeline.commands.caching import cache
-from pipeline.repair import RepairRequest, repair_store
+from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.upkeep.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
 
 NUM_IMAGES, ROWS_PER_SHARD = 10, 4
@@ -73,7 +73,7 @@ def make_store(folder: Path) -> tuple[Path, Path]:
     options = cache.make_context("cache", arguments[1:]).params
     options.pop("as_json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
+        patch.setattr(pipeline.extraction.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
         run_cache(CacheRequest.from_options(options))
     return next((folder / "out").glob("*.zarr")), images
 

@@ -1,0 +1,224 @@
+"""`sak cache`: the source part first, then each teacher's part, all in one store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache.calibration import calibration_order
+from cache.errors import SpecMismatch
+from cache.places import as_place
+from cache.spec import SourceSpec, first_difference
+from cache.store import Store
+from pipeline.console import amount, say
+from pipeline.errors import UserError
+from pipeline.extraction.amounts import (
+    PartAmount,
+    check_disk,
+    existing_store,
+    free_bytes,
+    source_amount,
+    teacher_amount,
+)
+from pipeline.extraction.prepare import preparing, source_spec
+from pipeline.extraction.samples import DatasetRequest
+from pipeline.options import numbers
+from pipeline.stores import parse_size
+from pipeline.training.frozen import is_frozen_part
+
+if TYPE_CHECKING:
+    from pipeline.extraction.cluster_tasks import Described
+    from pipeline.extraction.running import RunningTeacher, TeacherRequest
+
+TRAINING_VIEWS = 4
+"""Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """Everything `sak cache` was asked for."""
+
+    source: DatasetRequest
+    teachers: tuple[str, ...]
+    views: int
+    features: Path | str
+    run: Mapping[str, Any]
+    decoders: int | None = None
+    strict: bool = False
+    dry_run: bool = False
+    scheduler: str | None = None
+    workers: int = 0
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> CacheRequest:
+        """From the command line's options, checked. Raises `UserError` for values that cannot be."""
+        teachers = tuple(name.strip() for name in options["teachers"].split(",") if name.strip())
+        split = options["split"]
+        evaluation = split in ("val", "test")
+        views = options["views"] or (1 if evaluation else TRAINING_VIEWS)
+        if evaluation and views != 1:
+            raise UserError(f"split {split} has one padded evaluation view; leave VIEWS out")
+        if options["weights"] and len(teachers) != 1:
+            raise UserError("--weights FILE goes with exactly one teacher")
+        source = DatasetRequest(
+            options["dataset"],
+            split,
+            parse_size(options["size"]) if options["size"] else None,
+            options["root"],
+            options["limit"],
+            options["seed"],
+        )
+        run = {
+            **{key: options[key] for key in ("codec", "fidelity", "together")},
+            "levels": numbers("--levels", options["levels"]),
+            "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
+            **{
+                key: options[key]
+                for key in (
+                    *("weights", "random_weights", "allow_code"),
+                    *("device", "precision", "compile", "batch_size", "threads"),
+                )
+            },
+        }
+        flags = (options["decoders"], options["strict"], options["dry_run"])
+        cluster = {key: options[key] for key in ("scheduler", "workers") if key in options}
+        if cluster.get("scheduler") and cluster.get("workers"):
+            raise UserError("--scheduler uses the workers that are there; leave --workers out")
+        return cls(source, teachers, views, options["features"], run, *flags, **cluster)
+
+
+def run_cache(request: CacheRequest) -> dict[str, Any]:
+    """Make, finish or extend the store that `request` describes; returns what it came to, JSON-able.
+
+    Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
+    """
+    from cache.codecs import get_codec
+
+    get_codec(request.run["codec"])
+    if request.dry_run:
+        return dry_run(request)
+    store, timings = _on_cluster(request) if request.scheduler or request.workers else _in_this_process(request)
+    invalid = store.invalid(request.views)
+    say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
+    return {
+        "store": str(store),
+        "rows": store.spec.num_samples * request.views,
+        "views": request.views,
+        "teachers": store.teachers,
+        "invalid": {store.ids(sample)[0]: reason for sample, reason in sorted(invalid.items())},
+        "timings": timings,
+    }
+
+
+def _in_this_process(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
+    """The finished store, and where each teacher's time went."""
+    teachers = start_teachers(request)
+    _check_amounts(request, planned_amounts(request, teachers))
+    timings: dict[str, Any] = {}
+    first = _calibration_samples if teachers else lambda spec: ()
+    with preparing(
+        request.source, request.features, request.views, decoders=request.decoders, strict=request.strict, first=first
+    ) as source:
+        for teacher in teachers:
+            from pipeline.extraction.extract import extract
+
+            if timing := extract(source, teacher):
+                timings[teacher.provenance["name"]] = asdict(timing)
+    return source.store, timings
+
+
+def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
+    """As `_in_this_process`, by Dask's workers; they alone load teachers."""
+    from pipeline.extraction.cluster import connected, describe_teachers, extract_on_cluster, needed_resources
+
+    spec, device = source_spec(request.source.open(), request.source), request.run.get("device", "auto")
+    asked = teacher_requests(request)
+    with connected(request.scheduler, request.workers, device) as client:
+        resources = needed_resources(client, device) if asked else {}
+        described = describe_teachers(client, asked, spec.size, resources)
+        _check_amounts(request, planned_amounts(request, described))
+        store = Store.create(request.features, spec, on_wait=say)
+        extract_on_cluster(client, store, request.source, asked, described, request.views, resources, request.strict)
+    return store, {}
+
+
+def _check_amounts(request: CacheRequest, amounts: Sequence[PartAmount]) -> None:
+    check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
+
+
+def _calibration_samples(spec: SourceSpec) -> list[int]:
+    """The samples that are likely to calibrate teachers, so that they need not wait for the others."""
+    from pipeline.extraction.extract import CALIBRATION_ROWS
+
+    return [int(sample) for sample in calibration_order(spec.num_samples, spec.seed)[:CALIBRATION_ROWS]]
+
+
+def teacher_requests(request: CacheRequest) -> list[TeacherRequest]:
+    """The teachers asked for, their names checked."""
+    if not request.teachers:
+        return []
+    from pipeline.extraction.running import TeacherRequest
+    from sak_core.teachers import check_teacher
+
+    for name in request.teachers:
+        if not is_frozen_part(name):
+            check_teacher(name, request.run.get("allow_code", False))
+    return [TeacherRequest(name, **request.run) for name in request.teachers]
+
+
+def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:
+    """The teachers of a request, built; `untrained` needs no weights and tells as much about sizes and speed."""
+    asked = teacher_requests(request)
+    if not asked:
+        return []
+    from pipeline.extraction.running import start_teacher
+
+    size = source_spec(request.source.open(), request.source).size
+    if untrained:
+        asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
+    return [start_teacher(teacher, size) for teacher in asked]
+
+
+def planned_amounts(
+    request: CacheRequest, teachers: Sequence[RunningTeacher] | Sequence[Described]
+) -> list[PartAmount]:
+    """What each part of the store will take, and how much of it is still to be written.
+
+    Raises `SpecMismatch` where the store has one of the teachers with other levels, grids or codec.
+    """
+    spec = source_spec(request.source.open(), request.source)
+    store = existing_store(request.features, spec)
+    for teacher in teachers:
+        name = teacher.provenance["name"]
+        if store is not None and name in store.teachers:
+            stored = [level.to_dict() for level in store.teacher(name).levels]
+            if difference := first_difference({"levels": stored}, {"levels": [lv.to_dict() for lv in teacher.levels]}):
+                raise SpecMismatch(f"teacher {name} in {store}", *difference, "Ask for the stored value, or use --out.")
+    return [
+        source_amount(spec, store, request.views),
+        *(teacher_amount(spec, store, t.provenance["name"], t.levels, request.views) for t in teachers),
+    ]
+
+
+def dry_run(request: CacheRequest) -> dict[str, Any]:
+    """What `request` would write, JSON-able; nothing is prepared, run or written."""
+    spec = source_spec(request.source.open(), request.source)
+    amounts = planned_amounts(request, start_teachers(request, untrained=True))
+    for part in amounts:
+        say(f"{part.part}: {part.pending_rows} of {part.rows} rows to write, {amount(part.pending_bytes)}")
+    return summary(request, spec, amounts)
+
+
+def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmount]) -> dict[str, Any]:
+    """What a run of `request` would write, beside what the disk has free, JSON-able."""
+    return {
+        "store": as_place(request.features).child(spec.store_name).shown,
+        "rows": spec.num_samples * request.views,
+        "views": request.views,
+        "teachers": list(request.teachers),
+        "parts": [asdict(part) for part in amounts],
+        "pending_bytes": sum(part.pending_bytes for part in amounts),
+        "free_bytes": free_bytes(request.features),
+    }

@@ -1,0 +1,233 @@
+"""`sak cache` on many processes or machines: Dask hands out shards, workers write them, this process commits to it all.
+
+This process holds the locks of the parts, makes room for their views, and tidies; workers read and write the store,
+which therefore lies where all of them reach it. A worker that is lost loses nothing: its shards are handed out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+
+from cache.spec import first_difference
+from cache.store import Store
+from cache.teacher_writer import TeacherWriter
+from cache.writer import SourceWriter
+from pipeline.console import progress, say, warn
+from pipeline.errors import UserError
+from pipeline.extraction import cluster_tasks as tasks
+from pipeline.extraction.cluster_tasks import Described, Job
+from pipeline.extraction.running import TeacherRequest
+from pipeline.extraction.samples import DatasetRequest
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+CONNECT_S = 15.0
+"""Seconds that a scheduler may take to answer."""
+RETRIES = 2
+"""Times that a failed task is tried again; a worker's death does not count."""
+PATIENCE_S = 60.0
+"""Seconds without any worker, after which the run gives up."""
+_LOG_LEVEL = logging.CRITICAL  # what goes wrong comes back as an error of its task
+GPU = {"GPU": 1}
+"""What a teacher's task takes of its worker, where teachers run on GPUs: so one runs there at a time."""
+
+
+@contextmanager
+def connected(scheduler: str | None, workers: int, device: str) -> Iterator[Client]:
+    """A client of the scheduler at an address, or of one with `workers` on this machine that ends with the block.
+
+    Raises `UserError` where the scheduler does not answer or has no workers.
+    """
+    with ExitStack() as stack:
+        address: Any = scheduler or stack.enter_context(_local_cluster(workers, device))
+        try:
+            client = stack.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))
+            client.wait_for_workers(1, timeout=PATIENCE_S)
+        except (OSError, TimeoutError) as error:
+            raise UserError(f"--scheduler {scheduler}: {error}; is it up, and has it workers?") from error
+        client.register_plugin(tasks.Setup(is_child=scheduler is None))
+        link = client.dashboard_link if find_spec("bokeh") else f"{client.dashboard_link} (needs bokeh)"
+        say(f"{client.scheduler.address}: {len(_offers(client))} workers, dashboard at {link}")
+        yield client
+
+
+def _local_cluster(workers: int, device: str) -> SpecCluster:
+    """A scheduler and workers of one thread each, on the loopback alone; with GPUs, each worker sees one of them."""
+    import torch
+
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    options = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False, "silence_logs": _LOG_LEVEL}
+    pinned = (
+        {"resources": GPU, "env": {"CUDA_VISIBLE_DEVICES": str(i % gpus)}} if gpus else {} for i in range(workers)
+    )
+    return SpecCluster(
+        {i: {"cls": Nanny, "options": {**options, **own}} for i, own in enumerate(pinned)},
+        {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}},
+        silence_logs=_LOG_LEVEL,
+    )
+
+
+def _offers(client: Client) -> dict[str, Mapping[str, float]]:
+    """What each worker offers, by address."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {address: worker["resources"] for address, worker in workers.items()}
+
+
+def needed_resources(client: Client, device: str) -> dict[str, int]:
+    """What a teacher's task takes of its worker.
+
+    Raises `UserError` where no worker offers it: Dask would wait for one in silence.
+    """
+    offers = _offers(client)
+    has_gpus = any(offer.get("GPU", 0) >= 1 for offer in offers.values())
+    if device == "cpu" or (device == "auto" and not has_gpus):
+        return {}
+    if not has_gpus:
+        found = sorted({", ".join(f"{k}={v:g}" for k, v in offer.items()) or "nothing" for offer in offers.values()})
+        raise UserError(
+            f"--device {device}: teachers need workers that offer GPU=1, and of {len(offers)} workers none does (they "
+            f"offer: {'; '.join(found)}). Start them with `dask worker ... --resources GPU=1`, one a GPU"
+        )
+    return GPU
+
+
+def describe_teachers(
+    client: Client, requests: Sequence[TeacherRequest], size: tuple[int, int], resources: Mapping[str, int]
+) -> list[Described]:
+    """Load each teacher on the workers, and hear what its features would be made with.
+
+    Raises `UserError` where workers differ (device model, threads, versions, weights): bytes may depend on who made
+    them.
+    """
+    able = [
+        address for address, offer in _offers(client).items() if all(offer.get(k, 0) >= v for k, v in resources.items())
+    ]
+    found = []
+    for request in requests:
+        asked = [
+            client.submit(tasks.describe, request, size, workers=[address], resources=resources, pure=False)
+            for address in able
+        ]
+        first, *others = _results(client, asked)
+        for other, address in zip(others, able[1:], strict=True):
+            if difference := first_difference(first.provenance, other.provenance):
+                what, here, there = difference
+                raise UserError(
+                    f"{request.name}: workers differ in {what}: {here!r} at {able[0]}, {there!r} at {address}. "
+                    "Use like machines, and give --threads"
+                )
+        found.append(first)
+    return found
+
+
+def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
+    by_key = {future.key: result for future, result in _finished(client, futures)}
+    return [by_key[future.key] for future in futures]
+
+
+def _finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[tuple[Future[Any], Any]]:
+    """Futures with their results as they come.
+
+    Raises what a task raised; `UserError` where a task keeps killing its workers, or no worker has been there for
+    `PATIENCE_S`.
+    """
+    left = as_completed(futures, loop=client.loop)
+    last = time.monotonic()
+    while not left.is_empty():
+        batch = left.next_batch(block=False)
+        if batch or _offers(client):
+            last = time.monotonic()
+        elif time.monotonic() - last > PATIENCE_S:
+            raise UserError(
+                f"no worker for {PATIENCE_S:.0f} s; what is committed stays, the same command goes on from it"
+            )
+        for future in batch:
+            try:
+                yield future, future.result()
+            except KilledWorker as error:
+                raise UserError(
+                    f"a task has killed its worker again and again ({error}); is its memory too small? Lower "
+                    "--batch-size, or look into the worker's log"
+                ) from error
+        if not batch:
+            time.sleep(0.2)
+
+
+def extract_on_cluster(
+    client: Client,
+    store: Store,
+    source: DatasetRequest,
+    requests: Sequence[TeacherRequest],
+    described: Sequence[Described],
+    num_views: int,
+    resources: Mapping[str, int],
+    strict: bool,
+) -> None:
+    """Finish the store for `num_views` views: its source and each teacher, a task a shard."""
+    absolute = replace(source, root=source.root.resolve() if source.root else None)
+    job = Job(uuid.uuid4().hex, tasks.portable(str(store)), absolute, strict)
+    spec = store.spec
+    with ExitStack() as held:
+        held.enter_context(store.lock("source", on_wait=say))
+        store.ensure_views(num_views)
+        left = SourceWriter(store).pending(num_views)
+        views: dict[int, list[int]] = {}
+        for view, shard in left:
+            views.setdefault(shard, []).append(view)
+        prepared = {
+            shard: client.submit(tasks.prepare_shard, job, shard, tuple(own), retries=RETRIES, pure=False)
+            for shard, own in views.items()
+        }
+        rows: dict[Any, tuple[str, int]] = {
+            future.key: ("source", len(spec.rows(shard)) * len(views[shard])) for shard, future in prepared.items()
+        }
+        futures: list[Future[Any]] = list(prepared.values())
+        for number, (request, facts) in enumerate(zip(requests, described, strict=True)):
+            name = facts.provenance["name"]
+            held.enter_context(store.lock(f"teachers/{name}", on_wait=say))
+            writer = TeacherWriter(store, facts.provenance, facts.levels)
+            writer.ensure_views(num_views)
+            run = {"resources": resources, "priority": -number, "retries": RETRIES, "pure": False}
+            todo = writer.pending(num_views)
+            calibrated = None
+            if todo and writer.calibration() is None:
+                first = [future for shard, future in prepared.items() if 0 in views[shard]]
+                calibrated = client.submit(tasks.calibrate_teacher, job, request, facts.provenance, first, **run)
+                futures.append(calibrated)
+            for view, shard in todo:
+                after = (prepared.get(shard), calibrated)
+                future = client.submit(tasks.extract_shard, job, request, facts.provenance, view, shard, after, **run)
+                rows[future.key] = (name, len(spec.rows(shard)))
+                futures.append(future)
+        _follow(client, futures, rows, spec.num_samples * num_views)
+        SourceWriter(store)  # compacts what is complete
+        for facts in described:
+            TeacherWriter(store, facts.provenance, facts.levels)
+
+
+def _follow(client: Client, futures: Sequence[Future[Any]], rows: Mapping[Any, tuple[str, int]], total: int) -> None:
+    """Show the progress of each part until all tasks are done; on an error drop those that have not begun."""
+    unreadable: dict[str, str] = {}
+    left: dict[str, int] = {}
+    for part, count in rows.values():
+        left[part] = left.get(part, 0) + count
+    with ExitStack() as shown:
+        shown.callback(client.cancel, list(futures), force=True)
+        advance = {part: shown.enter_context(progress(part, total, "rows", total - n)) for part, n in left.items()}
+        for future, result in _finished(client, futures):
+            unreadable |= result or {}
+            if future.key in rows:
+                part, count = rows[future.key]
+                advance[part](count)
+    for name, reason in sorted(unreadable.items()):
+        warn(f"unreadable, its rows are marked invalid: {name}: {reason}")

@@ -1,0 +1,112 @@
+"""This project's own stem or distilled student as a teacher, so that its frozen parts can be cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.config import STAGES, Recipe, load_recipe
+from pipeline.errors import UserError
+from pipeline.training import lineage, runs
+from pipeline.training.frozen import PREFIXES, STEM, frozen_digest
+from sak_core.decoder import to_map
+from sak_core.stem import normalize
+from sak_core.student import Student, StudentConfig
+from sak_core.teachers.base import Teacher, TeacherSpec, freeze
+
+
+class FrozenTeacher(Teacher):
+    """A student's frozen parts. Under `trains = "adapters"` every block's tokens x_0 .. x_depth, maps first, then
+    prefix tokens; under "routers" the stem's tapped maps, then each path's, without prefix tokens.
+    """
+
+    def __init__(self, name: str, student: Student, size: tuple[int, int], kind: str) -> None:
+        """student: whose parts. size: (H, W) of the views in px. kind: a key of sak_core.parts.TRAINS."""
+        grid, depth, width = student.stem.grid(*size), student.stem.depth, student.stem.width
+        blocks = tuple(range(depth + 1)) if kind == "adapters" else student.levels * student.num_experts
+        spec = TeacherSpec(
+            name=name,
+            library="sak",
+            model=student.config.stem.name,
+            weights=frozen_digest(student, kind),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            interpolation="none",
+            patch=student.stem.patch,
+            input_size=size,
+            grid=grid,
+            widths=(width,) * len(blocks),
+            levels=blocks,
+            licence="its weights' own",
+        )
+        super().__init__(spec)
+        self.student, self.kind = student, kind
+        if kind == "adapters":
+            self.num_prefix = student.stem.num_prefix
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """As the student takes them in training, bit for bit."""
+        return normalize(pixels)
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """Maps (B, C, h, w), then prefix tokens (B, C, 1, P) where every block's are kept."""
+        stem, grid = self.student.stem, self.spec.grid
+        tokens = stem(images)
+        if self.kind == "routers":
+            tapped = [tokens[block + 1][:, stem.num_prefix :] for block in self.student.levels]
+            experts = [tapped, *self.student.features(tokens).values()]
+            return [to_map(x.contiguous(), grid) for levels in experts for x in levels]
+        maps = [to_map(x[:, stem.num_prefix :].contiguous(), grid) for x in tokens]
+        prefixes = [x[:, : stem.num_prefix].transpose(1, 2).unsqueeze(2) for x in tokens]
+        return [*maps, *prefixes]
+
+
+def build_frozen(name: str, size: tuple[int, int]) -> FrozenTeacher:
+    """`stem:RECIPE`, `stem:RUN` or `student:RUN` for views of `size`.
+
+    Raises `UserError` where there is no such recipe or run, or it has no student.
+    """
+    prefix = next(p for p in PREFIXES if name.startswith(p))
+    source = name.removeprefix(prefix)
+    run = next((path for path in (Path(source), runs.RUNS / source) if (path / "results.json").is_file()), None)
+    if run is not None:
+        student = _of_run(run, size)
+    elif prefix == STEM:
+        student = _of_recipe(source, size)
+    else:
+        raise UserError(f"{name}: no finished run {source} (nor below {runs.RUNS})")
+    teacher = FrozenTeacher(name, student, size, PREFIXES[prefix])
+    freeze(teacher)
+    return teacher
+
+
+def _of_run(run: Path, size: tuple[int, int]) -> Student:
+    described = lineage.read(run).student
+    if described is None:
+        raise UserError(f"{run} has no student whose parts could be cached")
+    stem = {**described["stem"], "image_size": list(size)}
+    student = Student(StudentConfig.from_dict({**described, "stem": stem}))
+    runs.start_from(run, student)
+    return student
+
+
+def _of_recipe(name: str, size: tuple[int, int]) -> Student:
+    """The stem of a recipe before any training; teachers and tasks have no part in it."""
+    from pipeline.studies.arms import initialize, stem_of
+
+    recipe = _any_stage(name)
+    student = stem_of(recipe, size)
+    initialize(recipe, student)
+    return student
+
+
+def _any_stage(name: str) -> Recipe:
+    for stage in STAGES:
+        try:
+            return load_recipe(name, stage)
+        except UserError as error:
+            if "has no [" not in str(error):
+                raise
+    raise UserError(f"recipe {name!r} describes no stage")

@@ -1,0 +1,219 @@
+"""A teacher set up as a request asks: what extraction, repair and live checks run rows through."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from cache.codecs import get_codec
+from cache.codecs.coders import get_coder
+from cache.spec import LevelSpec
+from pipeline.errors import UserError
+from pipeline.extraction.frozen_teacher import build_frozen
+from pipeline.training.frozen import cached_name, is_frozen_part
+from sak_core.names import part_name
+from sak_core.teachers import build_teacher
+from sak_core.teachers.base import Teacher
+
+LIBRARIES = {
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    "segment_anything": "segment-anything",
+    "transformers": "transformers",
+}
+"""Distribution that a teacher's library comes from, for versions in the provenance."""
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by `torch.autocast`; fp32 is everything in float32."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TeacherRequest:
+    """Which teacher, run how. Everything that decides a feature's bytes ends up in the provenance."""
+
+    name: str
+    codec: str = "fp16"
+    fidelity: float | None = None
+    together: bool = False
+    levels: tuple[int, ...] | None = None
+    grid: tuple[int, int] | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    allow_code: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+    batch_size: int = 16
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class RunningTeacher:
+    """A teacher set up as a request asks: what extraction, repair and live checks run rows through.
+
+    Attributes:
+        request: as asked.
+        device: where it runs.
+        teacher: built, with its weights.
+        network: the teacher, or its compiled form.
+        levels: as stored.
+        provenance: what decides the bytes of its features.
+    """
+
+    request: TeacherRequest
+    device: torch.device
+    teacher: Teacher
+    network: Callable[[torch.Tensor], list[torch.Tensor]]
+    levels: tuple[LevelSpec, ...]
+    provenance: dict[str, Any]
+
+    def forward(self, pixels: Array) -> list[Array]:
+        """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
+        if self.teacher.mean.device.type != self.device.type:  # several teachers share a GPU one after the other
+            self.teacher.to(self.device)
+        with torch.inference_mode():
+            maps = self.maps(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+        return [m.permute(0, 2, 3, 1).contiguous().cpu().numpy() for m in maps]
+
+    def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """uint8 pixels (n, H, W, 3) on the teacher's device to one float32 (n, C, h, w) a level, likewise."""
+        half = AMP.get(self.request.precision)
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            maps = self.network(pixels)
+        if self.request.grid:
+            maps = [F.adaptive_avg_pool2d(m.float(), self.request.grid) for m in maps]
+        return [m.float() for m in maps]
+
+
+def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:
+    """Build a teacher for views of `size`, with its number of threads; it moves to its device with its first rows.
+
+    Raises `UserError` for a device that is not there, and what `build_teacher` raises.
+    """
+    device = resolve_device(request.device)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    teacher = _build(request, size)
+    # not dynamic: a batch's kernel must not depend on which sizes came before it
+    network = torch.compile(teacher, dynamic=False) if request.compile else teacher
+    levels, provenance = _level_specs(teacher, request), _provenance(teacher, request, device)
+    return RunningTeacher(request, device, teacher, network, levels, provenance)
+
+
+def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
+    if is_frozen_part(request.name):
+        if request.grid:
+            raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
+        return build_frozen(request.name, size)
+    return build_teacher(
+        request.name,
+        size=size,
+        levels=request.levels,
+        weights=request.weights,
+        random_weights=request.random_weights,
+        allow_code=request.allow_code,
+    )
+
+
+def batches(rows: range, batch_size: int) -> Iterator[range]:
+    """The rows of a shard as the teacher sees them: cut the same way always, so that a row's numbers never depend on
+    a resume, a repair or who computes them."""
+    for first in range(rows.start, rows.stop, batch_size):
+        yield range(first, min(first + batch_size, rows.stop))
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no GPU on this machine; use --device cpu")
+    return torch.device(name)
+
+
+def device_model(device: torch.device) -> str:
+    """The model of the device: a GPU's or a processor's name; bytes may differ between models."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
+    levels = list(enumerate(zip(teacher.spec.level_grids(), teacher.spec.widths, strict=True)))
+    maps = [
+        LevelSpec(level, request.grid or grid, width, request.codec, fidelity=request.fidelity)
+        for level, (grid, width) in levels
+    ]
+    if request.together:
+        alike = [level for level in maps if level.level and maps[level.level - 1].grid == level.grid]
+        maps = [replace(level, predicts_from=level.level - 1) if level in alike else level for level in maps]
+    if not teacher.num_prefix:
+        return tuple(maps)
+    size = (1, teacher.num_prefix)
+    codec = "fp16" if get_codec(request.codec).is_fitted else request.codec  # so few tokens that nothing can be fitted
+    return (*maps, *(LevelSpec(level, size, width, codec, prefix=True) for level, (_, width) in levels))
+
+
+def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
+    """What decides the bytes of this teacher's features."""
+    library, coder = LIBRARIES.get(teacher.spec.library), get_codec(request.codec).coder
+    made_by = ["torch", *([library] if library else []), *([get_coder(coder).package] if coder else [])]
+    versions = {name: version(name) for name in made_by}
+    return {
+        "name": cached_name(request.name) if is_frozen_part(request.name) else part_name(request.name),
+        "teacher": teacher.spec.to_dict(),
+        "grid": list(request.grid) if request.grid else "native",
+        "codec": request.codec,
+        **({} if request.fidelity is None else {"fidelity": request.fidelity}),
+        **({"together": True} if request.together else {}),
+        "precision": request.precision,
+        "compile": request.compile,
+        "batch_size": request.batch_size,
+        "device": device_model(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "versions": versions,
+    }
+
+
+def request_of(
+    provenance: Mapping[str, Any], weights: Path | None = None, device: str = "auto", allow_code: bool = False
+) -> TeacherRequest:
+    """The request that made a part with this provenance, for making it again.
+
+    Args:
+        weights: file that holds the teacher's weights, where they come from neither the package, a hub nor a seed.
+        allow_code: whether a teacher of a user's own module may run.
+    """
+    teacher = provenance["teacher"]
+    return TeacherRequest(
+        teacher["name"],
+        codec=provenance["codec"],
+        fidelity=provenance.get("fidelity"),
+        together=provenance.get("together", False),
+        levels=tuple(teacher["levels"]),
+        grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
+        weights=weights,
+        random_weights=weights is None and teacher["weights"].startswith("random:"),
+        allow_code=allow_code,
+        device=device,
+        precision=provenance["precision"],
+        compile=provenance.get("compile", False),
+        batch_size=provenance["batch_size"],
+        threads=provenance["threads"] or None,
+    )

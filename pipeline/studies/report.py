@@ -1,0 +1,138 @@
+"""Pictures of a study: a contact sheet, PCA of teachers beside the student's paths, router weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from cache.loader import Loader
+from pipeline import pictures
+from pipeline.config import Data
+from pipeline.stores import find_store
+from pipeline.studies.arms import run_model
+from pipeline.training import runs
+from pipeline.training.evaluate import load_model, open_evaluation, without_padding
+from sak_core.datasets import open_dataset
+from sak_core.stem import normalize
+from sak_core.student import Student
+from sak_core.tasks import Task
+
+Picture = npt.NDArray[np.uint8]
+SHEET_ROWS = 6
+
+
+def preview_sheet(dataset: str, split: str, root: Path | None, count: int, out: Path) -> Path:
+    """Draw `count` samples of a data set with every label beside them into the PNG `out`."""
+    opened = open_dataset(dataset, split, root=root, limit=count)
+    rows = []
+    for index in range(min(count, len(opened.ids))):
+        sample = opened.load(index)
+        labels = [pictures.label_picture(task, sample.labels[task.name]) for task in opened.tasks]
+        rows.append([sample.image, *labels])
+    return save_sheet(rows, ["image", *(task.name for task in opened.tasks)], out)
+
+
+def save_sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], out: Path) -> Path:
+    """Write rows of equally large pictures, captioned by column, as a PNG."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.sheet(rows, captions).save(out)
+    return out
+
+
+def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Image, then truth and prediction of every task, for the first samples of `data`."""
+    model, tasks = load_model(run, places)
+    recipe = runs.read_recipe(run)
+    batch = _first(open_evaluation(recipe, tasks, data, places, SHEET_ROWS))
+    with torch.inference_mode():
+        outputs = run_model(recipe, model, batch).outputs
+    return save_sheet(*pictures.prediction_rows(tasks, batch, outputs), out)
+
+
+def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Each teacher's deepest level beside the student's path for it, as RGB of the teacher's three first components.
+
+    Both maps are projected on the same basis, fitted on the teacher's, so equal colours mean equal features.
+    """
+    model, _ = load_model(run, places)
+    assert isinstance(model, Student)
+    recipe = runs.read_recipe(run)
+    store = find_store(places.features, data, recipe.teachers)
+    batch = _first(Loader(store, recipe.teachers, batch_size=SHEET_ROWS, num_views=1, shuffle=False))
+    with torch.inference_mode():
+        output = model(normalize(batch.pixels), tasks=False)
+    columns: list[list[Picture]] = [[image.numpy() for image in batch.pixels]]
+    captions = ["image"]
+    for teacher in recipe.teachers:
+        theirs, ours = batch.features[teacher][-1], output.aligned[teacher][-1]
+        for caption, colours in zip((teacher, "student"), _shared_pca(theirs, ours), strict=True):
+            columns.append(_enlarge(colours, (batch.pixels.shape[1], batch.pixels.shape[2])))
+            captions.append(caption)
+    return save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
+
+
+def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components."""
+    tokens = teacher.flatten(2).transpose(1, 2).flatten(0, 1)
+    mean = tokens.mean(0)
+    basis = torch.linalg.svd(tokens - mean, full_matrices=False).Vh[:3]
+    scores = (tokens - mean) @ basis.T
+    low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
+
+    def colour(maps: Tensor) -> Tensor:
+        projected = (maps.permute(0, 2, 3, 1) - mean) @ basis.T
+        scaled: Tensor = ((projected - low) / (high - low)).clamp(0, 1)
+        return scaled.permute(0, 3, 1, 2)
+
+    return colour(teacher), colour(student)
+
+
+def _enlarge(colours: Tensor, size: tuple[int, int]) -> list[Picture]:
+    large = F.interpolate(colours, size=size, mode="nearest")
+    return list((large * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def router_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
+    """Heatmaps, one a task: how much of the stem and of each path its router takes at each level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    model, tasks = load_model(run, places)
+    recipe = runs.read_recipe(run)
+    weights = mean_router_weights(model, find_store(places.features, data), tasks)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.3 * len(tasks), 3.2), sharey=True, layout="constrained")
+    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
+        drawn = axis.imshow(weights[task.name], vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(task.name)
+        axis.set_xticks(range(1 + len(recipe.teachers)), ["stem", *recipe.teachers], rotation=60, ha="right")
+        axis.set_yticks(range(len(weights[task.name])))
+        for (y, x), value in np.ndenumerate(weights[task.name]):
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", size=7)
+    np.atleast_1d(axes)[0].set_ylabel("level")
+    figure.colorbar(drawn, ax=axes, label="mean weight", shrink=0.8)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+    return out
+
+
+def mean_router_weights(model: nn.Module, store: Any, tasks: Sequence[Task]) -> dict[str, npt.NDArray[np.float32]]:
+    """Router weights averaged over the first samples of a store: {task: (levels, experts)}, rows sum to 1."""
+    batch = _first(Loader(store, batch_size=64, num_views=1, shuffle=False))
+    with torch.inference_mode():
+        weights = model(normalize(batch.pixels)).router_weights
+    return {t.name: torch.stack([level.mean(0) for level in weights[t.name]]).numpy() for t in tasks}
+
+
+def _first(loader: Loader) -> Batch:
+    """The first batch, in memory of its own, without padding."""
+    return without_padding(next(iter(loader)).to("cpu"))

@@ -1,0 +1,1 @@
+"""Taking a student away: predictions, exported folders, other runtimes, checkpoints of the authors' release."""

@@ -1,0 +1,130 @@
+"""Stage 1: distil the teachers' cached features into the student. No teacher is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from cache.loader import Loader
+from cache.store import Store
+from pipeline.config import Recipe
+from pipeline.console import duration, say
+from pipeline.errors import UserError
+from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random
+from pipeline.studies.arms import build_model, find_arm, initialize, parts_read, teachers_read
+from pipeline.training import lineage, runs
+from pipeline.training.devices import ALONE, Execution, over_ranks, start
+from pipeline.training.evaluate import evaluation_loader
+from pipeline.training.frozen import check_frozen, frozen_part, student_input
+from pipeline.training.loop import Batches, train
+from pipeline.training.probes import cosines
+from pipeline.training.targets import Targets
+from pipeline.training.validation import measure, validation_of
+from pipeline.training.watch import StepResult
+from sak_core.noise import RowNoise
+from sak_core.parts import freeze
+from sak_core.tasks import OverRanks
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution = ALONE) -> dict[str, Any]:
+    """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results."""
+    if not find_arm(recipe.arm).distils:
+        raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
+    teachers = teachers_read(recipe)
+    parts = parts_read(recipe)
+    store = training_store(places.features, recipe, parts)
+    if runs.begin(run, recipe):
+        say(f"{run.name}: already distilled")
+        return runs.read_results(run)
+    if recipe.trains == "routers":
+        raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
+    targets = Targets(recipe, store, teachers)
+    warn_of_random(run.name, random_teachers(store, teachers))
+    fabric = start(recipe, execution)
+    model = build_model(recipe, store, ())
+    initialize(recipe, model)
+    freeze(model, recipe.trains)
+    check_frozen(recipe, store, model)
+    loader: Batches = execution.share(open_loader(store, recipe, (), fabric))
+    loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
+    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
+    runs.describe(run, recipe, made_from)
+    alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
+
+    def measured(scored: nn.Module) -> dict[str, float]:
+        assert recipe.validation
+        rows = evaluation_loader(find_store(places.features, recipe.validation, teachers), teachers, ())
+        return measure(scored, rows, alone, (), recipe.boundary)
+
+    validation = validation_of(recipe, (), measured)
+    trained = train(fabric, recipe, run, model, loader, loss, made_from, validation=validation, wandb=execution.wandb)
+    results = {
+        "stage": "distill",
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "step": trained.step,
+        "seconds": round(trained.seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "caches": [store.name],
+        "random_weights": random_teachers(store, teachers),
+    }
+    lineage.record(run, recipe, model, store, teachers)
+    runs.finish(run, recipe, made_from, results)
+    say(f"{run.name}: distilled in {duration(trained.seconds)}, {run}")
+    return results
+
+
+def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric) -> Batches:
+    """The training batches of a recipe, this process's share: a part of a step each."""
+    teachers, frozen = teachers_read(recipe), frozen_part(recipe)
+    is_live = recipe.source == "live" and len(teachers) > 0
+    if is_live and frozen:
+        raise UserError(
+            f"source = 'live' runs teachers in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
+        )
+    loader = Loader(
+        store,
+        () if is_live else parts_read(recipe),
+        labels,
+        prefixes=(frozen,) if frozen and recipe.trains == "adapters" else (),
+        batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
+        num_views=recipe.data.views,
+        seed=recipe.seed,
+        shuffle="block" if recipe.shuffle == "block" else True,
+        buffer_rows=recipe.shuffle_rows,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    if not is_live:
+        return loader
+    from pipeline.training.live import LiveBatches, start_teachers
+
+    return LiveBatches(loader, start_teachers(store, teachers, fabric.device))
+
+
+def _loss(
+    recipe: Recipe,
+    targets: Targets,
+    num_samples: int,
+    over_ranks: OverRanks | None,
+    model: nn.Module,
+    batch: Batch,
+    step: int,
+) -> StepResult:
+    output = model(student_input(recipe, batch), tasks=False)
+    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
+    loss, terms = targets(output.aligned, batch.features, noise, over_ranks)
+    return StepResult(loss, terms, output, lambda: cosines(output.aligned, targets.balanced(batch.features)))
+
+
+def row_numbers(batch: Batch, num_samples: int) -> Tensor:
+    """(B,) int64, one number a (sample, view): what a step's noise is keyed by."""
+    return batch.views * num_samples + batch.samples

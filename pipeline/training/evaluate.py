@@ -1,0 +1,245 @@
+"""Scores of a trained run on a labelled split, and of the constant predictor that every trained arm must beat."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from cache.loader import Loader
+from cache.store import Store
+from pipeline.config import Boundary, Data, Recipe
+from pipeline.console import progress, say, start_worker
+from pipeline.errors import UserError
+from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.studies.arms import build_model, find_arm, run_model, teachers_read
+from pipeline.training import runs
+from sak_core.boundary import even_thresholds
+from sak_core.constant import ConstantPredictor
+from sak_core.metrics import BoundaryMetric, TaskMetric, metric_for
+from sak_core.metrics.boundary import ImageMap
+from sak_core.tasks import Task, published_max_dist
+
+EVALUATION_BATCH = 16
+POOL_FROM = 500_000_000
+"""Pixels times thresholds from which on boundaries are scored by several processes: 20 s of one."""
+Scores = dict[str, dict[str, float]]
+"""Every score of every task: {task: {score: value}}; the primary one is `task.score`."""
+Details = dict[str, dict[str, Any]]
+"""What a report can draw, by task: "per_image" {sample id: its own primary score, None without valid pixels}, and for
+classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the truth)."""
+
+
+def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
+    """Score the finished run's last checkpoint on `data`, and write scores and details into the run's folder.
+
+    Returns the scores, every task's with its "details".
+    """
+    recipe = runs.read_recipe(run)
+    if (run / "results.json").exists():
+        warn_of_random(run.name, runs.read_results(run)["random_weights"])
+    kept, more = runs.scores_path(run, data), runs.details_path(run, data)
+    if kept.exists() and more.exists():
+        say(f"{run.name}: already scored on {data.split}")
+        return _joined(json.loads(kept.read_text()), json.loads(more.read_text()))
+    scores: Scores = {}
+    details: Details = {}
+    if find_arm(recipe.arm).per_task:
+        for part in _parts(run):
+            for task, values in evaluate(part, data, places).items():
+                details[task] = values.pop("details")
+                scores[task] = values
+    else:
+        model, tasks = load_model(run, places)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        scores, details = score_model(model, recipe, tasks, data, places)
+    runs.write_atomically(more, json.dumps(details))
+    runs.write_atomically(kept, json.dumps(scores, indent=1))
+    return _joined(scores, details)
+
+
+def _joined(scores: Scores, details: Details) -> dict[str, Any]:
+    return {task: {**values, "details": details[task]} for task, values in scores.items()}
+
+
+def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
+    """The trained model of a stage-2 run, in evaluation mode, and its tasks."""
+    recipe = runs.read_recipe(run)
+    if find_arm(recipe.arm).per_task:
+        raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
+    store = training_store(places.features, recipe, teachers_read(recipe))
+    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    model = build_model(recipe, store, tasks)
+    runs.load_weights(run, model)
+    return model.eval(), tasks
+
+
+def _parts(run: Path) -> list[Path]:
+    """The folders of a run that is one student a task."""
+    return [run / task for task in runs.read_results(run)["tasks"]]
+
+
+def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
+    """The scores of `score_model` without the details."""
+    return score_model(model, recipe, tasks, data, places)[0]
+
+
+def score_model(
+    model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places
+) -> tuple[Scores, Details]:
+    """Scores and details of `model` on every valid sample of `data`; its store must hold what a frozen arm reads."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    start = time.monotonic()
+    loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
+    model.eval()
+    with progress(f"{recipe.arm} on {data.split}", len(loader), "batches") as advance:
+        predictions = _predictions(model, recipe, loader, advance)
+        scores, details = score(tasks, recipe.boundary, loader.store, predictions)
+    samples = int(loader.store.valid(1).sum())
+    say(f"{recipe.arm}: scored {samples} samples of {data.split} in {time.monotonic() - start:.0f} s")
+    return scores, details
+
+
+def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
+    """Scores on `test` of the best constant prediction, fitted on the training labels of `recipe`."""
+    store = find_store(places.features, recipe.data)
+    tasks = store_tasks(store, recipe.tasks)
+    labels = tuple(task.name for task in tasks)
+    predictor = ConstantPredictor(tasks)
+    for batch in _labels(store, labels):
+        predictor.update(batch.labels)
+    tested = find_store(places.features, test)
+    batches = _labels(tested, labels)
+    pairs = ((b, predictor.outputs(len(b), (b.pixels.shape[1], b.pixels.shape[2]))) for b in batches)
+    return score(tasks, recipe.boundary, tested, pairs)[0]
+
+
+def score(
+    tasks: Sequence[Task],
+    boundary: Boundary,
+    store: Store,
+    predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
+) -> tuple[Scores, Details]:
+    """Scores and details of raw outputs by task against their batches' labels, samples of `store`."""
+    samples: list[int] = []
+    with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
+        metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
+        for batch, outputs in predictions:
+            samples += batch.samples.tolist()
+            for name, metric in metrics.items():
+                metric.to(outputs[name].device).update(outputs[name], batch.labels[name])
+    scores = {name: metric.compute() for name, metric in metrics.items()}
+    ids = [store.ids(sample)[0] for sample in _of_all_processes(samples)]
+    return scores, {task.name: _details(task, metrics[task.name], ids) for task in tasks}
+
+
+def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, Any]:
+    told = metric.details()
+    told["per_image"] = dict(zip(ids, told["per_image"], strict=True))
+    if "per_class" in told:
+        told["per_class"] = dict(zip(task.classes, told["per_class"], strict=True))
+    return told
+
+
+def _of_all_processes(samples: list[int]) -> list[int]:
+    """The samples that each process scored, in the processes' order: that of the metrics' images."""
+    if not _distributed():
+        return samples
+    parts: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, samples)
+    return [sample for part in parts for sample in part]
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _metric(task: Task, boundary: Boundary, dataset: str, image_map: ImageMap = map) -> TaskMetric:
+    if task.kind == "boundary":
+        max_dist = boundary.max_dist or published_max_dist(dataset)
+        return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds), image_map=image_map)
+    return metric_for(task)
+
+
+@contextmanager
+def side_by_side(tasks: Sequence[Task], boundary: Boundary, store: Store) -> Iterator[ImageMap]:
+    """How a batch's images are scored for boundaries: by worker processes where that is a matter of minutes."""
+    height, width = store.spec.size
+    work = height * width * boundary.thresholds * store.spec.num_samples
+    workers = (os.cpu_count() or 1) // (torch.distributed.get_world_size() if _distributed() else 1)
+    if workers <= 1 or work < POOL_FROM or not any(task.kind == "boundary" for task in tasks):
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _predictions(
+    model: nn.Module, recipe: Recipe, loader: Loader, advance: Callable[..., None]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Batches on the model's device, padding cut off, with the model's outputs for them."""
+    device = next(model.parameters()).device
+    for stored in loader:
+        batch = without_padding(stored.to(device))
+        if len(batch):  # a process may have nothing but padding at the end
+            yield batch, run_model(recipe, model, batch).outputs
+        advance(1)
+
+
+def _labels(store: Store, labels: Sequence[str]) -> Iterator[Batch]:
+    loader = Loader(store, (), labels, batch_size=EVALUATION_BATCH, num_views=1, shuffle=False)
+    return map(without_padding, (batch.to("cpu") for batch in loader))
+
+
+def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places, batch_size: int) -> Loader:
+    """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
+    teachers = teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
+    store = find_store(places.features, data, teachers)
+    return evaluation_loader(store, teachers, [task.name for task in tasks], batch_size)
+
+
+def evaluation_loader(
+    store: Store, teachers: Sequence[str], labels: Sequence[str], batch_size: int = EVALUATION_BATCH
+) -> Loader:
+    """The samples of a store in order, this process's share, the last batches padded."""
+    # several processes share the samples; their metrics' sums meet when scores are computed
+    shared = _distributed()
+    return Loader(
+        store,
+        teachers,
+        labels,
+        batch_size=batch_size,
+        num_views=1,
+        shuffle=False,
+        rank=torch.distributed.get_rank() if shared else 0,
+        world_size=torch.distributed.get_world_size() if shared else 1,
+    )
+
+
+def without_padding(batch: Batch) -> Batch:
+    """The rows of weight 1: an evaluation's last batch is padded."""
+    keep = batch.weights > 0
+    if bool(keep.all()):
+        return batch
+    return Batch(
+        samples=batch.samples[keep],
+        views=batch.views[keep],
+        weights=batch.weights[keep],
+        pixels=batch.pixels[keep],
+        features={name: [level[keep] for level in levels] for name, levels in batch.features.items()},
+        labels={name: label[keep] for name, label in batch.labels.items()},
+    )

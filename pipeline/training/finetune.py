@@ -1,0 +1,162 @@
+"""Stage 2: routers and heads on the labelled cache, task losses plus alpha times the distillation loss."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from pipeline.config import Recipe
+from pipeline.console import duration, say
+from pipeline.errors import UserError
+from pipeline.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
+from pipeline.studies.arms import (
+    build_model,
+    find_arm,
+    initialize,
+    parts_read,
+    run_model,
+    starts_from_stage1,
+    teachers_read,
+)
+from pipeline.training import lineage, runs
+from pipeline.training.devices import ALONE, Execution, over_ranks, start
+from pipeline.training.distill import open_loader, row_numbers
+from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.training.frozen import check_frozen
+from pipeline.training.loop import Batches, train
+from pipeline.training.probes import cosines, router_means
+from pipeline.training.targets import Targets
+from pipeline.training.validation import measure, validation_of
+from pipeline.training.watch import StepResult
+from sak_core.losses import task_losses
+from sak_core.noise import RowNoise
+from sak_core.parts import freeze
+from sak_core.tasks import OverRanks, Task
+
+
+def finetune(
+    recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, execution: Execution = ALONE
+) -> dict[str, Any]:
+    """Run stage 2 of `recipe` in the folder `run`, starting from the run `stage1` where the arm distils.
+
+    Returns the results: scores on the recipe's validation split, parameters, seconds of both stages.
+    """
+    arm = find_arm(recipe.arm)
+    if arm.derived:
+        raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
+    teachers = teachers_read(recipe)
+    parts = parts_read(recipe)
+    store = training_store(places.features, recipe, parts)
+    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    if starts_from_stage1(recipe) != (stage1 is not None):
+        raise UserError(
+            f"arm {recipe.arm} with stage1 = {recipe.stage1!r} starts from "
+            + ("a distilled run: `sak distill` first, or say --from RUN" if stage1 is None else "no distilled run")
+        )
+    if runs.begin(run, recipe):
+        say(f"{run.name}: already fine-tuned")
+        return runs.read_results(run)
+    if arm.per_task:
+        return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
+    targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
+    fabric = start(recipe, execution)
+    model = build_model(recipe, store, tasks)
+    seconds, untrained = 0.0, set(random_teachers(store, teachers))
+    if stage1 is None:
+        initialize(recipe, model)
+    else:
+        runs.start_from(stage1, model)
+        first = runs.read_results(stage1)
+        seconds = first["seconds"]
+        untrained |= set(first["random_weights"])
+    warn_of_random(run.name, sorted(untrained))
+    freeze(model, recipe.trains)
+    check_frozen(recipe, store, model)
+    labels = tuple(task.name for task in tasks)
+    loader: Batches = execution.share(open_loader(store, recipe, labels, fabric))
+    loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
+    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
+    runs.describe(run, recipe, made_from)
+    alone = partial(_loss, recipe, tasks, None, store.spec.num_samples, None)
+
+    def measured(scored: nn.Module) -> dict[str, float]:
+        assert recipe.validation
+        rows = open_evaluation(recipe, tasks, recipe.validation, places, EVALUATION_BATCH)
+        return measure(scored, rows, alone, tasks, recipe.boundary)
+
+    validation = validation_of(recipe, tasks, measured)
+    trained = train(
+        fabric, recipe, run, model, loader, loss, made_from, tasks=tasks, validation=validation, wandb=execution.wandb
+    )
+    results: dict[str, Any] = {
+        "stage": "finetune",
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "stage1": stage1.name if stage1 else None,
+        "step": trained.step,
+        "seconds": round(seconds + trained.seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "caches": [store.name],
+        "random_weights": sorted(untrained),
+    }
+    if recipe.validation:
+        results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
+        results["caches"].append(find_store(places.features, recipe.validation).name)
+    lineage.record(run, recipe, model, store, teachers, stage1)
+    runs.finish(run, recipe, made_from, results)
+    say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
+    return results
+
+
+def _one_a_task(
+    recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, execution: Execution
+) -> dict[str, Any]:
+    """A student a task, each in a folder of its own below `run`; their results together are the run's."""
+    singles = []
+    for task in tasks:
+        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
+        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
+        if recipe.best_by in tasks:
+            changes["best_by"] = task
+        single = recipe.model_copy(update=changes)
+        singles.append(finetune(single, run / task, None, places, execution))
+    results: dict[str, Any] = {
+        **singles[0],
+        "arm": recipe.arm,
+        "tasks": tasks,
+        **{key: sum(part[key] for part in singles) for key in ("seconds", "parameters")},
+    }
+    if recipe.validation:
+        results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, singles, strict=True)}
+    runs.finish(run, recipe, {}, results)
+    return results
+
+
+def _loss(
+    recipe: Recipe,
+    tasks: list[Task],
+    targets: Targets | None,
+    num_samples: int,
+    over_ranks: OverRanks | None,
+    model: nn.Module,
+    batch: Batch,
+    step: int,
+) -> StepResult:
+    # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
+    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
+    output = run_model(recipe, model, batch, noise)
+    total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
+    if targets is not None:
+        distillation, by_level = targets(output.aligned, batch.features, noise, over_ranks)
+        total = total + recipe.alpha * distillation
+        terms = {**terms, **by_level, "distillation": distillation}
+
+    def probe() -> dict[str, Tensor]:
+        near = cosines(output.aligned, targets.balanced(batch.features)) if targets is not None else {}
+        return {**near, **router_means(output, recipe.teachers)}
+
+    return StepResult(total, terms, output, probe)

@@ -1,0 +1,78 @@
+"""Teachers run in the training step, on the same views: the reference without a cache of features.
+
+This is the only file of the training side that builds teachers. It reads from the store which teachers ran how, and
+runs them so again; their cached features, complete or not, are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cache.batch import Batch
+from cache.loader import Loader
+from cache.spec import first_difference
+from cache.store import Store
+from pipeline.errors import UserError
+from pipeline.extraction.running import RunningTeacher, request_of, start_teacher
+
+
+class LiveBatches:
+    """The batches of a loader, with features that teachers compute as each batch comes."""
+
+    def __init__(self, loader: Loader, teachers: Mapping[str, RunningTeacher]) -> None:
+        """loader: of pixels and labels. teachers: by the name that the student knows them by."""
+        self._loader, self._teachers = loader, teachers
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating gives."""
+        return self._loader.epoch
+
+    @property
+    def idle_s(self) -> float:
+        """See `Loader.idle_s`."""
+        return self._loader.idle_s
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `Loader.set_epoch`."""
+        self._loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Loader.state_dict`."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Loader.load_state_dict`."""
+        self._loader.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield replace(batch, features=self._features(batch), _decoders=None)
+
+    def _features(self, batch: Batch) -> dict[str, list[torch.Tensor]]:
+        with torch.no_grad():
+            return {name: teacher.maps(batch.pixels.to(teacher.device)) for name, teacher in self._teachers.items()}
+
+
+def start_teachers(store: Store, names: Sequence[str], device: torch.device) -> dict[str, RunningTeacher]:
+    """The teachers of a store on `device`, run as they were when they were cached.
+
+    Raises `UserError` where a teacher built now is not the one that was cached, naming the difference.
+    """
+    teachers = {}
+    for name in names:
+        cached = store.teacher(name).provenance
+        running = start_teacher(replace(request_of(cached, device=str(device)), threads=None), store.spec.size)
+        if difference := first_difference(cached["teacher"], running.provenance["teacher"]):
+            field, was, now = difference
+            raise UserError(f"{store.name}: {name} was cached with {field} = {was!r}, but here it has {now!r}")
+        running.teacher.to(device)
+        teachers[name] = running
+    return teachers

@@ -1,0 +1,210 @@
+"""The training loop of both stages: AdamW, a schedule, accumulation, averaged weights, checkpoints, resumption.
+
+The stages differ in what a batch holds and in `step_loss`; arms differ in the model. Nothing here knows which is which.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from cache.batch import Batch
+from pipeline.config import Recipe, Schedule, differences
+from pipeline.console import progress, say
+from pipeline.errors import UserError
+from pipeline.interrupts import Interrupted, stop_requests
+from pipeline.training import checkpoint
+from pipeline.training.ema import Ema
+from pipeline.training.sync_norm import synchronise_norms
+from pipeline.training.validation import Validation
+from pipeline.training.watch import StepLoss, Watch
+from sak_core.tasks import Task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+BY_PROCESS = ("rank", "world_size", "batch_size")
+"""What a loader's state says of its process alone; a run may go on with another number of processes."""
+
+
+class Batches(Protocol):
+    """What the loop asks of a loader (`cache.loader.Loader`, or one that runs teachers): epochs of batches."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def idle_s(self) -> float: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to: seconds of all its sessions together, the chosen checkpoint's folder, and its step."""
+
+    seconds: float
+    checkpoint: Path
+    step: int
+
+
+def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
+    """The learning rate of step `step` of `steps`: linear warm-up, then what `schedule.kind` says."""
+    if step < schedule.warmup_steps:
+        return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / schedule.warmup_steps
+    share = (step - schedule.warmup_steps) / max(steps - schedule.warmup_steps, 1)
+    if schedule.kind == "cosine":
+        return schedule.final_lr + (peak - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
+    if schedule.kind == "polynomial":
+        return float(peak * (1 - share) ** schedule.power)
+    return peak
+
+
+def train(
+    fabric: Fabric,
+    recipe: Recipe,
+    run: Path,
+    model: nn.Module,
+    loader: Batches,
+    step_loss: StepLoss,
+    made_from: Mapping[str, Any],
+    *,
+    tasks: Sequence[Task] = (),
+    validation: Validation | None = None,
+    wandb: bool = False,
+) -> Trained:
+    """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
+
+    loader: this process's share; `recipe.accumulate` of its batches make a step. made_from: the caches and the code
+    that the numbers depend on; a checkpoint belongs to them. tasks: whose predictions are shown. validation: what
+    chooses the best checkpoint. wandb: whether Weights & Biases is told.
+    `model` ends with the weights to be scored: the best or the last, averaged ones where the recipe has them.
+
+    Raises `UserError` for a loss that is not finite (naming step, term and rows, the last checkpoint kept) and where
+    the checkpoint was made from something else, naming it; `Interrupted`, after saving, where a signal asks to stop.
+    """
+    if fabric.world_size > 1:
+        model = synchronise_norms(model, fabric.device)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.optimizer.lr,
+        betas=recipe.optimizer.betas,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    average = Ema(model, recipe.ema) if recipe.ema else None
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    trained = checkpoint.Trainable(model, optimizer, average.model if average else None, scaler)
+    belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
+    scored = average.model if average else model
+    step, seconds = 0, 0.0
+    best: dict[str, float] | None = None
+    if found := checkpoint.find(run / checkpoint.LAST):
+        _check_origin(run, checkpoint.read_state(found), belongs_to)
+        state = checkpoint.restore(found, trained)
+        step, seconds, best = state["step"], state["seconds"], state.get("best")
+        _restore_position(loader, state["loader"])
+        if step < recipe.steps:
+            say(f"{run.name}: going on at step {step}")
+    parts = recipe.accumulate
+    if len(loader) < parts:
+        raise UserError(f"a step of {recipe.batch_size} rows is more than the cache holds; lower batch_size")
+    processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    threads = torch.get_num_threads()
+    say(f"{run.name}: device {fabric.device}, precision {recipe.precision}, {threads} threads{processes}")
+
+    resumed_at, began = seconds, time.monotonic()
+    batches = endless(loader, parts)
+    model.train()
+    with (
+        progress(run.name, recipe.steps, "steps", step) as advance,
+        Watch(fabric, run, recipe, tasks, wandb) as watch,
+        stop_requests() as request,
+    ):
+        while step < recipe.steps:
+            lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            number = step + 1
+            every = recipe.validate_every if validation else None
+            validates = every is not None and (number == recipe.steps or number % every == 0)
+            saves = number == recipe.steps or number % recipe.checkpoint_every == 0 or validates
+            logs = saves or number % recipe.log_every == 0
+            for part in range(parts):
+                batch = next(batches).to(fabric.device)
+                with fabric.no_backward_sync(wrapped, enabled=part + 1 < parts):
+                    result = step_loss(wrapped, batch, step)
+                    fabric.backward(result.loss / parts)
+                watch.add(result, batch, probes=logs, shows=saves)
+                del result, batch  # or they would live beside the next ones
+            if recipe.clip:
+                fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+            wrapped_optimizer.step()
+            wrapped_optimizer.zero_grad(set_to_none=True)
+            if average:
+                average.update(model)
+            step = number
+            stop = watch.agree(request.number, at=logs)
+            if logs or stop:
+                watch.log(step, lr, advance)
+            if saves or stop:
+                seconds = resumed_at + time.monotonic() - began - loader.idle_s
+                state = {"step": step, "seconds": seconds, "loader": loader.state_dict(), "best": best, **belongs_to}
+                if validates:
+                    assert validation
+                    values = validation.measure(scored.eval())
+                    model.train()
+                    watch.scores(step, values)
+                    if validation.is_better(values[validation.chooses], best[validation.chooses] if best else None):
+                        state["best"] = best = {"step": step, **values}
+                        _save(fabric, run / checkpoint.BEST, trained, state)
+                _save(fabric, run / checkpoint.LAST, trained, state)
+            advance(1)
+            if stop and step < recipe.steps:
+                say(f"{run.name}: stopped after step {step}, saved")
+                raise Interrupted(stop)
+    chosen = checkpoint.find(run / (checkpoint.BEST if best else checkpoint.LAST))
+    assert chosen
+    model.load_state_dict(checkpoint.load_tensors(checkpoint.scored_file(chosen)))
+    return Trained(seconds, chosen, int(best["step"]) if best else recipe.steps)
+
+
+def _save(fabric: Fabric, folder: Path, trained: checkpoint.Trainable, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; all processes wait until it is there."""
+    if fabric.is_global_zero:
+        checkpoint.save(folder, trained, state)
+    fabric.barrier()
+
+
+def endless(loader: Batches, parts: int) -> Iterator[Batch]:
+    """Batches of one epoch after another, from the loader's position on; an epoch is cut to whole steps."""
+    whole = len(loader) // parts * parts
+    while True:
+        yield from islice(iter(loader), whole - loader.state_dict()["batch"])
+        loader.set_epoch(loader.epoch + 1)
+
+
+def _check_origin(run: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `UserError` naming where a checkpoint was made from something else than what there is `now`."""
+    if changed := differences({key: saved.get(key) for key in now}, now):
+        raise UserError(
+            f"{run} was trained from something else: {'; '.join(changed)}. Choose another --run, or go on with what "
+            "it was begun with"
+        )
+
+
+def _restore_position(loader: Batches, saved: Mapping[str, Any]) -> None:
+    """Go on at a saved position, which another number of processes may have reached."""
+    own = loader.state_dict()
+    sampler = {**saved["config"]["sampler"], **{key: own["config"]["sampler"][key] for key in BY_PROCESS}}
+    loader.load_state_dict({**saved, "config": {**saved["config"], "sampler": sampler}})

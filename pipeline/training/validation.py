@@ -1,0 +1,91 @@
+"""Validation within a run: scores on a split of their own choose the best checkpoint. Test scores never do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cache.batch import Batch
+from cache.loader import Loader
+from pipeline.config import Boundary, Recipe
+from pipeline.errors import UserError
+from pipeline.training.evaluate import score, without_padding
+from pipeline.training.watch import StepLoss
+from sak_core.names import unknown
+from sak_core.tasks import Task
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """measure: a model in evaluation mode to values by name, the same on all processes. chooses: the name of the value
+    that is best when highest, or lowest."""
+
+    measure: Callable[[nn.Module], dict[str, float]]
+    chooses: str
+    higher_is_better: bool
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether `value` is ahead of the best so far; the first of equals stays."""
+        if best is None:
+            return True
+        return value > best if self.higher_is_better else value < best
+
+
+def validation_of(
+    recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], dict[str, float]]
+) -> Validation | None:
+    """What a recipe asks for, None where it does not.
+
+    Raises `UserError` for a test split, a missing split, and an unknown score.
+    """
+    if recipe.validate_every is None:
+        return None
+    if recipe.validation is None:
+        raise UserError("validate_every needs a split to score: validation = { dataset = ..., split = 'val' }")
+    if recipe.validation.split == "test":
+        raise UserError("validation.split = 'test': test scores never choose a checkpoint; name another split")
+    if recipe.best_by == LOSS:
+        return Validation(measure, LOSS, higher_is_better=False)
+    by_name = {task.name: task for task in tasks}
+    if recipe.best_by not in by_name:
+        raise UserError(f"best_by: {unknown('score', recipe.best_by, [LOSS, *by_name])}")
+    task = by_name[recipe.best_by]
+    return Validation(measure, f"{task.name}/{task.score}", task.higher_is_better)
+
+
+def measure(
+    model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Task], boundary: Boundary
+) -> dict[str, float]:
+    """The loss over a loader's rows, and every score of every task, `<task>/<score>`. `loss` sees uneven batches, so it
+    must average nothing over processes."""
+    device = next(model.parameters()).device
+    losses: list[tuple[Tensor, int]] = []
+
+    def predictions() -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        for stored in loader:
+            batch = without_padding(stored.to(device))
+            if len(batch):
+                result = loss(model, batch, 0)
+                losses.append((result.loss, len(batch)))
+                yield batch, result.output.outputs
+
+    scores, _ = score(tasks, boundary, loader.store, predictions())
+    return {LOSS: mean_over_rows(losses), **{f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}}
+
+
+def mean_over_rows(losses: Iterable[tuple[Tensor, int]]) -> float:
+    """The mean of batches' losses by their number of rows, over all processes."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for loss, rows in losses:
+        total += torch.tensor([float(loss) * rows, rows], dtype=torch.float64)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        shared = total.to(device)
+        torch.distributed.all_reduce(shared)
+        total = shared.cpu()
+    return float(total[0] / total[1])
