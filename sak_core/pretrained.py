@@ -26,9 +26,8 @@ from sak_core.pretrained_config import PretrainedConfig, RefusedModel, parse_con
 from sak_core.stem import normalize
 from sak_core.student import Student
 from sak_core.tasks import Task
-from sak_core.tensor_files import read_tensors
+from sak_core.tensor_files import check_state, read_tensors
 from sak_core.tiling import predict_raw
-from sak_core.weights import check_state
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sak_core.student import Student
-from sak_core.weights import check_state, fit_positions
+from sak_core.tensor_files import check_state
+from sak_core.weights import fit_positions
 
 _ROUTER_PARTS = {"hidden": "0", "norm": "1", "gates": "3"}
 _HEAD_PARTS = {"linears": "linears", "fuse": "linear_fuse.0", "norm": "linear_fuse.1", "last": "last_conv"}

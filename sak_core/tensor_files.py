@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +151,27 @@ def _damaged(path: Path, error: Exception) -> RefusedFile:
 def _first_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[0].strip() if lines else ""
+
+
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Raises ValueError, starting with `what`, unless `given` has exactly the names and shapes of `own`."""
+    faults = []
+    if missing := sorted(set(own) - set(given)):
+        faults.append(f"missing: {listed(missing)}")
+    if left_over := sorted(set(given) - set(own)):
+        faults.append(f"left over: {listed(left_over)}")
+    wrong = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if wrong:
+        faults.append(f"of another shape: {listed(wrong)}")
+    if faults:
+        raise ValueError(f"{what}: {'; '.join(faults)}")
+
+
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """Names in a sentence: the first ones, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

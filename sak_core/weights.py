@@ -13,7 +13,7 @@ from sak_core.hub import hub_or_local, hub_reason
 from sak_core.lora import plain_name
 from sak_core.stem import Stem, StemConfig, resample_positions
 from sak_core.student import Student
-from sak_core.tensor_files import RefusedFile, check_finite, read_tensors
+from sak_core.tensor_files import RefusedFile, check_finite, check_state, read_tensors
 
 HUB = "hub"
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
@@ -69,29 +69,6 @@ def fit_positions(stem: Stem, position: Tensor) -> Tensor:
     if patches < 1 or side * side != patches:
         raise ValueError(f"a position embedding of {patches} patches is neither square nor {grid[0]}x{grid[1]}")
     return resample_positions(position, (side, side), grid, num_prefix)
-
-
-def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Raises ValueError, starting with `what`, unless `given` has exactly the names and shapes of `own`."""
-    faults = []
-    if missing := sorted(set(own) - set(given)):
-        faults.append(f"missing: {_listed(missing)}")
-    if left_over := sorted(set(given) - set(own)):
-        faults.append(f"left over: {_listed(left_over)}")
-    wrong = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    if wrong:
-        faults.append(f"of another shape: {_listed(wrong)}")
-    if faults:
-        raise ValueError(f"{what}: {'; '.join(faults)}")
-
-
-def _listed(items: list[str], most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
 
 
 def _hub_state(config: StemConfig) -> dict[str, Tensor]:

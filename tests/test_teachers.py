@@ -83,9 +83,9 @@ def test_wrong_files_are_refused_with_the_keys_named(tmp_path):
         with pytest.raises(TeacherUnavailable, match=words):
             build_teacher("timm:vit_tiny_patch16_224", (64, 64), weights=tmp_path / "w.safetensors")
 
-    refused("misses norm.weight", {k: v for k, v in state.items() if k != "norm.weight"})
-    refused("does not know junk", {**state, "junk": torch.zeros(1)})
-    refused(r"other shapes for norm.weight \(file \(3,\)", {**state, "norm.weight": torch.zeros(3)})
+    refused("missing: norm.weight", {k: v for k, v in state.items() if k != "norm.weight"})
+    refused("left over: junk", {**state, "junk": torch.zeros(1)})
+    refused(r"another shape: norm.weight \(3,\) instead of \(192,\)", {**state, "norm.weight": torch.zeros(3)})
     refused("NaN", {**state, "norm.weight": torch.full((192,), torch.nan)})
 
 

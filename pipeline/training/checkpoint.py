@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import UserError
-from sak_core.tensor_files import RefusedFile, read_tensors
-from sak_core.weights import check_state
+from sak_core.tensor_files import RefusedFile, check_state, read_tensors
 
 LAST, BEST = "last", "best"
 """Names of the two checkpoints of a run: of its last saved step, and of the best validation where a recipe asks."""

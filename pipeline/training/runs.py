@@ -19,7 +19,8 @@ from pipeline.training import checkpoint
 from pipeline.training.run_readme import run_readme
 from sak_core.names import unknown
 from sak_core.student import Student
-from sak_core.weights import check_state, load_student
+from sak_core.tensor_files import check_state
+from sak_core.weights import load_student
 
 RUNS = Path("runs")
 

@@ -22,6 +22,7 @@ from sak_core.teachers.weights import (
     read_state,
     seeded,
 )
+from sak_core.tensor_files import listed
 
 # names of PIL's resampling filters, by the number that image processors store
 _FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -128,13 +129,10 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> Any:
             f"{options.weights} does not fit {kind.__name__}: {lines[0] if lines else type(error).__name__}"
         ) from error
     prefix = next((f"{name}." for name in TOWERS if hasattr(whole, name)), "")
-    for key, subject in (("missing_keys", "the file misses"), ("unexpected_keys", "the network does not know")):
+    for key, fault in (("missing_keys", "missing"), ("unexpected_keys", "left over")):
         named = sorted(str(k) for k in told[key] if str(k).startswith(prefix))
         if named:
-            raise TeacherUnavailable(
-                f"{options.weights} does not fit {kind.__name__}: {subject} {', '.join(named[:5])}"
-                + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-            )
+            raise TeacherUnavailable(f"{options.weights} does not fit {kind.__name__}: {fault}: {listed(named)}")
     return whole
 
 

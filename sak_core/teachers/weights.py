@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sak_core.digests import state_digest
 from sak_core.hub import hub_or_local, hub_reason
 from sak_core.teachers.base import Size, TeacherUnavailable
-from sak_core.tensor_files import RefusedFile, read_tensors
+from sak_core.tensor_files import RefusedFile, check_state, read_tensors
 
 State = dict[str, Tensor]
 
@@ -92,31 +92,11 @@ def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore
     """
     wanted = net.state_dict()
     given = {key: value for key, value in state.items() if key in wanted or not key.startswith(tuple(ignore))}
-    problems = [
-        _named("misses", [key for key in wanted if key not in given]),
-        _named("does not know", [key for key in given if key not in wanted]),
-        _named(
-            "has other shapes for",
-            [
-                f"{key} (file {tuple(given[key].shape)}, network {tuple(tensor.shape)})"
-                for key, tensor in wanted.items()
-                if key in given and given[key].shape != tensor.shape
-            ],
-        ),
-    ]
-    # the file misses keys, the network does not know keys
-    subjects = ("the file", "the network", "the file")
-    said = [f"{who} {what}" for who, what in zip(subjects, problems, strict=True) if what]
-    if said:
-        raise TeacherUnavailable(f"{path} does not fit the network: {'; '.join(said)}")
+    try:
+        check_state(wanted, given, f"{path} does not fit the network")
+    except ValueError as error:
+        raise TeacherUnavailable(str(error)) from None
     net.load_state_dict(given)
-
-
-def _named(what: str, keys: Sequence[str], most: int = 5) -> str:
-    if not keys:
-        return ""
-    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what} {', '.join(keys[:most])}{rest}"
 
 
 def identity(net: nn.Module, options: BuildOptions) -> str:
