@@ -206,3 +206,18 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert stored["centred_cosine"] > 0.98 and 0 < stored["relative_mse_median"] <= stored["relative_mse_worst"]
     text = CliRunner().invoke(sak, ["info", path], catch_exceptions=False).stdout
     assert "0.99 promised" in text and "coded against level 2" in text and "stored rows" in text
+
+
+def test_a_copy_of_a_level_brings_those_that_it_leans_on(store: Store, tmp_path: Path) -> None:
+    command = ["copy", str(store.path), str(tmp_path), "--teacher", "together,alone", "--levels", "1", "--json"]
+    done = CliRunner().invoke(sak, command, catch_exceptions=False)
+    assert json.loads(done.stdout)["stores"][0]["teachers"] == {"alone": [1], "together": [0, 1]}
+    assert "levels [0] of together come too: [1] are coded against them" in done.stderr
+    copy = Store.open(tmp_path / store.name)
+    assert verify_store(copy.place) == []
+    assert [level.level for level in copy.teacher("together").levels] == [0, 1]
+    for view in range(VIEWS):
+        ours, theirs = (each.features("together", 1)[:, view] for each in (store, copy))
+        np.testing.assert_array_equal(theirs, ours)
+    alone = CliRunner().invoke(sak, [*command[:4], "alone", *command[5:]], catch_exceptions=False)
+    assert "come too" not in alone.stderr

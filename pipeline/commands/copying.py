@@ -14,7 +14,10 @@ from pipeline.options import DRY, JSON, WHERE, numbers, show
 @click.argument("target", type=WHERE)
 @click.option("--recipe", help="Just the stores, teachers and views that RECIPE reads.")
 @click.option("--teacher", "teachers", help="Just these teachers, comma-separated.")
-@click.option("--levels", help="Just these levels of each teacher, comma-separated; 0 = shallowest.")
+@click.option(
+    "--levels",
+    help="Just these levels of each teacher (0 = shallowest), and those they are coded against.",
+)
 @click.option("--views", type=click.IntRange(1), help="Just the first N views.")
 @DRY
 @JSON

@@ -37,6 +37,8 @@ class CopyRequest:
 def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
     plans = [plan_copy(store, request.target, selection) for store, selection in _selections(request)]
+    for plan in plans:
+        _tell_company(plan, request.levels)
     check_disk(request.target, sum(plan.num_bytes for plan in plans), "the copies")
     results = []
     for plan in plans:
@@ -63,6 +65,15 @@ def copy_text(result: dict[str, Any]) -> str:
         f"{', '.join(f'{name} levels {levels}' for name, levels in store['teachers'].items()) or 'no teachers'})"
         for store in result["stores"]
     )
+
+
+def _tell_company(plan: CopyPlan, asked: Sequence[int] | None) -> None:
+    """Say which levels come along that nobody asked for: levels coded together are read together."""
+    for name, levels in plan.selection.teachers.items() if asked is not None else ():
+        company = [level for level in levels if level not in asked]
+        if company:
+            wanted = [level for level in levels if level in asked]
+            say(f"{plan.store.name}: levels {company} of {name} come too: {wanted} are coded against them")
 
 
 def _copy(plan: CopyPlan) -> None:
