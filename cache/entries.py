@@ -32,6 +32,8 @@ class PartMetadata:
         rows_per_shard: samples that share a file.
         arrays: path -> layout.
         files: path -> digest of its metadata files.
+        groups: path of a group's ``zarr.json`` -> its attributes, where it has some: a second copy, from which a lost
+            file can be made again. Empty in stores of before it was kept.
     """
 
     num_views: int
@@ -39,6 +41,7 @@ class PartMetadata:
     rows_per_shard: int
     arrays: Mapping[str, ArraySpec]
     files: Mapping[str, FileDigest]
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:

@@ -85,6 +85,7 @@ class PartManifest:
                 plain["rows_per_shard"],
                 {path: ArraySpec.from_dict(path, array) for path, array in plain["arrays"].items()},
                 files_from_dict(plain["files"]),
+                plain.get("groups", {}),
             )
         return self._metadata
 
@@ -100,6 +101,7 @@ class PartManifest:
                 "rows_per_shard": metadata.rows_per_shard,
                 "arrays": {path: array.to_dict() for path, array in metadata.arrays.items()},
                 "files": files_to_dict(metadata.files),
+                **({"groups": metadata.groups} if metadata.groups else {}),
             },
             replace,
         )

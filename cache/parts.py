@@ -44,7 +44,8 @@ def create_part(
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
     try:
         digests = place.write({path: [data] for path, data in files.items()})
-        manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests))
+        attributes = {path: document["attributes"] for path, document in groups.items() if document["attributes"]}
+        manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests, attributes))
     except AlreadyThere:
         if not manifest.exists:
             raise

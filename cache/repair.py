@@ -73,7 +73,7 @@ def _derived(manifest: PartManifest, file: str) -> Iterator[bytes]:
     if array is not None:
         yield array_json(array, metadata.num_views, metadata.num_samples, metadata.rows_per_shard)
         yield array_json(array, 0, metadata.num_samples, metadata.rows_per_shard)
-    yield readable_json(group_json({}))
+    yield readable_json(group_json(metadata.groups.get(file, {})))
 
 
 def _without_flip(damaged: bytes, is_right: Callable[[bytes], bool]) -> bytes | None:

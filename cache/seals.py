@@ -21,7 +21,8 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
 def is_sealed(raw: bytes) -> bool:
     """Whether a manifest file's bytes have the digest that they carry."""
-    # No array, reason or field is called "digest" and followed by text, so the first such member is the one.
+    # No array, reason or field before it is called "digest" and followed by text, so the first such member is the one.
+    # (Attributes of groups may be; "groups" comes after it.)
     start = raw.find(_DIGEST)
     end = start + len(_DIGEST) + 64
     if start < 0 or raw[end : end + 2] != b'",':

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cache.errors import CorruptFile, RemadeDiffers
+from cache.manifest import PartManifest
 from cache.repair import mend_metadata
 from cache.store import Store
 from cache.verify import verify_store
@@ -154,13 +156,43 @@ def test_features_of_damaged_pixels_wait_for_the_pixels(images: Path, whole: Pat
     assert toy.tree(store) == toy.tree(whole)
 
 
-def test_lost_provenance_is_said_to_be_beyond_repair(store: Path) -> None:
+@pytest.mark.parametrize("part", ["source", "teachers/mini-dino"])
+@pytest.mark.parametrize("content", [None, b"", b"{}"])
+def test_a_lost_spec_or_provenance_is_named_and_made_again(
+    part: str, content: bytes | None, whole: Path, store: Path
+) -> None:
+    file = "zarr.json" if part == "source" else f"{part}/zarr.json"
+    if content is None:
+        (store / file).unlink()
+    else:
+        (store / file).write_bytes(content)
+    verified = sak("verify", store, "--json", check=False)
+    (problem,) = json.loads(verified.stdout)["problems"]
+    assert verified.returncode == 1 and (problem["part"], problem["file"]) == (part, file)
+    done = json.loads(sak("repair", store, "--json").stdout)
+    assert done["mended"] == [file] and not done["left"]
+    assert toy.tree(store) == toy.tree(whole)
+
+
+def test_without_a_second_copy_it_is_said_what_to_do(store: Path) -> None:
+    """Stores of before the manifest kept the attributes of groups."""
+    for part in ("source", "teachers/mini-dino"):
+        manifest = PartManifest(store, part)
+        manifest.commit_metadata(replace(manifest.metadata, groups={}), replace=True)
+        assert b"groups" not in (store / f"manifest/{part}/metadata.json").read_bytes()
+    assert verify_store(store) == []
     (store / "teachers/mini-dino/zarr.json").write_text("{}")
     (left,) = repaired(store)["left"]  # type: ignore[misc]
-    assert "sak drop --teacher mini-dino" in left["why"]
+    assert "put the file of another copy" in left["why"] and "sak drop --teacher mini-dino" in left["why"]
     Store.open(store).features("mini-sam", 0)[0, 0]
     with pytest.raises(CorruptFile):
         Store.open(store).features("mini-dino", 0)
+    (store / "zarr.json").unlink()
+    assert {problem.file for problem in verify_store(store)} == {"zarr.json", "teachers/mini-dino/zarr.json"}
+    done = sak("repair", store, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "zarr.json: nothing in the store says what was there" in done.stdout
+    assert "make the store again" in done.stdout
 
 
 def test_a_dry_run_says_what_and_does_nothing(store: Path) -> None:

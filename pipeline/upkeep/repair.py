@@ -96,6 +96,7 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
     reasons: dict[str, str] = {}
     for part in sorted(parts, key=lambda name: (name != SOURCE, name)):  # teachers are made from the source's pixels
         try:
+            _refuse_hopeless(part, parts[part])
             store = Store.open(path)
             with store.lock(part, on_wait=say):
                 _remake(store, part, parts[part], request)
@@ -123,12 +124,19 @@ def repair_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines + [f"  {why}" for why in dict.fromkeys(p["why"] for p in result["left"]) if why])
 
 
-def _remake(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:
+def _refuse_hopeless(part: str, damage: _Damage) -> None:
+    """Raise `UserError` where nothing here can make what is damaged of a part again."""
     if damage.hopeless:
         files = ", ".join(problem.file for problem in damage.hopeless)
         name = part.removeprefix("teachers/")
         what = "make the store again" if part == SOURCE else f"`sak drop --teacher {name}` and extract it again"
-        raise UserError(f"{files}: nothing in the store says what was there; {what}")
+        raise UserError(
+            f"{files}: nothing in the store says what was there; put the file of another copy of this store in its "
+            f"place, or {what}"
+        )
+
+
+def _remake(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:
     if part == SOURCE:
         _remake_source(store, damage, request)
     else:
