@@ -187,11 +187,8 @@ def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     common = ["cache", "--teacher", "mini-dino", "--limit", "24", "--views", "1", "--decoders", "0", "--threads", "1"]
-    made = CliRunner().invoke(
-        sak,
-        [*common, "--codec", "klt", "--fidelity", "0.99", "--together", "--out", str(tmp_path), "--json"],
-        catch_exceptions=False,
-    )
+    made_by = [*common, "--codec", "klt", "--fidelity", "0.99", "--together", "--out", str(tmp_path), "--json"]
+    made = CliRunner().invoke(sak, made_by, catch_exceptions=False)
     assert made.exit_code == 0, made.output
     path = json.loads(made.stdout)["store"]
     info = json.loads(CliRunner().invoke(sak, ["info", path, "--json"], catch_exceptions=False).stdout)
@@ -206,6 +203,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert stored["centred_cosine"] > 0.98 and 0 < stored["relative_mse_median"] <= stored["relative_mse_worst"]
     text = CliRunner().invoke(sak, ["info", path], catch_exceptions=False).stdout
     assert "0.99 promised" in text and "coded against level 2" in text and "stored rows" in text
+    log = (Path(path) / "log.jsonl").read_bytes()
+    again = CliRunner().invoke(sak, made_by, catch_exceptions=False)
+    assert again.exit_code == 0 and "already cached" in again.stderr
+    assert (Path(path) / "log.jsonl").read_bytes() == log, "nothing was measured anew"
 
 
 def test_a_copy_of_a_level_brings_those_that_it_leans_on(store: Store, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
     plans = [plan_copy(store, request.target, selection) for store, selection in _selections(request)]
     for plan in plans:
-        _tell_company(plan, request.levels)
+        if request.levels is not None:
+            _tell_company(plan, request.levels)
     check_disk(request.target, sum(plan.num_bytes for plan in plans), "the copies")
     results = []
     for plan in plans:
@@ -67,9 +68,9 @@ def copy_text(result: dict[str, Any]) -> str:
     )
 
 
-def _tell_company(plan: CopyPlan, asked: Sequence[int] | None) -> None:
+def _tell_company(plan: CopyPlan, asked: Sequence[int]) -> None:
     """Say which levels come along that nobody asked for: levels coded together are read together."""
-    for name, levels in plan.selection.teachers.items() if asked is not None else ():
+    for name, levels in plan.selection.teachers.items():
         company = [level for level in levels if level not in asked]
         if company:
             wanted = [level for level in levels if level in asked]
