@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from cache.codecs.coders import get_coder
 from cache.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.extraction.frozen_teacher import build_frozen
+from pipeline.machine import processor
 from pipeline.training.frozen import cached_name, is_frozen_part
 from sak_core.names import part_name
 from sak_core.teachers import build_teacher
@@ -146,12 +146,7 @@ def device_model(device: torch.device) -> str:
     """The model of the device: a GPU's or a processor's name; bytes may differ between models."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
