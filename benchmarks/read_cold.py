@@ -20,7 +20,7 @@ from cache.layout import ALIGNMENT
 from cache.places import LocalPlace
 from cache.store import Store
 
-GOAL = "at least 0.8 of the best sequential read"
+GOAL = "in exact order, through the page cache or past it, at least 0.8 of the best sequential read"
 PIECE = 8 << 20
 
 
@@ -37,10 +37,11 @@ def run(quick: bool) -> Result:
     speeds = {row.side: statistics.median(row.rates) for row in rows}
     best = max(speed for name, speed in speeds.items() if name.startswith("sequential"))
     value = {
-        order: max(speed for name, speed in speeds.items() if name.startswith(f"this cache, {order}")) / best
-        for order in ("exact", "exact, O_DIRECT", "block")
+        order: max(speed for name, speed in speeds.items() if name.startswith(f"this cache, {order}, ")) / best
+        for order in ("exact, buffered", "exact, O_DIRECT", "block, buffered")
     }
-    return Result("read-cold", GOAL, value, value["exact"] >= 0.8, rows)
+    exact = max(value["exact, buffered"], value["exact, O_DIRECT"])
+    return Result("read-cold", GOAL, value, exact >= 0.8, rows)
 
 
 def _disk() -> str | None:
@@ -103,5 +104,5 @@ def ours(store: Store, order: Order, threads: int, direct: bool = False) -> Side
         return (batch.features["t"][0] for batch in reading)
 
     note = "single rows in random order" if order == "exact" else "runs of neighbours through a buffer"
-    how = ", O_DIRECT" if direct else ""
-    return Side(f"this cache, {order}{how}, {threads} threads", batches, note=note, before=dropper(store))
+    how = "O_DIRECT" if direct else "buffered"
+    return Side(f"this cache, {order}, {how}, {threads} threads", batches, note=note, before=dropper(store))

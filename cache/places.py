@@ -6,6 +6,7 @@ the store's place for it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -301,7 +302,8 @@ class _LocalFile(OpenFile):
 
 
 class _DirectFile(_LocalFile):
-    """Read past the page cache: whole sectors into a buffer of the thread's own, and from there where they belong."""
+    """Read past the page cache: whole sectors, straight to where they belong if that is aligned as they are, or else
+    into a buffer of the thread's own and copied from there, which keeps other threads of Python waiting."""
 
     __slots__ = ()
     _sector = 4096
@@ -316,22 +318,33 @@ class _DirectFile(_LocalFile):
             raise BadInput(f"{path}: this file system cannot read past the page cache; leave direct out") from error
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        return bytes(self._sectors(start, num_bytes))
+        return bytes(self._sectors(start, num_bytes, memoryview(bytearray())))
 
     def read_into(self, ranges: Sequence[Range]) -> None:
         for start, targets in ranges:
-            fill(targets, self._sectors(start, sum(map(len, targets))))
+            first = memoryview(targets[0])
+            is_aligned = start % self._sector == 0 and _address(first) % self._sector == 0
+            whole = len(first) // self._sector * self._sector if is_aligned else 0
+            rest = self._sectors(start, sum(map(len, targets)), first[:whole])
+            fill([first[whole:], *targets[1:]], rest)
 
-    def _sectors(self, start: int, num_bytes: int) -> memoryview:
-        """The bytes from `start` on, fewer where the file ends; valid until this thread's next call."""
+    def _sectors(self, start: int, num_bytes: int, head: memoryview) -> memoryview:
+        """The bytes from `start` on, fewer where the file ends; valid until this thread's next call.
+
+        As many of them as `head` is long go there and are left out: whole sectors, where `start` is a sector's.
+        """
         first = start // self._sector * self._sector
-        size = -(-(start + num_bytes - first) // self._sector) * self._sector
+        size = -(-(start + num_bytes - first) // self._sector) * self._sector - len(head)
         buffer: mmap.mmap | None = getattr(self._threads, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._threads.buffer = mmap.mmap(-1, size)  # whose pages are aligned
         view = memoryview(buffer)
-        count = os.preadv(self._descriptor, [view[:size]], first)
-        return view[start - first : min(count, start - first + num_bytes)]
+        count = os.preadv(self._descriptor, [head, view[:size]], first) - len(head)
+        return view[start - first : max(0, min(count, start - first + num_bytes - len(head)))]
+
+
+def _address(target: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(target))
 
 
 def as_place(where: Place | Path | str) -> Place:

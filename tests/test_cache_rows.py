@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,35 @@ def test_past_the_page_cache(store: Store, tmp_path_factory: pytest.TempPathFact
         file.truncate(200)
     with pytest.raises(CorruptFile, match=r"sample 2, view 0 cannot be read: 0 of 130 bytes are there"):
         _ = opened.pixels[2, 0]
+
+
+@given(
+    start=st.sampled_from([0, 4096, 8192, 100, 4000]),
+    shift=st.sampled_from([0, 0, 512, 3]),
+    sizes=st.lists(st.sampled_from([1, 4, 4092, 4096, 6000, 8192]), min_size=1, max_size=4),
+)
+def test_past_the_page_cache_at_any_alignment(
+    tmp_path_factory: pytest.TempPathFactory, start: int, shift: int, sizes: list[int]
+) -> None:
+    """Whole sectors go straight to aligned memory, the rest by way of a buffer: the bytes are those of the file, and
+    a file that ends too early is told."""
+    data = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes()
+    folder = tmp_path_factory.mktemp("direct")
+    (folder / "x").write_bytes(data)
+    try:
+        file = LocalPlace(folder, direct=True).open("x", len(data))
+    except BadInput as error:
+        pytest.skip(str(error))
+    memory = memoryview(mmap.mmap(-1, 65536))[shift:]
+    ends = np.cumsum(sizes).tolist()
+    targets = [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    if start + ends[-1] > len(data):
+        with pytest.raises(OSError, match="bytes are there"):
+            file.read_into([(start, targets)])
+        return
+    file.read_into([(start, targets)])
+    assert memory[: ends[-1]] == data[start : start + ends[-1]]
+    assert not any(memory[ends[-1] :]), "nothing is written behind them"
 
 
 def test_indexes_are_parsed_once_and_kept_small(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
