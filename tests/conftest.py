@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 # two test processes on two cores: a thread each, before torch is imported and chooses for itself
@@ -12,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests import ready
 from tests.small_images import cache_arguments, make_images
 
 SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
@@ -21,17 +21,11 @@ TINY = ["--set", "steps=4", "--set", "batch_size=8", "--set", "checkpoint_every=
 def sak(
     *arguments: str | Path, env: dict[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a person would, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=580,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        cwd=Path(__file__).parents[1],
-    )
+    """Run the command line as a person would, in a process of its own, with `env` added to the environment."""
+    words = [str(argument) for argument in arguments]
+    done = ready.run(words, {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=580)
     if check and done.returncode:
-        raise AssertionError(f"sak {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")
+        raise AssertionError(f"sak {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
     return done
 
 
