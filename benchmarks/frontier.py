@@ -73,8 +73,9 @@ def _sources(teacher: str, pixels: torch.Tensor) -> list[Source]:
     report = np.arange(1, len(pixels), 2)
     sources = []
     for maps in zip(*batches, strict=True):
+        grid = (maps[0].shape[2], maps[0].shape[3])
         features = torch.cat([batch.flatten(2).transpose(1, 2) for batch in maps]).float().numpy()
-        sources.append(Source(np.ascontiguousarray(features[::2]), np.ascontiguousarray(features[1::2]), report))
+        sources.append(Source(np.ascontiguousarray(features[::2]), np.ascontiguousarray(features[1::2]), report, grid))
     return sources
 
 

@@ -8,7 +8,7 @@ the rows, what is promised is settled and measured on the other half.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.checksums import CRC_BYTES, crc_suffix
-from cache.codecs import Sample, Target, get_codec
+from cache.codecs import CODECS, Sample, Target, get_codec
 from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.files import Buffers, digest_of, readable_json
@@ -25,12 +25,13 @@ from cache.layout import group_json
 from cache.manifest import PartManifest
 from cache.places import Place
 from cache.sampler import CALIBRATION, raw_draws
-from cache.spec import LevelSpec
+from cache.spec import FORMAT_VERSION, GRID_FORMAT_VERSION, LevelSpec
 
 Array = npt.NDArray[Any]
 
 TOKENS_PER_ROW = 128
-"""Of a calibration row, that codecs are fitted on and measured with: what bounds the memory of a calibration."""
+"""On average, that codecs are fitted on and measured with: what bounds the memory of a calibration. Maps are kept
+whole or not at all, of large ones (more than 16 times as many cells) every 16th."""
 Int64 = npt.NDArray[np.int64]
 
 
@@ -68,14 +69,16 @@ def calibration_rows(valid: Validity, seed: int, num_rows: int) -> tuple[Int64, 
 
 
 def needed_tables(level: LevelSpec) -> tuple[str, ...]:
-    """Names of the calibration arrays without which a level can be neither encoded nor decoded."""
-    return (*get_codec(level.codec).needs, *([] if level.predicts_from is None else [PREDICTOR]))
+    """Names of the calibration arrays that a level is encoded and decoded with, where they are."""
+    codec = get_codec(level.codec)
+    return (*codec.needs, *codec.may_need, *([] if level.predicts_from is None else [PREDICTOR]))
 
 
 def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
     """What a level's codec encodes and decodes with, from a teacher's calibration, ``level_<i>/<name>`` -> array."""
     codec = get_codec(level.codec)
-    constants = codec.constants({name: calibration[f"{level.array}/{name}"] for name in codec.needs})
+    names = [*codec.needs, *(name for name in codec.may_need if f"{level.array}/{name}" in calibration)]
+    constants = codec.constants({name: calibration[f"{level.array}/{name}"] for name in names})
     if level.predicts_from is not None:
         constants[PREDICTOR] = calibration[f"{level.array}/{PREDICTOR}"].astype(np.float32)
     return constants
@@ -84,8 +87,8 @@ def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[
 class Calibrator:
     """Collects statistics of all levels, then measures fidelity, one batch in memory at a time.
 
-    Call `fit` with the batches of the first rows, then `measure` with those of the others, then `arrays`. Of each row
-    at most `TOKENS_PER_ROW` tokens are kept for codecs to be fitted on and measured with.
+    Call `fit` with the batches of the first rows, then `measure` with those of the others, then `arrays`. Evenly spread
+    maps, `TOKENS_PER_ROW` tokens a row on average, are kept for codecs to be fitted on and measured with.
     """
 
     def __init__(self, levels: Sequence[LevelSpec]) -> None:
@@ -96,8 +99,8 @@ class Calibrator:
         self._outer = [np.zeros((level.width, level.width)) for level in levels]
         self._min = [np.full(level.width, np.inf, np.float32) for level in levels]
         self._max = [np.full(level.width, -np.inf, np.float32) for level in levels]
-        self._tokens_fit: list[list[Array]] = [[] for _ in levels]
-        self._tokens_measured: list[list[Array]] = [[] for _ in levels]
+        self._tokens_fit = [_KeptMaps() for _ in levels]
+        self._tokens_measured = [_KeptMaps() for _ in levels]
 
     def fit(self, features: Sequence[Array]) -> None:
         """Add a batch to the statistics: float32 (n, h, w, C) a level.
@@ -107,7 +110,7 @@ class Calibrator:
         """
         for place, (level, batch) in enumerate(zip(self.levels, features, strict=True)):
             tokens = self._tokens(level, batch)
-            self._tokens_fit[place].append(_thinned(batch))
+            self._tokens_fit[place].add(batch)
             shift = self._shift[place]
             if shift is None:  # any point near the mean keeps the squares small; the first batch's mean is one
                 shift = self._shift[place] = tokens.mean(0)
@@ -120,12 +123,12 @@ class Calibrator:
 
     def measure(self, features: Sequence[Array]) -> None:
         """Add a batch to the fidelity: float32 (n, h, w, C) a level; errors as `fit`."""
-        for level, batch, tokens in zip(self.levels, features, self._tokens_measured, strict=True):
+        for level, batch, kept in zip(self.levels, features, self._tokens_measured, strict=True):
             self._tokens(level, batch)
             if unstorable := get_codec(level.codec).find_unstorable(batch):
                 where = f"level {level.level}, channel {unstorable.index[-1]}"
                 raise BadInput(f"calibration, {where}: {unstorable.value}; {unstorable.why}")
-            tokens.append(_thinned(batch))
+            kept.add(batch)
 
     def arrays(self) -> dict[str, Array]:
         """What `TeacherWriter.write_calibration` takes, ``level_<i>/<name>`` -> array.
@@ -137,15 +140,16 @@ class Calibrator:
             CacheError: a codec misses its promise on the measured rows.
         """
         arrays = self._statistics()
-        if not all(self._tokens_measured):
+        if not all(kept.num_seen for kept in self._tokens_measured):
             raise BadInput("measure() was given no rows")
         decoded: dict[int, FittedTokens] = {}
         for level, fit, measured in zip(self.levels, self._tokens_fit, self._tokens_measured, strict=True):
             tokens = Sample(
                 arrays[f"{level.array}/mean"].astype(np.float64),
                 arrays[f"{level.array}/covariance"],
-                np.concatenate(fit),
-                np.concatenate(measured),
+                fit.tokens(),
+                measured.tokens(),
+                grid=level.grid,
             )
             lower = None if level.predicts_from is None else decoded[level.predicts_from]
             target = Target(level.fidelity or get_codec(level.codec).promised_cosine)
@@ -188,12 +192,25 @@ class Calibrator:
         return statistics
 
 
-def _thinned(batch: Array) -> Array:
-    """float32 (n, h, w, C) -> (tokens, C): at most `TOKENS_PER_ROW` of each row, evenly spread."""
-    tokens = batch.reshape(len(batch), -1, batch.shape[-1])
-    count = tokens.shape[1]
-    chosen = np.linspace(0, count - 1, min(count, TOKENS_PER_ROW)).round().astype(np.int64)
-    return tokens[:, chosen].reshape(-1, batch.shape[-1])
+class _KeptMaps:
+    """Evenly spread maps of those that it is shown, the same however they are cut into batches."""
+
+    def __init__(self) -> None:
+        self.num_seen = 0
+        self._kept: list[Array] = []
+
+    def add(self, batch: Array) -> None:
+        """Look at float32 (n, h, w, C)."""
+        cells = batch.shape[1] * batch.shape[2]
+        share = max(TOKENS_PER_ROW, -(-cells // 16))  # of the cells, what is kept of a row on average
+        rows = range(self.num_seen, self.num_seen + len(batch))
+        chosen = [row - rows.start for row in rows if row == 0 or (row + 1) * share // cells > row * share // cells]
+        self._kept.append(batch[chosen].reshape(-1, batch.shape[-1]))
+        self.num_seen += len(batch)
+
+    def tokens(self) -> Array:
+        """float32 (n*h*w, C)."""
+        return np.concatenate(self._kept)
 
 
 @dataclass(frozen=True)
@@ -240,7 +257,7 @@ def fit_level(
     constants = level_constants(level, {**statistics, **named})
 
     def through(tokens: Array) -> Array:
-        stored = codec.encode(tokens[None, :, None], constants).stored
+        stored = codec.encode(tokens.reshape(-1, *sample.grid, tokens.shape[-1]), constants).stored
         return codec.decode_numpy(stored, constants).reshape(tokens.shape)
 
     return FittedTokens(tables, through(sample.tokens) + predicted, through(sample.held_out) + predicted_held_out)
@@ -257,6 +274,7 @@ def _residual(sample: Sample, predicted: Array, predicted_held_out: Array) -> Sa
         sample.held_out - predicted_held_out,
         predicted_held_out,
         sample.mean,
+        sample.grid,
     )
 
 
@@ -277,6 +295,12 @@ def _check_promise(level: LevelSpec, fidelity: Fidelity, target: Target) -> None
 def calibration_folder(teacher: str) -> str:
     """Path of a teacher's calibration group below the store."""
     return f"teachers/{teacher}/calibration"
+
+
+def calibration_format(files: Iterable[str]) -> int:
+    """The format version of a calibration with these files."""
+    newer = {name for codec in CODECS.values() for name in codec.may_need}
+    return GRID_FORMAT_VERSION if any(path.split("/")[-2] in newer for path in files) else FORMAT_VERSION
 
 
 def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Buffers]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.calibration import calibration_folder
+from cache.calibration import calibration_folder, calibration_format
 from cache.errors import BadInput, CorruptFile, SpecMismatch
 from cache.files import FileDigest, digest_of
 from cache.groups import with_lower
@@ -211,7 +211,7 @@ def _copy_calibration(store: Store, teacher: str, levels: Sequence[int], copy: S
         if not any(path.startswith(f"{folder}/{array}/") for array in others)
     }
     if files:
-        copy.part(teacher_part(teacher)).commit_calibration(copy.place.write(files))
+        copy.part(teacher_part(teacher)).commit_calibration(copy.place.write(files), calibration_format(files))
 
 
 def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int], None] | None) -> None:

@@ -114,11 +114,11 @@ class PartManifest:
         name = f"{self.folder}/calibration.json"
         return files_from_dict(self.read(name)["files"]) if self.place.exists(name) else None
 
-    def commit_calibration(self, files: Mapping[str, FileDigest]) -> None:
-        """Make `files` the part's calibration."""
+    def commit_calibration(self, files: Mapping[str, FileDigest], version: int = FORMAT_VERSION) -> None:
+        """Make `files` the part's calibration; `version` is of its format."""
         self._write(
             f"{self.folder}/calibration.json",
-            {"format": FORMAT_VERSION, "part": self.part, "files": files_to_dict(files)},
+            {"format": version, "part": self.part, "files": files_to_dict(files)},
         )
 
     # -- shards -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.errors import CorruptFile
 from cache.files import canonical_json
-from cache.spec import FORMAT_VERSION
+from cache.spec import FORMAT_VERSION, GRID_FORMAT_VERSION
 
 _DIGEST = b'"digest":"'
 
@@ -39,6 +39,7 @@ def unseal(raw: bytes, path: object) -> dict[str, Any]:
     if not is_sealed(raw):
         raise CorruptFile(path, "this manifest file fails its own digest")
     document: dict[str, Any] = json.loads(raw)
-    if document["format"] != FORMAT_VERSION:
-        raise CorruptFile(path, f"format {document['format']}, this version reads {FORMAT_VERSION}")
+    if document["format"] not in (FORMAT_VERSION, GRID_FORMAT_VERSION):
+        known = f"{FORMAT_VERSION} and {GRID_FORMAT_VERSION}"
+        raise CorruptFile(path, f"format {document['format']}, this version reads {known}")
     return document

@@ -17,6 +17,9 @@ from cache.files import canonical_json
 
 FORMAT_VERSION = 1
 
+GRID_FORMAT_VERSION = 2
+"""Of a calibration by which some level is transformed over its grid: who knows format 1 alone must not read on."""
+
 IGNORE = 255
 """Value of a label that counts for nothing, in every dtype."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import calibration_files, calibration_folder, level_constants
+from cache.calibration import calibration_files, calibration_folder, calibration_format, level_constants
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, CorruptFile, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
@@ -184,7 +184,7 @@ class TeacherWriter:
                 self.store.place.discard(calibration_folder(self.name))
                 digests = self.store.place.write(files)
                 fault_point("calibrate")
-                self._manifest.commit_calibration(digests)
+                self._manifest.commit_calibration(digests, calibration_format(digests))
         self._load_constants()
 
     def ensure_views(self, num_views: int) -> None:

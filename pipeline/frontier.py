@@ -3,6 +3,7 @@ measured, on rows that nothing was fitted on."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,11 +46,13 @@ class Source:
         fit: float32 (n, tokens, C), what is calibrated on.
         report: float32 (m, tokens, C), what is reported on.
         rows: int64 (m,): which rows of the source these are.
+        grid: (h, w) of the tokens.
     """
 
     fit: Array
     report: Array
     rows: Array
+    grid: tuple[int, int]
 
 
 def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
@@ -66,7 +69,14 @@ def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
         raise UserError(f"{path} holds {features.dtype} {features.shape}; floats (rows, tokens, width) are needed")
     order = np.random.default_rng(0).permutation(len(features))
     half = len(order) // 2
-    return _source(lambda rows: features[rows], np.sort(order[:half]), np.sort(order[half:]), str(path))
+    fit, report = np.sort(order[:half]), np.sort(order[half:])
+    return _source(lambda rows: features[rows], fit, report, square(features.shape[1]), str(path))
+
+
+def square(tokens: int) -> tuple[int, int]:
+    """The grid that an array's tokens are taken for: a square where they fill one, else a line."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
 
 
 def _read_store(path: Path, teacher: str | None, level: int | None) -> Source:
@@ -75,11 +85,12 @@ def _read_store(path: Path, teacher: str | None, level: int | None) -> Source:
         raise UserError(f"say which features of {path}: --teacher ({', '.join(store.teachers)}) and --level")
     features = store.features(teacher, level)
     fit, report = calibration_rows(store.valid(1), store.spec.seed, STORE_ROWS)
-    return _source(lambda rows: features[rows, 0].reshape(len(rows), -1, features.level.width), fit, report, str(path))
+    width, grid = features.level.width, features.level.grid
+    return _source(lambda rows: features[rows, 0].reshape(len(rows), -1, width), fit, report, grid, str(path))
 
 
-def _source(read: Callable[[Array], Array], fit: Array, report: Array, name: str) -> Source:
-    source = Source(np.asarray(read(fit), np.float32), np.asarray(read(report), np.float32), report)
+def _source(read: Callable[[Array], Array], fit: Array, report: Array, grid: tuple[int, int], name: str) -> Source:
+    source = Source(np.asarray(read(fit), np.float32), np.asarray(read(report), np.float32), report, grid)
     if not (np.isfinite(source.fit).all() and np.isfinite(source.report).all()):
         raise UserError(f"{name}: a feature is NaN or infinite")
     return source
@@ -99,40 +110,36 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
         raise UserError("several sources are levels of one teacher: the same rows and tokens in each")
     samples = [_sample(source) for source in sources]
     settings = [*SETTINGS, *(name + TOGETHER for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
-    tables: dict[tuple[bool, bool], list[FittedTokens]] = {}
     results = []
     for setting in settings:
         say(f"frontier: {setting}")
         codec = get_codec(setting.removesuffix(TOGETHER))
         together = setting.endswith(TOGETHER)
         levels = [
-            LevelSpec(place, (1, source.fit.shape[1]), source.fit.shape[2], codec.name)
-            for place, source in enumerate(sources)
+            LevelSpec(place, source.grid, source.fit.shape[2], codec.name) for place, source in enumerate(sources)
         ]
         if together:
             levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
-        key = (codec.has_rate, together)
-        # Settings that differ in the entropy coder alone share what is fitted.
-        if not codec.has_rate or key not in tables:
-            tables[key] = _fit(levels, sources, samples, fidelity)
-        results.append(_report(setting, codec, levels, sources, samples, tables[key], save))
+        fitted = _fit(levels, sources, samples, fidelity)
+        results.append(_report(setting, codec, levels, sources, samples, fitted, save))
     return {"results": results}
 
 
 def _sample(source: Source) -> Sample:
     width = source.fit.shape[-1]
-    tokens, held_out = source.fit.reshape(-1, width), source.report.reshape(-1, width)
+    tokens = source.fit.reshape(-1, width)
     mean = tokens.mean(0, dtype=np.float64)
     second = np.zeros((width, width))
     for start in range(0, len(tokens), _SEARCH_TOKENS):
         centred = tokens[start : start + _SEARCH_TOKENS] - mean
         second += centred.T @ centred
-    return Sample(mean, second / len(tokens), _thin(tokens), _thin(held_out))
+    return Sample(mean, second / len(tokens), _thin(source.fit), _thin(source.report), grid=source.grid)
 
 
-def _thin(tokens: Array) -> Array:
-    """At most `_SEARCH_TOKENS`, evenly spread."""
-    return tokens[:: -(-len(tokens) // _SEARCH_TOKENS)]
+def _thin(maps: Array) -> Array:
+    """Evenly spread maps (n, tokens, C) as tokens: at most `_SEARCH_TOKENS`, or one map."""
+    at_most = max(1, _SEARCH_TOKENS // maps.shape[1])
+    return maps[:: -(-len(maps) // at_most)].reshape(-1, maps.shape[-1])
 
 
 def _statistics(levels: Sequence[LevelSpec], sources: Sequence[Source]) -> dict[str, Array]:
@@ -185,7 +192,8 @@ def _through(level: LevelSpec, constants: Mapping[str, Array], features: Array, 
     for start in range(0, len(features), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         predicted = _predicted(level, constants, None if below is None else below[rows])
-        stored = codec.encode((features[rows] - predicted)[:, None], constants).stored
+        residual = features[rows] - predicted
+        stored = codec.encode(residual.reshape(-1, *level.grid, level.width), constants).stored
         decoded[rows] = codec.decode_numpy(stored, constants).reshape(features[rows].shape) + predicted
     return decoded
 
@@ -228,7 +236,8 @@ def _report(
         for start in range(0, num_rows, _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             predicted = _predicted(level, constants, None if below is None else below[rows])
-            encoded = codec.encode((source.report[rows] - predicted)[:, None], constants)
+            residual = source.report[rows] - predicted
+            encoded = codec.encode(residual.reshape(-1, *level.grid, level.width), constants)
             stored[rows] = encoded.stored
             clipped += encoded.num_clipped
         shard = b"".join(shard_buffers(spec, [stored], num_rows))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.fft import dctn
 
 from cache.codecs import CODECS, Sample, Target, get_codec
+from cache.codecs.grid import cosines, from_frequencies, to_frequencies
 from cache.errors import UnknownName
 
 finite = hnp.arrays(
@@ -93,6 +97,34 @@ def test_int8_clips_and_counts() -> None:
     back = codec.decode_numpy(encoded.stored, made).reshape(6, 2)
     np.testing.assert_allclose(back[:, 0], [-1, -1, 1, 1, 0.5, 0], atol=0.5 * 2 / 255 + 1e-6)
     np.testing.assert_array_equal(back[:, 1], [0, 0, 0, 0, 0, 90])
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
+def test_grid_frequencies_are_scipys(height: int, width: int, seed: int) -> None:
+    maps = np.random.default_rng(seed).normal(size=(2, height, width, 3)).astype(np.float32)
+    y, x = cosines(height), cosines(width)
+    found = to_frequencies(maps.reshape(-1, 3), y, x)
+    pairs = sorted((v * width + u * height, v, u) for v in range(height) for u in range(width))
+    expected = dctn(maps, axes=(1, 2), norm="ortho")[:, [v for _, v, _ in pairs], [u for *_, u in pairs]]
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
+    np.testing.assert_allclose(from_frequencies(found, y, x).reshape(maps.shape), maps, atol=1e-5)
+
+
+def test_klt_decodes_grid_frequencies_in_torch_as_in_numpy() -> None:
+    smooth = (
+        np.random.default_rng(0).normal(size=(40, 1, 1, 6)) + np.random.default_rng(1).normal(size=(40, 7, 5, 6)) / 9
+    )
+    features = smooth.astype(np.float32)
+    codec = get_codec("klt")
+    tables = codec.fit(dataclasses.replace(sample(features), grid=(7, 5)), Target(0.99))
+    assert tables["dct_y"].shape == (7, 7) and tables["dct_x"].shape == (5, 5)
+    made = codec.constants(tables)
+    stored = codec.encode(features, made).stored
+    decoded = codec.decode_numpy(stored, made).reshape(features.shape)
+    from_torch = codec.decode(torch.from_numpy(stored), {name: torch.from_numpy(array) for name, array in made.items()})
+    np.testing.assert_allclose(from_torch.reshape(features.shape), decoded, atol=1e-4)
+    cosine = (features * decoded).sum(-1) / np.linalg.norm(features, axis=-1) / np.linalg.norm(decoded, axis=-1)
+    assert 0.99 <= cosine.mean() < 0.992
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))

@@ -16,6 +16,7 @@ from cache.errors import BadInput, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.loader import Loader
 from cache.rows import RowReader
+from cache.seals import seal
 from cache.spec import LevelSpec
 from cache.store import Store
 from cache.verify import verify_store
@@ -23,6 +24,7 @@ from cache.writer import TeacherWriter
 from pipeline.cli import sak
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.plain_klt import decode
 from tests.trained_like import trained_like
 
 GRID, WIDTH, VIEWS, SAMPLES, FIDELITY = (5, 4), 24, 2, 40, 0.98
@@ -33,11 +35,17 @@ TEACHERS = {
         LevelSpec(level, GRID, WIDTH, "klt", fidelity=FIDELITY, predicts_from=level - 1 if level else None)
         for level in range(3)
     ],
+    "smooth": [
+        LevelSpec(3, GRID, WIDTH, "klt", fidelity=FIDELITY),
+        LevelSpec(4, GRID, WIDTH, "klt+pcodec", fidelity=FIDELITY, predicts_from=3),
+    ],
 }
 FEATURES = [
     trained_like(VIEWS * SAMPLES, GRID[0] * GRID[1], WIDTH, level=level).reshape(VIEWS, SAMPLES, *GRID, WIDTH)
     for level in range(3)
 ]
+for rough in FEATURES[:2]:  # neighbouring tokens that are alike
+    FEATURES.append(rough[:, :, :1, :1] + 0.3 * rough)
 
 
 def write(store: Store, name: str, levels: list[LevelSpec]) -> None:
@@ -123,9 +131,9 @@ def test_plain_readers_read_the_integers(store: Store) -> None:
 
     tensorstore = pytest.importorskip("tensorstore")
     pytest.importorskip("zarrs")
-    for level in range(3):
-        path = f"teachers/alone/level_{level}"
-        ours = np.stack([store.features("alone", level).stored[:, view] for view in range(VIEWS)])
+    for name, level in (("alone", 0), ("alone", 1), ("alone", 2), ("smooth", 3)):
+        path = f"teachers/{name}/level_{level}"
+        ours = np.stack([store.features(name, level).stored[:, view] for view in range(VIEWS)])
         assert ours.dtype == np.uint16 and ours.shape == (VIEWS, SAMPLES, WIDTH, GRID[0] * GRID[1])
         array = zarr.open_array(store.path / path, mode="r")
         assert array.metadata.dimension_names == ("view", "sample", "component", "cell")
@@ -136,18 +144,49 @@ def test_plain_readers_read_the_integers(store: Store) -> None:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path / path}/"}}
         np.testing.assert_array_equal(tensorstore.open(spec, open=True).result().read().result(), ours)
         # and the numbers, as docs/cache-format.md says
-        tables = {
-            name: zarr.open_array(store.path / f"teachers/alone/calibration/level_{level}/{name}", mode="r")[...]
-            for name in ("offset", "basis", "step", "gain")
-        }
-        whole = ours.astype(int)
-        whole = np.where(whole % 2, -(whole // 2) - 1, whole // 2)
-        values = (whole * (tables["step"] * tables["gain"])[:, None]).swapaxes(-1, -2) @ tables["basis"]
-        features = np.stack([store.features("alone", level)[:, view] for view in range(VIEWS)])
-        np.testing.assert_allclose((values + tables["offset"]).reshape(features.shape), features, rtol=1e-4, atol=1e-3)
+        group = zarr.open_group(store.path / f"teachers/{name}/calibration/level_{level}", mode="r")
+        tables = {table: array[...] for table, array in group.arrays()}
+        assert ("dct_y" in tables) == (name == "smooth")
+        features = np.stack([store.features(name, level)[:, view] for view in range(VIEWS)])
+        np.testing.assert_allclose(decode(ours, tables).reshape(features.shape), features, rtol=1e-4, atol=1e-3)
     with pytest.warns(UserWarning, match="Numcodecs"):
         packed = zarr.open_array(store.path / "teachers/packed/level_0", mode="r")[...]
     np.testing.assert_array_equal(packed[1], store.features("packed", 0).stored[:, 1])
+
+
+def test_a_transform_over_the_grid_is_taken_where_it_saves_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats = {
+        name: json.loads((store.path / f"manifest/teachers/{name}/calibration.json").read_text())["format"]
+        for name in TEACHERS
+    }
+    assert formats == {"alone": 1, "packed": 1, "together": 1, "smooth": 2}, "older readers must refuse the last"
+    info = json.loads(CliRunner().invoke(sak, ["info", str(store.path), "--json"], catch_exceptions=False).stdout)
+    assert info["teachers"]["smooth"]["grid_transforms"] == {"level_3": "dct", "level_4": "dct"}
+    assert info["teachers"]["packed"]["grid_transforms"] == {"level_0": "none"}
+    monkeypatch.setattr("cache.codecs.klt._LEAST_SAVING", 1)
+    without = Store.create(tmp_path, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
+    toy.write_source(without, VIEWS)
+    write(without, "smooth", TEACHERS["smooth"])
+    for level in (3, 4):
+        sizes = [
+            sum(file.stat().st_size for file in made.path.glob(f"teachers/smooth/level_{level}/c.*"))
+            for made in (store, without)
+        ]
+        assert sizes[0] < 0.9 * sizes[1]
+
+
+def test_a_format_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
+    toy.write_source(store, VIEWS)
+    write(store, "smooth", TEACHERS["smooth"])
+    file = store.path / "manifest/teachers/smooth/calibration.json"
+    document = json.loads(file.read_text())
+    del document["digest"]
+    file.write_bytes(seal({**document, "format": 3}))
+    with pytest.raises(CorruptFile, match="format 3, this version reads 1 and 2"):
+        Store.open(store.path).features("smooth", 3)
 
 
 def test_equal_features_give_equal_bytes(store: Store, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class Sample:
         held_out: float32 (m, C), of other rows: what is promised must hold on them.
         predicted: float32 (m, C): what the level below tells of them. Features are `held_out` + `predicted`; None: 0.
         features_mean: float64 (C,): the features' channel mean; None: `mean`.
+        grid: (h, w): tokens are whole maps, one after the other; (1, 1) where they are no neighbours.
     """
 
     mean: Array
@@ -59,6 +60,7 @@ class Sample:
     held_out: Float32
     predicted: Float32 | None = None
     features_mean: Array | None = None
+    grid: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Codec(ABC):
         stored_dtype: numpy's name of the stored type.
         fill_value: what plain readers see where nothing is committed.
         needs: names of the level's calibration arrays that `constants` reads.
+        may_need: names of those that it reads where calibration settled on them.
         promised_cosine: least mean token cosine on calibration rows, plain and with the channel mean removed, where
             nothing else is asked for.
         is_fitted: whether it has tables of its own to be fitted on many tokens.
@@ -95,6 +98,7 @@ class Codec(ABC):
     stored_dtype: str
     fill_value: int | str
     needs: tuple[str, ...] = ()
+    may_need: tuple[str, ...] = ()
     promised_cosine: float
     is_fitted: bool = False
     has_rate: bool = False

@@ -2,7 +2,8 @@
 
 With one step for all components each gets the bits that its variance is worth (reverse water-filling), and those
 below the step cost next to nothing. The basis is that of the covariance, not of the correlation: what counts is
-error in the features' own units.
+error in the features' own units. Where it takes fewer bytes, the map of each component is transformed over its cells,
+too (`cache.codecs.grid`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cache.codecs.base import Array, Codec, Encoded, Float32, Sample, Target
+from cache.codecs.coders import get_coder
+from cache.codecs.grid import cosines, frequency_order, from_frequencies, to_frequencies
 from cache.errors import CacheError
 
 if TYPE_CHECKING:
@@ -28,10 +31,13 @@ _COSINE_MARGIN = 1e-6  # what float32 may take away again
 # threshold between them moves up from 1/2 by half their product.
 _DEAD_ZONE = math.log(2) / 6 * math.log2(math.e) / 2 / 2
 _LARGEST_DEAD_ZONE = 0.3
+_MAPS_WEIGHED = 32
+_LEAST_SAVING = 0.03
+"""Share of the bytes that a transform over the grid must save: it takes time, and other rows may gain less."""
 
 
 class Klt(Codec):
-    """Rows are (C, h*w), the component of greatest variance first.
+    """Rows are (C, h*w), the component of greatest variance first; within it cells, or frequencies over the grid.
 
     An integer q is stored as 2q, or as -2q-1 where it is negative, so that small ones have few bits set, whatever their
     sign. Its value is ``q * step * gain[component]``; the basis takes it back to channels.
@@ -40,6 +46,7 @@ class Klt(Codec):
     stored_dtype = "uint16"
     fill_value = 0
     needs = ("offset", "basis", "step", "gain", "rounding")
+    may_need = ("dct_y", "dct_x")
     promised_cosine = 0.995
     is_fitted = True
     has_rate = True
@@ -47,7 +54,7 @@ class Klt(Codec):
     dims = ("component", "cell")
 
     def __init__(self, name: str, coder: str) -> None:
-        self.name, self.coder = name, coder
+        self.name, self.coder, self._coder = name, coder, coder
 
     def row_shape(self, grid: tuple[int, int], width: int) -> tuple[int, ...]:
         """(C, h*w)."""
@@ -58,18 +65,31 @@ class Klt(Codec):
         return {"basis": (width, width), "step": (1,)}.get(name, (width,))
 
     def fit(self, sample: Sample, target: Target) -> dict[str, Array]:
-        """The basis and the largest step that reaches the target.
+        """The basis, the largest step that reaches the target, and whether a transform over the grid is worth it.
 
         Returns:
             ``offset`` float32 (C,): the mean. ``basis`` float32 (C, C): orthonormal, a component a row. ``step``
             float32 (1,). ``gain`` float32 (C,): what a component's integers stand for, in steps, by least squares
             on the sample's tokens. ``rounding`` float32 (C,): 0.5 less the dead zone; added before rounding down.
+            ``dct_y`` (h, h) and ``dct_x`` (w, w), float32, frequencies by cells: where held-out maps, each way with the
+            step that reaches the target, take fewer bytes transformed.
         """
+        plain = self._fit(sample, target, {})
+        if sample.grid == (1, 1):
+            return plain
+        transformed = self._fit(sample, target, {"dct_y": cosines(sample.grid[0]), "dct_x": cosines(sample.grid[1])})
+        saves = self._weigh(sample, transformed) < (1 - _LEAST_SAVING) * self._weigh(sample, plain)
+        return transformed if saves else plain
+
+    def _fit(self, sample: Sample, target: Target, grid: dict[str, Array]) -> dict[str, Array]:
+        """`fit` with the tables `grid`, or none of them."""
         variances, vectors = np.linalg.eigh(sample.covariance)
         basis = vectors.T[::-1].astype(np.float32)
         spread = np.sqrt(variances[::-1].clip(min=0)).astype(np.float32)
         offset = sample.mean.astype(np.float32)
         fitted, held_out = (sample.tokens - offset) @ basis.T, (sample.held_out - offset) @ basis.T
+        if grid:
+            fitted, held_out = (to_frequencies(tokens, *grid.values()) for tokens in (fitted, held_out))
         features = sample.held_out if sample.predicted is None else sample.held_out + sample.predicted
         features_mean = offset if sample.features_mean is None else sample.features_mean.astype(np.float32)
         true = [features @ basis.T, (features - features_mean) @ basis.T][: 1 + target.centred]
@@ -90,12 +110,14 @@ class Klt(Codec):
             error = _round(held_out / np.float32(step), rounding)
             error *= gain * np.float32(step)
             error -= held_out
+            if grid:
+                error = from_frequencies(error, *grid.values())
             for vector, length in zip(true, lengths, strict=True):
                 decoded = vector + error
                 product = length * np.linalg.norm(decoded, axis=1)
-                cosines = np.einsum("nc,nc->n", vector, decoded) / np.maximum(product, 1e-30)
+                cosine = np.einsum("nc,nc->n", vector, decoded) / np.maximum(product, 1e-30)
                 # A token that is the mean has no direction that could be lost.
-                kept = np.where(length <= 1e-6 * lengths[0], 1, cosines)
+                kept = np.where(length <= 1e-6 * lengths[0], 1, cosine)
                 if kept.mean(dtype=np.float64) < target.cosine + _COSINE_MARGIN:
                     return False
             return True
@@ -108,17 +130,32 @@ class Klt(Codec):
             "step": np.array([step], np.float32),
             "gain": gain,
             "rounding": rounding,
+            **grid,
         }
 
-    def constants(self, calibration: Mapping[str, Array]) -> dict[str, Float32]:
-        """The tables of `fit`, as they are."""
-        return {name: calibration[name] for name in self.needs}
+    def _weigh(self, sample: Sample, tables: Mapping[str, Array]) -> float:
+        """Bytes of some held-out maps; infinite where integers come near the largest that can be stored."""
+        maps = sample.held_out.reshape(-1, *sample.grid, sample.held_out.shape[-1])
+        stored = self.encode(maps[:: -(-len(maps) // _MAPS_WEIGHED)], tables).stored
+        if "dct_y" in tables and stored.max() > _LARGEST:  # 2q: half the range
+            return math.inf
+        coder = get_coder(self._coder)
+        return sum(len(coder.encode(row)) for row in stored)
+
+    def constants(self, calibration: Mapping[str, Array]) -> dict[str, Array]:
+        """The tables of `fit`, and where among the frequencies each of the grid's cells finds its own."""
+        tables = dict(calibration)
+        if "dct_y" in tables:
+            tables["place"] = np.argsort(frequency_order(len(tables["dct_y"]), len(tables["dct_x"])))
+        return tables
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
         """See `Codec`."""
         num_rows, width = len(features), features.shape[-1]
-        tokens = features.reshape(-1, width) - constants["offset"]
-        whole = _round(tokens @ (constants["basis"].T / constants["step"]), constants["rounding"])
+        values = (features.reshape(-1, width) - constants["offset"]) @ (constants["basis"].T / constants["step"])
+        if "dct_y" in constants:
+            values = to_frequencies(values, constants["dct_y"], constants["dct_x"])
+        whole = _round(values, constants["rounding"])
         num_clipped = int(np.count_nonzero(np.abs(whole) > _LARGEST))
         numbers = whole.clip(-_LARGEST, _LARGEST, out=whole).astype(np.int16)
         stored = ((numbers << 1) ^ (numbers >> 15)).view(np.uint16)
@@ -131,17 +168,26 @@ class Klt(Codec):
         numbers = ((bits >> 1) & _LARGEST) ^ -(bits & 1)
         inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
         values: Float32 = np.swapaxes(numbers.astype(np.float32), -1, -2) @ inverse
+        if "dct_y" in constants:
+            values = from_frequencies(values, constants["dct_y"], constants["dct_x"]).reshape(values.shape)
         values += constants["offset"]
         return values
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`; gives (..., h*w, C), by one matmul."""
+        """See `Codec`; gives (..., h*w, C), by one matmul, and two small ones where the grid is transformed."""
         import torch
 
         bits = stored.view(torch.int16)
-        numbers = ((bits >> 1) & _LARGEST) ^ -(bits & 1)
+        signs = (bits & 1).neg_()
+        numbers = (bits >> 1).bitwise_and_(_LARGEST).bitwise_xor_(signs)
         inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
-        return (numbers.float().transpose(-1, -2) @ inverse).add_(constants["offset"])
+        values = numbers.float().transpose(-1, -2) @ inverse
+        if "dct_y" in constants:
+            y, x, (cells, width) = constants["dct_y"], constants["dct_x"], values.shape[-2:]
+            maps = values.index_select(-2, constants["place"])
+            maps = x.T @ maps.reshape(-1, len(x), width)
+            values = (y.T @ maps.reshape(-1, len(y), len(x) * width)).reshape(*values.shape[:-2], cells, width)
+        return values.add_(constants["offset"])
 
 
 def _round(values: Array, rounding: Float32) -> Array:

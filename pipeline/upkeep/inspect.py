@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cache.calibration import calibration_folder
+from cache.codecs import get_codec
 from cache.fidelity import Fidelity
 from cache.manifest import FOLDER, SOURCE, teacher_part
 from cache.places import as_place
@@ -69,10 +71,22 @@ def _teacher_info(store: Store, name: str) -> dict[str, Any]:
         "fidelity": {
             key.partition("/")[0]: asdict(Fidelity.from_array(value)) for key, value in sorted(fidelity.items())
         },
+        "grid_transforms": _grid_transforms(store, name),
         "stored_fidelity": logged_fidelity(store, name),
         "clipped": _clipped(store, name),
         "random_weights": bool(random_teachers(store, [name])),
         "provenance": dict(info.provenance),
+    }
+
+
+def _grid_transforms(store: Store, name: str) -> dict[str, str]:
+    """``dct`` or ``none``, a level each; only calibrated levels whose codec can be transformed over its grid."""
+    committed = store.part(teacher_part(name)).calibration()
+    levels = [level for level in store.teacher(name).levels if get_codec(level.codec).may_need]
+    return {
+        level.array: "dct" if f"{calibration_folder(name)}/{level.array}/dct_y/zarr.json" in committed else "none"
+        for level in levels
+        if committed is not None
     }
 
 
@@ -149,6 +163,8 @@ def _level_line(level: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
         )
     if "fidelity" in level:
         line += f"; {level['fidelity']} promised"
+    if teacher["grid_transforms"].get(name) == "dct":
+        line += "; cosine transform over the grid"
     if "predicts_from" in level:
         line += f"; coded against level {level['predicts_from']}"
     if name in teacher["clipped"]:
