@@ -121,6 +121,11 @@ class Recipe(Strict):
     level_weights: dict[str, float | tuple[float, ...]] = Field(
         default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
     )
+    class_tokens: dict[str, float | tuple[float, ...]] = Field(
+        default_factory=dict,
+        description="teachers whose class token is a further target, with that loss's weight, one for all or one a "
+        "level; read from caches made with --prefix (the first token), compared as it is, whatever `balance` says",
+    )
     balance: Literal["none", "standardize", "phi-s"] = "none"
     drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
     alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
@@ -180,11 +185,13 @@ class Study(Strict):
 
 
 def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read the recipe `name` (one that ships, or a path to a TOML file) as it applies to `stage`.
+    """Read the recipe `name` (one that ships, a path to a TOML file, or a run's recipe.json) as it applies to `stage`.
 
     `overrides` maps dotted keys to values and is laid over the file. Raises `UserError` for an unknown recipe,
     an unknown key (with the nearest right one) or a value of the wrong kind.
     """
+    if name.endswith(".json"):
+        return _resolved(Path(name), stage, overrides or {})
     path = _find(name, "recipes", "recipe")
     table = _read(path)
     layers = {s: table.pop(s, None) for s in STAGES}
@@ -195,6 +202,19 @@ def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = N
     for key, value in (overrides or {}).items():
         merged = _merge(merged, _nest(key, value))
     return _validate(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}")
+
+
+def _resolved(path: Path, stage: Stage, overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe as a run keeps it."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no run's recipe: {error}") from None
+    if not isinstance(table, dict) or table.get("stage") != stage:
+        raise UserError(f"{path} is no recipe of stage {stage}")
+    for key, value in overrides.items():
+        table = _merge(table, _nest(key, value))
+    return _validate(Recipe, table, f"recipe {path}")
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:

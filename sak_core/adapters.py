@@ -38,12 +38,19 @@ class AdapterPath(nn.Module):
         self.adapters = nn.ModuleList(Adapter(width) if adapts else nn.Identity() for _ in range(depth + 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
 
-    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level."""
+    def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
+        """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level.
+
+        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        """
         features: list[Tensor] = []
+        class_tokens: list[Tensor] = []
         r = self.adapters[0](tokens[0])
         for block in range(self.levels[-1] + 1):
             r = self.adapters[block + 1](r + tokens[block + 1])
             if block == self.levels[len(features)]:
-                features.append(self.norms[len(features)](r[:, self.num_prefix :]))
-        return features
+                norm = self.norms[len(features)]
+                if class_token:
+                    class_tokens.append(norm(r[:, :1]))
+                features.append(norm(r[:, self.num_prefix :]))
+        return [*features, *class_tokens]

@@ -35,18 +35,25 @@ class LoraPath(nn.Module):
         _inject(stem, teacher)
         self.norms = nn.ModuleList(nn.LayerNorm(stem.width, eps=1e-5) for _ in self.levels)
 
-    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The stem's tokens, of which only x_0 (B, prefix + n, C) is read, to one feature f (B, n, C) a level."""
+    def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
+        """The stem's tokens, of which only x_0 (B, prefix + n, C) is read, to one feature f (B, n, C) a level.
+
+        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        """
         stem = self._stem[0]
         features: list[Tensor] = []
+        class_tokens: list[Tensor] = []
         x = tokens[0]
         for index, block in enumerate(stem.vit.blocks[: self.levels[-1] + 1]):
             activate(block, [self.teacher])
             x = block(x)
             activate(block, [])
             if index == self.levels[len(features)]:
-                features.append(self.norms[len(features)](x[:, stem.num_prefix :]))
-        return features
+                norm = self.norms[len(features)]
+                if class_token:
+                    class_tokens.append(norm(x[:, :1]))
+                features.append(norm(x[:, stem.num_prefix :]))
+        return [*features, *class_tokens]
 
 
 def activate(module: nn.Module, teachers: list[str]) -> None:

@@ -7,7 +7,7 @@ from sak_core.names import UnknownName, unknown
 PARTS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),
     "paths": ("paths",),
-    "aligners": ("aligners", "projector_norms", "norms", "projectors"),
+    "aligners": ("aligners", "class_aligners", "projector_norms", "norms", "projectors"),
     "routers": ("routers",),
     "heads": ("heads",),
 }

@@ -116,6 +116,8 @@ def _implausible(student: StudentConfig) -> str | None:
         listed = (widths,) if isinstance(widths, int) else widths
         if len(listed) > MOST_PARTS or not all(1 <= width <= MOST["width"] for width in listed):
             return f"teacher {name} has implausible widths"
+    if strangers := set(student.class_tokens) - set(student.teachers):
+        return f"class tokens of {min(strangers)!r}, which is no teacher of the student"
     if student.levels is not None and len(student.levels) > MOST_PARTS:
         return f"{len(student.levels)} levels, expected at most {MOST_PARTS}"
     return None

@@ -35,6 +35,8 @@ class StudentConfig:
       stem's tokens), "lora" (sak_core.lora).
     aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
     widths must agree.
+    class_tokens: teachers whose class token is a further target: a linear layer a level maps the class token of
+      the teacher's path (without paths, of the stem) to the teacher's width.
     router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
     head: a key of sak_core.heads.HEADS. tasks: what to predict; () for distillation alone.
     """
@@ -45,6 +47,7 @@ class StudentConfig:
     paths: bool = True
     adapter: str = "standard"
     aligner: bool = True
+    class_tokens: tuple[str, ...] = ()
     router: str = "mor"
     head: str = "sak"
     tasks: tuple[Task, ...] = ()
@@ -65,6 +68,7 @@ class StudentConfig:
             "paths": self.paths,
             "adapter": self.adapter,
             "aligner": self.aligner,
+            "class_tokens": list(self.class_tokens),
             "router": self.router,
             "head": self.head,
             "tasks": [task.to_dict() for task in self.tasks],
@@ -79,6 +83,7 @@ class StudentConfig:
                 "stem": StemConfig.from_dict(value["stem"]),
                 "teachers": {k: v if isinstance(v, int) else tuple(v) for k, v in value["teachers"].items()},
                 "levels": None if value["levels"] is None else tuple(value["levels"]),
+                "class_tokens": tuple(value.get("class_tokens", ())),
                 "tasks": tuple(Task.from_dict(task) for task in value["tasks"]),
             }
         )
@@ -90,6 +95,7 @@ class StudentOutput:
 
     stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
     aligned: for each teacher one (B, teacher's width, h, w) a level, to be compared with its features.
+    class_tokens: for each teacher that the configuration names one (B, teacher's width) a level, likewise.
     outputs: for each task the raw output (B, channels, H, W).
     router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
       then the teachers. Empty without routers.
@@ -99,6 +105,7 @@ class StudentOutput:
     aligned: dict[str, list[Tensor]]
     outputs: dict[str, Tensor]
     router_weights: dict[str, list[Tensor]]
+    class_tokens: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,7 @@ class Student(nn.Module):
                 self.aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(width, w)) for w in widths)
             elif set(widths) != {width}:
                 raise ValueError(f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them")
+        self.class_aligners = self._build_class_aligners()
         self.num_experts = 1 + len(self.paths)
         num_levels = len(self.levels)
         self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
@@ -188,7 +196,11 @@ class Student(nn.Module):
         grid = self.stem.grid(*image_size)
         # contiguous once here, or every task's router would copy it
         stem = [tokens[block + 1][:, self.stem.num_prefix :].contiguous() for block in self.levels]
-        features = self.features(tokens)
+        features = self.features(tokens, class_tokens=True)
+        class_tokens = {
+            name: features[name][len(self.levels) :] for name in self.config.class_tokens if name in features
+        }
+        features = {name: levels[: len(self.levels)] for name, levels in features.items()}
         outputs: dict[str, Tensor] = {}
         weights: dict[str, list[Tensor]] = {}
         if tasks and len(self.heads):
@@ -198,13 +210,50 @@ class Student(nn.Module):
             aligned=self.align(stem, features, grid),
             outputs=outputs,
             router_weights=weights,
+            class_tokens=self.align_class_tokens(tokens, class_tokens),
         )
 
-    def features(self, tokens: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher."""
+    def features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
+        """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher.
+
+        class_tokens: whether the class tokens that the configuration asks for follow, one (B, 1, C) a level.
+        """
+        wants = {name: class_tokens and name in self.config.class_tokens for name in self.paths}
         if self.config.stem.checkpointing and torch.is_grad_enabled():
-            return {name: checkpoint(path, tokens, use_reentrant=False) for name, path in self.paths.items()}
-        return {name: path(tokens) for name, path in self.paths.items()}
+            return {
+                name: checkpoint(path, tokens, wants[name], use_reentrant=False) for name, path in self.paths.items()
+            }
+        return {name: path(tokens, wants[name]) for name, path in self.paths.items()}
+
+    def align_class_tokens(
+        self, tokens: Sequence[Tensor], class_tokens: Mapping[str, Sequence[Tensor]]
+    ) -> dict[str, list[Tensor]]:
+        """The paths' class tokens, one (B, 1, C) a level, to (B, teacher's width) by teacher.
+
+        tokens: the stem's x_0 .. x_depth, of which the many-to-one student's projectors read the class token.
+        """
+        aligned: dict[str, list[Tensor]] = {}
+        for teacher in self.config.class_tokens:
+            levels: Sequence[Tensor]
+            if teacher in self.paths:
+                levels = class_tokens[teacher]
+            else:
+                norms = self._list(self.projector_norms, teacher)
+                levels = [norm(tokens[block + 1][:, :1]) for norm, block in zip(norms, self.levels, strict=True)]
+            linears = self._list(self.class_aligners, teacher)
+            aligned[teacher] = [linear(x[:, 0]) for linear, x in zip(linears, levels, strict=True)]
+        return aligned
+
+    def _build_class_aligners(self) -> nn.ModuleDict:
+        aligners = nn.ModuleDict()
+        for teacher in self.config.class_tokens:
+            if teacher not in self.config.teachers:
+                raise UnknownName(f"class tokens: {unknown('teacher', teacher, self.config.teachers)}")
+            if self.stem.vit.cls_token is None:
+                raise ValueError(f"stem {self.config.stem.name} has no class token to compare with {teacher}'s")
+            widths = teacher_widths(self.config.teachers, len(self.levels))[teacher]
+            aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(self.stem.width, w)) for w in widths)
+        return aligners
 
     def align(
         self, stem: Sequence[Tensor], features: Mapping[str, Sequence[Tensor]], grid: tuple[int, int]

@@ -71,7 +71,7 @@ class CacheRequest:
             options["seed"],
         )
         run = {
-            **{key: options[key] for key in ("codec", "fidelity", "together")},
+            **{key: options[key] for key in ("codec", "fidelity", "together", "prefix")},
             "levels": numbers("--levels", options["levels"]),
             "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
             **{
@@ -178,7 +178,11 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
     size = source_spec(request.source.open(), request.source).size
     if untrained:
         asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
-    return [start_teacher(teacher, size) for teacher in asked]
+    running = [start_teacher(teacher, size) for teacher in asked]
+    for teacher in running:
+        if teacher.request.prefix and not teacher.teacher.num_prefix:
+            say(f"{teacher.request.name} has no class or register tokens: --prefix adds nothing to it")
+    return running
 
 
 def planned_amounts(

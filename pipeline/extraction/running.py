@@ -47,6 +47,7 @@ class TeacherRequest:
     fidelity: float | None = None
     together: bool = False
     levels: tuple[int, ...] | None = None
+    prefix: bool = False
     grid: tuple[int, int] | None = None
     weights: Path | None = None
     random_weights: bool = False
@@ -79,7 +80,8 @@ class RunningTeacher:
     provenance: dict[str, Any]
 
     def forward(self, pixels: Array) -> list[Array]:
-        """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid."""
+        """uint8 pixels (n, H, W, 3) to one float32 (n, h, w, C) a level, area-averaged to the requested grid;
+        then (n, 1, P, C) of prefix tokens where they are stored."""
         if self.teacher.mean.device.type != self.device.type:  # several teachers share a GPU one after the other
             self.teacher.to(self.device)
         with torch.inference_mode():
@@ -92,7 +94,8 @@ class RunningTeacher:
         with torch.autocast(self.device.type, half, enabled=half is not None):
             maps = self.network(pixels)
         if self.request.grid:
-            maps = [F.adaptive_avg_pool2d(m.float(), self.request.grid) for m in maps]
+            count, grid = len(self.teacher.spec.levels), self.request.grid
+            maps = [*(F.adaptive_avg_pool2d(m.float(), grid) for m in maps[:count]), *maps[count:]]
         return [m.float() for m in maps]
 
 
@@ -123,6 +126,7 @@ def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
         weights=request.weights,
         random_weights=request.random_weights,
         allow_code=request.allow_code,
+        prefix=request.prefix,
     )
 
 
@@ -177,6 +181,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "codec": request.codec,
         **({} if request.fidelity is None else {"fidelity": request.fidelity}),
         **({"together": True} if request.together else {}),
+        **({"prefix": True} if request.prefix and teacher.num_prefix else {}),
         "precision": request.precision,
         "compile": request.compile,
         "batch_size": request.batch_size,
@@ -202,6 +207,7 @@ def request_of(
         fidelity=provenance.get("fidelity"),
         together=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
+        prefix=provenance.get("prefix", False),
         grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
         weights=weights,
         random_weights=weights is None and teacher["weights"].startswith("random:"),

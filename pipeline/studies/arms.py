@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,9 +91,42 @@ def parts_read(recipe: Recipe) -> tuple[str, ...]:
     return (*teachers_read(recipe), *([frozen] if frozen else []))
 
 
+def class_tokens_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached class tokens a run of this recipe reads in training.
+
+    Raises `UserError` where class tokens are asked of others than the recipe's teachers, or have nothing to compare.
+    """
+    if not recipe.class_tokens or not find_arm(recipe.arm).distils:
+        return ()
+    if recipe.loss == "relational":
+        raise UserError("class_tokens: one token has no relations to others; choose loss = 'cos+l1', 'cos' or 'l2'")
+    for name in recipe.class_tokens:
+        if name not in recipe.teachers:
+            raise UserError(f"class_tokens: {unknown('teacher', name, recipe.teachers)}")
+    return tuple(name for name in teachers_read(recipe) if name in recipe.class_tokens)
+
+
+def prefixes_read(recipe: Recipe) -> tuple[str, ...]:
+    """The cached parts whose prefix tokens training reads: of teachers as targets, of a frozen stem as they are."""
+    frozen = frozen_part(recipe)
+    return (*class_tokens_read(recipe), *([frozen] if frozen and recipe.trains == "adapters" else []))
+
+
 def starts_from_stage1(recipe: Recipe) -> bool:
     """Whether stage 2 of a recipe starts from a distilled run."""
     return find_arm(recipe.arm).distils and recipe.stage1 == "on"
+
+
+def one_a_task(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Recipe]:
+    """What the students of an arm `per_task` train by, one a task."""
+    singles = {}
+    for task in tasks:
+        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
+        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
+        if recipe.best_by in tasks:
+            changes["best_by"] = task
+        singles[task] = recipe.model_copy(update=changes)
+    return singles
 
 
 def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Module:
@@ -100,18 +134,31 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
 
     `store` gives the image size and the teachers' widths; `tasks` is () in stage 1.
     """
+    widths = {name: _widths(store, name) for name in teachers_built(recipe)}
+    return model_of(recipe, store.spec.size, widths, tasks)
+
+
+def teachers_built(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers that a recipe's model has parts for."""
+    return recipe.teachers if find_arm(recipe.arm).distils else teachers_read(recipe)
+
+
+def model_of(
+    recipe: Recipe, size: tuple[int, int], widths: Mapping[str, tuple[int, ...]], tasks: Sequence[Task]
+) -> nn.Module:
+    """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`."""
     arm, options = find_arm(recipe.arm), recipe.student
     torch.manual_seed(recipe.seed)
     if arm.frozen_features:
-        widths = {name: _widths(store, name) for name in teachers_read(recipe)}
         return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router)
     config = StudentConfig(
-        stem=_stem_config(recipe, store.spec.size),
-        teachers={name: _widths(store, name) for name in recipe.teachers} if arm.distils else {},
+        stem=_stem_config(recipe, size),
+        teachers=dict(widths),
         levels=options.levels,
         paths=arm.paths,
         adapter=options.adapter,
         aligner=options.aligner,
+        class_tokens=tuple(name for name in recipe.teachers if name in recipe.class_tokens) if arm.distils else (),
         router=options.router,
         head=options.head,
         tasks=tuple(tasks),

@@ -16,14 +16,22 @@ from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.errors import UserError
 from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random
-from pipeline.studies.arms import build_model, find_arm, initialize, parts_read, teachers_read
+from pipeline.studies.arms import (
+    build_model,
+    class_tokens_read,
+    find_arm,
+    initialize,
+    parts_read,
+    prefixes_read,
+    teachers_read,
+)
 from pipeline.training import lineage, runs
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.evaluate import evaluation_loader
 from pipeline.training.frozen import check_frozen, frozen_part, student_input
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
-from pipeline.training.targets import Targets
+from pipeline.training.targets import Targets, check_class_tokens
 from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.noise import RowNoise
@@ -61,7 +69,9 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
 
     def measured(scored: nn.Module) -> dict[str, float]:
         assert recipe.validation
-        rows = evaluation_loader(find_store(places.features, recipe.validation, teachers), teachers, ())
+        measured_on = find_store(places.features, recipe.validation, teachers)
+        check_class_tokens(recipe, measured_on)
+        rows = evaluation_loader(measured_on, teachers, (), prefixes=class_tokens_read(recipe))
         return measure(scored, rows, alone, (), recipe.boundary)
 
     validation = validation_of(recipe, (), measured)
@@ -94,7 +104,7 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
         store,
         () if is_live else parts_read(recipe),
         labels,
-        prefixes=(frozen,) if frozen and recipe.trains == "adapters" else (),
+        prefixes=() if is_live else prefixes_read(recipe),
         batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
         seed=recipe.seed,
@@ -121,7 +131,7 @@ def _loss(
 ) -> StepResult:
     output = model(student_input(recipe, batch), tasks=False)
     noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
-    loss, terms = targets(output.aligned, batch.features, noise, over_ranks)
+    loss, terms = targets(output, batch, noise, over_ranks)
     return StepResult(loss, terms, output, lambda: cosines(output.aligned, targets.balanced(batch.features)))
 
 

@@ -213,15 +213,20 @@ def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: r
 
 
 def evaluation_loader(
-    store: Store, teachers: Sequence[str], labels: Sequence[str], batch_size: int = EVALUATION_BATCH
+    store: Store,
+    teachers: Sequence[str],
+    labels: Sequence[str],
+    batch_size: int = EVALUATION_BATCH,
+    prefixes: Sequence[str] = (),
 ) -> Loader:
-    """The samples of a store in order, this process's share, the last batches padded."""
+    """The samples of a store in order, this process's share, the last batches padded; `prefixes` as in `Loader`."""
     # several processes share the samples; their metrics' sums meet when scores are computed
     shared = _distributed()
     return Loader(
         store,
         teachers,
         labels,
+        prefixes=prefixes,
         batch_size=batch_size,
         num_views=1,
         shuffle=False,
@@ -242,4 +247,5 @@ def without_padding(batch: Batch) -> Batch:
         pixels=batch.pixels[keep],
         features={name: [level[keep] for level in levels] for name, levels in batch.features.items()},
         labels={name: label[keep] for name, label in batch.labels.items()},
+        prefixes={name: [level[keep] for level in levels] for name, levels in batch.prefixes.items()},
     )

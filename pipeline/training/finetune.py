@@ -17,6 +17,7 @@ from pipeline.studies.arms import (
     build_model,
     find_arm,
     initialize,
+    one_a_task,
     parts_read,
     run_model,
     starts_from_stage1,
@@ -116,14 +117,9 @@ def _one_a_task(
     recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, execution: Execution
 ) -> dict[str, Any]:
     """A student a task, each in a folder of its own below `run`; their results together are the run's."""
-    singles = []
-    for task in tasks:
-        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
-        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
-        if recipe.best_by in tasks:
-            changes["best_by"] = task
-        single = recipe.model_copy(update=changes)
-        singles.append(finetune(single, run / task, None, places, execution))
+    singles = [
+        finetune(single, run / task, None, places, execution) for task, single in one_a_task(recipe, tasks).items()
+    ]
     results: dict[str, Any] = {
         **singles[0],
         "arm": recipe.arm,
@@ -151,7 +147,7 @@ def _loss(
     output = run_model(recipe, model, batch, noise)
     total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
     if targets is not None:
-        distillation, by_level = targets(output.aligned, batch.features, noise, over_ranks)
+        distillation, by_level = targets(output, batch, noise, over_ranks)
         total = total + recipe.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}
 

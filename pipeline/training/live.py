@@ -54,11 +54,17 @@ class LiveBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
-            yield replace(batch, features=self._features(batch), _decoders=None)
+            yield self._with_features(batch)
 
-    def _features(self, batch: Batch) -> dict[str, list[torch.Tensor]]:
-        with torch.no_grad():
-            return {name: teacher.maps(batch.pixels.to(teacher.device)) for name, teacher in self._teachers.items()}
+    def _with_features(self, batch: Batch) -> Batch:
+        features, prefixes = {}, {}
+        for name, teacher in self._teachers.items():
+            with torch.no_grad():
+                found = teacher.maps(batch.pixels.to(teacher.device))
+            count = len(teacher.teacher.spec.levels)
+            features[name] = found[:count]
+            prefixes[name] = [tokens[:, :, 0].transpose(1, 2) for tokens in found[count:]]
+        return replace(batch, features=features, prefixes=prefixes, _decoders=None, _prefix_decoders=None)
 
 
 def start_teachers(store: Store, names: Sequence[str], device: torch.device) -> dict[str, RunningTeacher]:

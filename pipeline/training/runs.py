@@ -139,6 +139,8 @@ def start_from(run: Path, model: nn.Module) -> None:
     assert isinstance(model, Student)
     path = checkpoint.scored_file(_chosen(run))
     tensors = checkpoint.load_tensors(path)
+    if not model.config.class_tokens:  # a further target of the distillation alone
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_aligners.")}
     try:
         load_student(model, tensors, fresh=("heads.", "routers."))
     except ValueError as error:

@@ -7,27 +7,40 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cache.batch import Batch
 from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.studies.arms import class_tokens_read
 from sak_core.balance import Balance, ChannelStatistics
 from sak_core.dropping import TeacherDropping
 from sak_core.losses import distillation_loss
 from sak_core.names import unknown
 from sak_core.noise import NoiseSource
+from sak_core.student import StudentOutput
 from sak_core.tasks import OverRanks
 
 
 class Targets:
-    """The distillation loss as a recipe has it; called with the student's aligned maps and a batch's features."""
+    """The distillation loss as a recipe has it; called with the student's output and a batch.
+
+    A teacher's class tokens count as further levels of one token each, behind those of its maps.
+    """
 
     def __init__(self, recipe: Recipe, store: Store, teachers: Sequence[str]) -> None:
         """store: whose calibration of `teachers` a balance is fitted on.
 
-        Raises `UserError` for weights of unknown teachers or levels and for features that cannot be balanced.
+        Raises `UserError` for weights of unknown teachers or levels, for features that cannot be balanced, and where
+        class tokens are asked for that the store does not hold.
         """
         self.recipe, self.teachers = recipe, tuple(teachers)
-        self.level_weights = _level_weights(recipe, store, teachers)
+        self.class_tokens = check_class_tokens(recipe, store)
+        self.num_levels = {name: len(store.teacher(name).maps) for name in teachers}
+        self.level_weights = _weights("level_weights", recipe.level_weights, self.num_levels)
+        class_weights = _weights("class_tokens", recipe.class_tokens, self.num_levels)
+        for name in self.class_tokens:
+            maps = self.level_weights.get(name, (1.0,) * self.num_levels[name])
+            self.level_weights[name] = (*maps, *class_weights[name])
         statistics = {} if recipe.balance == "none" else {name: channel_statistics(store, name) for name in teachers}
         try:
             self.balance = Balance(recipe.balance, statistics)
@@ -36,22 +49,33 @@ class Targets:
 
     def __call__(
         self,
-        aligned: Mapping[str, Sequence[Tensor]],
-        features: Mapping[str, Sequence[Tensor]],
+        output: StudentOutput,
+        batch: Batch,
         noise: NoiseSource,
         over_ranks: OverRanks | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms, `<teacher>_level<i + 1>`; `noise` decides which teachers are dropped."""
+        """The loss and its terms, `<teacher>_level<i + 1>` and `<teacher>_class<i + 1>`; `noise` decides which
+        teachers are dropped.
+        """
         recipe = self.recipe
-        return distillation_loss(
-            aligned,
-            self.balanced(features),
+        ours, theirs = dict(output.aligned), self.balanced(batch.features)
+        for name in self.class_tokens:
+            ours[name] = [*ours[name], *(_one_token(token) for token in output.class_tokens[name])]
+            theirs[name] = [*theirs[name], *(_one_token(tokens[:, 0]) for tokens in batch.prefixes[name])]
+        loss, terms = distillation_loss(
+            ours,
+            theirs,
             recipe.loss,
             relational=recipe.relational,
             level_weights=self.level_weights,
             dropping=TeacherDropping(recipe.drop_teachers, noise) if recipe.drop_teachers else None,
             over_ranks=over_ranks,
         )
+        for name in self.class_tokens:
+            levels = self.num_levels[name]
+            for level in range(1, levels + 1):
+                terms[f"{name}_class{level}"] = terms.pop(f"{name}_level{levels + level}")
+        return loss, terms
 
     def balanced(self, features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """What the student's maps are compared with: a batch's features of the teachers, balanced."""
@@ -73,13 +97,33 @@ def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:
     ]
 
 
-def _level_weights(recipe: Recipe, store: Store, teachers: Sequence[str]) -> dict[str, tuple[float, ...]]:
+def check_class_tokens(recipe: Recipe, store: Store) -> tuple[str, ...]:
+    """The teachers whose class tokens the recipe compares. Raises `UserError` where the store does not hold them."""
+    names = class_tokens_read(recipe)
+    for name in names:
+        if len(store.teacher(name).levels) == len(store.teacher(name).maps):
+            raise UserError(
+                f"class_tokens: {store.name} has no class tokens of {name}. Cache {name} with --prefix: sak drop its "
+                f"features and run sak cache --teacher {name} --prefix (a teacher without such tokens has none to give)"
+            )
+    return names
+
+
+def _one_token(token: Tensor) -> Tensor:
+    """(B, C) as the map of one cell that the losses take, (B, C, 1, 1)."""
+    return token[:, :, None, None]
+
+
+def _weights(
+    key: str, table: Mapping[str, float | tuple[float, ...]], num_levels: Mapping[str, int]
+) -> dict[str, tuple[float, ...]]:
+    """The recipe's `key`, a weight a level for each teacher that it names. Raises `UserError` where it does not fit."""
     weights: dict[str, tuple[float, ...]] = {}
-    for name, given in recipe.level_weights.items():
-        if name not in teachers:
-            raise UserError(f"level_weights: {unknown('teacher', name, teachers)}")
-        levels = len(store.teacher(name).maps)
+    for name, given in table.items():
+        if name not in num_levels:
+            raise UserError(f"{key}: {unknown('teacher', name, num_levels)}")
+        levels = num_levels[name]
         weights[name] = (given,) * levels if isinstance(given, float) else given
         if len(weights[name]) != levels:
-            raise UserError(f"level_weights.{name}: {len(weights[name])} weights, but the cache has {levels} levels")
+            raise UserError(f"{key}.{name}: {len(weights[name])} weights, but the cache has {levels} levels")
     return weights

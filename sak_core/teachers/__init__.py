@@ -174,6 +174,7 @@ def build_teacher(
     random_weights: bool = False,
     seed: int = 0,
     allow_code: bool = False,
+    prefix: bool = False,
 ) -> Teacher:
     """Build a teacher, in evaluation mode, without gradients.
 
@@ -183,6 +184,7 @@ def build_teacher(
         levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its
         quarters). weights: a file, instead of the library's hub. random_weights: an untrained network, drawn
         from `seed`. allow_code: whether a user's own module may be imported and run.
+        prefix: whether class and register tokens follow the maps, where the network has some (`Teacher.num_prefix`).
 
     Raises:
         UnknownName: no such teacher. ValueError: levels it does not have.
@@ -190,5 +192,5 @@ def build_teacher(
     """
     check_teacher(name, allow_code)
     row = find_teacher(name)
-    options = BuildOptions(size, levels, weights, random_weights, seed)
+    options = BuildOptions(size, levels, weights, random_weights, seed, prefix)
     return _BUILDERS[row.library](name, row.model, options, row.licence)

@@ -79,7 +79,8 @@ class Teacher(nn.Module, ABC):
     """
 
     num_prefix: int = 0
-    """Prefix tokens (P) of a level that follow the maps, one (B, C, 1, P) a level; 0 where none are given."""
+    """Prefix tokens (P) of a level that follow the maps, one (B, C, 1, P) a level, a class token first where the
+    network has one; 0 where none are asked for or there are none."""
     mean: Tensor
     std: Tensor
 
@@ -99,13 +100,13 @@ class Teacher(nn.Module, ABC):
 
         Returns:
             One map (B, C, h, w) float32 a level, shallowest first: the blocks' outputs as they leave the
-            block, without norm, neck or prefix tokens.
+            block, without norm or neck; then, with `num_prefix`, a level's prefix tokens each, (B, C, 1, P).
         """
         return [level.float() for level in self.features(self.normalised(pixels))]
 
     @abstractmethod
     def features(self, images: Tensor) -> Sequence[Tensor]:
-        """Map normalised images (B, 3, *spec.input_size) to one map (B, C, h, w) a level."""
+        """Map normalised images (B, 3, *spec.input_size) to what `forward` returns, in any float type."""
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Views (B, H, W, 3) uint8 as the network takes them: (B, 3, *spec.input_size), mean and std applied.
@@ -124,6 +125,11 @@ class Teacher(nn.Module, ABC):
                 antialias=wanted[0] < seen[0] or wanted[1] < seen[1],
             )
         return (images - self.mean) / self.std
+
+
+def prefix_as_map(tokens: Tensor) -> Tensor:
+    """Prefix tokens (B, P, C) as a teacher gives them, (B, C, 1, P)."""
+    return tokens.transpose(1, 2).unsqueeze(2)
 
 
 def freeze(teacher: Teacher) -> Teacher:

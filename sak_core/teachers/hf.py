@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sak_core.hub import quiet
-from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
 from sak_core.teachers.weights import (
     BuildOptions,
     choose_levels,
@@ -31,16 +31,18 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}
 class HfTeacher(Teacher):
     """A transformers vision model: hidden state i + 1 is the output of block (or stage) i."""
 
-    def __init__(self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any]) -> None:
+    def __init__(self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any], num_prefix: int = 0) -> None:
         super().__init__(spec)
-        self.net = net
+        self.net, self.num_prefix = net, num_prefix
         self._options = options
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level."""
-        states = hidden_states(self.net, images, self._options)
-        grids = self.spec.level_grids()
-        return [as_map(states[level + 1], grid) for level, grid in zip(self.spec.levels, grids, strict=True)]
+        """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level, then prefix tokens where they are asked for."""
+        every = hidden_states(self.net, images, self._options)
+        states = [every[level + 1] for level in self.spec.levels]
+        maps = [as_map(state, grid) for state, grid in zip(states, self.spec.level_grids(), strict=True)]
+        prefixes = [prefix_as_map(state[:, : self.num_prefix]) for state in states] if self.num_prefix else []
+        return [*maps, *prefixes]
 
 
 def hidden_states(net: nn.Module, images: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -181,7 +183,10 @@ def hf_teacher(
         licence=licence or "see the model's card",
         grids=() if len(set(grids)) == 1 else grids,
     )
-    teacher = HfTeacher(spec, net, call)
+    tokens = [state for state in states if state.dim() == 3]
+    has_prefix = options.prefix and len(tokens) == len(states)
+    num_prefix = tokens[-1].shape[1] - grids[-1][0] * grids[-1][1] if has_prefix else 0
+    teacher = HfTeacher(spec, net, call, num_prefix)
     teacher.native_size = _pair(getattr(config, "image_size", None))
     return freeze(teacher)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sak_core.hub import quiet
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.base import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
 from sak_core.teachers.positions import resample_positions
 from sak_core.teachers.timm_models import timm_teacher
 from sak_core.teachers.weights import (
@@ -29,14 +29,15 @@ from sak_core.teachers.weights import (
 
 
 class OpenClipTeacher(Teacher):
-    """An open_clip vision transformer: the blocks' patch tokens as maps, without norm or class token."""
+    """An open_clip vision transformer: the blocks' patch tokens as maps, without norm."""
 
-    def __init__(self, spec: TeacherSpec, net: nn.Module) -> None:
+    def __init__(self, spec: TeacherSpec, net: nn.Module, prefix: bool = False) -> None:
         super().__init__(spec)
         self.net = net
+        self.num_prefix = 1 if prefix else 0  # a class token, which every tower has
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map (B, 3, *spec.input_size) to one map a level."""
+        """Map (B, 3, *spec.input_size) to one map a level, then the class token of each where it is asked for."""
         output: dict[str, Any] = self.net.forward_intermediates(  # type: ignore[operator]
             images,
             indices=list(self.spec.levels),
@@ -44,8 +45,10 @@ class OpenClipTeacher(Teacher):
             normalize_intermediates=False,
             intermediates_only=True,
             output_fmt="NCHW",
+            output_extra_tokens=self.num_prefix > 0,
         )
-        return list(output["image_intermediates"])
+        prefixes = output.get("image_intermediates_prefix", ())
+        return [*output["image_intermediates"], *map(prefix_as_map, prefixes)]
 
 
 def build_open_clip(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
@@ -124,7 +127,7 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         levels=levels,
         **passport,
     )
-    return freeze(OpenClipTeacher(spec, tower))
+    return freeze(OpenClipTeacher(spec, tower, options.prefix))
 
 
 def _tower_state(state: State) -> State:

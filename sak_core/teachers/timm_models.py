@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze
+from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
 from sak_core.teachers.positions import resample_positions
 from sak_core.teachers.weights import (
     BuildOptions,
@@ -31,21 +31,25 @@ from sak_core.teachers.weights import (
 class TimmTeacher(Teacher):
     """A timm network: one map (B, C, h, w) a tapped block (transformers) or stage (CNNs), without norm."""
 
-    def __init__(self, spec: TeacherSpec, net: nn.Module) -> None:
+    def __init__(self, spec: TeacherSpec, net: nn.Module, num_prefix: int = 0) -> None:
         super().__init__(spec)
-        self.net = net
+        self.net, self.num_prefix = net, num_prefix
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map (B, 3, *spec.input_size) to one map a level."""
-        maps: list[Tensor] = self.net.forward_intermediates(  # type: ignore[operator]
+        """Map (B, 3, *spec.input_size) to one map a level, then prefix tokens where they are asked for."""
+        options = {"return_prefix_tokens": True} if self.num_prefix else {}
+        found: list[Any] = self.net.forward_intermediates(  # type: ignore[operator]
             images,
             indices=list(self.spec.levels),
             norm=False,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
+            **options,
         )
-        return maps
+        if not self.num_prefix:
+            return found
+        return [*(level[0] for level in found), *(prefix_as_map(level[1]) for level in found)]
 
 
 def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
@@ -143,7 +147,8 @@ def timm_teacher(
         licence=licence,
         grids=() if len(set(grids)) == 1 else grids,
     )
-    teacher = TimmTeacher(spec, net)
+    gives_prefix = options.prefix and "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
+    teacher = TimmTeacher(spec, net, int(getattr(net, "num_prefix_tokens", 0)) if gives_prefix else 0)
     teacher.native_size = native
     return freeze(teacher)
 

@@ -24,7 +24,7 @@ class BuildOptions:
 
     size: (H, W) of the views it will be given, px. levels: indices of tapped blocks, ascending; None for the
     teacher's own. weights: a file; None for the library's hub. random_weights: leave the network untrained,
-    its start drawn from `seed`.
+    its start drawn from `seed`. prefix: whether class and register tokens are given, where there are some.
     """
 
     size: Size
@@ -32,6 +32,7 @@ class BuildOptions:
     weights: Path | None = None
     random_weights: bool = False
     seed: int = 0
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.random_weights:

@@ -1,0 +1,163 @@
+"""Class tokens, from the teacher's network through the cache into the loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from cache.loader import Loader
+from cache.store import Store, find_stores
+from pipeline.config import load_recipe, parse_set
+from pipeline.errors import UserError
+from pipeline.studies.arms import build_model
+from pipeline.training.distill import distill
+from pipeline.training.runs import Places
+from pipeline.training.targets import Targets
+from sak_core.stem import normalize
+from sak_core.student import Student
+from sak_core.teachers import build_teacher
+from tests.conftest import TINY, cache_split, sak
+from tests.towers import exactly, normalise, pixels
+
+VIT = "timm:test_vit"
+NAME = "timm-test_vit"
+"""timm's small test network, with a class token."""
+ASKS = f'teachers=["{NAME}", "mini-sam"]', f"class_tokens={{{NAME} = 2.0}}"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of unlabelled and labelled rooms with a ViT's prefix tokens and a miniature teacher that has none."""
+    folder = tmp_path_factory.mktemp("prefix")
+    for split in ("unlabelled", "train"):
+        done = cache_split(
+            folder, split, "--teacher", f"{VIT},mini-sam", "--random-weights", "--prefix", "--grid", "3x3"
+        )
+        assert "mini-sam has no class or register tokens" in done.stderr
+    return folder
+
+
+@torch.no_grad()
+def test_timm_gives_its_own_prefix_tokens() -> None:
+    teacher = build_teacher("dinov2-reg-small", (96, 96), random_weights=True, prefix=True, levels=(0, 1))
+    assert teacher.num_prefix == 5, "a class token and four registers"
+    outputs: list[torch.Tensor] = []
+    for block in teacher.net.blocks:
+        block.register_forward_hook(lambda module, given, out: outputs.append(out))
+    found = teacher(pixels(96, 96))
+    tokens = outputs[:2]
+    exactly(found[2:], [t[:, :5].transpose(1, 2)[:, :, None] for t in tokens])
+    exactly(found[:2], [t[:, 5:].transpose(1, 2).reshape(2, -1, *teacher.spec.grid) for t in tokens])
+
+
+def test_the_cache_holds_them_beside_pooled_maps(features: Path) -> None:
+    store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
+    teacher = build_teacher(VIT, (96, 96), random_weights=True, prefix=True)
+    with torch.inference_mode():
+        expected = teacher(torch.from_numpy(np.stack([store.pixels[i, 1] for i in range(16)])))[4:]
+    for level, tokens in enumerate(expected):
+        read = store.features(NAME, level, prefix=True)
+        assert read.row_shape == (1, 64) and store.features(NAME, level).row_shape == (3, 3, 64)
+        found = np.stack([read[i, 1] for i in range(16)])
+        np.testing.assert_allclose(found, tokens[:, :, 0].transpose(1, 2).numpy(), rtol=2e-3, atol=2e-3)
+    verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
+    assert verified["problems"] == [] and verified["live"][NAME]["problems"] == []
+
+
+@pytest.mark.parametrize("arm", ["sak", "many-to-one"])
+def test_the_loss_is_the_weighted_cosine_of_class_tokens(features: Path, arm: str) -> None:
+    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"arm={arm}", "loss=cos", "batch_size=8"]))
+    store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
+    model = build_model(recipe, store, ())
+    assert isinstance(model, Student)
+    targets = Targets(recipe, store, recipe.teachers)
+    loader = Loader(store, recipe.teachers, prefixes=[NAME], batch_size=8, num_views=1)
+    batch = next(iter(loader)).to("cpu")
+    output = model(normalize(batch.pixels))
+    loss, terms = targets(output, batch, None)
+    tokens = model.stem(normalize(batch.pixels))
+    maps = [value for name, value in terms.items() if "_level" in name]
+    classes = [terms[f"{NAME}_class{level}"] for level in range(1, 5)]
+    assert len(maps) == 8 and len(terms) == 12
+    torch.testing.assert_close(loss, sum(maps) + 2 * sum(classes))
+    for level, (linear, block) in enumerate(zip(model.class_aligners[NAME], model.levels, strict=True)):
+        if arm == "sak":
+            path = model.paths[NAME]
+            r = path.adapters[0](tokens[0])
+            for number in range(block + 1):
+                r = path.adapters[number + 1](r + tokens[number + 1])
+            norm = path.norms[level]
+        else:
+            r, norm = tokens[block + 1], model.projector_norms[NAME][level]
+        ours = linear(norm(r)[:, 0])
+        expected = 1 - F.cosine_similarity(ours, batch.prefixes[NAME][level][:, 0]).mean()
+        torch.testing.assert_close(classes[level], expected)
+
+
+def test_both_stages_train_from_it_and_the_live_teacher_agrees(features: Path, tmp_path: Path) -> None:
+    asked = [option for text in ASKS for option in ("--set", text)]
+    common = ["--out", features, *TINY, *asked, "--set", "tasks=['depth']", "--set", "log_every=1"]
+    sak("distill", "demo", *common, "--run", tmp_path / "one")
+    state = load_file(next((tmp_path / "one").glob("last*/model.safetensors")))
+    assert any(name.startswith(f"class_aligners.{NAME}.3") for name in state)
+    terms = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    assert any(key.endswith(f"{NAME}_class4") and math.isfinite(value) for key, value in terms.items())
+    sak("distill", "demo", *common, "--run", tmp_path / "live", "--set", "source=live")
+    live = load_file(next((tmp_path / "live").glob("last*/model.safetensors")))
+    torch.testing.assert_close(live, state, rtol=1e-2, atol=1e-3)
+    tune = ["finetune", "demo", *common, "--set", "validation.split=train", "--from", tmp_path / "one"]
+    sak(*tune, "--run", tmp_path / "two")
+    assert f"{NAME}_class1" in (tmp_path / "two" / "metrics.jsonl").read_text()
+    sak(*tune, "--run", tmp_path / "without", "--set", "class_tokens={}")
+    assert f"{NAME}_class1" not in (tmp_path / "without" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (("class_tokens={mini-sam = 1.0}",), "no class tokens of mini-sam. Cache mini-sam with --prefix"),
+        (("class_tokens={mini-dino = 1.0}",), "no teacher|unknown teacher"),
+        ((f"class_tokens={{{NAME} = [1.0, 2.0]}}",), "2 weights, but the cache has 4 levels"),
+        ((ASKS[1], "loss=relational"), "one token has no relations"),
+    ],
+)
+def test_what_cannot_be_is_said(features: Path, tmp_path: Path, changes: tuple[str, ...], reason: str) -> None:
+    recipe = load_recipe("demo", "distill", parse_set([ASKS[0], *changes, "batch_size=8"]))
+    with pytest.raises(UserError, match=reason):
+        distill(recipe, tmp_path / "run", Places(features, tmp_path))
+
+
+@torch.no_grad()
+def test_open_clip_and_transformers_give_their_class_tokens(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    from sak_core.teachers.hf import hf_teacher
+    from sak_core.teachers.weights import BuildOptions
+
+    clip = build_teacher("open_clip:ViT-B-32", (64, 64), random_weights=True, prefix=True, levels=(0, 1))
+    outputs: list[torch.Tensor] = []
+    for block in clip.net.transformer.resblocks:
+        block.register_forward_hook(lambda module, given, out: outputs.append(out))
+    found = clip(pixels(64, 64))
+    exactly(
+        found,
+        [
+            *(t[:, 1:].transpose(1, 2).reshape(2, -1, 2, 2) for t in outputs),
+            *(t[:, :1, :].transpose(1, 2)[:, :, None] for t in outputs),
+        ],
+    )
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14)
+    net = Dinov2Model(config)
+    options = BuildOptions((56, 56), random_weights=True, prefix=True)
+    teacher = hf_teacher("x", "x", net, options, (0.5,) * 3, (0.5,) * 3, "bicubic", "")
+    seen = pixels(56, 56)
+    states = net(normalise(seen, (0.5,) * 3, (0.5,) * 3), output_hidden_states=True).hidden_states[1:]
+    assert teacher.num_prefix == 1
+    exactly(teacher(seen)[3:], [state[:, :1].transpose(1, 2)[:, :, None] for state in states])
