@@ -65,8 +65,8 @@ distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] stage 1 from the caches
 finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] stage 2 from the caches
 	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,DEVICES,--devices) $(ARGS)
 
-ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(ARGS)
+ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
+	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)

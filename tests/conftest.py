@@ -15,6 +15,34 @@ from tests import ready
 from tests.small_images import cache_arguments, make_images
 
 SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
+BLOCKER = """
+# makes three libraries look as if they had never been installed, and this project's teachers unimportable
+import importlib.metadata
+import sys
+
+GONE = {"open_clip", "open_clip_torch", "segment_anything", "segment-anything", "transformers"}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in GONE or name.startswith("sak_core.teachers"):
+            raise ModuleNotFoundError(f"{name} must not be needed here", name=name)
+
+
+real = importlib.metadata.distribution
+
+
+def distribution(name):
+    if name in GONE:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+
+
+importlib.metadata.distribution = distribution
+importlib.metadata.version = lambda name: distribution(name).version
+sys.meta_path.insert(0, Refuse())
+"""
+
 TINY = ["--set", "steps=4", "--set", "batch_size=8", "--set", "checkpoint_every=2"]
 
 
@@ -66,3 +94,14 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     sak(*cache_arguments(images, out))
     return next(out.glob("*.zarr"))
+
+
+@pytest.fixture(scope="session")
+def no_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which teachers and their libraries cannot be imported."""
+    folder = tmp_path_factory.mktemp("blocker")
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    environment = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    refused = sak("cache", "--teacher", "mini-dino", "--out", folder / "x", env=environment, check=False)
+    assert refused.returncode and "must not be needed here" in refused.stderr, "the blocker must block"
+    return environment

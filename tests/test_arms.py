@@ -23,12 +23,12 @@ QUICK = 'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"] }\n'
 
 
 @pytest.fixture(scope="module")
-def arms(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """The folder and the table of a finished study of all arms over two seeds."""
+def arms(features: Path, no_teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder and the table of a finished study of all arms over two seeds, run without the teachers' libraries."""
     folder = tmp_path_factory.mktemp("arms")
     study = folder / "all.toml"
     study.write_text(f'recipe = "demo"\narms = {json.dumps(NAMES)}\nseeds = [0, 1]\n{QUICK}{TEST}')
-    done = sak("ablate", study, "--json", "--out", features, "--runs", folder)
+    done = sak("ablate", study, "--json", "--out", features, "--runs", folder, env=no_teachers)
     return folder / "all", json.loads(done.stdout)
 
 
@@ -102,6 +102,17 @@ def test_every_shipped_study_plans_every_run(name: str, features: Path) -> None:
     derived = sum(find_arm(arm).derived for arm in study.arms)
     assert len(jobs) == len(study.seeds) * (len(study.arms) - derived + len(study.variations))
     assert len({job.run for job in jobs}) == len(jobs)
+
+
+def test_runs_that_choose_by_validation_are_told_apart(features: Path) -> None:
+    def distilled(**changes: object) -> int:
+        table = {"name": "x", "recipe": "demo", "arms": ["sak"], "test": demo_test(), "set": changes}
+        split = {"name": "other", "set": {"validation": demo_test(), "best_by": "loss"}}
+        jobs = ablate.plan(Study.model_validate({**table, "variations": [split]}), Places(features, Path("none")))
+        return len({job.stage1 for job in jobs})
+
+    assert distilled() == 1, "validation chooses nothing in stage 1"
+    assert distilled(validate_every=2) == 2, "another split may choose another checkpoint"
 
 
 def test_the_study_of_all_arms_has_them_all() -> None:

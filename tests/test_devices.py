@@ -136,3 +136,23 @@ def _norm_process(rank: int, x: torch.Tensor, target: torch.Tensor, state: dict,
     norm = model.module[0]
     torch.save({"x": mine.grad, "weight": norm.weight.grad, **dict(norm.named_buffers())}, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Path) -> None:
+    study = tmp_path / "two.toml"
+    study.write_text(
+        'recipe = "demo"\narms = ["single-task", "many-to-one"]\n'
+        'set = { steps = 2, batch_size = 8, log_every = 1, threads = 1, tasks = ["depth"], "student.stem.depth" = 4 }\n'
+        'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
+    )
+    places = ["--out", features, "--json", "--runs"]
+    refused = sak("ablate", study, *places, tmp_path, "--devices", "2", "--together", "2", check=False)
+    assert refused.returncode == 2 and "a run takes all the devices" in refused.stderr
+    one = sak("ablate", study, *places, tmp_path / "one")
+    two = sak("ablate", study, *places, tmp_path / "two", "--devices", "2")
+    assert two.stderr.count("2 processes") == 3 and "processes" not in one.stderr
+    for run in ("single-task-seed0-finetune/depth", "many-to-one-seed0-distill", "many-to-one-seed0-finetune"):
+        alone, together = (logged(tmp_path / name / "two" / run)[0] for name in ("one", "two"))
+        assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
+    again = sak("ablate", study, *places, tmp_path / "two", "--devices", "2")
+    assert json.loads(again.stdout) == json.loads(two.stdout) and "2 processes" not in again.stderr

@@ -25,6 +25,9 @@ def test_own_runs_and_short_samples_tell(features: Path, tmp_path: Path) -> None
     found = estimate(jobs, places, 1)
     assert found["seconds"] > 0 and estimate(jobs, places, 2)["steps"] == 240
     assert not list(tmp_path.iterdir()), "a sample leaves nothing behind"
+    alone = Study.model_validate({**table, "arms": ["single-task"], "set": {**short, "tasks": ["depth", "semseg"]}})
+    singles = estimate(ablate.plan(alone, places), places, 1)
+    assert (singles["runs"], singles["steps"]) == (4, 240) and singles["seconds"] > 0, "a student a task and seed"
     first = jobs[0]
     assert first.distill and first.stage1
     cut = first.distill.model_copy(update={"steps": 10})

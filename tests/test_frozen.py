@@ -16,6 +16,8 @@ from cache.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.studies.ablate import Job
+from pipeline.studies.estimate import estimate
 from pipeline.training.distill import distill
 from pipeline.training.runs import Places
 from tests.conftest import cache_split, sak
@@ -85,6 +87,17 @@ def test_the_arrays_are_named_as_documented(places: tuple[Path, Path]) -> None:
     np.testing.assert_array_equal(decoded.numpy(), np.stack([read[sample, view] for sample, view in rows]))
     verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
     assert verified["problems"] == [] and verified["live"]["stem-demo"]["problems"] == []
+
+
+def test_a_frozen_run_is_measured_before_a_study(places: tuple[Path, Path], tmp_path: Path) -> None:
+    caches, runs = places
+    frozen = {"trains": "routers", "frozen": f"student:{runs / 'live'}", "steps": 60, "batch_size": 8}
+    recipe = load_recipe("demo", "finetune", frozen)
+    job = Job("frozen", 0, recipe, tmp_path / "study" / "run", stage1=runs / "live")
+    found = estimate([job], Places(caches, tmp_path), 1)
+    assert found["steps"] == 60 and 0 < found["seconds"] < 600 and not list(tmp_path.iterdir())
+    gone = Job("gone", 0, recipe.model_copy(update={"frozen": "student:nowhere"}), tmp_path / "study" / "other")
+    assert estimate([gone], Places(caches, tmp_path), 1)["seconds"] is None
 
 
 def test_other_weights_and_mismatched_keys_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,45 +12,6 @@ import zarr
 
 from cache.store import Store, find_stores
 from tests.conftest import TINY, cache_split, sak
-
-BLOCKER = """
-# makes three libraries look as if they had never been installed, and this project's teachers unimportable
-import importlib.metadata
-import sys
-
-GONE = {"open_clip", "open_clip_torch", "segment_anything", "segment-anything", "transformers"}
-
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in GONE or name.startswith("sak_core.teachers"):
-            raise ModuleNotFoundError(f"{name} must not be needed here", name=name)
-
-
-real = importlib.metadata.distribution
-
-
-def distribution(name):
-    if name in GONE:
-        raise importlib.metadata.PackageNotFoundError(name)
-    return real(name)
-
-
-importlib.metadata.distribution = distribution
-importlib.metadata.version = lambda name: distribution(name).version
-sys.meta_path.insert(0, Refuse())
-"""
-
-
-@pytest.fixture(scope="module")
-def no_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which teachers and their libraries cannot be imported."""
-    folder = tmp_path_factory.mktemp("blocker")
-    (folder / "sitecustomize.py").write_text(BLOCKER)
-    environment = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    refused = sak("cache", "--teacher", "mini-dino", "--out", folder / "x", env=environment, check=False)
-    assert refused.returncode and "must not be needed here" in refused.stderr, "the blocker must block"
-    return environment
 
 
 def test_distill_finetune_evaluate_without_teachers(

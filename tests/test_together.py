@@ -20,16 +20,17 @@ from pipeline.training.together import Share, run_together
 from tests.conftest import sak
 
 STUDY = (
-    'recipe = "demo"\narms = ["multi-task", "teacher:mini-sam", "many-to-one", "sak"]\n'
-    'set = { steps = 3, batch_size = 16, checkpoint_every = 2, tasks = ["semseg"], "student.stem.depth" = 4 }\n'
+    'recipe = "demo"\narms = ["single-task", "multi-task", "teacher:mini-sam", "many-to-one", "sak"]\n'
+    'set = { steps = 3, batch_size = 16, checkpoint_every = 2, tasks = ["semseg", "depth"], '
+    '"student.stem.depth" = 4 }\n'
     'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     '[[variations]]\nname = "dropping"\nset = { drop_teachers = 0.5 }\n'
 )
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    names = sorted(path.relative_to(one) for path in one.glob("*/last/*.safetensors"))
-    assert names and names == sorted(path.relative_to(other) for path in other.glob("*/last/*.safetensors"))
+    names = sorted(path.relative_to(one) for path in one.glob("**/last/*.safetensors"))
+    assert names and names == sorted(path.relative_to(other) for path in other.glob("**/last/*.safetensors"))
     for name in names:
         left, right = load_file(one / name), load_file(other / name)
         assert left.keys() == right.keys()

@@ -144,12 +144,20 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @click.option(
     "--together", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
 )
+@DEVICES
 @FEATURES
 @RUNS
 @DRY
 @JSON
 def ablate(
-    study: str, workers: int, together: int, features: Path | str, runs: Path, dry_run: bool, as_json: bool
+    study: str,
+    workers: int,
+    together: int,
+    devices: int,
+    features: Path | str,
+    runs: Path,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
     from pipeline.config import load_study
@@ -158,6 +166,8 @@ def ablate(
     from pipeline.studies.estimate import estimate, estimate_text
     from pipeline.studies.study_table import markdown
 
+    if devices > 1 and max(workers, together) > 1:
+        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
     loaded, where = load_study(study), places(features, runs)
     jobs = studies.plan(loaded, where)
     studies.check(loaded, jobs, where)
@@ -168,4 +178,5 @@ def ablate(
         show({"runs": sorted(set(names)), "left": left}, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
-    show(studies.ablate(loaded, where, workers, together), as_json, lambda r: markdown(r).replace(mark, red(mark)))
+    table = studies.ablate(loaded, where, workers, together, devices)
+    show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,8 +17,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Recipe, Study, differences, load_recipe
 from pipeline.console import say, start_worker
 from pipeline.errors import UserError
-from pipeline.stores import find_store, training_store
-from pipeline.studies.arms import ORACLE, TEACHER_PREFIX, find_arm, parts_read, starts_from_stage1, teachers_read
+from pipeline.interrupts import Interrupted
+from pipeline.stores import find_store, store_tasks, training_store
+from pipeline.studies.arms import (
+    ORACLE,
+    TEACHER_PREFIX,
+    find_arm,
+    one_a_task,
+    parts_read,
+    starts_from_stage1,
+    teachers_read,
+)
 from pipeline.studies.study_table import as_csv, collect, markdown
 from pipeline.training import runs
 from sak_core.names import part_name, unknown
@@ -76,7 +87,9 @@ def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, An
 
 def _same_training(a: Recipe, b: Recipe) -> bool:
     """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
-    stage2_only = {"tasks", "task_weights", "alpha", "validation", "boundary", "stage1"}
+    stage2_only = {"tasks", "task_weights", "alpha", "boundary", "stage1"}
+    if a.validate_every is None and b.validate_every is None:
+        stage2_only |= {"validation", "best_by"}  # nothing is chosen by it
     left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
     for side in (left, right):
         side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}
@@ -100,9 +113,9 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
         raise UserError(f"study {study.name}: baseline: {unknown('arm', study.baseline, sorted(labels))}")
 
 
-def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1) -> dict[str, Any]:
-    """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side,
-    and return (and write) its table.
+def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1, devices: int = 1) -> dict[str, Any]:
+    """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side, or
+    one run at a time on `devices` devices, and return (and write) its table.
 
     The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds).
     """
@@ -110,8 +123,12 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     check(study, jobs, places)
     folder = places.runs / study.name
     distilled = {job.stage1: job for job in jobs if job.distill}
-    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, together)
-    _run_all([(_finetune_job, job, study, places) for job in jobs], workers, together)
+    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, together, devices)
+    split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
+    training: list[Call] = [(_single_job, single, study, places) for singles in split.values() for single in singles]
+    training += [(_finetune_job, job, study, places) for job in jobs if job.run not in split]
+    _run_all(training, workers, together, devices)
+    _run_all([(_finetune_job, job, study, places) for job in jobs if job.run in split], workers, 1)
     result = collect(study, jobs, places)
     runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
     runs.write_atomically(folder / "table.md", markdown(result) + "\n")
@@ -119,10 +136,21 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     return result
 
 
+def single_jobs(job: Job, places: runs.Places) -> list[Job]:
+    """The students of a job whose arm has one a task: the same rows, in folders below the job's run."""
+    recipe = job.finetune
+    store = training_store(places.features, recipe, parts_read(recipe))
+    tasks = [task.name for task in store_tasks(store, recipe.tasks, recipe.task_weights)]
+    return [
+        Job(f"{job.label} {task}", job.seed, single, job.run / task)
+        for task, single in one_a_task(recipe, tasks).items()
+    ]
+
+
 Call = tuple[Callable[..., None], Job, Study, runs.Places]
 
 
-def _run_all(calls: Sequence[Call], workers: int, together: int) -> None:
+def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 1) -> None:
     pending = []
     for call in calls:
         if name := _finished(*call):
@@ -132,11 +160,11 @@ def _run_all(calls: Sequence[Call], workers: int, together: int) -> None:
     groups = _groups(pending, together)
     if workers <= 1 or len(groups) <= 1:
         for group in groups:
-            _run_group(group)
+            _run_group(group, devices)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(groups)), mp_context=context, initializer=start_worker) as pool:
-        futures = [pool.submit(_run_group, group) for group in groups]
+        futures = [pool.submit(_run_group, group, devices) for group in groups]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
@@ -165,21 +193,20 @@ def _groups(calls: Sequence[Call], together: int) -> list[list[Call]]:
         recipe = _recipe(call)
         key = json.dumps([getattr(recipe, name) for name in SAME_ROWS], default=str)
         group = open_groups.get(key)
-        if group is None or len(group) >= together or find_arm(recipe.arm).per_task or recipe.source == "live":
+        if group is None or len(group) >= together or recipe.source == "live":
             group = open_groups[key] = []
             groups.append(group)
         group.append(call)
-        if find_arm(recipe.arm).per_task:
-            del open_groups[key]
     return groups
 
 
-def _run_group(group: Sequence[Call]) -> None:
+def _run_group(group: Sequence[Call], devices: int) -> None:
+    from pipeline.training.devices import Execution
+
     if len(group) == 1:
         function, job, study, places = group[0]
-        function(job, study, places)
+        function(job, study, places, Execution(devices))
         return
-    from pipeline.training.devices import Execution
     from pipeline.training.together import Share, run_together
 
     say(f"side by side, from one read: {', '.join(call[1].label for call in group)}")
@@ -196,22 +223,57 @@ def _finished(function: Callable[..., None], job: Job, study: Study, places: run
     if function is _distill_job:
         assert job.stage1 and job.distill
         return job.stage1.name if job.stage1.exists() and runs.begin(job.stage1, job.distill) else None
+    if function is _single_job:
+        is_done = job.run.exists() and runs.begin(job.run, job.finetune)
+        return f"{job.run.parent.name}/{job.run.name}" if is_done else None
     done = job.run.exists() and runs.begin(job.run, job.finetune) and runs.scores_path(job.run, study.test).exists()
     return job.run.name if done else None
 
 
-def _distill_job(job: Job, study: Study, places: runs.Places, execution: Execution | None = None) -> None:
-    from pipeline.training.devices import ALONE
-    from pipeline.training.distill import distill
-
+def _distill_job(job: Job, study: Study, places: runs.Places, execution: Execution) -> None:
     assert job.stage1 and job.distill
-    distill(job.distill, job.stage1, places, execution or ALONE)
+    _train(job.distill, job.stage1, None, places, execution)
 
 
-def _finetune_job(job: Job, study: Study, places: runs.Places, execution: Execution | None = None) -> None:
-    from pipeline.training.devices import ALONE
+def _single_job(job: Job, study: Study, places: runs.Places, execution: Execution) -> None:
+    job.run.parent.mkdir(parents=True, exist_ok=True)
+    _train(job.finetune, job.run, None, places, execution)
+
+
+def _finetune_job(job: Job, study: Study, places: runs.Places, execution: Execution) -> None:
     from pipeline.training.evaluate import evaluate
+
+    _train(job.finetune, job.run, job.stage1, places, execution)
+    evaluate(job.run, study.test, places)
+
+
+def _train(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, execution: Execution) -> None:
+    from pipeline.training.distill import distill
     from pipeline.training.finetune import finetune
 
-    finetune(job.finetune, job.run, job.stage1, places, execution or ALONE)
-    evaluate(job.run, study.test, places)
+    if execution.devices > 1:
+        _by_its_own_command(recipe, run, stage1, places, execution.devices)
+    elif recipe.stage == "distill":
+        distill(recipe, run, places, execution)
+    else:
+        finetune(recipe, run, stage1, places, execution)
+
+
+def _by_its_own_command(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, devices: int) -> None:
+    """Train on several devices: every process of a run starts its command anew, which must not be the whole study's."""
+    if runs.begin(run, recipe):
+        return
+    command = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
+    command += ["--devices", devices, "--out", places.features, "--runs", places.runs]
+    child = subprocess.Popen(
+        list(map(str, command + (["--from", stage1] if stage1 else []))), stdout=subprocess.DEVNULL
+    )
+    try:
+        code = child.wait()
+    except BaseException as error:
+        if isinstance(error, Interrupted):  # a Ctrl-C has reached it already, and a second one would not let it save
+            child.terminate()
+        child.wait()
+        raise
+    if code:
+        raise UserError(f"{run.name} ended with exit code {code}; what it says stands above")

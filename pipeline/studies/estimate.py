@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.console import amount, duration, say
-from pipeline.studies.ablate import Job
+from pipeline.errors import UserError
+from pipeline.studies.ablate import Job, single_jobs
 from pipeline.studies.arms import find_arm
 from pipeline.training import checkpoint, runs
 
@@ -41,7 +42,9 @@ def estimate(jobs: Sequence[Job], places: runs.Places, workers: int, measures: b
     known: dict[str, tuple[float, int]] = {}
     pending: list[tuple[Recipe, int]] = []
     stages = {job.stage1: job.distill for job in jobs if job.stage1 and job.distill}
-    stages |= {job.run: job.finetune for job in jobs}
+    for job in jobs:
+        parts = single_jobs(job, places) if find_arm(job.finetune.arm).per_task else [job]
+        stages |= {part.run: part.finetune for part in parts}
     for run, recipe in stages.items():
         last = checkpoint.find(run / checkpoint.LAST)
         state = json.loads((last / "state.json").read_text()) if last else None
@@ -51,9 +54,12 @@ def estimate(jobs: Sequence[Job], places: runs.Places, workers: int, measures: b
         if not (run / "results.json").is_file():
             pending.append((recipe, recipe.steps - (state["step"] if state else 0)))
     for recipe, _ in pending:
-        if measures and _kind(recipe) not in known and _can_sample(recipe):
+        if measures and _kind(recipe) not in known and recipe.steps >= WORTH_MEASURING:
             say(f"measuring {SAMPLE_STEPS} steps of {recipe.arm}, {recipe.stage}")
-            known[_kind(recipe)] = _sample(recipe, places)
+            try:
+                known[_kind(recipe)] = _sample(recipe, places)
+            except UserError as error:  # of a run that a frozen part comes from and that is not there
+                say(f"not measured: {error}")
     told = [known.get(_kind(recipe)) for recipe, _ in pending]
     seconds = [steps * found[0] for (_, steps), found in zip(pending, told, strict=True) if found]
     whole = len(seconds) == len(pending)
@@ -79,21 +85,30 @@ def _kind(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json", exclude=FREE_OF_TIME), sort_keys=True)
 
 
-def _can_sample(recipe: Recipe) -> bool:
-    """Whether a few steps can be run by themselves: frozen parts belong to a run that may not be there yet."""
-    return recipe.steps >= WORTH_MEASURING and recipe.frozen is None and not find_arm(recipe.arm).per_task
-
-
 def _sample(recipe: Recipe, places: runs.Places) -> tuple[float, int]:
-    """Seconds a step, and bytes of a checkpoint; the stem starts untrained, which takes as long."""
+    """Seconds a step, and bytes of a checkpoint. A stem that learns starts untrained, which takes as long; a cached
+    part must belong to the weights that a run keeps frozen, which are then those of the recipe or of the part's run.
+    """
     from pipeline.training.distill import distill
     from pipeline.training.finetune import finetune
 
-    stem = recipe.student.stem.model_copy(update={"weights": None})
-    student = recipe.student.model_copy(update={"stem": stem})
-    changes = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None, "validate_every": None, "student": student}
+    changes: dict[str, Any] = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None, "validate_every": None}
+    stage1 = None
+    if recipe.frozen is None:
+        stem = recipe.student.stem.model_copy(update={"weights": None})
+        changes["student"] = recipe.student.model_copy(update={"stem": stem})
+    elif recipe.stage == "finetune" and (stage1 := _run_of(recipe.frozen, places)):
+        changes["stage1"] = "on"
     short = recipe.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="sak-sample-") as folder:
         run = Path(folder) / "sample"
-        result = distill(short, run, places) if recipe.stage == "distill" else finetune(short, run, None, places)
-        return result["seconds"] / SAMPLE_STEPS, COPIES * 4 * int(result["parameters"])
+        result = distill(short, run, places) if recipe.stage == "distill" else finetune(short, run, stage1, places)
+        before = runs.read_results(stage1)["seconds"] if stage1 else 0.0
+        return (result["seconds"] - before) / SAMPLE_STEPS, COPIES * 4 * int(result["parameters"])
+
+
+def _run_of(frozen: str, places: runs.Places) -> Path | None:
+    """The finished run that a cached part `stem:RUN` or `student:RUN` comes from."""
+    source = frozen.partition(":")[2]
+    candidates = (Path(source), places.runs / source, runs.RUNS / source)
+    return next((path for path in candidates if (path / "results.json").is_file()), None)
