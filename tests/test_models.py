@@ -65,6 +65,15 @@ def test_parameters_are_counted_by_part(features: Path, tmp_path: Path) -> None:
     # a path is seven adapters (96 -> 24 -> 96 and a scale) and four norms
     assert whole["paths"] == 3 * (7 * (96 * 24 + 24 + 24 * 96 + 96 + 1) + 4 * 192)
     assert counts("demo", "--set", "trains=routers")["trained"] == whole["routers"] + whole["heads"]
+    none = tmp_path / "none"
+    for changes in ([], ["--set", "arm=single-task"], ["--set", "arm=teacher:mini-sam"], ["--stage", "distill"]):
+        done = sak("params", "demo", *changes, "--out", none, "--json")
+        assert json.loads(done.stdout) == counts("demo", *changes), "without a cache as with it"
+        assert "no cache of rooms" in done.stderr and "instead" in done.stderr
+    paper = json.loads(sak("params", "paper-nyud", "--out", none, "--json").stdout)
+    assert paper["paths"] == 3 * (13 * (768 * 192 + 192 + 192 * 768 + 768 + 1) + 4 * 2 * 768)
+    unknown = sak("params", "demo", "--set", 'teachers=["timm-resnet18"]', "--out", none, check=False)
+    assert unknown.returncode == 2 and "make cache" in unknown.stderr and "timm-resnet18" in unknown.stderr
     recipe = load_recipe("demo", "distill", {"steps": 1, "batch_size": 8})
     distill(recipe, tmp_path / "run", Places(features, tmp_path))
     assert "stem" in sak("params", tmp_path / "run").stdout

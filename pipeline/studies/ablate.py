@@ -263,7 +263,7 @@ def _by_its_own_command(recipe: Recipe, run: Path, stage1: Path | None, places: 
     """Train on several devices: every process of a run starts its command anew, which must not be the whole study's."""
     if runs.begin(run, recipe):
         return
-    command = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
+    command: list[object] = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
     command += ["--devices", devices, "--out", places.features, "--runs", places.runs]
     child = subprocess.Popen(
         list(map(str, command + (["--from", stage1] if stage1 else []))), stdout=subprocess.DEVNULL

@@ -93,7 +93,7 @@ def _sample(recipe: Recipe, places: runs.Places) -> tuple[float, int]:
     from pipeline.training.finetune import finetune
 
     changes: dict[str, Any] = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None, "validate_every": None}
-    stage1 = None
+    stage1: Path | None = None
     if recipe.frozen is None:
         stem = recipe.student.stem.model_copy(update={"weights": None})
         changes["student"] = recipe.student.model_copy(update={"stem": stem})

@@ -57,7 +57,8 @@ class LiveBatches:
             yield self._with_features(batch)
 
     def _with_features(self, batch: Batch) -> Batch:
-        features, prefixes = {}, {}
+        features: dict[str, list[torch.Tensor]] = {}
+        prefixes: dict[str, list[torch.Tensor]] = {}
         for name, teacher in self._teachers.items():
             with torch.no_grad():
                 found = teacher.maps(batch.pixels.to(teacher.device))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sak_core.datasets.base import Dataset, DatasetError, FirstSamples
 from sak_core.names import UnknownName, unknown
+from sak_core.tasks import Task
 
 Size = tuple[int, int]
 
@@ -20,6 +21,7 @@ class DatasetRow:
     splits: their names; empty where the folder says.
     needs_root: whether a folder must be given. about: one line for lists.
     needs_all_splits: whether a copy that lacks one of its splits is damaged.
+    tasks: of its labelled splits, where every copy has the same; None where the folder says, or it has no labels.
     """
 
     open: Callable[[str, Path | None, Size | None], Dataset]
@@ -27,6 +29,7 @@ class DatasetRow:
     needs_root: bool
     about: str
     needs_all_splits: bool = False
+    tasks: Callable[[], tuple[Task, ...]] | None = None
 
 
 def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
@@ -86,9 +89,31 @@ def _labelled(split: str, root: Path | None, size: Size | None) -> Dataset:
     return open_labelled(root, split)
 
 
+def _rooms_tasks() -> tuple[Task, ...]:
+    from sak_core.datasets.rooms import Rooms
+
+    return Rooms("train").tasks
+
+
+def _nyud_tasks() -> tuple[Task, ...]:
+    from sak_core.datasets.nyud import TASKS
+
+    return TASKS
+
+
+def _pascal_tasks() -> tuple[Task, ...]:
+    from sak_core.datasets.pascal_context import TASKS
+
+    return TASKS
+
+
 DATASETS: dict[str, DatasetRow] = {
     "rooms": DatasetRow(
-        _rooms, ("train", "val", "test", "unlabelled"), False, "rendered indoor scenes, six exact labels"
+        _rooms,
+        ("train", "val", "test", "unlabelled"),
+        False,
+        "rendered indoor scenes, six exact labels",
+        tasks=_rooms_tasks,
     ),
     "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
     "labelled": DatasetRow(_labelled, (), True, "a folder with labels, described by its dataset.toml"),
@@ -98,7 +123,12 @@ DATASETS: dict[str, DatasetRow] = {
         _hugging_face, ("train", "val", "test"), True, "a Hugging Face dataset on disk, no labels"
     ),
     "nyud": DatasetRow(
-        _nyud, ("train", "val"), True, "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)", True
+        _nyud,
+        ("train", "val"),
+        True,
+        "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)",
+        True,
+        tasks=_nyud_tasks,
     ),
     "pascal_context": DatasetRow(
         _pascal_context,
@@ -106,6 +136,7 @@ DATASETS: dict[str, DatasetRow] = {
         True,
         "PASCAL-Context: semseg 21, human parts 7, saliency, normals, boundaries (papers' layout)",
         True,
+        tasks=_pascal_tasks,
     ),
 }
 """All datasets, one row each."""

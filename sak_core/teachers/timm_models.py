@@ -147,7 +147,8 @@ def timm_teacher(
         licence=licence,
         grids=() if len(set(grids)) == 1 else grids,
     )
-    gives_prefix = options.prefix and "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
+    forward: Any = net.forward_intermediates
+    gives_prefix = options.prefix and "return_prefix_tokens" in inspect.signature(forward).parameters
     teacher = TimmTeacher(spec, net, int(getattr(net, "num_prefix_tokens", 0)) if gives_prefix else 0)
     teacher.native_size = native
     return freeze(teacher)
