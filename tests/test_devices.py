@@ -138,6 +138,7 @@ def _norm_process(rank: int, x: torch.Tensor, target: torch.Tensor, state: dict,
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Path) -> None:
     study = tmp_path / "two.toml"
     study.write_text(
@@ -150,7 +151,7 @@ def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Pa
     assert refused.returncode == 2 and "a run takes all the devices" in refused.stderr
     one = sak("ablate", study, *places, tmp_path / "one")
     two = sak("ablate", study, *places, tmp_path / "two", "--devices", "2")
-    assert two.stderr.count("2 processes") == 3 and "processes" not in one.stderr
+    assert two.stderr.count("threads, 2 processes") == 3 and "processes" not in one.stderr
     for run in ("single-task-seed0-finetune/depth", "many-to-one-seed0-distill", "many-to-one-seed0-finetune"):
         alone, together = (logged(tmp_path / name / "two" / run)[0] for name in ("one", "two"))
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
