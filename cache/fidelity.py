@@ -82,6 +82,15 @@ class FidelityMeter:
         self._sum += left.sum(0)
         self._square += np.square(left).sum(0)
 
+    def add(self, other: FidelityMeter) -> None:
+        """Add what another meter, of the same mean, was given."""
+        self._num_tokens += other._num_tokens
+        self._cosine += other._cosine
+        self._centred += other._centred
+        self._error += other._error
+        self._sum += other._sum
+        self._square += other._square
+
     def compute(self) -> Fidelity:
         """The figures over all that was added; at least one token must have been."""
         count = self._num_tokens

@@ -111,6 +111,19 @@ def test_one_of_many_writers_wins(root: Place) -> None:
     assert sum(won) == 1 and root.read("file") == bytes([won.index(True)]) * 1000
 
 
+def test_dasks_workers_extract_onto_a_bucket(root: Place, tmp_path: Path) -> None:
+    arguments = ["--teacher", "mini-dino", "--limit", "70", "--views", "2", "--codec", "int8", "--threads", "1"]
+    done = sak("cache", *arguments, "--out", root.shown, "--workers", "2", "--json")
+    store = Store.open(json.loads(done.stdout)["store"])
+    assert store.place.shown.startswith("s3://")
+    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    sak("cache", *arguments, "--out", tmp_path, "--decoders", "0")
+    there = {name: raw for name, raw in objects(store).items() if name != "log.jsonl"}
+    assert there == without_locks(next(tmp_path.glob("*.zarr")))
+    again = sak("cache", *arguments, "--out", root.shown, "--workers", "2")
+    assert "over all workers" not in again.stderr, "nothing was left to write"
+
+
 def test_two_machines_make_one_store(root: Place, local: Store) -> None:
     start = threading.Barrier(2)
 

@@ -120,6 +120,24 @@ def test_workers_of_a_scheduler_do_the_same(
     assert content(out) == undisturbed
 
 
+def test_workers_say_where_the_time_went_and_what_rows_are_worth(tmp_path: Path) -> None:
+    arguments = ["--teacher", "mini-dino", "--limit", "70", "--views", "1", "--threads", "1", "--json"]
+    done = sak("cache", *arguments, "--out", tmp_path / "two", "--workers", "2")
+    timing = json.loads(done.stdout)["timings"]["mini-dino"]
+    assert timing["rows"] == 70 and timing["seconds"] > 0
+    assert sum(timing[share] for share in ("busy", "pixels", "encoding", "disk")) == pytest.approx(1, abs=0.001)
+    assert timing["busy"] > 0 and timing["disk"] > 0
+    assert "mini-dino: over all workers, 70 rows in" in done.stderr and "the teacher was busy" in done.stderr
+    alone = json.loads(sak("cache", *arguments, "--out", tmp_path / "one", "--decoders", "0").stdout)
+    ours, theirs = (
+        json.loads(sak("info", json.loads(run)["store"], "--json").stdout)["teachers"]["mini-dino"]["stored_fidelity"]
+        for run in (done.stdout, json.dumps(alone))
+    )
+    assert ours["rows"] == theirs["rows"] == 2, "the first of every shard"
+    for level, figures in theirs["levels"].items():
+        assert ours["levels"][level] == pytest.approx(figures)
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -140,8 +140,10 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
         described = describe_teachers(client, asked, spec.size, resources)
         _check_amounts(request, planned_amounts(request, described))
         store = Store.create(request.features, spec, on_wait=say)
-        extract_on_cluster(client, store, request.source, asked, described, request.views, resources, request.strict)
-    return store, {}
+        timings = extract_on_cluster(
+            client, store, request.source, asked, described, request.views, resources, request.strict
+        )
+    return store, {name: asdict(timing) for name, timing in timings.items()}
 
 
 def _check_amounts(request: CacheRequest, amounts: Sequence[PartAmount]) -> None:

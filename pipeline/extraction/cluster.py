@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from cache.writer import SourceWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction import cluster_tasks as tasks
-from pipeline.extraction.cluster_tasks import Described, Job
+from pipeline.extraction.cluster_tasks import Described, Job, ShardWork
+from pipeline.extraction.extract import Timing
 from pipeline.extraction.running import TeacherRequest
 from pipeline.extraction.samples import DatasetRequest
+from pipeline.extraction.stored_fidelity import StoredFidelity
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -172,8 +174,11 @@ def extract_on_cluster(
     num_views: int,
     resources: Mapping[str, int],
     strict: bool,
-) -> None:
-    """Finish the store for `num_views` views: its source and each teacher, a task a shard."""
+) -> dict[str, Timing]:
+    """Finish the store for `num_views` views: its source and each teacher, a task a shard.
+
+    Returns where the workers' time went, a teacher of which something was left to write.
+    """
     absolute = replace(source, root=source.root.resolve() if source.root else None)
     job = Job(uuid.uuid4().hex, tasks.portable(str(store)), absolute, strict)
     spec = store.spec
@@ -209,15 +214,43 @@ def extract_on_cluster(
                 future = client.submit(tasks.extract_shard, job, request, facts.provenance, view, shard, after, **run)
                 rows[future.key] = (name, len(spec.rows(shard)))
                 futures.append(future)
-        _follow(client, futures, rows, spec.num_samples * num_views)
+        done = _follow(client, futures, rows, spec.num_samples * num_views)
         SourceWriter(store)  # compacts what is complete
         for facts in described:
             TeacherWriter(store, facts.provenance, facts.levels)
+        return {
+            facts.provenance["name"]: _summed_up(store, facts, done[facts.provenance["name"]])
+            for facts in described
+            if facts.provenance["name"] in done
+        }
 
 
-def _follow(client: Client, futures: Sequence[Future[Any]], rows: Mapping[Any, tuple[str, int]], total: int) -> None:
-    """Show the progress of each part until all tasks are done; on an error drop those that have not begun."""
+def _summed_up(store: Store, facts: Described, works: Sequence[ShardWork]) -> Timing:
+    """Log and say what the shards of a teacher took, and log what their rows are worth."""
+    name = facts.provenance["name"]
+    fidelity = StoredFidelity(store, name, facts.levels)
+    spent = dict.fromkeys(("busy", "pixels", "encoding", "disk"), 0.0)
+    for work in works:
+        fidelity.add_row_of(work.meters)
+        spent = {what: seconds + work.seconds.get(what, 0.0) for what, seconds in spent.items()}
+    fidelity.log()
+    seconds = sum(spent.values())
+    shares = (round(part / seconds, 4) for part in spent.values())
+    timing = Timing(sum(work.rows for work in works), round(seconds, 2), *shares)
+    store.log({"stage": "extract", "teacher": name, **asdict(timing)})
+    say(f"{name}: over all workers, {timing}")
+    return timing
+
+
+def _follow(
+    client: Client, futures: Sequence[Future[Any]], rows: Mapping[Any, tuple[str, int]], total: int
+) -> dict[str, list[ShardWork]]:
+    """Show the progress of each part until all tasks are done; on an error drop those that have not begun.
+
+    Returns what workers say of each teacher's shards.
+    """
     unreadable: dict[str, str] = {}
+    done: dict[str, list[ShardWork]] = {}
     left: dict[str, int] = {}
     for part, count in rows.values():
         left[part] = left.get(part, 0) + count
@@ -225,9 +258,13 @@ def _follow(client: Client, futures: Sequence[Future[Any]], rows: Mapping[Any, t
         shown.callback(client.cancel, list(futures), force=True)
         advance = {part: shown.enter_context(progress(part, total, "rows", total - n)) for part, n in left.items()}
         for future, result in _finished(client, futures):
-            unreadable |= result or {}
             if future.key in rows:
                 part, count = rows[future.key]
                 advance[part](count)
+                if isinstance(result, ShardWork):
+                    done.setdefault(part, []).append(result)
+                else:
+                    unreadable |= result
     for name, reason in sorted(unreadable.items()):
         warn(f"unreadable, its rows are marked invalid: {name}: {reason}")
+    return done

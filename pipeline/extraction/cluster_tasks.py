@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from distributed import WorkerPlugin
 
 from cache.errors import CacheError
+from cache.fidelity import FidelityMeter
 from cache.manifest import SOURCE
 from cache.spec import LevelSpec, first_difference
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
+from cache.teacher_writer import EncodedRows, TeacherWriter
 from cache.writer import SourceWriter
 from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
@@ -24,6 +28,7 @@ from pipeline.extraction.extract import calibrate
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
 from pipeline.extraction.samples import DatasetRequest, Task, join, make_block
+from pipeline.extraction.stored_fidelity import StoredFidelity
 from sak_core.datasets.base import Dataset, DatasetError
 from sak_core.names import UnknownName
 from sak_core.teachers.base import TeacherUnavailable
@@ -52,6 +57,28 @@ class Described:
 
     provenance: dict[str, Any]
     levels: tuple[LevelSpec, ...]
+
+
+@dataclass
+class ShardWork:
+    """What a worker says of one shard that it wrote.
+
+    Attributes:
+        rows: of the shard.
+        seconds: for ``pixels`` (read), ``busy`` (the teacher), ``encoding`` and ``disk``, one after the other.
+        meters: what the shard's first stored row is worth, a level each.
+    """
+
+    rows: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    meters: list[FidelityMeter] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the block's time as spent on `what`."""
+        began = time.monotonic()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
 
 
 class Setup(WorkerPlugin):
@@ -147,7 +174,7 @@ def calibrate_teacher(job: Job, request: TeacherRequest, provenance: Mapping[str
 
 def extract_shard(
     job: Job, request: TeacherRequest, provenance: Mapping[str, Any], view: int, shard: int, after: object
-) -> None:
+) -> ShardWork:
     """Write and commit one shard of a teacher; `after` are results that must be there before."""
     with _plain_errors():
         store = _store(job)
@@ -155,13 +182,24 @@ def extract_shard(
         with _lock:
             running = _checked(request, store, provenance)
         writer = TeacherWriter(store, provenance, running.levels, helps=True)
-        parts = []
-        for rows in batches(store.spec.rows(shard), request.batch_size):
-            pixels = store.pixels[rows.start : rows.stop, view]
-            with _lock:
+        mine = store.spec.rows(shard)
+        parts: list[EncodedRows] = []
+        first_row: list[npt.NDArray[Any]] = []
+        work = ShardWork(len(mine))
+        for rows in batches(mine, request.batch_size):
+            with work.timed("pixels"):
+                pixels = store.pixels[rows.start : rows.stop, view]
+            with _lock, work.timed("busy"):
                 features = _checked(request, store, provenance).forward(pixels)
-            parts.append(writer.encode(view, rows, features))
-        writer.write_encoded(view, shard, parts)
+            first_row = first_row or [level[0].copy() for level in features]
+            with work.timed("encoding"):
+                parts.append(writer.encode(view, rows, features))
+        with work.timed("disk"):
+            writer.write_encoded(view, shard, parts)
+        stored = StoredFidelity(store, writer.name, writer.levels)
+        stored.add(mine.start, view, first_row)
+        work.meters = stored.meters
+        return work
 
 
 def _checked(request: TeacherRequest, store: Store, provenance: Mapping[str, Any]) -> RunningTeacher:

@@ -41,7 +41,7 @@ class Timing:
     """Where the time of writing a teacher's shards went.
 
     Attributes:
-        rows, seconds: written, taken.
+        rows, seconds: written, taken; with Dask's workers, the seconds of all their tasks together.
         busy: share of the time in which the teacher computed.
         pixels: share in which it waited for rows to be decoded or read.
         encoding, disk: share in which it waited for features to be encoded, or for shards to be written.

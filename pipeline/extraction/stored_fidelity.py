@@ -26,25 +26,33 @@ class StoredFidelity:
         store: whose rows; its teacher must be calibrated.
         teacher: its part's name.
         levels: as stored.
+
+    Attributes:
+        meters: one a level.
+        rows: compared.
     """
 
     def __init__(self, store: Store, teacher: str, levels: Sequence[LevelSpec]) -> None:
         self._store, self._teacher, self._levels = store, teacher, levels
         means = store.calibration(teacher, [f"{level.array}/mean" for level in levels]) or {}
-        self._meters = [FidelityMeter(means[f"{level.array}/mean"]) for level in levels]
+        self.meters = [FidelityMeter(means[f"{level.array}/mean"]) for level in levels]
         self.rows = 0
 
     def add(self, sample: int, view: int, features: Sequence[Array]) -> None:
         """Compare a committed row with its features, float32 (h, w, C) a level."""
-        for level, meter, true in zip(self._levels, self._meters, features, strict=True):
+        for level, meter, true in zip(self._levels, self.meters, features, strict=True):
             meter.update(true, self._store.features(self._teacher, level.level, level.prefix)[sample, view])
+        self.rows += 1
+
+    def add_row_of(self, meters: Sequence[FidelityMeter]) -> None:
+        """Take over what was measured of one row elsewhere."""
+        for mine, other in zip(self.meters, meters, strict=True):
+            mine.add(other)
         self.rows += 1
 
     def log(self) -> dict[str, Any]:
         """Write the figures to the store's log; returns array -> figures (see `Fidelity`)."""
-        figures = {
-            level.array: asdict(meter.compute()) for level, meter in zip(self._levels, self._meters, strict=True)
-        }
+        figures = {level.array: asdict(meter.compute()) for level, meter in zip(self._levels, self.meters, strict=True)}
         self._store.log({"stage": STAGE, "teacher": self._teacher, "rows": self.rows, "levels": figures})
         return figures
 
