@@ -73,6 +73,23 @@ class ViewEntries:
     clipped: dict[str, list[int]] = field(default_factory=dict)
     damaged: dict[int, CorruptFile] = field(default_factory=dict)
 
+    @classmethod
+    def of_shard(
+        cls,
+        shard: int,
+        files: Mapping[str, FileDigest],
+        invalid: Mapping[int, str] | None = None,
+        clipped: Mapping[str, int] | None = None,
+    ) -> ViewEntries:
+        """The entry of one shard: array -> what is committed of its file, and the facts of its rows."""
+        return cls(
+            {shard: 0},
+            {array: [file.num_bytes] for array, file in files.items()},
+            {array: [file.sha256] for array, file in files.items()},
+            dict(invalid or {}),
+            {array: [count] for array, count in (clipped or {}).items()},
+        )
+
     def file(self, shard: int, array: str) -> FileDigest:
         """What is committed of an array's file."""
         place = self.shards[shard]

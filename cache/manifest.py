@@ -14,7 +14,7 @@ Every file is canonical JSON and carries the SHA-256 of the rest of itself, so n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -158,16 +158,21 @@ class PartManifest:
         clipped: Mapping[str, int] | None = None,
     ) -> None:
         """Commit a shard whose files are durable (array -> digest); compacts the view when it is complete."""
-        entry = ViewEntries(
-            {shard: 0},
-            {array: [file.num_bytes] for array, file in files.items()},
-            {array: [file.sha256] for array, file in files.items()},
-            dict(invalid or {}),
-            {array: [count] for array, count in (clipped or {}).items()},
+        self.commit_entries([(view, ViewEntries.of_shard(shard, files, invalid, clipped))])
+
+    def commit_entries(self, entries: Sequence[tuple[int, ViewEntries]]) -> None:
+        """As `commit_shard`, for several at once: each a view, and the entry of one shard of it."""
+        self.place.write(
+            {
+                self._entry_name(view, shard): [seal(entry.to_dict(self.part, view))]
+                for view, entry in entries
+                for shard in entry.shards
+            }
         )
-        self._write(self._entry_name(view, shard), entry.to_dict(self.part, view))
-        self.view(view).add(entry)
-        self.compact(view)
+        for view, entry in entries:
+            self.view(view).add(entry)
+        for view in sorted({view for view, _ in entries}):
+            self.compact(view)
 
     def compact(self, view: int) -> None:
         """Turn the entries of a complete view into one file; does nothing to an incomplete one."""

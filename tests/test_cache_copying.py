@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from obstore.store import MemoryStore
 
+import cache.copying
 from cache.copying import CopyPlan, copy_store, plan_copy, select
 from cache.errors import BadInput, CacheError, CorruptFile, SpecMismatch, UnknownName
 from cache.loader import Loader
+from cache.manifest import PartManifest
 from cache.objects import ObjectPlace
 from cache.places import LocalPlace, Place
 from cache.store import Store
@@ -81,7 +84,8 @@ def test_a_copy_of_what_is_read(store: Store, tmp_path: Path) -> None:
     assert differing == {"teachers/mini-dino/zarr.json", *listing}
 
 
-def test_an_interrupted_copy_goes_on(store: Store) -> None:
+def test_an_interrupted_copy_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache.copying, "BATCH_BYTES", 1)  # so that every shard is a batch
     target = bucket()
     plan = plan_copy(store, target, select(store))
 
@@ -101,6 +105,43 @@ def test_an_interrupted_copy_goes_on(store: Store) -> None:
     copy = copy_store(left, told.append)
     assert len(told) == left.num_shards and verify_store(copy.place) == []
     assert {name: copy.place.read(name) for name in copy.place.sizes()} == without_locks(store.path)
+
+
+def test_shards_are_made_durable_together(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
+    copies = {}
+    for name, batch_bytes in (("one by one", 1), ("together", cache.copying.BATCH_BYTES)):
+        synced.clear()
+        monkeypatch.setattr(cache.copying, "BATCH_BYTES", batch_bytes)
+        copies[name] = copy_store(plan_copy(store, tmp_path / name, select(store)))
+        folders = [path for path in synced if Path(path).is_dir()]
+        of_pixels = [path for path in folders if path.endswith("/pixels")]
+        assert len(of_pixels) == (1 + 8 if batch_bytes == 1 else 1 + 1) + 1  # created, shards, grown
+        shards = [path for path in synced if "/pixels/.c." in path]
+        assert len(shards) == 8, "every file is durable before it has its name"
+    one, together = (without_locks(copy.path) for copy in copies.values())
+    assert one == together == without_locks(store.path)
+
+
+def test_a_killed_batch_commits_nothing_and_is_gone_over_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PartManifest.commit_entries
+
+    def killed(self: PartManifest, entries: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartManifest, "commit_entries", killed)
+    with pytest.raises(KeyboardInterrupt):
+        copy_store(plan_copy(store, tmp_path, select(store)))
+    half = Store.open(tmp_path / store.name)
+    assert (half.path / "pixels/c.1.3.0.0.0").exists() and not half.part("source").view(0, refresh=True).shards
+    assert verify_store(half.place) == []
+    monkeypatch.setattr(PartManifest, "commit_entries", real)
+    assert without_locks(copy_store(plan_copy(store, tmp_path, select(store))).path) == without_locks(store.path)
 
 
 def test_a_half_made_store_is_copied_as_far_as_it_is(tmp_path: Path) -> None:
