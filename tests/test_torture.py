@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.torture.flips import run_flips
+from tests.torture.flips import TOGETHER, run_flips
 from tests.torture.kills import PHASES, run_kills
 
 
@@ -19,3 +19,9 @@ def test_flips_are_found_named_and_repaired(tmp_path: Path) -> None:
     result = run_flips(tmp_path, 40, seed=1)
     assert result["found_named_and_repaired"] == 40
     assert {"index", "padding", "manifest", "rows of one sample"} <= set(result["by_place"])
+
+
+def test_flips_where_levels_are_coded_together(tmp_path: Path) -> None:
+    result = run_flips(tmp_path, 30, seed=2, codec=TOGETHER)
+    assert result["found_named_and_repaired"] == 30
+    assert {"index", "manifest", "rows of one sample"} <= set(result["by_place"])

@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: provenance names the threads
 
 from pipeline.console import duration, table
-from tests.torture.flips import run_flips
+from tests.torture.flips import TOGETHER, run_flips
 from tests.torture.kills import PHASES, run_kills
 
 
@@ -31,15 +31,21 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         root = Path(folder)
-        for name in ("kills", "flips"):
+        for name in ("kills", "flips", "flips-together"):
             (root / name).mkdir()
         with (root / "log.txt").open("w") as log, contextlib.redirect_stderr(log):
             cold = [f"{phase}:1" for phase in PHASES]
             _tell(f"kills: {options.kills_a_phase} in each of {len(PHASES)} phases, {options.random_kills} at random")
             kills = run_kills(root / "kills", options.kills_a_phase, options.random_kills, cold, options.seed)
-            _tell(f"flips: {options.flips} bits, one at a time")
+            _tell(f"flips: {options.flips} bits, one at a time, and half as many where levels are coded together")
             flips = run_flips(root / "flips", options.flips, options.seed)
-    result = {"kills": kills, "flips": flips, "seconds": round(time.monotonic() - start)}
+            together = run_flips(root / "flips-together", options.flips // 2, options.seed, TOGETHER)
+    result = {
+        "kills": kills,
+        "flips": flips,
+        "flips_of_levels_coded_together": together,
+        "seconds": round(time.monotonic() - start),
+    }
     if not options.json:
         print(_text(result))
     print(json.dumps(result, indent=1))
@@ -50,14 +56,16 @@ def _tell(message: str) -> None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    kills, flips = result["kills"], result["flips"]
+    kills = result["kills"]
     rows = [[f"killed: {phase}", str(count)] for phase, count in kills["by_phase"].items()]
     rows.append(["killed in all", str(kills["kills"])])
     rows.append(["stores finished, byte-identical", str(kills["stores_finished_byte_identical"])])
     rows.append(["committed files kept over a kill", str(kills["committed_files_kept"])])
-    rows += [[f"flipped: {place}", str(count)] for place, count in flips["by_place"].items()]
-    rows.append(["flipped in all", str(flips["flips"])])
-    rows.append(["found, named, refused as far as they reach, repaired", str(flips["found_named_and_repaired"])])
+    for name, which in (("flips", ""), ("flips_of_levels_coded_together", " (levels coded together)")):
+        flips = result[name]
+        rows += [[f"flipped{which}: {place}", str(count)] for place, count in flips["by_place"].items()]
+        rows.append([f"flipped in all{which}", str(flips["flips"])])
+        rows.append(["found, named, refused as far as they reach, repaired", str(flips["found_named_and_repaired"])])
     return f"{table(['what', 'how often'], rows)}\n\nin {duration(result['seconds'])}"
 
 

@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pipeline.extraction.prepare
+from cache.calibration import needed_tables
 from cache.errors import CacheError
 from cache.layout import index_bytes
 from cache.store import Store
@@ -25,6 +26,8 @@ from pipeline.upkeep.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
 
 NUM_IMAGES, ROWS_PER_SHARD = 10, 4
+TOGETHER = ("--codec", "klt", "--fidelity", "0.99", "--together")
+"""Options of a store whose rows are coded to lengths of their own, and whose levels lean on each other."""
 Row = tuple[str, int, int]
 """(array, sample, view)"""
 Values = dict[Row, np.ndarray[Any, np.dtype[Any]]]
@@ -62,14 +65,16 @@ class Expected:
     refused: frozenset[Row]
 
 
-def make_store(folder: Path) -> tuple[Path, Path]:
+def make_store(folder: Path, codec: Sequence[str] = ()) -> tuple[Path, Path]:
     """A store with everything to damage, in shards of a few rows, and the images it was made from.
 
-    Views of 150x150 px are more than 64,000 bytes, so that pixels have padding; int8 needs its calibration.
+    Views of 150x150 px are more than 64,000 bytes, so that pixels have padding; int8, the codec unless `codec` says
+    otherwise, needs its calibration.
     """
     images = make_images(folder / "images", NUM_IMAGES)
     arguments = cache_arguments(images, folder / "out", teachers=["mini-dino"])
     arguments[arguments.index("--size") + 1] = "150"
+    arguments += codec
     options = cache.make_context("cache", arguments[1:]).params
     options.pop("as_json")
     with pytest.MonkeyPatch.context() as patch:
@@ -124,9 +129,10 @@ def expected(store: Store, all_rows: frozenset[Row], flip: Flip) -> Expected:
         if file.endswith("calibration.json"):
             return Expected(part, None, None, None, (), mine)
         return Expected(part, None, None, None, (), mine if part != "source" else all_rows)
-    if match := re.match(r"teachers/mini-dino/calibration/(level_\d)/(min|max)/", file):
-        level = f"teachers/mini-dino/{match[1]}"
-        return Expected(part, None, None, None, (), frozenset(row for row in mine if row[0] == level))
+    if match := re.match(r"teachers/mini-dino/calibration/level_(\d)/(\w+)/", file):
+        spec = store.level("mini-dino", int(match[1]))
+        reach = _leaning_on(store, spec.level) if match[2] in needed_tables(spec) else set()
+        return Expected(part, None, None, None, (), frozenset(row for row in mine if row[0] in reach))
     if file == "zarr.json":
         return Expected(part, None, None, None, (), all_rows)
     if file == "teachers/mini-dino/zarr.json":
@@ -142,12 +148,23 @@ def _in_a_shard(store: Store, part: str, flip: Flip) -> Expected:
     numbers = [int(number) for number in place.split(".")]
     view, shard = (numbers[0], numbers[1]) if array.has_views else (0, numbers[0])
     rows = tuple(store.spec.rows(shard))
-    size = (store.path / flip.file).stat().st_size
-    if array.sharded and flip.byte < size - index_bytes(ROWS_PER_SHARD):
-        row, offset = divmod(flip.byte, array.stride)
-        rows = (rows[row],) if offset < array.row_bytes + 4 else ()  # else in the padding
+    raw = (store.path / flip.file).read_bytes()
+    if array.sharded and flip.byte < len(raw) - index_bytes(ROWS_PER_SHARD):
+        # what the index says, by numpy alone: u64 (offset, bytes) a row, then its crc32c
+        index = np.frombuffer(raw[-index_bytes(ROWS_PER_SHARD) : -4], "<u8").reshape(-1, 2)[: len(rows)]
+        rows = tuple(row for row, (at, size) in zip(rows, index, strict=True) if at <= flip.byte < at + size)
     level = path.removeprefix(f"{part}/")
-    return Expected(part, level, view, shard, rows, frozenset((path, sample, view) for sample in rows))
+    reach = _leaning_on(store, int(level[-1])) if part != "source" else {path}
+    return Expected(part, level, view, shard, rows, frozenset((p, sample, view) for p in reach for sample in rows))
+
+
+def _leaning_on(store: Store, level: int) -> set[str]:
+    """Paths of a level and of those that are coded against it, or against one that is."""
+    reach = {level}
+    for spec in store.teacher("mini-dino").maps:  # shallowest first
+        if spec.predicts_from in reach:
+            reach.add(spec.level)
+    return {f"teachers/mini-dino/level_{number}" for number in reach}
 
 
 def check(store: Path, intact: Path, values: Values, flip: Flip) -> Problem:
@@ -193,7 +210,7 @@ def kind_of(flip: Flip, problem: Problem) -> str:
     return "rows of one sample" if len(problem.rows) == 1 else "rows of one chunk"
 
 
-def run_flips(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
+def run_flips(folder: Path, count: int, seed: int = 0, codec: Sequence[str] = ()) -> dict[str, Any]:
     """Flip `count` single bits, one at a time, half of them in files drawn evenly; check and repair each.
 
     ``log.jsonl``, which is outside of every digest, and the empty lock files are left out.
@@ -202,7 +219,7 @@ def run_flips(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
         AssertionError: see `check`; or a repaired store differs from the intact one.
     """
     draw = random.Random(seed)
-    store, images = make_store(folder)
+    store, images = make_store(folder, codec)
     intact = Path(shutil.copytree(store, folder / "intact.zarr"))
     values, refused = read_everything(store)
     assert not refused and verify_store(store) == []
