@@ -59,11 +59,12 @@ check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wron
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 
-distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] stage 1 from the caches
-	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
+distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] [ROOT=] stage 1 from the caches
+	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
 
-finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] stage 2 from the caches
-	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,DEVICES,--devices) $(ARGS)
+finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] [ROOT=] stage 2 from the caches
+	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
+	  $(call optional,DEVICES,--devices) $(ARGS)
 
 ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
 	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)

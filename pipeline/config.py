@@ -105,7 +105,9 @@ class Recipe(Strict):
     )
     best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
     source: Literal["cache", "live"] = Field(
-        "cache", description="of teachers' features: the cache, or the teachers run in the step on the cached views"
+        "cache",
+        description="cache: views and teachers' features from the store; live: fresh views of the data set's images "
+        "(--root) in every epoch, and teachers run in the step",
     )
     tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
     student: StudentOptions = StudentOptions()

@@ -35,6 +35,9 @@ FEATURES = click.option(
     help="Folder of the caches, or an address such as s3://bucket/features.",
 )
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+ROOT = click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the data set, for recipes with source = 'live'."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 DEVICES = click.option(
@@ -57,11 +60,11 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
 
 
-def places(features: Path | str, runs: Path) -> Places:
-    """The folders of caches and runs that a command was given."""
+def places(features: Path | str, runs: Path, root: Path | None = None) -> Places:
+    """The folders of caches, runs and the data set that a command was given."""
     from pipeline.training.runs import Places
 
-    return Places(features, runs)
+    return Places(features, runs, root)
 
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:

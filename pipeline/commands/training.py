@@ -9,7 +9,7 @@ import click
 
 from pipeline.console import red
 from pipeline.errors import UserError
-from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, WANDB, places, show
+from pipeline.options import DEVICES, DRY, FEATURES, JSON, ROOT, RUNS, SET, WANDB, places, show
 
 
 @click.command()
@@ -18,6 +18,7 @@ from pipeline.options import DEVICES, DRY, FEATURES, JSON, RUNS, SET, WANDB, pla
 @SET
 @FEATURES
 @RUNS
+@ROOT
 @DEVICES
 @WANDB
 @DRY
@@ -28,6 +29,7 @@ def distill(
     assignments: tuple[str, ...],
     features: Path | str,
     runs: Path,
+    root: Path | None,
     devices: int,
     wandb: bool,
     dry_run: bool,
@@ -38,6 +40,7 @@ def distill(
     from pipeline.training.runs import run_name
 
     loaded = load_recipe(recipe, "distill", parse_set(assignments))
+    _check_root(loaded, root)
     folder = run or runs / run_name(loaded)
     if dry_run:
         _show_plan(loaded, folder, features, as_json)
@@ -45,7 +48,7 @@ def distill(
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as stage
 
-    result = stage(loaded, folder, places(features, runs), Execution(devices, wandb))
+    result = stage(loaded, folder, places(features, runs, root), Execution(devices, wandb))
     show(result, as_json, lambda r: f"{folder}")
 
 
@@ -58,6 +61,7 @@ def distill(
 @SET
 @FEATURES
 @RUNS
+@ROOT
 @DEVICES
 @WANDB
 @DRY
@@ -69,6 +73,7 @@ def finetune(
     assignments: tuple[str, ...],
     features: Path | str,
     runs: Path,
+    root: Path | None,
     devices: int,
     wandb: bool,
     dry_run: bool,
@@ -80,6 +85,7 @@ def finetune(
     from pipeline.training.runs import find_run, run_name
 
     loaded = load_recipe(recipe, "finetune", parse_set(assignments))
+    _check_root(loaded, root)
     folder = run or runs / run_name(loaded)
     if starts_from_stage1(loaded):
         if stage1 is None:
@@ -94,8 +100,13 @@ def finetune(
     from pipeline.training.devices import Execution
     from pipeline.training.finetune import finetune as stage
 
-    result = stage(loaded, folder, stage1, places(features, runs), Execution(devices, wandb))
+    result = stage(loaded, folder, stage1, places(features, runs, root), Execution(devices, wandb))
     show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
+
+
+def _check_root(recipe: Any, root: Path | None) -> None:
+    if root and recipe.source != "live":
+        raise UserError(f"--root {root} is for source = 'live'; this recipe reads pixels from the cache: leave it out")
 
 
 def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -> None:
@@ -147,6 +158,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @DEVICES
 @FEATURES
 @RUNS
+@ROOT
 @DRY
 @JSON
 def ablate(
@@ -156,6 +168,7 @@ def ablate(
     devices: int,
     features: Path | str,
     runs: Path,
+    root: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -168,7 +181,7 @@ def ablate(
 
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
-    loaded, where = load_study(study), places(features, runs)
+    loaded, where = load_study(study), places(features, runs, root)
     jobs = studies.plan(loaded, where)
     studies.check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Block:
 
 
 def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
-    """Decode the samples of `task`, each once, and apply their views."""
+    """Decode the samples of `task`, each once, and apply their views to pixels and the labels that `spec` names."""
     block = Block(task, {view: filled(spec, len(task.samples), view) for view in task.views})
     policy = ViewPolicy.from_dict(spec.policy)
     kinds = {name: label.kind for name, label in spec.labels.items()}
@@ -71,14 +72,14 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
         except UnreadableSample as error:
             block.invalid[sample] = error.reason
             continue
-        shape = loaded.image.shape[:2]
-        wrong = [name for name in spec.labels if loaded.labels[name].shape[:2] != shape]
+        shape, seen = loaded.image.shape[:2], {name: loaded.labels[name] for name in spec.labels}
+        wrong = [name for name, label in seen.items() if label.shape[:2] != shape]
         if wrong:
-            block.invalid[sample] = f"label {wrong[0]} is {loaded.labels[wrong[0]].shape[:2]}, the image {shape}"
+            block.invalid[sample] = f"label {wrong[0]} is {seen[wrong[0]].shape[:2]}, the image {shape}"
             continue
         for view, arrays in block.views.items():
             drawn = draw_view(policy, spec.seed, sample, view, shape, spec.size, loaded.labels.get("semseg"))
-            arrays["pixels"][i], labels = apply_view(policy, drawn, loaded.image, loaded.labels, kinds, spec.size)
+            arrays["pixels"][i], labels = apply_view(policy, drawn, loaded.image, seen, kinds, spec.size)
             for name, value in drawn.to_arrays().items():
                 arrays[f"views/{name}"][i] = value
             for name, label in labels.items():
@@ -131,27 +132,52 @@ def blocks_in_flight(decoders: int) -> int:
     return decoders + 2 if decoders else 1
 
 
+class BlockMaker:
+    """A data set opened by `decoders` processes, or by this one, to make blocks until `close`."""
+
+    def __init__(self, request: DatasetRequest, spec: SourceSpec, decoders: int) -> None:
+        """spec: what blocks hold; of its labels, those alone that it names. decoders: see `num_decoders`."""
+        self._spec, self._pool = spec, None
+        if not decoders:
+            self._dataset = request.open()
+            return
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(
+            decoders, mp_context=context, initializer=_open_in_worker, initargs=(request, spec)
+        )
+
+    def blocks(self, tasks: Iterable[Task], in_flight: int) -> Generator[Block]:
+        """The blocks of `tasks`, in order; processes are at most `in_flight` of them ahead of the one that is taken.
+
+        Closing the iterator drops what is ahead."""
+        if self._pool is None:
+            yield from (make_block(self._dataset, self._spec, task) for task in tasks)
+            return
+        ahead: deque[Future[Block]] = deque()
+        try:
+            for task in tasks:
+                ahead.append(self._pool.submit(_make_in_worker, task))
+                if len(ahead) == in_flight:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for job in ahead:
+                job.cancel()
+
+    def close(self) -> None:
+        """End the processes, and wait until they have ended."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 def make_blocks(request: DatasetRequest, spec: SourceSpec, tasks: Iterable[Task], decoders: int) -> Generator[Block]:
     """The blocks of `tasks`, in order, made by `decoders` processes a few ahead of the one that is taken.
 
     Close the iterator to end the processes early.
     """
-    if not decoders:
-        dataset = request.open()
-        yield from (make_block(dataset, spec, task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(decoders, mp_context=context, initializer=_open_in_worker, initargs=(request, spec))
-    ahead: deque[Future[Block]] = deque()
-    try:
-        for task in tasks:
-            ahead.append(pool.submit(_make_in_worker, task))
-            if len(ahead) == blocks_in_flight(decoders):
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with closing(BlockMaker(request, spec, decoders)) as maker:
+        yield from maker.blocks(tasks, blocks_in_flight(decoders))
 
 
 _worker: dict[str, Any] = {}

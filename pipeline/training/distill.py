@@ -61,7 +61,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     initialize(recipe, model)
     freeze(model, recipe.trains)
     check_frozen(recipe, store, model)
-    loader: Batches = execution.share(open_loader(store, recipe, (), fabric))
+    loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places.root))
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
@@ -92,13 +92,18 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     return results
 
 
-def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric) -> Batches:
-    """The training batches of a recipe, this process's share: a part of a step each."""
+def open_loader(
+    store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric, root: Path | None = None
+) -> Batches:
+    """The training batches of a recipe, this process's share: a part of a step each.
+
+    root: the data set's folder, which ``source = "live"`` makes its views from.
+    """
     teachers, frozen = teachers_read(recipe), frozen_part(recipe)
-    is_live = recipe.source == "live" and len(teachers) > 0
+    is_live = recipe.source == "live"
     if is_live and frozen:
         raise UserError(
-            f"source = 'live' runs teachers in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
+            f"source = 'live' runs everything in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
         )
     loader = Loader(
         store,
@@ -115,9 +120,11 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
     )
     if not is_live:
         return loader
+    from pipeline.training.fresh import FreshBatches
     from pipeline.training.live import LiveBatches, start_teachers
 
-    return LiveBatches(loader, start_teachers(store, teachers, fabric.device))
+    fresh = FreshBatches(loader, labels, root)
+    return LiveBatches(fresh, start_teachers(store, teachers, fabric.device)) if teachers else fresh
 
 
 def _loss(

@@ -1,4 +1,4 @@
-"""Teachers run in the training step, on the same views: the reference without a cache of features.
+"""Teachers run in the training step, on the step's own pixels: training without a cache of features.
 
 This is the only file of the training side that builds teachers. It reads from the store which teachers ran how, and
 runs them so again; their cached features, complete or not, are left alone.
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from cache.batch import Batch
-from cache.loader import Loader
 from cache.spec import first_difference
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.running import RunningTeacher, request_of, start_teacher
+from pipeline.training.loop import Batches
 
 
 class LiveBatches:
     """The batches of a loader, with features that teachers compute as each batch comes."""
 
-    def __init__(self, loader: Loader, teachers: Mapping[str, RunningTeacher]) -> None:
+    def __init__(self, loader: Batches, teachers: Mapping[str, RunningTeacher]) -> None:
         """loader: of pixels and labels. teachers: by the name that the student knows them by."""
         self._loader, self._teachers = loader, teachers
 

@@ -27,10 +27,11 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Places:
-    """Where caches lie and where runs go."""
+    """Where caches lie, where runs go, and the folder of the data set that ``source = "live"`` makes its views from."""
 
     features: Path | str = Path("features")
     runs: Path = RUNS
+    root: Path | None = None
 
 
 def run_name(recipe: Recipe) -> str:

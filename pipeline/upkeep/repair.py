@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from cache.verify import Problem
 from cache.writer import SourceWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
-from pipeline.extraction.prepare import shards, source_spec
-from pipeline.extraction.samples import DatasetRequest, join, num_decoders
+from pipeline.extraction.prepare import shards
+from pipeline.extraction.samples import join, num_decoders
+from pipeline.extraction.unchanged import unchanged_dataset
 from pipeline.stores import weights_of
 from pipeline.upkeep.inspect import find_problems, problem_dict
 from sak_core.datasets.base import DatasetError
@@ -144,7 +145,7 @@ def _remake(store: Store, part: str, damage: _Damage, request: RepairRequest) ->
 
 
 def _remake_source(store: Store, damage: _Damage, request: RepairRequest) -> None:
-    asked = _unchanged_dataset(store, request)
+    asked = unchanged_dataset(store, request.root, "damaged pixels and labels")
     _forget(store, SOURCE, damage)
     writer = SourceWriter(store)
     todo = _todo(store, SOURCE, damage)
@@ -155,27 +156,6 @@ def _remake_source(store: Store, damage: _Damage, request: RepairRequest) -> Non
             for view in blocks[0].task.views:
                 writer.write_shard(view, shard, join(blocks, view), invalid)
                 advance()
-
-
-def _unchanged_dataset(store: Store, request: RepairRequest) -> DatasetRequest:
-    """How to open the data set that the store was made from, if it is there and has not changed."""
-    spec = store.spec
-    asked = DatasetRequest(spec.dataset, spec.split, spec.size, request.root, None, spec.seed)
-    try:
-        dataset = asked.open()
-        if len(dataset.ids) > spec.num_samples:
-            asked = replace(asked, limit=spec.num_samples)
-            dataset = asked.open()
-    except (DatasetError, UnknownName) as error:
-        raise UserError(f"damaged pixels and labels come from the data set: {error}") from error
-    now = replace(source_spec(dataset, asked), rows_per_shard=spec.rows_per_shard)  # the store's own affair
-    if difference := first_difference(spec.to_dict(), now.to_dict()):
-        what, stored, found = difference
-        raise UserError(
-            f"the data set {spec.dataset} is no longer what the store was made from: {what} was {stored!r}, "
-            f"is {found!r}"
-        )
-    return asked
 
 
 def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:

@@ -1,0 +1,40 @@
+"""The data set that a store was made from, opened again: the same samples, or an error that names the difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cache.spec import first_difference
+from cache.store import Store
+from pipeline.errors import UserError
+from pipeline.extraction.prepare import source_spec
+from pipeline.extraction.samples import DatasetRequest
+from sak_core.datasets.base import DatasetError
+from sak_core.names import UnknownName
+
+
+def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequest:
+    """How to open the data set that `store` was made from; a store with a limit takes as many samples again.
+
+    root: the data set's folder, where it has one. what: of the store that comes from the data set, in the plural, for
+    errors. Raises `UserError` where the data set is not there, or its samples, sizes of files, view policy or labels
+    are no longer those of the store.
+    """
+    spec = store.spec
+    asked = DatasetRequest(spec.dataset, spec.split, spec.size, root, None, spec.seed)
+    try:
+        dataset = asked.open()
+        if len(dataset.ids) > spec.num_samples:
+            asked = replace(asked, limit=spec.num_samples)
+            dataset = asked.open()
+    except (DatasetError, UnknownName) as error:
+        raise UserError(f"{what} come from the data set: {error}") from error
+    now = replace(source_spec(dataset, asked), rows_per_shard=spec.rows_per_shard)  # the store's own affair
+    if difference := first_difference(spec.to_dict(), now.to_dict()):
+        field, stored, found = difference
+        raise UserError(
+            f"the data set {spec.dataset} is no longer what the store was made from: {field} was {stored!r}, "
+            f"is {found!r}"
+        )
+    return asked

@@ -1,0 +1,119 @@
+"""Batches of fresh views, made from the data set's own images as they are needed: training without end of views.
+
+The cache still says which samples there are, which are valid, in which order rows come, and how views are drawn. In
+the first V epochs a sample is seen in its V cached views, in the order in which training from the cache sees them; in
+epoch e from V on it is seen in view e, which nobody has seen before. Pixels and labels of all of them are made by
+the code that fills the cache, so the first V epochs are those of the cache bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.batch import Batch
+from cache.loader import Loader
+from cache.sampler import Requests, epoch_requests
+from pipeline.errors import UserError
+from pipeline.extraction.samples import Block, BlockMaker, Task, num_decoders
+from pipeline.extraction.unchanged import unchanged_dataset
+
+BATCHES_AHEAD = 2
+"""Decoded while a step runs."""
+
+
+class FreshBatches:
+    """A loader's rows in fresh views, decoded by processes a few batches ahead.
+
+    One iteration runs at a time, and goes on after the batch that was given last; `set_epoch` begins an epoch.
+    """
+
+    def __init__(
+        self, loader: Loader, labels: Sequence[str], root: Path | None = None, decoders: int | None = None
+    ) -> None:
+        """loader: of pixels and `labels`, which is asked for order and position and not read. root: the data set's
+        folder. decoders: processes, see `num_decoders`; by default this training process's share of the cores.
+
+        Raises `UserError` where the data set is not there or not what the store was made from.
+        """
+        store, config = loader.store, loader.config
+        if decoders is None:
+            decoders = num_decoders(max((os.cpu_count() or 1) // config.world_size, 1))
+        request = unchanged_dataset(store, root, "fresh views (source = 'live')")
+        spec = replace(store.spec, labels={name: store.spec.labels[name] for name in labels})
+        self._loader, self._labels = loader, tuple(labels)
+        self._valid = store.valid(config.num_views)
+        self._in_flight = BATCHES_AHEAD * config.batch_size + decoders
+        self._maker = BlockMaker(request, spec, decoders)  # its processes end with the last reference to it
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating gives."""
+        return self._loader.epoch
+
+    @property
+    def idle_s(self) -> float:
+        """See `Loader.idle_s`."""
+        return self._loader.idle_s
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `Loader.set_epoch`."""
+        self._loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Loader.state_dict`."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Loader.load_state_dict`."""
+        self._loader.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        state = self.state_dict()
+        start, config = state["batch"], self._loader.config
+        requests = fresh_requests(epoch_requests(self._valid, config, self.epoch), self.epoch, config.num_views)
+        rows = zip(requests.samples[start:].ravel().tolist(), requests.views[start:].ravel().tolist(), strict=True)
+        tasks = (Task(range(sample, sample + 1), (view,)) for sample, view in rows)
+        blocks = self._maker.blocks(tasks, self._in_flight)
+        for number in range(start, len(self)):
+            batch = self._batch(list(islice(blocks, config.batch_size)), requests, number)
+            self.load_state_dict({**state, "batch": number + 1})
+            yield batch
+
+    def _batch(self, blocks: Sequence[Block], requests: Requests, number: int) -> Batch:
+        store = self._loader.store
+        for block in blocks:
+            for sample, reason in block.invalid.items():
+                (name,) = store.ids(sample)
+                raise UserError(f"{name} was readable when {store.name} was made, and is no longer: {reason}")
+        rows = [arrays for block in blocks for arrays in block.views.values()]
+
+        def stacked(path: str) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([row[path] for row in rows]))
+
+        return Batch(
+            samples=torch.from_numpy(requests.samples[number].copy()),
+            views=torch.from_numpy(requests.views[number].copy()),
+            weights=torch.from_numpy(requests.weights[number].copy()),
+            pixels=stacked("pixels"),
+            features={},
+            labels={task: stacked(f"labels/{task}") for task in self._labels},
+        )
+
+
+def fresh_requests(cached: Requests, epoch: int, num_views: int) -> Requests:
+    """The rows of an epoch in views that no earlier epoch has shown: the cached ones', then view `epoch` of each.
+
+    cached: the epoch's rows as they are read from a cache of `num_views` views.
+    """
+    return cached if epoch < num_views else replace(cached, views=np.full_like(cached.views, epoch))
