@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,4 +78,5 @@ def plan(as_json: bool, **options: Any) -> None:
     from pipeline.extraction.caching import CacheRequest
     from pipeline.extraction.plan import plan, plan_text
 
-    show(plan(CacheRequest.from_options({**options, "dry_run": True})), as_json, plan_text)
+    # all that this process has done so far a run does, too
+    show(plan(CacheRequest.from_options({**options, "dry_run": True}), time.process_time()), as_json, plan_text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache.codecs import get_codec
 from cache.layout import ArraySpec, source_arrays, teacher_arrays
 from cache.manifest import SOURCE, PartManifest, teacher_part
 from cache.places import LocalPlace, as_place
@@ -15,6 +17,9 @@ from cache.spec import LevelSpec, SourceSpec
 from cache.store import Store
 from pipeline.console import amount
 from pipeline.errors import UserError
+
+CODED_MARGIN = 0.1
+"""Of entropy-coded arrays, kept free beside their measured bytes."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,11 @@ class PartAmount:
     Attributes:
         part: ``source`` or ``teachers/<name>``.
         rows, pending_rows: all of them, and those that are not committed.
-        array_bytes: path of an array -> bytes of its files when all rows are there.
+        array_bytes: path of an array -> bytes of its files when all rows are there; of entropy-coded ones the most that
+            they can be, until `coded` knows better.
         pending_bytes: bytes still to be written, all arrays and the calibration together.
+        calibration_bytes: of these, the calibration's.
+        margin_bytes: what a measured `pending_bytes` may be off by.
     """
 
     part: str
@@ -33,11 +41,18 @@ class PartAmount:
     pending_rows: int
     array_bytes: dict[str, int]
     pending_bytes: int
+    calibration_bytes: int = 0
+    margin_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays when all rows are there."""
         return sum(self.array_bytes.values())
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must be free for it: what is to be written, and the margin."""
+        return self.pending_bytes + self.margin_bytes
 
 
 def existing_store(features: Path | str, spec: SourceSpec) -> Store | None:
@@ -60,12 +75,29 @@ def teacher_amount(
     if store is not None and store.part(part).exists and store.part(part).calibration() is not None:
         return found
     calibration = sum(calibration_bytes(level) for level in levels)
-    return PartAmount(part, found.rows, found.pending_rows, found.array_bytes, found.pending_bytes + calibration)
+    return replace(found, pending_bytes=found.pending_bytes + calibration, calibration_bytes=calibration)
 
 
 def calibration_bytes(level: LevelSpec) -> int:
-    """Bytes of a level's calibration: nearly all of it the covariance, float64 (C, C)."""
-    return 8 * level.width**2 + 16 * level.width
+    """Bytes of a level's calibration: channel statistics, float32 (C,) but for the covariance, float64 (C, C); what its
+    codec is fitted with, float32; the map from the level below, float16 (C, C)."""
+    codec, width = get_codec(level.codec), level.width
+    tables = 4 * sum(math.prod(codec.table_shape(name, width)) for name in codec.needs) if codec.is_fitted else 0
+    return 8 * width**2 + 16 * width + tables + (0 if level.predicts_from is None else 2 * width**2)
+
+
+def coded(part: PartAmount, ratios: Mapping[str, float]) -> PartAmount:
+    """A teacher's `part` with the bytes that entropy coding leaves of it, and `CODED_MARGIN` of them as a margin.
+
+    Args:
+        ratios: array of a level -> bytes on disk as a share of those before coding, as measured.
+    """
+    arrays = {path: round(size * ratios[path.rpartition("/")[2]]) for path, size in part.array_bytes.items()}
+    rows = part.pending_bytes - part.calibration_bytes
+    left = round(rows * sum(arrays.values()) / max(part.num_bytes, 1))
+    changed = sum(arrays[path] for path, size in part.array_bytes.items() if arrays[path] != size)
+    margin = round(CODED_MARGIN * left * changed / max(sum(arrays.values()), 1))
+    return replace(part, array_bytes=arrays, pending_bytes=left + part.calibration_bytes, margin_bytes=margin)
 
 
 def _amount(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.calibration import calibration_order
+from cache.codecs import get_codec
 from cache.errors import SpecMismatch
 from cache.places import as_place
 from cache.spec import SourceSpec, first_difference
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
+
+WHAT = "pixels, labels and features"
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,6 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 
     Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
     """
-    from cache.codecs import get_codec
-
     get_codec(request.run["codec"])
     if request.dry_run:
         return dry_run(request)
@@ -115,7 +116,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 def _in_this_process(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     """The finished store, and where each teacher's time went."""
     teachers = start_teachers(request)
-    _check_amounts(request, planned_amounts(request, teachers))
+    _check_disk(request, teachers)
     timings: dict[str, Any] = {}
     first = _calibration_samples if teachers else lambda spec: ()
     with preparing(
@@ -138,7 +139,7 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     with connected(request.scheduler, request.workers, device) as client:
         resources = needed_resources(client, device) if asked else {}
         described = describe_teachers(client, asked, spec.size, resources)
-        _check_amounts(request, planned_amounts(request, described))
+        check_disk(request.features, sum(part.pending_bytes for part in planned_amounts(request, described)), WHAT)
         store = Store.create(request.features, spec, on_wait=say)
         timings = extract_on_cluster(
             client, store, request.source, asked, described, request.views, resources, request.strict
@@ -146,8 +147,22 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     return store, {name: asdict(timing) for name, timing in timings.items()}
 
 
-def _check_amounts(request: CacheRequest, amounts: Sequence[PartAmount]) -> None:
-    check_disk(request.features, sum(part.pending_bytes for part in amounts), "pixels, labels and features")
+def _check_disk(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> None:
+    """Raise `UserError` where the disk is too small. Where only the most that entropy coding can leave would not fit,
+    what it does leave is measured first."""
+    amounts = planned_amounts(request, teachers)
+    free = free_bytes(request.features)
+    if free is not None and sum(part.needed_bytes for part in amounts) > free and is_coded(teachers):
+        from pipeline.extraction.measured import measure_coded
+
+        say("the disk does not hold the most that coding can leave; measuring what it does leave")
+        amounts = measure_coded(request, teachers, amounts)
+    check_disk(request.features, sum(part.needed_bytes for part in amounts), WHAT)
+
+
+def is_coded(teachers: Sequence[RunningTeacher]) -> bool:
+    """Whether the bytes of some level can only be told by coding it."""
+    return any(get_codec(level.codec).coder is not None for teacher in teachers for level in teacher.levels)
 
 
 def _calibration_samples(spec: SourceSpec) -> list[int]:
@@ -226,5 +241,6 @@ def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmoun
         "teachers": list(request.teachers),
         "parts": [asdict(part) for part in amounts],
         "pending_bytes": sum(part.pending_bytes for part in amounts),
+        "margin_bytes": sum(part.margin_bytes for part in amounts),
         "free_bytes": free_bytes(request.features),
     }

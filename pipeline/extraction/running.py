@@ -110,7 +110,7 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
     teacher = _build(request, size)
     # not dynamic: a batch's kernel must not depend on which sizes came before it
     network = torch.compile(teacher, dynamic=False) if request.compile else teacher
-    levels, provenance = _level_specs(teacher, request), _provenance(teacher, request, device)
+    levels, provenance = level_specs(teacher, request), _provenance(teacher, request, device)
     return RunningTeacher(request, device, teacher, network, levels, provenance)
 
 
@@ -153,7 +153,8 @@ def device_model(device: torch.device) -> str:
     return processor()
 
 
-def _level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
+def level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, ...]:
+    """The levels that a run of `teacher` stores, maps first, then prefix tokens where it gives them."""
     levels = list(enumerate(zip(teacher.spec.level_grids(), teacher.spec.widths, strict=True)))
     maps = [
         LevelSpec(level, request.grid or grid, width, request.codec, fidelity=request.fidelity)
