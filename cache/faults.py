@@ -10,6 +10,8 @@ SIGKILL, which nothing can catch, as a power cut would. The phases are named whe
 - ``compact``: a view's compacted manifest is in place, the entries it replaces still lie beside it
 - ``drop``: a part's rows are no longer committed; their files are deleted; the manifest names fewer views than the
   arrays' metadata
+- ``repair``: what is made again (metadata, calibration, a shard's files) is written under temporary names, none is
+  renamed; or a shard whose manifest file is beyond mending is no longer committed
 - ``grow``: arrays' metadata name the new number of views, the manifest does not
 """
 

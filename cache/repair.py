@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cache.faults import fault_point
 from cache.files import FileDigest, digest_of, readable_json
 from cache.layout import group_json
 from cache.manifest import FOLDER, PartManifest
@@ -38,10 +39,11 @@ def mend_metadata(path: Place | Path | str) -> tuple[list[str], list[Problem]]:
     mended: list[str] = []
     while True:  # intact metadata shows what else is damaged
         problems = verify_metadata(place)
-        found = {problem.file: right for problem in problems if (right := _as_committed(place, problem))}
+        found = {problem.file: content for problem in problems if (content := _as_committed(place, problem))}
         if not found:
             return mended, problems
-        place.write({file: [right] for file, right in found.items()}, replace=True)
+        right = {file: [content] for file, content in found.items()}
+        place.write(right, replace=True, before_commit=lambda _: fault_point("repair"))
         mended += found
 
 

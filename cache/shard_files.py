@@ -65,7 +65,7 @@ def _write_damaged(store: Store, buffers: Mapping[str, Buffers], committed: Mapp
         if not intact:
             damaged[file] = buffers[file]
     if damaged:
-        store.place.write(damaged, replace=True)
+        store.place.write(damaged, replace=True, before_commit=lambda _: fault_point("repair"))
 
 
 def clean_part(store: Store, manifest: PartManifest) -> None:

@@ -179,7 +179,7 @@ class TeacherWriter:
                             f"teacher {self.name}: {name} differs from the committed calibration; the "
                             "teacher, the device or the number of threads is not the one that made it"
                         )
-                self.store.place.write(files, replace=True)
+                self.store.place.write(files, replace=True, before_commit=lambda _: fault_point("repair"))
             else:
                 self.store.place.discard(calibration_folder(self.name))
                 digests = self.store.place.write(files)

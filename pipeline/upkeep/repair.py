@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
+from cache.faults import fault_point
 from cache.manifest import FOLDER, SOURCE
 from cache.repair import mend_metadata
+from cache.shard_files import clean_part
 from cache.spec import first_difference
 from cache.store import Store
 from cache.teacher_writer import TeacherWriter
@@ -80,7 +83,8 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
     """Mend the store at `path`; returns what was damaged, what was mended and what is left and why, JSON-able.
 
     A repaired file is the one that was committed, byte for byte: what is made again is held to its recorded SHA-256
-    before it is written. What cannot be repaired is left as it is.
+    before it is written. What cannot be repaired is left as it is. After a kill the same call goes on; what
+    it took back because a manifest file was beyond mending is then uncommitted, and `sak cache` makes it again.
     """
     found = find_problems(path)
     if request.dry_run or not found:
@@ -103,6 +107,7 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
                 _remake(store, part, parts[part], request)
         except (CacheError, UserError, DatasetError, UnknownName) as error:
             reasons[part] = str(error)
+    _tidy(path, sorted({problem.part for problem in found}))
     if parts:
         left = find_problems(path)
     remaining = {problem.file for problem in left}
@@ -123,6 +128,15 @@ def repair_text(result: Mapping[str, Any]) -> str:
     lines = [f"{result['store']}: {len(result['mended'])} files mended, {len(result['left'])} problems left"]
     lines += [f"  {problem['text']}" for problem in result["left"]]
     return "\n".join(lines + [f"  {why}" for why in dict.fromkeys(p["why"] for p in result["left"]) if why])
+
+
+def _tidy(path: Path | str, parts: Sequence[str]) -> None:
+    """Delete the half-written files that a killed repair left of these parts, where the store opens again."""
+    with suppress(CacheError):
+        store = Store.open(path)
+        for part in parts:
+            with store.lock(part, on_wait=say), suppress(CacheError):
+                clean_part(store, store.part(part))
 
 
 def _refuse_hopeless(part: str, damage: _Damage) -> None:
@@ -192,6 +206,7 @@ def _forget(store: Store, part: str, damage: _Damage) -> None:
     """Take back the commitments that can no longer be read, so that these shards are committed anew."""
     for view, shard in sorted(damage.entries, key=str):
         store.part(part).uncommit(view, shard)
+        fault_point("repair")
 
 
 def _todo(store: Store, part: str, damage: _Damage) -> list[tuple[int, int]]:
