@@ -25,7 +25,7 @@ NUM_IMAGES = 70
 
 def damage(store: Path) -> list[str]:
     """Damage metadata, a manifest file beyond mending, calibration, pixels and features; returns the files."""
-    source = ["pixels/c.0.1.0.0.0", "views/box/c.1.0", "zarr.json"]
+    source = ["pixels/c.0.1.0.0.0", "views/box/c.1.0.0", "zarr.json"]
     files = [*source, "manifest/source/view_0001.json"]
     for name in TEACHERS:
         files += [f"teachers/{name}/{file}" for file in ("level_1/c.1.0.0.0.0", "calibration/level_0/min/c.0")]
