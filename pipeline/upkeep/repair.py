@@ -10,7 +10,7 @@ from typing import Any
 
 from cache.errors import CacheError
 from cache.faults import fault_point
-from cache.manifest import FOLDER, SOURCE
+from cache.manifest import FOLDER, SOURCE, teacher_part
 from cache.repair import mend_metadata
 from cache.shard_files import clean_part
 from cache.spec import first_difference
@@ -83,8 +83,9 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
     """Mend the store at `path`; returns what was damaged, what was mended and what is left and why, JSON-able.
 
     A repaired file is the one that was committed, byte for byte: what is made again is held to its recorded SHA-256
-    before it is written. What cannot be repaired is left as it is. After a kill the same call goes on; what
-    it took back because a manifest file was beyond mending is then uncommitted, and `sak cache` makes it again.
+    before it is written. What cannot be repaired is left as it is. After a kill the same call goes on; of what
+    the killed one took back, because a manifest file was beyond mending, it makes again what rows of teachers need, and
+    `sak cache` makes the rest.
     """
     found = find_problems(path)
     if request.dry_run or not found:
@@ -98,6 +99,8 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
     parts: dict[str, _Damage] = {}
     for problem in left:
         parts.setdefault(problem.part, _Damage()).add(problem)
+    if taken_back := _taken_back(path):
+        parts.setdefault(SOURCE, _Damage()).shards |= taken_back
     reasons: dict[str, str] = {}
     for part in sorted(parts, key=lambda name: (name != SOURCE, name)):  # teachers are made from the source's pixels
         try:
@@ -128,6 +131,19 @@ def repair_text(result: Mapping[str, Any]) -> str:
     lines = [f"{result['store']}: {len(result['mended'])} files mended, {len(result['left'])} problems left"]
     lines += [f"  {problem['text']}" for problem in result["left"]]
     return "\n".join(lines + [f"  {why}" for why in dict.fromkeys(p["why"] for p in result["left"]) if why])
+
+
+def _taken_back(path: Path | str) -> set[tuple[int, int]]:
+    """The (view, shard) that a teacher has and the source has not: a repair took them back, and was killed."""
+    taken_back: set[tuple[int, int]] = set()
+    with suppress(CacheError):
+        store = Store.open(path)
+        for name in store.teachers:
+            with suppress(CacheError):
+                for view in range(store.teacher(name).num_views):
+                    ours, theirs = (store.part(part).view(view).shards for part in (SOURCE, teacher_part(name)))
+                    taken_back |= {(view, shard) for shard in theirs.keys() - ours.keys()}
+    return taken_back
 
 
 def _tidy(path: Path | str, parts: Sequence[str]) -> None:
