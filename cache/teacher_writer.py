@@ -228,6 +228,8 @@ class TeacherWriter:
                 and channel.
         """
         if not self._is_calibrated:
+            self._load_constants()  # another machine may have committed it since
+        if not self._is_calibrated:
             raise BadInput(f"teacher {self.name}: write_calibration must come before the first shard")
         if len(levels) != len(self.levels):
             raise BadInput(f"teacher {self.name}: {len(levels)} levels given, {len(self.levels)} needed")

@@ -111,6 +111,7 @@ def test_one_of_many_writers_wins(root: Place) -> None:
     assert sum(won) == 1 and root.read("file") == bytes([won.index(True)]) * 1000
 
 
+@pytest.mark.slow
 def test_dasks_workers_extract_onto_a_bucket(root: Place, tmp_path: Path) -> None:
     arguments = ["--teacher", "mini-dino", "--limit", "70", "--views", "2", "--codec", "int8", "--threads", "1"]
     done = sak("cache", *arguments, "--out", root.shown, "--workers", "2", "--json")
@@ -194,5 +195,5 @@ def test_a_copy_killed_on_the_way_is_gone_on_with(root: Place, local: Store) -> 
     with pytest.raises(KeyboardInterrupt):
         copy_store(plan, stop)
     left = plan_copy(local, root, select(local))
-    assert left.num_shards == plan.num_shards - 5
+    assert 0 < left.num_shards <= plan.num_shards - 5
     assert objects(copy_store(left)) == without_locks(local.path)

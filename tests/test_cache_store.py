@@ -127,6 +127,16 @@ def test_what_is_not_committed_is_named(tmp_path: Path) -> None:
     assert not store.is_complete("teachers/t", 1) and not store.is_complete("teachers/none", 1)
 
 
+def test_a_writer_goes_by_a_calibration_that_another_committed_since(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, toy.toy_spec())
+    toy.write_source(store, 1)
+    early = TeacherWriter(store, {"name": "t", "weights": "sha256:00"}, toy.LEVELS)
+    toy.write_teacher(store, 1, "t")
+    rows = store.spec.rows(0)
+    encoded = early.encode(0, rows, [np.stack([toy.features(level, s, 0) for s in rows]) for level in toy.LEVELS])
+    assert encoded.rows == rows
+
+
 def test_creating_again_opens_or_refuses(tmp_path: Path) -> None:
     store = Store.create(tmp_path, toy.toy_spec())
     before = toy.tree(store.path)

@@ -146,6 +146,7 @@ def test_workers_say_where_the_time_went_and_what_rows_are_worth(tmp_path: Path)
         (["--scheduler", "tcp://127.0.0.1:1"], "is it up, and has it workers?"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_had_is_an_error_and_not_a_wait(arguments: list[str], hint: str, tmp_path: Path) -> None:
     done = sak("cache", "--teacher", "mini-dino", "--out", tmp_path, *arguments, check=False)
     assert done.returncode == 2 and hint in done.stderr and "Traceback" not in done.stderr

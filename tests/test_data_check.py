@@ -38,7 +38,7 @@ def nyud(tmp_path: Path) -> Path:
         ("layouts/pascal-context", "pascal_context", {"train": 3, "val": 2}),
         ("webdataset", "webdataset", None),
         ("hf/parquet", "hugging_face", None),
-        ("odsf", "folder", {"train": 9}),
+        pytest.param("odsf", "folder", {"train": 9}, marks=pytest.mark.slow),
     ],
 )
 def test_a_whole_copy_has_no_problems(folder, name, counts, tmp_path):

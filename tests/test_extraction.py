@@ -151,7 +151,14 @@ def test_a_second_process_says_what_it_waits_for(part: str, tmp_path: Path) -> N
     assert process.returncode == 0, err
 
 
-@pytest.mark.parametrize(("stage", "decoders"), [("source", "2"), ("source", "0"), ("mini-dino", "0")])
+@pytest.mark.parametrize(
+    ("stage", "decoders"),
+    [
+        pytest.param("source", "2", marks=pytest.mark.slow),
+        pytest.param("source", "0", marks=pytest.mark.slow),
+        ("mini-dino", "0"),
+    ],
+)
 def test_ctrl_c_leaves_no_traceback_and_a_store_that_goes_on(
     stage: str, decoders: str, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

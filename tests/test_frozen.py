@@ -59,7 +59,9 @@ def test_distilling_on_a_cached_stem_equals_running_it(places: tuple[Path, Path]
     assert_same(runs / "live", runs / "cached")
 
 
-@pytest.mark.parametrize(("trains", "part"), [("adapters", "stem"), ("routers", "student")])
+@pytest.mark.parametrize(
+    ("trains", "part"), [pytest.param("adapters", "stem", marks=pytest.mark.slow), ("routers", "student")]
+)
 def test_fine_tuning_on_cached_parts_equals_running_them(places: tuple[Path, Path], trains: str, part: str) -> None:
     caches, runs = places
     common = ["finetune", "demo", "--from", runs / "live", "--out", caches, *STEPS, "--set", f"trains={trains}"]

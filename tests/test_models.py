@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipeline.config import load_recipe
@@ -26,6 +27,7 @@ def reference(tmp_path: Path, stage: int) -> tuple[Path, dict[str, torch.Tensor]
     return path, state
 
 
+@pytest.mark.slow
 def test_both_stages_go_there_and_back(tmp_path: Path) -> None:
     for stage, name in ((1, "distill"), (2, "finetune")):
         path, state = reference(tmp_path, stage)

@@ -41,7 +41,7 @@ def elsewhere(folder: Path, code: str, batch: int) -> dict[str, np.ndarray]:
     return dict(np.load(folder / "outputs.npz"))
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_onnx_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     import onnx
 
@@ -63,7 +63,7 @@ def test_onnx_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], 
     check(out, tmp_path, found, result["onnx"]["outputs"])
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_program_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out, result = exported
     assert result["torch_export"]["largest_difference"] <= 1e-3

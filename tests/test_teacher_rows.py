@@ -34,6 +34,7 @@ def test_the_list_tells_of_every_row():
     assert {*families, "c-radio", "depth-anything"} <= by_name.keys()
 
 
+@pytest.mark.slow
 def test_the_lists_facts_are_the_networks():
     """Of every row, measured anew: built without memory or weights."""
     assert {facts["name"]: facts for facts in known_facts()} == {name: measure(name) for name in TEACHERS}

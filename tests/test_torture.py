@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.torture.flips import TOGETHER, run_flips
 from tests.torture.kills import PHASES, run_kills
 from tests.torture.upkeep import run_upkeep_kills
@@ -28,6 +30,7 @@ def test_flips_where_levels_are_coded_together(tmp_path: Path) -> None:
     assert {"index", "manifest", "rows of one sample"} <= set(result["by_place"])
 
 
+@pytest.mark.slow
 def test_kills_inside_drop_and_repair_cost_nothing(tmp_path: Path) -> None:
     result = run_upkeep_kills(tmp_path, times=1, at_random=0, most=2)
     assert result["by_command"]["drop"] == 6 and result["by_command"]["repair"] >= 6

@@ -145,6 +145,7 @@ def test_lora_is_a_variation_too(features: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, other[name.replace("base_layer.", "")]), "a frozen stem is the seed's own"
 
 
+@pytest.mark.slow
 def test_the_stems_weights_come_from_a_file(features: Path, tmp_path: Path) -> None:
     vit = timm.create_model("vit_tiny_patch16_384", img_size=64, num_classes=10)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
