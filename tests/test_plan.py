@@ -21,7 +21,10 @@ from tests.conftest import sak
 ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--limit", "70", "--threads", "1")
 
 
-@pytest.mark.parametrize(("codec", "within"), [("int8", 0.02), ("klt", 0.1), ("klt+pcodec --together", 0.1)])
+@pytest.mark.parametrize(
+    ("codec", "within"),
+    [("int8", 0.02), ("klt", 0.1), pytest.param("klt+pcodec --together", 0.1, marks=pytest.mark.slow)],
+)
 def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_path: Path) -> None:
     coding = ("--codec", *codec.split())
     arguments = (*ARGUMENTS, "--views", "2", *coding, "--out", tmp_path / "made" / "here")
@@ -50,7 +53,11 @@ def request(out: Path, codec: str = "fp32", views: int = 3) -> CacheRequest:
 
 
 @pytest.mark.parametrize(
-    ("free", "kinds"), [(40_000_000, {"--views", "--codec", "--grid"}), (10_000_000, {"--views", "--codec"})]
+    ("free", "kinds"),
+    [
+        (40_000_000, {"--views", "--codec", "--grid"}),
+        pytest.param(10_000_000, {"--views", "--codec"}, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_proposed_fits(free: int, kinds: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = namedtuple("usage", "total used free")
