@@ -72,10 +72,15 @@ def teacher_amount(
     """A teacher's levels over `num_views` views."""
     part = teacher_part(name)
     found = _amount(spec, store, part, teacher_arrays(name, levels), num_views)
-    if store is not None and store.part(part).exists and store.part(part).calibration() is not None:
+    if is_calibrated(store, part):
         return found
     calibration = sum(calibration_bytes(level) for level in levels)
     return replace(found, pending_bytes=found.pending_bytes + calibration, calibration_bytes=calibration)
+
+
+def is_calibrated(store: Store | None, part: str) -> bool:
+    """Whether the calibration of a teacher's `part` is committed."""
+    return store is not None and store.part(part).exists and store.part(part).calibration() is not None
 
 
 def calibration_bytes(level: LevelSpec) -> int:

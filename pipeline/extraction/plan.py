@@ -13,7 +13,7 @@ from cache.calibration import calibration_order
 from cache.spec import SourceSpec
 from cache.store import Store
 from pipeline.console import amount, duration, table, warn
-from pipeline.extraction.amounts import PartAmount, coded, existing_store
+from pipeline.extraction.amounts import PartAmount, coded, existing_store, is_calibrated
 from pipeline.extraction.caching import CacheRequest, planned_amounts, start_teachers, summary
 from pipeline.extraction.extract import CALIBRATION_ROWS
 from pipeline.extraction.extract import memory_bytes as teacher_memory
@@ -84,20 +84,16 @@ def _source_s(sample: SourceSample, part: PartAmount) -> float:
     return sample.start_s + part.pending_rows * sample.row_s if part.pending_rows else 0.0
 
 
-def _is_calibrated(part: PartAmount, store: Store | None) -> bool:
-    return store is not None and store.part(part.part).exists and store.part(part.part).calibration() is not None
-
-
 def _teacher_s(sample: TeacherSample, part: PartAmount, spec: SourceSpec, store: Store | None) -> float:
     if not part.pending_rows:
         return 0.0
-    rows = 0 if _is_calibrated(part, store) else min(CALIBRATION_ROWS, spec.num_samples)
+    rows = 0 if is_calibrated(store, part.part) else min(CALIBRATION_ROWS, spec.num_samples)
     return sample.first_s + rows * sample.calibration_s + part.pending_rows * sample.extract_s
 
 
 def _waiting(amounts: Sequence[PartAmount], spec: SourceSpec, store: Store | None) -> float:
     """The share of the source that is prepared before the first teacher can begin: shards with rows to calibrate on."""
-    if len(amounts) == 1 or _is_calibrated(amounts[1], store):
+    if len(amounts) == 1 or is_calibrated(store, amounts[1].part):
         return 0.0
     first = calibration_order(spec.num_samples, spec.seed)[:CALIBRATION_ROWS]
     return len({int(sample) // spec.rows_per_shard for sample in first}) / spec.num_shards

@@ -9,11 +9,10 @@ the code that fills the cache, so the first V epochs are those of the cache bit 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +23,13 @@ from cache.sampler import Requests, epoch_requests
 from pipeline.errors import UserError
 from pipeline.extraction.samples import Block, BlockMaker, Task, num_decoders
 from pipeline.extraction.unchanged import unchanged_dataset
+from pipeline.training.following import FollowingBatches
 
 BATCHES_AHEAD = 2
 """Decoded while a step runs."""
 
 
-class FreshBatches:
+class FreshBatches(FollowingBatches):
     """A loader's rows in fresh views, decoded by processes a few batches ahead.
 
     One iteration runs at a time, and goes on after the batch that was given last; `set_epoch` begins an epoch.
@@ -43,44 +43,20 @@ class FreshBatches:
 
         Raises `UserError` where the data set is not there or not what the store was made from.
         """
+        super().__init__(loader)
         store, config = loader.store, loader.config
         if decoders is None:
             decoders = num_decoders(max((os.cpu_count() or 1) // config.world_size, 1))
         request = unchanged_dataset(store, root, "fresh views (source = 'live')")
         spec = replace(store.spec, labels={name: store.spec.labels[name] for name in labels})
-        self._loader, self._labels = loader, tuple(labels)
+        self._store, self._config, self._labels = store, config, tuple(labels)
         self._valid = store.valid(config.num_views)
         self._in_flight = BATCHES_AHEAD * config.batch_size + decoders
         self._maker = BlockMaker(request, spec, decoders)  # its processes end with the last reference to it
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that iterating gives."""
-        return self._loader.epoch
-
-    @property
-    def idle_s(self) -> float:
-        """See `Loader.idle_s`."""
-        return self._loader.idle_s
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """See `Loader.set_epoch`."""
-        self._loader.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Loader.state_dict`."""
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Loader.load_state_dict`."""
-        self._loader.load_state_dict(state)
-
     def __iter__(self) -> Iterator[Batch]:
         state = self.state_dict()
-        start, config = state["batch"], self._loader.config
+        start, config = state["batch"], self._config
         requests = fresh_requests(epoch_requests(self._valid, config, self.epoch), self.epoch, config.num_views)
         rows = zip(requests.samples[start:].ravel().tolist(), requests.views[start:].ravel().tolist(), strict=True)
         tasks = (Task(range(sample, sample + 1), (view,)) for sample, view in rows)
@@ -91,7 +67,7 @@ class FreshBatches:
             yield batch
 
     def _batch(self, blocks: Sequence[Block], requests: Requests, number: int) -> Batch:
-        store = self._loader.store
+        store = self._store
         for block in blocks:
             for sample, reason in block.invalid.items():
                 (name,) = store.ids(sample)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -17,43 +16,20 @@ from cache.spec import first_difference
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.running import RunningTeacher, request_of, start_teacher
+from pipeline.training.following import FollowingBatches
 from pipeline.training.loop import Batches
 
 
-class LiveBatches:
+class LiveBatches(FollowingBatches):
     """The batches of a loader, with features that teachers compute as each batch comes."""
 
     def __init__(self, loader: Batches, teachers: Mapping[str, RunningTeacher]) -> None:
         """loader: of pixels and labels. teachers: by the name that the student knows them by."""
-        self._loader, self._teachers = loader, teachers
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that iterating gives."""
-        return self._loader.epoch
-
-    @property
-    def idle_s(self) -> float:
-        """See `Loader.idle_s`."""
-        return self._loader.idle_s
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """See `Loader.set_epoch`."""
-        self._loader.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Loader.state_dict`."""
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Loader.load_state_dict`."""
-        self._loader.load_state_dict(state)
+        super().__init__(loader)
+        self._teachers = teachers
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        for batch in self._followed:
             yield self._with_features(batch)
 
     def _with_features(self, batch: Batch) -> Batch:
