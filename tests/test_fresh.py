@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cache.batch import Batch
@@ -109,6 +110,26 @@ def test_a_position_goes_on_with_the_next_batch(rooms: Path) -> None:
         assert all(torch.equal(one.labels[task], two.labels[task]) for task in TASKS)
 
 
+def test_decoding_goes_on_over_the_edge_of_an_epoch(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an epoch's last batch is out, the next one's first rows are asked for; nothing is decoded twice."""
+    loader = Loader(the_store(rooms), batch_size=4, num_views=V, seed=3)
+    live = FreshBatches(loader, (), decoders=2)
+    asked: list[tuple[int, int]] = []
+    real = live._tasks
+
+    def recorded(epoch: int, start: int) -> Iterator[object]:
+        for task in real(epoch, start):
+            asked.append((task.samples.start, *task.views))
+            yield task
+
+    monkeypatch.setattr(live, "_tasks", recorded)
+    given: list[tuple[int, int]] = []
+    for batches in epochs(live, 3):
+        given += [row for samples, views in numbers(batches) for row in zip(samples, views, strict=True)]
+        assert len(asked) > len(given)
+    assert asked[: len(given)] == given
+
+
 def test_unreadable_images_are_left_out(photographs: tuple[Path, Path]) -> None:
     root, features = photographs
     store = the_store(features)
@@ -129,6 +150,19 @@ def test_another_data_set_is_refused_and_a_spoilt_image_named(photographs: tuple
     spoilt.write_bytes(bytes(spoilt.stat().st_size))
     with pytest.raises(UserError, match=rf"{spoilt.name} was readable when folder-.* and is no longer"):
         list(FreshBatches(loader, (), tmp_path, decoders=0))
+    with Image.open(root / spoilt.name) as image:
+        smaller = np.asarray(image.convert("RGB"))[::2, ::2]
+    changed = spoilt.with_suffix(".bmp")
+    Image.fromarray(smaller).save(changed)
+    assert changed.stat().st_size <= spoilt.stat().st_size, "padded to the size of the file whose place it takes"
+    spoilt.write_bytes(changed.read_bytes().ljust(spoilt.stat().st_size, b"\0"))
+    changed.unlink()
+    with pytest.raises(UserError, match=rf"{spoilt.name} is no longer the image that folder-.* was made from"):
+        list(FreshBatches(loader, (), tmp_path, decoders=0))
+    more = ["cache", "--dataset", "folder", "--root", tmp_path, "--size", "48", "--views", str(2 * V + 1), "--decoders",
+            "0", "--out", features]  # fmt: skip
+    refused = sak(*more, check=False)
+    assert refused.returncode == 2 and f"{spoilt.name} is no longer the image" in refused.stderr
     spoilt.unlink()
     with pytest.raises(UserError, match="no longer what the store was made from: num_samples was 9, is 8"):
         FreshBatches(loader, (), tmp_path)

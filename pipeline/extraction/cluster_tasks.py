@@ -24,6 +24,7 @@ from cache.teacher_writer import EncodedRows, TeacherWriter
 from cache.writer import SourceWriter
 from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
+from pipeline.extraction.contents import check_contents
 from pipeline.extraction.extract import calibrate
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
@@ -159,6 +160,8 @@ def prepare_shard(job: Job, shard: int, views: tuple[int, ...]) -> dict[str, str
             if job.strict and unreadable:
                 name, reason = next(iter(unreadable.items()))
                 raise UserError(f"{name}: {reason} (--strict stops at the first unreadable sample)")
+            if 0 not in block.task.views:
+                check_contents(store, block)
             for view in block.task.views:
                 writer.write_shard(view, shard, join([block], view), block.invalid)
         return unreadable

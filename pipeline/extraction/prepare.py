@@ -21,6 +21,7 @@ from cache.writer import SourceWriter
 from pipeline.console import amount, progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk, existing_store, source_amount
+from pipeline.extraction.contents import check_contents
 from pipeline.extraction.samples import Block, DatasetRequest, Task, blocks_in_flight, join, make_blocks, num_decoders
 from sak_core.datasets.base import Dataset
 from sak_core.tasks import KINDS
@@ -216,6 +217,9 @@ def _prepare(
                 if strict and unreadable:
                     name, reason = next(iter(unreadable.items()))
                     raise UserError(f"{name}: {reason} (--strict stops at the first unreadable sample)")
+                if 0 not in blocks[0].task.views:  # further views are of the image that the first was made of
+                    for block in blocks:
+                        check_contents(store, block)
                 for view in blocks[0].task.views:
                     writer.write_shard(view, shard, join(blocks, view), invalid)
                     advance(len(spec.rows(shard)))

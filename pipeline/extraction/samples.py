@@ -54,10 +54,13 @@ class Task:
 
 @dataclass
 class Block:
-    """What came of a `Task`: arrays of every view, and samples that could not be read, with the reason."""
+    """What came of a `Task`: arrays of every view, the digest (uint8 (32,)) of every decoded image, and samples that
+    could not be read, with the reason.
+    """
 
     task: Task
     views: Views
+    digests: dict[int, Array] = field(default_factory=dict)
     invalid: dict[int, str] = field(default_factory=dict)
 
 
@@ -77,6 +80,7 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
         if wrong:
             block.invalid[sample] = f"label {wrong[0]} is {seen[wrong[0]].shape[:2]}, the image {shape}"
             continue
+        block.digests[sample] = _content_digest(loaded.image)
         for view, arrays in block.views.items():
             drawn = draw_view(policy, spec.seed, sample, view, shape, spec.size, loaded.labels.get("semseg"))
             arrays["pixels"][i], labels = apply_view(policy, drawn, loaded.image, seen, kinds, spec.size)
@@ -87,7 +91,7 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
         if 0 in block.views:
             facts = block.views[0]
             facts["samples/size"][i] = shape
-            facts["samples/digest"][i] = _content_digest(loaded.image)
+            facts["samples/digest"][i] = block.digests[sample]
             facts["samples/valid"][i] = 1
     if 0 in block.views:
         block.views[0]["samples/ids"][:] = encode_ids([dataset.ids[s] for s in task.samples], spec.id_width)

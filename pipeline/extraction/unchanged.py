@@ -1,4 +1,7 @@
-"""The data set that a store was made from, opened again: the same samples, or an error that names the difference."""
+"""The data set that a store was made from, opened again: the same samples, or an error that names the difference.
+
+Sizes of files are compared; what they hold is compared as it is decoded (pipeline.extraction.contents).
+"""
 
 from __future__ import annotations
 

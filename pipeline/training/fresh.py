@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from cache.batch import Batch
 from cache.loader import Loader
 from cache.sampler import Requests, epoch_requests
 from pipeline.errors import UserError
+from pipeline.extraction.contents import check_contents
 from pipeline.extraction.samples import Block, BlockMaker, Task, num_decoders
 from pipeline.extraction.unchanged import unchanged_dataset
 from pipeline.training.following import FollowingBatches
@@ -32,6 +33,7 @@ BATCHES_AHEAD = 2
 class FreshBatches(FollowingBatches):
     """A loader's rows in fresh views, decoded by processes a few batches ahead.
 
+    An image is compared with the store's record of it when the run first decodes it; a changed one is a `UserError`.
     One iteration runs at a time, and goes on after the batch that was given last; `set_epoch` begins an epoch.
     """
 
@@ -51,20 +53,32 @@ class FreshBatches(FollowingBatches):
         spec = replace(store.spec, labels={name: store.spec.labels[name] for name in labels})
         self._store, self._config, self._labels = store, config, tuple(labels)
         self._valid = store.valid(config.num_views)
+        self._is_compared = np.zeros(store.spec.num_samples, np.bool_)  # with the digest of its content
         self._in_flight = BATCHES_AHEAD * config.batch_size + decoders
         self._maker = BlockMaker(request, spec, decoders)  # its processes end with the last reference to it
+        self._at: tuple[int, int] | None = None
+        self._ahead: Iterator[Block] = iter(())  # the blocks from the epoch and batch `_at` on
 
     def __iter__(self) -> Iterator[Batch]:
-        state = self.state_dict()
-        start, config = state["batch"], self._config
-        requests = fresh_requests(epoch_requests(self._valid, config, self.epoch), self.epoch, config.num_views)
-        rows = zip(requests.samples[start:].ravel().tolist(), requests.views[start:].ravel().tolist(), strict=True)
-        tasks = (Task(range(sample, sample + 1), (view,)) for sample, view in rows)
-        blocks = self._maker.blocks(tasks, self._in_flight)
-        for number in range(start, len(self)):
-            batch = self._batch(list(islice(blocks, config.batch_size)), requests, number)
+        state, epoch, config = self.state_dict(), self.epoch, self._config
+        if self._at != (epoch, state["batch"]):
+            self._ahead = self._maker.blocks(self._tasks(epoch, state["batch"]), self._in_flight)
+        requests = self._requests(epoch)
+        for number in range(state["batch"], len(self)):
+            batch = self._batch(list(islice(self._ahead, config.batch_size)), requests, number)
             self.load_state_dict({**state, "batch": number + 1})
+            self._at = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
             yield batch
+
+    def _tasks(self, epoch: int, start: int) -> Iterator[Task]:
+        """The rows of an epoch from batch `start` on, then those of the next ones, so that no epoch waits to begin."""
+        for number in count(epoch):
+            requests, first = self._requests(number), start if number == epoch else 0
+            rows = zip(requests.samples[first:].ravel().tolist(), requests.views[first:].ravel().tolist(), strict=True)
+            yield from (Task(range(sample, sample + 1), (view,)) for sample, view in rows)
+
+    def _requests(self, epoch: int) -> Requests:
+        return fresh_requests(epoch_requests(self._valid, self._config, epoch), epoch, self._config.num_views)
 
     def _batch(self, blocks: Sequence[Block], requests: Requests, number: int) -> Batch:
         store = self._store
@@ -72,6 +86,10 @@ class FreshBatches(FollowingBatches):
             for sample, reason in block.invalid.items():
                 (name,) = store.ids(sample)
                 raise UserError(f"{name} was readable when {store.name} was made, and is no longer: {reason}")
+            (sample,) = block.task.samples
+            if not self._is_compared[sample]:
+                check_contents(store, block)
+                self._is_compared[sample] = True
         rows = [arrays for block in blocks for arrays in block.views.values()]
 
         def stacked(path: str) -> torch.Tensor:
