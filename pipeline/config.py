@@ -142,6 +142,11 @@ class Recipe(Strict):
         "spinning disks; each process then has blocks of its own",
     )
     shuffle_rows: int = Field(512, ge=1, description="rows that block order shuffles among each other, a process")
+    direct: bool = Field(
+        False,
+        description="read the cache past the page cache (O_DIRECT): for a store on a fast disk of this machine that "
+        "memory cannot hold; changes no bit",
+    )
     accumulate: int = Field(1, ge=1, description="parts that a step's rows are cut into, one after another")
     normalizers: Literal["step", "process"] = Field(
         "step",

@@ -22,6 +22,7 @@ from cache.store import Store
 from cache.verify import verify_store
 from tests.cache_toy import tree
 from tests.conftest import sak
+from tests.mounts import mounted
 from tests.small_images import cache_arguments
 from tests.torture.warm import Warm
 
@@ -41,23 +42,11 @@ def warm(tmp_path: Path) -> Iterator[Warm]:
         yield server
 
 
-def mount_or_skip(folder: Path, *options: str) -> None:
-    """Mount a file system of the test's own on `folder`, or skip with what the machine said."""
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 12 MB, which the whole store fits on."""
-    folder = tmp_path / "disk"
-    mount_or_skip(folder, "-t", "tmpfs", "-o", "size=12m", "tmpfs")
-    try:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=12m", "tmpfs") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_intact(out: Path) -> None:

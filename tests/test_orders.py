@@ -1,39 +1,100 @@
-"""The order of rows that a recipe asks for reaches the loader."""
+"""How a recipe asks for its rows to be read: their order, and past the page cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from obstore.store import MemoryStore
 
+from cache.batch import Batch
+from cache.errors import BadInput
+from cache.objects import ObjectPlace
+from cache.places import LocalPlace
+from cache.store import Store
 from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.training.distill import open_loader
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.mounts import mounted
+
+DATA = {
+    "data.dataset": "toy",
+    "data.split": "train",
+    "data.size": None,
+    "data.views": 2,
+    "batch_size": 3,
+    "teachers": ["mini-dino"],
+}
+
+
+def loader(store: Store, **keys: Any) -> Any:
+    """The training batches of a recipe with these keys."""
+    fabric: Any = SimpleNamespace(world_size=1, global_rank=0)
+    return open_loader(store, load_recipe("demo", "distill", {**DATA, **keys}), (), fabric)
 
 
 def test_block_order_is_a_key_of_a_recipe(tmp_path: Path) -> None:
     store = toy.make_store(tmp_path)
-    fabric: Any = SimpleNamespace(world_size=1, global_rank=0)
-    data = {
-        "data.dataset": "toy",
-        "data.split": "train",
-        "data.size": None,
-        "data.views": 2,
-        "batch_size": 3,
-        "teachers": ["mini-dino"],
-    }
-
-    def loader(**keys: Any) -> Any:
-        recipe = load_recipe("demo", "distill", {**data, **keys})
-        return open_loader(store, recipe, (), fabric)
-
-    assert loader().config.shuffle is True
-    block = loader(shuffle="block", shuffle_rows=6)
+    assert loader(store).config.shuffle is True
+    block = loader(store, shuffle="block", shuffle_rows=6)
     assert (block.config.shuffle, block.config.buffer_rows, block.config.block_rows) == ("block", 6, 4)
     assert sorted(s for batch in block for s in batch.samples.tolist())[:3] == [0, 1, 2] and len(block) == 3
     with pytest.raises(UserError, match="shuffle"):
-        loader(shuffle="blocks")
+        loader(store, shuffle="blocks")
+
+
+def test_past_the_page_cache_is_a_key_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches bit for bit, from files opened with O_DIRECT, by more threads."""
+    store = toy.make_store(tmp_path)
+    opened: list[bool] = []
+    real = LocalPlace.open
+
+    def spy(place: LocalPlace, name: str, num_bytes: int) -> Any:
+        opened.append(place.direct)
+        return real(place, name, num_bytes)
+
+    monkeypatch.setattr(LocalPlace, "open", spy)
+    direct, buffered = loader(store, direct=True), loader(store)
+    try:
+        taken = [flat(batch) for batch in direct]
+    except BadInput as error:
+        pytest.skip(str(error))
+    assert opened and all(opened)
+    opened.clear()
+    for left, batch in zip(taken, buffered, strict=True):
+        right = flat(batch)
+        assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert opened and not any(opened)
+    assert (direct._num_threads, buffered._num_threads) == (8, 2)
+    assert direct.state_dict() == buffered.state_dict(), "a run may go on with the other"
+
+
+def flat(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch's tensors, in memory of their own."""
+    maps = {f"{name}/{i}": level.clone() for name, levels in batch.features.items() for i, level in enumerate(levels)}
+    return {"samples": batch.samples.clone(), "views": batch.views.clone(), "pixels": batch.pixels.clone(), **maps}
+
+
+def test_a_file_system_that_cannot_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "ramfs"
+    with mounted(folder, "-t", "ramfs", "ramfs"):
+        store = toy.make_store(folder)
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(store.path / "pixels/c.0.0.0.0.0", os.O_RDONLY | os.O_DIRECT)
+        with pytest.raises(BadInput, match=r"c\.\d\.\d.*cannot read past the page cache; leave direct out"):
+            next(iter(loader(store, direct=True)))
+        assert len(list(loader(store))) == 3
+
+
+def test_past_the_page_cache_of_what_has_none() -> None:
+    bucket = toy.make_store(ObjectPlace(MemoryStore(), "features"))
+    with pytest.raises(UserError, match=r"direct = true is for a folder of this machine, not memory:"):
+        loader(bucket, direct=True)
+    with pytest.raises(UserError, match="source = 'live' reads none: leave `direct` out"):
+        loader(bucket, direct=True, source="live")

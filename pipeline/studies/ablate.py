@@ -35,7 +35,7 @@ from sak_core.names import part_name, unknown
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
 
-SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "source")
+SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "direct", "source")
 """The keys of a recipe that decide which rows come in which order."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cache.batch import Batch
 from cache.loader import Loader
+from cache.places import LocalPlace
 from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.console import duration, say
@@ -98,6 +99,8 @@ def open_loader(
     """The training batches of a recipe, this process's share: a part of a step each.
 
     root: the data set's folder, which ``source = "live"`` makes its views from.
+
+    Raises `UserError` for keys of the recipe that do not go together, or not with where the store lies.
     """
     teachers, frozen = teachers_read(recipe), frozen_part(recipe)
     is_live = recipe.source == "live"
@@ -105,6 +108,8 @@ def open_loader(
         raise UserError(
             f"source = 'live' runs everything in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
         )
+    if recipe.direct:
+        store = _past_page_cache(store, recipe)
     loader = Loader(
         store,
         () if is_live else parts_read(recipe),
@@ -125,6 +130,15 @@ def open_loader(
 
     fresh = FreshBatches(loader, labels, root)
     return LiveBatches(fresh, start_teachers(store, teachers, fabric.device)) if teachers else fresh
+
+
+def _past_page_cache(store: Store, recipe: Recipe) -> Store:
+    """The same store, whose files are opened with O_DIRECT. Raises `UserError` where it has none of this machine."""
+    if recipe.source == "live":
+        raise UserError("direct = true reads rows of the cache, and source = 'live' reads none: leave `direct` out")
+    if not isinstance(store.place, LocalPlace):
+        raise UserError(f"direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first")
+    return Store.open(LocalPlace(store.path, direct=True))
 
 
 def _loss(
