@@ -22,11 +22,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 """Of the images that folders are searched for, lower case."""
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
     """Decode a picture.
 
-    EXIF rotation is applied. Grey, palette, CMYK and the like become RGB; 16-bit grey is scaled by 1/257;
-    transparent pixels are laid over white; of animations the first frame is taken.
+    EXIF rotation is applied, unless `as_stored`: where labels lie on the pixels as the file has them. Grey, palette,
+    CMYK and the like become RGB; 16-bit grey is scaled by 1/257; transparent pixels are laid over white; of
+    animations the first frame is taken.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -37,7 +38,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             defined range (floats, 32-bit integers beyond 16 bits).
     """
     with open_image(path) as image:
-        return _decode(path, image)
+        return _decode(path, image if as_stored else ImageOps.exif_transpose(image))
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
@@ -45,7 +46,7 @@ def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
     if not content:
         raise UnreadableSample(where, "is empty (0 bytes)")
     with _opened(io.BytesIO(content), where) as image:
-        return _decode(where, image)
+        return _decode(where, ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -98,15 +99,14 @@ def file_size(path: Path) -> int:
 
 
 def _decode(where: Path | str, image: Image.Image) -> NDArray[np.uint8]:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        grey = _eight_bits(where, np.asarray(upright))
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _eight_bits(where, np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, rgba)
-    return np.array(upright.convert("RGB"), np.uint8)
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"), np.uint8)
 
 
 def _eight_bits(where: Path | str, grey: NDArray[np.generic]) -> NDArray[np.uint8]:

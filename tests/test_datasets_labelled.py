@@ -101,6 +101,16 @@ def test_labels_are_read_as_described(root):
     assert held_out.fingerprints == [sum(p.stat().st_size for p in files)] and len(files) == 5
 
 
+def test_endings_in_capitals_are_no_other_format(root):
+    """As cameras and Windows write them; the description with a byte order mark."""
+    colours = np.full((20, 24, 3), 255, np.uint8)
+    for name in ("a", "b/2"):
+        Image.fromarray(colours).save(root / "normals" / f"{name}.PNG")
+    text = DESCRIPTION.replace("normals/{id}.npy", "normals/{id}.PNG")
+    (root / "dataset.toml").write_text(text, encoding="utf-8-sig")
+    assert (open_dataset("labelled", "train", root).load(0).labels["normals"] == 1).all()
+
+
 def test_without_splits_all_images_are_train(root):
     text = DESCRIPTION.replace('train = "train.txt"\nheld_out = "held_out.txt"', "").replace("[splits]", "")
     (root / "dataset.toml").write_text(text)

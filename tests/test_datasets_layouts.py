@@ -199,6 +199,38 @@ def test_saliency_begins_above_one_half(copy):
     assert seen[0, :5].tolist() == [0, 0, 1, 1, 0]
 
 
+def test_what_an_editor_adds_to_lists_and_tables_changes_nothing(copy):
+    for path in [*copy.rglob("*.txt"), *copy.rglob("*.json")]:
+        plain = path.read_text()
+        path.write_bytes(b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    assert layouts.main(copy) == 0
+
+
+def test_boundaries_may_be_stored_with_one_bit_or_a_palette(copy):
+    path = copy / "nyud" / "edge" / "0001.png"
+    whole = Image.open(path).copy()
+    data = open_dataset("nyud", "val", copy / "nyud")
+    expected = data.load(0).labels["edge"]
+    two = Image.fromarray(expected)
+    two.putpalette([0, 0, 0, 255, 255, 255])
+    for other in (whole.point(lambda v: v, "1"), two):
+        other.save(path)
+        assert expected.any() and (data.load(0).labels["edge"] == expected).all()
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_a_turn_in_the_images_exif_leaves_it_upon_its_labels(copy, turn):
+    data = open_dataset("pascal_context", "val", copy / "pascal-context")
+    path = data.files(0)["image"]
+    exif = Image.Exif()
+    exif[0x112] = turn
+    segment, jpeg = exif.tobytes(), path.read_bytes()
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:])
+    with Image.open(path) as image:
+        assert image.getexif()[0x112] == turn
+    assert layouts.main(copy) == 0
+
+
 def test_wrong_folders_are_named(copy):
     nyud, pascal = copy / "nyud", copy / "pascal-context"
     with pytest.raises(DatasetError, match=r"gt_sets/train\.txt"):
@@ -229,8 +261,10 @@ def test_wrong_files_are_named(copy):
     refused(r"depth/0001\.npy: is no readable array")
     np.save(nyud / "depth" / "0001.npy", depth[..., None].astype(np.float64))
     assert data.load(0).labels["depth"].dtype == np.float32
-    Image.fromarray(np.zeros((39, 52, 3), np.uint8)).save(nyud / "edge" / "0001.png")
-    refused(r"edge/0001\.png: is RGB")
+    Image.fromarray(np.full((39, 52, 3), [255, 0, 0], np.uint8)).save(nyud / "edge" / "0001.png")
+    refused(r"edge/0001\.png: is coloured")
+    Image.fromarray(np.eye(39, 52, dtype=np.uint8)).save(nyud / "edge" / "0001.png")
+    refused(r"edge/0001\.png: holds at most 1: 0 and 255 are expected")
     (nyud / "segmentation" / "0001.png").unlink()
     refused(r"segmentation/0001\.png: cannot be read: No such file")
 

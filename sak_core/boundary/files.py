@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sak_core.datasets.base import DatasetError, UnreadableSample
 from sak_core.datasets.folder import check_root
-from sak_core.datasets.labels import read_mat
-from sak_core.images import open_image
+from sak_core.datasets.labels import read_levels, read_mat
 
 _NUMBERED = re.compile(r"(?P<name>.+)[-_.](?P<number>\d+)")
 
@@ -93,7 +90,7 @@ def _have(names: Sequence[str]) -> str:
 
 def read_strengths(path: Path) -> npt.NDArray[np.uint8]:
     """A predicted map (h, w) uint8 from an 8-bit grey PNG. Raises UnreadableSample, also for colours and 16 bits."""
-    grey = _read_grey(path)
+    grey = read_levels(path)
     if grey.dtype != np.uint8:
         raise UnreadableSample(path, f"has {8 * grey.dtype.itemsize} bits; strengths are 8-bit grey, 255 being 1")
     return grey.astype(np.uint8)
@@ -105,7 +102,7 @@ def read_annotations(path: Path) -> list[npt.NDArray[np.bool_]]:
     Raises UnreadableSample.
     """
     if path.suffix.lower() != ".mat":
-        return [_read_grey(path) > 0]
+        return [read_levels(path) > 0]
     annotators = read_mat(path, "groundTruth")
     maps = []
     try:
@@ -119,21 +116,3 @@ def read_annotations(path: Path) -> list[npt.NDArray[np.bool_]]:
     if not maps:
         raise UnreadableSample(path, "groundTruth holds no annotation")
     return maps
-
-
-def _read_grey(path: Path) -> npt.NDArray[Any]:
-    """A picture's grey levels (h, w): uint8, 0 and 255 where it has one bit, or integers of more bits."""
-    with open_image(path) as image:
-        if image.mode.startswith("I"):
-            return np.asarray(image)
-        if image.mode in ("L", "1"):
-            return np.asarray(image.convert("L"))
-        if image.mode in ("P", "RGB") and "transparency" not in image.info:
-            colours = np.asarray(image.convert("RGB"))
-            if (colours == colours[..., :1]).all():
-                return colours[..., 0]
-        raise UnreadableSample(path, f"is {_what(image)}: grey levels are expected")
-
-
-def _what(image: Image.Image) -> str:
-    return "transparent" if "A" in image.getbands() or "transparency" in image.info else "coloured"

@@ -80,7 +80,7 @@ class LabelFiles:
         if self.kind == "normals":
             if stored.ndim != 3 or stored.shape[2] != 3:
                 raise UnreadableSample(path, f"has shape {stored.shape}, normals are (h, w, 3)")
-            normals = normals_of(stored) if path.suffix == ".png" else stored.astype(np.float32)
+            normals = stored.astype(np.float32) if _is_array(path) else normals_of(stored)
             missing = np.all(np.isin(stored, self.ignore), axis=-1) if self.ignore else None
             return normals if missing is None else _ignore(normals, missing)
         missing = np.isin(stored, self.ignore)
@@ -91,7 +91,7 @@ class LabelFiles:
         return _ignore((stored >= self.threshold).astype(np.uint8), missing)
 
     def _stored(self, path: Path) -> NDArray[Any]:
-        if path.suffix == ".npy":
+        if _is_array(path):
             return read_array(path)
         return read_colours(path) if self.kind == "normals" else read_grey(path)
 
@@ -105,6 +105,10 @@ class LabelFiles:
                 path, f"holds {stored[wrong][0]}, beyond the {len(self.classes)} classes (offset {self.offset})"
             )
         return np.where(stored == IGNORE, IGNORE, indices).astype(np.uint8)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"
 
 
 def _ignore(label: Label, missing: NDArray[np.bool_]) -> Label:
@@ -210,7 +214,7 @@ def open_labelled(root: Path, split: str) -> LabelledFolder:
 def read_description(path: Path) -> Description:
     """Read and check a description. Raises DatasetError or UnknownName, naming file and setting."""
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        told = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DatasetError(f"no {path}: write one that says where images and labels are") from error
     except (OSError, ValueError) as error:

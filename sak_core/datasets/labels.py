@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sak_core.datasets.base import DatasetError, UnreadableSample
 from sak_core.images import check_file, file_size, open_image
@@ -24,6 +25,36 @@ def read_grey(path: Path) -> NDArray[Any]:
         if image.mode == "1":
             return np.asarray(image, np.uint8)
         return np.asarray(image)
+
+
+def read_levels(path: Path) -> NDArray[Any]:
+    """A picture's grey levels (h, w): uint8, 0 and 255 where it has one bit, or integers of more bits.
+
+    Palettes are looked up. Raises UnreadableSample, also for colours.
+    """
+    with open_image(path) as image:
+        if image.mode.startswith("I"):
+            return np.asarray(image)
+        if image.mode in ("L", "1"):
+            return np.asarray(image.convert("L"))
+        if image.mode in ("P", "RGB") and "transparency" not in image.info:
+            colours = np.asarray(image.convert("RGB"))
+            if (colours == colours[..., :1]).all():
+                return colours[..., 0]
+        raise UnreadableSample(path, f"is {_what(image)}: grey levels are expected")
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """Where a grey picture of black and white is white, (h, w) uint8, 0 or 1; other levels go to the nearer one.
+
+    Raises UnreadableSample, also where something is not black but nothing is white, as where white was stored as 1.
+    """
+    levels = read_levels(path)
+    white = 255 if levels.dtype == np.uint8 else 65535
+    mask = 2 * levels.astype(np.int64) > white
+    if levels.any() and not mask.any():
+        raise UnreadableSample(path, f"holds at most {levels.max()}: 0 and {white} are expected")
+    return mask.astype(np.uint8)
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
@@ -67,12 +98,12 @@ def normals_of(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """Ids, one a line, in the file's order; blank lines are skipped.
+    """Ids, one a line, in the file's order; blank lines, spaces around ids and a byte order mark are skipped.
 
     Raises DatasetError: no such file, no ids, or one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read the list of ids {path}: {error}") from error
     ids = tuple(line.strip() for line in lines if line.strip())
@@ -94,3 +125,7 @@ def check_unique(ids: Sequence[str], where: Path) -> None:
 def total_size(paths: Sequence[Path]) -> int:
     """Bytes of a sample's files together; those that are missing count 0."""
     return sum(file_size(path) for path in paths)
+
+
+def _what(image: Image.Image) -> str:
+    return "transparent" if "A" in image.getbands() or "transparency" in image.info else "coloured"

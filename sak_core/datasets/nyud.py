@@ -21,7 +21,7 @@ import numpy as np
 
 from sak_core.datasets.base import Label, Sample, UnreadableSample, check_labels
 from sak_core.datasets.folder import check_root
-from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, total_size
+from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, read_mask, total_size
 from sak_core.datasets.published import Stage2Benchmark
 from sak_core.images import read_image
 from sak_core.tasks import IGNORE, Task, published_max_dist, published_weight
@@ -95,9 +95,9 @@ class Nyud(Stage2Benchmark):
             "semseg": semseg,
             "depth": np.where(depth == 0, np.float32(IGNORE), depth),
             "normals": normals_of(read_colours(files["normals"])),
-            "edge": (read_grey(files["edge"]) >= 128).astype(np.uint8),
+            "edge": read_mask(files["edge"]),
         }
-        return check_labels(Sample(read_image(files["image"]), labels), TASKS, files)
+        return check_labels(Sample(read_image(files["image"], as_stored=True), labels), TASKS, files)
 
     def files(self, index: int) -> dict[str, Path]:
         """The image and four labels, by task."""

@@ -98,7 +98,7 @@ class PascalContext(Stage2Benchmark):
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
         name, files = self.ids[index], self.files(index)
-        image = read_image(files["image"])
+        image = read_image(files["image"], as_stored=True)
         label_map = read_mat(files["context"], "LabelMap")
         if label_map.shape != image.shape[:2] or label_map.dtype.kind not in "ui":
             raise UnreadableSample(
@@ -177,7 +177,7 @@ def _classes_with_normals(folder: Path) -> tuple[int, ...]:
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     if not isinstance(value, kind):
