@@ -20,8 +20,9 @@ from pipeline.studies.report import save_sheet
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.datasets.base import Dataset, DatasetError, HasFiles, UnreadableSample, check_labels
 from sak_core.datasets.recognise import nearby, recognise
+from sak_core.labels import IGNORE
 from sak_core.names import UnknownName, unknown
-from sak_core.tasks import IGNORE, Task
+from sak_core.tasks import Task
 
 Array = npt.NDArray[Any]
 CHUNK = 8

@@ -11,7 +11,8 @@ from scipy.ndimage import maximum_filter
 
 from pipeline.pictures import Picture, label_picture, letterbox
 from sak_core.datasets.base import Dataset
-from sak_core.tasks import IGNORE, Task
+from sak_core.labels import IGNORE
+from sak_core.tasks import Task
 
 SHEET_ROWS = 8
 TINT = 0.6

@@ -14,10 +14,11 @@ from typing import Any
 from pipeline.config import Data, Study, load_study
 from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
-from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.studies import ablate
+from pipeline.studies import ablate, jobs
 from pipeline.studies.study_table import CONSTANT, markdown
 from pipeline.training.runs import Places
 
@@ -142,7 +143,7 @@ def _draw(study: Study, places: Places) -> list[Path]:
 
     test: Data = study.test
     folder = places.runs / study.name
-    run = next(job.run for job in ablate.plan(study, places) if job.label == "sak")
+    run = next(job.run for job in jobs.plan(study, places) if job.label == "sak")
     return [
         report.contact_sheet(run, test, places, folder / "contact-sheet.png"),
         report.pca_sheet(run, test, places, folder / "pca.png"),

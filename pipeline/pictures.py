@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cache.batch import Batch
+from sak_core.labels import IGNORE
 from sak_core.outputs import readable
-from sak_core.tasks import IGNORE, Task
+from sak_core.tasks import Task
 
 Picture = npt.NDArray[np.uint8]
 CELL_PX = 144

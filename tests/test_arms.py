@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.errors import UserError
-from pipeline.studies import ablate
 from pipeline.studies.arms import ARMS, build_model, find_arm
+from pipeline.studies.jobs import check, plan
 from pipeline.training.runs import Places
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
@@ -83,10 +83,10 @@ def test_derived_and_split_arms_say_so(features: Path, arms: tuple[Path, dict]) 
     alone = Study.model_validate({"name": "x", "recipe": "demo", "arms": ["sak", "oracle"], "test": demo_test()})
     places = Places(features, Path("none"))
     with pytest.raises(UserError, match="chooses among arms teacher:<name>"):
-        ablate.check(alone, ablate.plan(alone, places), places)
+        check(alone, plan(alone, places), places)
     other = alone.model_copy(update={"arms": ("sak",), "baseline": "sac"})
     with pytest.raises(UserError, match="unknown arm 'sac'; did you mean sak"):
-        ablate.check(other, ablate.plan(other, places), places)
+        check(other, plan(other, places), places)
 
 
 def demo_test() -> dict[str, str]:
@@ -97,8 +97,8 @@ def demo_test() -> dict[str, str]:
 def test_every_shipped_study_plans_every_run(name: str, features: Path) -> None:
     study = load_study(name)
     places = Places(features, Path("none"))
-    jobs = ablate.plan(study, places)
-    ablate.check(study, jobs, places)
+    jobs = plan(study, places)
+    check(study, jobs, places)
     derived = sum(find_arm(arm).derived for arm in study.arms)
     assert len(jobs) == len(study.seeds) * (len(study.arms) - derived + len(study.variations))
     assert len({job.run for job in jobs}) == len(jobs)
@@ -108,7 +108,7 @@ def test_runs_that_choose_by_validation_are_told_apart(features: Path) -> None:
     def distilled(**changes: object) -> int:
         table = {"name": "x", "recipe": "demo", "arms": ["sak"], "test": demo_test(), "set": changes}
         split = {"name": "other", "set": {"validation": demo_test(), "best_by": "loss"}}
-        jobs = ablate.plan(Study.model_validate({**table, "variations": [split]}), Places(features, Path("none")))
+        jobs = plan(Study.model_validate({**table, "variations": [split]}), Places(features, Path("none")))
         return len({job.stage1 for job in jobs})
 
     assert distilled() == 1, "validation chooses nothing in stage 1"

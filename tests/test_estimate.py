@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from pipeline.config import Study
-from pipeline.studies import ablate
 from pipeline.studies.estimate import estimate, estimate_text
+from pipeline.studies.jobs import plan
 from pipeline.training.distill import distill
 from pipeline.training.runs import Places
 
@@ -18,7 +18,7 @@ def test_own_runs_and_short_samples_tell(features: Path, tmp_path: Path) -> None
     short = {"steps": 60, "batch_size": 8, "tasks": ["depth"], "student.stem.depth": 4}
     table = {"name": "x", "recipe": "demo", "arms": ["sak"], "seeds": [0, 1], "test": test, "set": short}
     study = Study.model_validate(table)
-    jobs = ablate.plan(study, places)
+    jobs = plan(study, places)
     unknown = estimate(jobs, places, 1, measures=False)
     assert (unknown["runs"], unknown["steps"], unknown["seconds"]) == (4, 240, None)
     assert "not known" in estimate_text(unknown)
@@ -26,7 +26,7 @@ def test_own_runs_and_short_samples_tell(features: Path, tmp_path: Path) -> None
     assert found["seconds"] > 0 and estimate(jobs, places, 2)["steps"] == 240
     assert not list(tmp_path.iterdir()), "a sample leaves nothing behind"
     alone = Study.model_validate({**table, "arms": ["single-task"], "set": {**short, "tasks": ["depth", "semseg"]}})
-    singles = estimate(ablate.plan(alone, places), places, 1)
+    singles = estimate(plan(alone, places), places, 1)
     assert (singles["runs"], singles["steps"]) == (4, 240) and singles["seconds"] > 0, "a student a task and seed"
     first = jobs[0]
     assert first.distill and first.stage1

@@ -19,7 +19,8 @@ import pytest
 from cache.store import Store, find_stores
 from pipeline.errors import UserError
 from pipeline.extraction import prepare, samples
-from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.extraction.caching import run_cache
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.samples import DatasetRequest
 from tests.cache_toy import tree
 from tests.conftest import sak

@@ -16,8 +16,8 @@ from cache.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
-from pipeline.studies.ablate import Job
 from pipeline.studies.estimate import estimate
+from pipeline.studies.jobs import Job
 from pipeline.training.distill import distill
 from pipeline.training.runs import Places
 from tests.conftest import cache_split, sak

@@ -13,8 +13,9 @@ import pytest
 from cache.errors import SpecMismatch
 from cache.store import Store
 from pipeline.errors import UserError
-from pipeline.extraction.caching import CacheRequest, dry_run, run_cache
+from pipeline.extraction.caching import dry_run, run_cache
 from pipeline.extraction.plan import plan, plan_text
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.samples import DatasetRequest
 from tests.conftest import sak
 

@@ -65,7 +65,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
 def cache(as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
-    from pipeline.extraction.caching import CacheRequest, run_cache
+    from pipeline.extraction.caching import run_cache
+    from pipeline.extraction.request import CacheRequest
 
     result = run_cache(CacheRequest.from_options(options))
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
@@ -75,8 +76,8 @@ def cache(as_json: bool, **options: Any) -> None:
 @_with_options
 def plan(as_json: bool, **options: Any) -> None:
     """What `sak cache` with these options would write, hold and take; nothing of it is done."""
-    from pipeline.extraction.caching import CacheRequest
     from pipeline.extraction.plan import plan, plan_text
+    from pipeline.extraction.request import CacheRequest
 
     # all that this process has done so far a run does, too
     show(plan(CacheRequest.from_options({**options, "dry_run": True}), time.process_time()), as_json, plan_text)

@@ -177,13 +177,14 @@ def ablate(
     from pipeline.console import say
     from pipeline.studies import ablate as studies
     from pipeline.studies.estimate import estimate, estimate_text
+    from pipeline.studies.jobs import check, plan
     from pipeline.studies.study_table import markdown
 
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
     loaded, where = load_study(study), places(features, runs, root)
-    jobs = studies.plan(loaded, where)
-    studies.check(loaded, jobs, where)
+    jobs = plan(loaded, where)
+    check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)
     say(f"study {loaded.name}: {estimate_text(left)}")
     if dry_run:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cache.spec import SourceSpec
 from pipeline.console import say
 from pipeline.extraction.amounts import PartAmount, coded
 from pipeline.extraction.prepare import source_spec
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.running import RunningTeacher
 from pipeline.extraction.samples import num_decoders
 from pipeline.extraction.sampling import (
@@ -19,9 +19,6 @@ from pipeline.extraction.sampling import (
     source_rows,
     warmed_up,
 )
-
-if TYPE_CHECKING:
-    from pipeline.extraction.caching import CacheRequest
 
 
 def measure_source(request: CacheRequest, spec: SourceSpec) -> SourceSample:

@@ -14,13 +14,14 @@ from cache.spec import SourceSpec
 from cache.store import Store
 from pipeline.console import amount, duration, table, warn
 from pipeline.extraction.amounts import PartAmount, coded, existing_store, is_calibrated
-from pipeline.extraction.caching import CacheRequest, planned_amounts, start_teachers, summary
+from pipeline.extraction.caching import planned_amounts, start_teachers, summary
 from pipeline.extraction.extract import CALIBRATION_ROWS
 from pipeline.extraction.extract import memory_bytes as teacher_memory
 from pipeline.extraction.measured import measure_source, measure_teachers
 from pipeline.extraction.prepare import memory_bytes as source_memory
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.proposals import proposals
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.running import RunningTeacher
 from pipeline.extraction.samples import num_decoders
 from pipeline.extraction.sampling import SourceSample, TeacherSample

@@ -19,9 +19,9 @@ from cache.store import Store
 from cache.teacher_writer import TeacherWriter
 from pipeline.console import say
 from pipeline.extraction.amounts import coded, existing_store, source_amount, teacher_amount
-from pipeline.extraction.caching import CacheRequest
 from pipeline.extraction.extract import CALIBRATION_ROWS
 from pipeline.extraction.prepare import source_spec
+from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.running import RunningTeacher, batches, level_specs
 from pipeline.extraction.sampling import array_ratios, sample_store
 

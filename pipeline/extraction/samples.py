@@ -20,7 +20,7 @@ from cache.spec import SourceSpec, encode_ids
 from pipeline.console import start_worker
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import Dataset, UnreadableSample
-from sak_core.tasks import IGNORE
+from sak_core.labels import IGNORE
 from sak_core.views import ViewPolicy, apply_view, draw_view
 
 Array = npt.NDArray[Any]

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.miniatures.head import outputs, train_head
 from sak_core.boundary import even_thresholds
 from sak_core.datasets import open_dataset
-from sak_core.metrics import BoundaryMetric, metric_for
+from sak_core.metrics import BoundaryMetric
 from sak_core.tasks import Task
 from sak_core.teachers.miniature import MINIATURES, build_miniature
 
@@ -246,7 +246,7 @@ def _score(folder: Path, tasks: Sequence[Task], config: ProbeConfig, job: tuple[
         predicted = outputs(head, test, (truth.shape[1], truth.shape[2]))
         # A fifth of the benchmark's thresholds: they move odsF by less than the seeds do, and cost most of it.
         coarse = BoundaryMetric(task.max_dist, even_thresholds(NUM_THRESHOLDS))
-        metric = coarse if task.kind == "boundary" else metric_for(task)
+        metric = coarse if task.kind == "boundary" else task.metric()
         for output, label in zip(predicted, torch.split(truth, 50), strict=True):
             metric.update(output, label)
         found[task.name] = float(metric.compute()[task.score])

@@ -10,107 +10,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe, Study, differences, load_recipe
+from pipeline.config import Recipe, Study
 from pipeline.console import say, start_worker
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
-from pipeline.stores import find_store, store_tasks, training_store
-from pipeline.studies.arms import (
-    ORACLE,
-    TEACHER_PREFIX,
-    find_arm,
-    one_a_task,
-    parts_read,
-    starts_from_stage1,
-    teachers_read,
-)
+from pipeline.studies.arms import find_arm
+from pipeline.studies.jobs import Job, check, plan, single_jobs
 from pipeline.studies.study_table import as_csv, collect, markdown
 from pipeline.training import runs
-from sak_core.names import part_name, unknown
 
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
 
 SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "direct", "source")
 """The keys of a recipe that decide which rows come in which order."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trained system of a study: its stage-1 run (None where the arm does not distil) and its stage-2 run."""
-
-    label: str
-    seed: int
-    finetune: Recipe
-    run: Path
-    distill: Recipe | None = None
-    stage1: Path | None = None
-
-
-def plan(study: Study, places: runs.Places) -> list[Job]:
-    """The study's jobs. A variation that changes nothing of stage 1 starts from its arm's own distilled run."""
-    folder = places.runs / study.name
-    jobs: list[Job] = []
-    for seed in study.seeds:
-        plain: dict[str, Job] = {}
-        for arm in study.arms:
-            if find_arm(arm).derived:
-                continue
-            plain[arm] = _job(study, folder, arm, arm, {}, seed)
-            jobs.append(plain[arm])
-        for variation in study.variations:
-            base = plain.get(variation.arm)
-            job = _job(study, folder, variation.name, variation.arm, variation.set, seed)
-            if base and base.distill and job.distill and _same_training(base.distill, job.distill):
-                job = Job(job.label, seed, job.finetune, job.run, base.distill, base.stage1)
-            jobs.append(job)
-    return jobs
-
-
-def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, Any], seed: int) -> Job:
-    overrides = {**study.set, "arm": arm, **changes, "seed": seed}
-    name = f"{part_name(label)}-seed{seed}"
-    job = Job(label, seed, load_recipe(study.recipe, "finetune", overrides), folder / f"{name}-finetune")
-    if not starts_from_stage1(job.finetune):
-        return job
-    # routers and heads are stage 2's alone: what trains only them starts from the arm's own distilled student
-    distilled = dict(overrides)
-    if distilled.get("trains") == "routers":
-        distilled = {key: value for key, value in overrides.items() if key not in ("trains", "frozen")}
-    distill = load_recipe(study.recipe, "distill", distilled)
-    return Job(label, seed, job.finetune, job.run, distill, folder / f"{name}-distill")
-
-
-def _same_training(a: Recipe, b: Recipe) -> bool:
-    """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
-    stage2_only = {"tasks", "task_weights", "alpha", "boundary", "stage1"}
-    if a.validate_every is None and b.validate_every is None:
-        stage2_only |= {"validation", "best_by"}  # nothing is chosen by it
-    left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
-    for side in (left, right):
-        side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}
-    return not differences(left, right)
-
-
-def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
-    """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished, or the arms
-    do not fit together."""
-    for job in jobs:
-        for recipe in filter(None, (job.distill, job.finetune)):
-            training_store(places.features, recipe, parts_read(recipe))
-        frozen = find_arm(job.finetune.arm).frozen_features
-        find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
-    labels = {job.label for job in jobs}
-    if ORACLE in study.arms:
-        if not any(label.startswith(TEACHER_PREFIX) for label in labels):
-            raise UserError(f"study {study.name}: arm {ORACLE} chooses among arms teacher:<name>; add some")
-        labels.add(ORACLE)
-    if study.baseline not in labels:
-        raise UserError(f"study {study.name}: baseline: {unknown('arm', study.baseline, sorted(labels))}")
 
 
 def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1, devices: int = 1) -> dict[str, Any]:
@@ -134,17 +50,6 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     runs.write_atomically(folder / "table.md", markdown(result) + "\n")
     runs.write_atomically(folder / "table.csv", as_csv(result))
     return result
-
-
-def single_jobs(job: Job, places: runs.Places) -> list[Job]:
-    """The students of a job whose arm has one a task: the same rows, in folders below the job's run."""
-    recipe = job.finetune
-    store = training_store(places.features, recipe, parts_read(recipe))
-    tasks = [task.name for task in store_tasks(store, recipe.tasks, recipe.task_weights)]
-    return [
-        Job(f"{job.label} {task}", job.seed, single, job.run / task)
-        for task, single in one_a_task(recipe, tasks).items()
-    ]
 
 
 Call = tuple[Callable[..., None], Job, Study, runs.Places]

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.config import Recipe
 from pipeline.console import amount, duration, say
 from pipeline.errors import UserError
-from pipeline.studies.ablate import Job, single_jobs
 from pipeline.studies.arms import find_arm
+from pipeline.studies.jobs import Job, single_jobs
 from pipeline.training import checkpoint, runs
 
 SAMPLE_STEPS = 3

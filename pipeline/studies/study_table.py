@@ -14,10 +14,10 @@ from pipeline.config import Study
 from pipeline.console import table
 from pipeline.stores import find_store, store_tasks
 from pipeline.studies.arms import ORACLE, TEACHER_PREFIX
+from pipeline.studies.jobs import Job
 from pipeline.training import runs
 
 if TYPE_CHECKING:
-    from pipeline.studies.ablate import Job
     from sak_core.tasks import Task
 
 CONSTANT = "constant"
@@ -53,6 +53,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
     entries = {CONSTANT: Entry([constant]), **{label: _entry(tasks, study, group) for label, group in by_label.items()}}
     if ORACLE in study.arms:
         entries = _with_oracle(study, entries, tasks)
+    higher_is_better = {task.name: task.higher_is_better for task in tasks}
     baseline = {task.name: mean(s[task.name] for s in entries[study.baseline].scores) for task in tasks}
     return {
         "study": study.name,
@@ -63,7 +64,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
             {
                 "arm": label,
                 "scores": {task.name: _mean_std([s[task.name] for s in entry.scores]) for task in tasks},
-                "gain_percent": _mean_std([delta_m(s, baseline, tasks) for s in entry.scores]),
+                "gain_percent": _mean_std([delta_m(s, baseline, higher_is_better) for s in entry.scores]),
                 "parameters": entry.results[0]["parameters"] if entry.results else 0,
                 "seconds": mean(r["seconds"] for r in entry.results) if entry.results else 0.0,
                 "random_weights": sorted({name for r in entry.results for name in r["random_weights"]}),

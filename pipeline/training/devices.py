@@ -21,7 +21,7 @@ from pipeline.training.boards import require_wandb
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from sak_core.tasks import OverRanks
+    from sak_core.task_losses import OverRanks
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.noise import RowNoise
 from sak_core.parts import freeze
-from sak_core.tasks import OverRanks
+from sak_core.task_losses import OverRanks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

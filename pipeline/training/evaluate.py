@@ -26,7 +26,7 @@ from pipeline.studies.arms import build_model, find_arm, run_model, teachers_rea
 from pipeline.training import runs
 from sak_core.boundary import even_thresholds
 from sak_core.constant import ConstantPredictor
-from sak_core.metrics import BoundaryMetric, TaskMetric, metric_for
+from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
 from sak_core.tasks import Task, published_max_dist
 
@@ -169,7 +169,7 @@ def _metric(task: Task, boundary: Boundary, dataset: str, image_map: ImageMap = 
     if task.kind == "boundary":
         max_dist = boundary.max_dist or published_max_dist(dataset)
         return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds), image_map=image_map)
-    return metric_for(task)
+    return task.metric()
 
 
 @contextmanager

@@ -36,7 +36,8 @@ from pipeline.training.watch import StepResult
 from sak_core.losses import task_losses
 from sak_core.noise import RowNoise
 from sak_core.parts import freeze
-from sak_core.tasks import OverRanks, Task
+from sak_core.task_losses import OverRanks
+from sak_core.tasks import Task
 
 
 def finetune(

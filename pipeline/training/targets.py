@@ -18,7 +18,7 @@ from sak_core.losses import distillation_loss
 from sak_core.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student import StudentOutput
-from sak_core.tasks import OverRanks
+from sak_core.task_losses import OverRanks
 
 
 class Targets:

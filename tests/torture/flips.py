@@ -21,7 +21,8 @@ from cache.layout import index_bytes
 from cache.store import Store
 from cache.verify import Problem, verify_store
 from pipeline.commands.caching import cache
-from pipeline.extraction.caching import CacheRequest, run_cache
+from pipeline.extraction.caching import run_cache
+from pipeline.extraction.request import CacheRequest
 from pipeline.upkeep.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
 
