@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sak_core.tasks import IGNORE, Task
+from sak_core.labels import IGNORE
+from sak_core.tasks import Task
 
 LOWEST = {"saliency": 0.06, "boundary": 0.02}
 """Just above the lowest threshold of the kind's score: below every threshold a constant finds nothing at all."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from sak_core.dropping import TeacherDropping
 from sak_core.names import UnknownName, unknown
 from sak_core.row_losses import DISTILLATION
-from sak_core.tasks import OverRanks, Task
+from sak_core.task_losses import OverRanks
+from sak_core.tasks import Task
 
 
 def distillation_loss(

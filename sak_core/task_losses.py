@@ -9,11 +9,16 @@ processes, as DistributedDataParallel does, sum / (mean count) is then the loss 
 keeps them local.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sak_core.tasks import IGNORE, OverRanks
+from sak_core.labels import IGNORE
+
+OverRanks = Callable[[Tensor], Tensor]
+"""Averages a tensor over the processes of a distributed run."""
 
 POSITIVE_BOUNDARY_WEIGHT = 0.95
 

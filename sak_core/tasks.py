@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sak_core.labels import IGNORE
 from sak_core.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sak_core.metrics.base import TaskMetric
+    from sak_core.task_losses import OverRanks
 
-IGNORE = 255
-"""The label value that neither losses nor scores look at (normals: in all three channels)."""
-
-OverRanks = Callable[["Tensor"], "Tensor"]
-"""Averages a tensor over the processes of a distributed run."""
-
-Loss = Callable[["Tensor", "Tensor", OverRanks | None], "Tensor"]
+Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
 """(output (B, C, H, W), label (B, H, W[, 3]), over_ranks) to a scalar."""
 
 
@@ -100,6 +96,10 @@ class Task:
     def higher_is_better(self) -> bool:
         """Whether a larger primary score is the better one."""
         return self.spec.higher_is_better
+
+    def metric(self) -> TaskMetric:
+        """A fresh metric; its `compute()` has the primary score under `score`."""
+        return self.spec.metric(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `Task.from_dict` reads it back."""

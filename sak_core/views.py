@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from sak_core.colour import NEUTRAL, ColourChange, change_colour
 from sak_core.draws import Stream
+from sak_core.labels import IGNORE
 from sak_core.resampling import resize_part
-from sak_core.tasks import IGNORE
 from sak_core.view_policies import (
     EVALUATION,
     NYUD_SIZE,

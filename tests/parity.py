@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sak_core.labels import IGNORE
 from sak_core.losses import distillation_loss, task_losses
-from sak_core.metrics import metric_for
 from sak_core.reference import import_reference
 from sak_core.reference_config import reference_task
 from sak_core.stem import StemConfig
 from sak_core.student import Student, StudentConfig
-from sak_core.tasks import IGNORE, Task
+from sak_core.tasks import Task
 from tests import formula
 
 NUM_CLASSES = {"semseg": {"nyud": 40, "pascalcontext": 21}, "human_parts": {"nyud": 7, "pascalcontext": 7}}
@@ -133,7 +133,7 @@ def model_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
         values |= {f"task_loss/{term}": value for term, value in terms.items()}
         values["task_loss/total"] = total
     for task in tasks:
-        metric = metric_for(task)
+        metric = task.metric()
         metric.update(out.outputs[task.name], labels[task.name])
         values |= {f"metric/{task.name}/{k}": torch.as_tensor(v) for k, v in metric.compute().items()}
     return values
@@ -170,7 +170,7 @@ def compare_metric_case(name: str, case: Mapping[str, Any]) -> list[Comparison]:
     comparisons = []
     for task_name, scores in case["scores"].items():
         task = task_of(task_name, case["dataset"])
-        metric = metric_for(task)
+        metric = task.metric()
         shape = label_shape(task, case["batch"], tuple(case["size"]))
         for b in range(case["batches"]):
             label = label_like(task, formula.tensor(f"{name}/{b}/gt/{task_name}", shape), model_case=False)

@@ -11,8 +11,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 
 from sak_core.boundary.labelled import valid_box
 from sak_core.constant import ConstantPredictor
-from sak_core.metrics import delta_m, metric_for
-from sak_core.tasks import IGNORE, Task
+from sak_core.labels import IGNORE
+from sak_core.metrics import delta_m
+from sak_core.tasks import Task
 from tests import students
 
 BY_NAME = {task.name: task for task in students.TASKS}
@@ -28,7 +29,7 @@ def batches(task: Task, number: int = 3):
 
 
 def scored(task: Task, pairs) -> dict[str, float]:
-    metric = metric_for(task)
+    metric = task.metric()
     for output, label in pairs:
         metric.update(output, label)
     return metric.compute()
@@ -38,7 +39,7 @@ def test_miou_equals_torchmetrics():
     task = BY_NAME["semseg"]
     theirs = MulticlassJaccardIndex(5, average=None, ignore_index=IGNORE)
     matrix = MulticlassConfusionMatrix(5, ignore_index=IGNORE)
-    ours = metric_for(task)
+    ours = task.metric()
     for output, label in batches(task):
         ours.update(output, label)
         theirs.update(output, label.long())
@@ -86,7 +87,7 @@ def test_a_probability_on_the_threshold_is_salient():
     task = BY_NAME["saliency"]
     half = torch.zeros(1, 2, 1, 2)
     label = torch.tensor([[[1, 1]]])
-    metric = metric_for(task)
+    metric = task.metric()
     metric.update(half, label)
     assert metric.counts[0].tolist() == [2] * 10 + [0] * 9
 
@@ -131,7 +132,7 @@ def test_batches_may_be_cut_and_merged_in_any_way(task):
     pairs = list(batches(task))
     whole = scored(task, [(torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs]))])
     assert scored(task, pairs) == pytest.approx(whole)
-    a, b = metric_for(task), metric_for(task)
+    a, b = task.metric(), task.metric()
     a.update(*pairs[0])
     for pair in pairs[1:]:
         b.update(*pair)
@@ -151,7 +152,7 @@ def test_ignored_pixels_change_nothing(task):
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
 def test_a_metric_without_data_computes(task):
-    assert task.score in metric_for(task).compute()
+    assert task.score in task.metric().compute()
 
 
 @pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
@@ -176,12 +177,12 @@ def test_the_truth_scores_best(task):
 
 
 def test_delta_m_signs_and_names():
-    tasks = [BY_NAME["semseg"], BY_NAME["depth"]]
+    senses = {"semseg": True, "depth": False}
     base = {"semseg": 50.0, "depth": 0.5}
-    assert delta_m({"semseg": 55.0, "depth": 0.4}, base, tasks) == pytest.approx(15)
-    assert delta_m({"semseg": 45.0, "depth": 0.5}, base, tasks) == pytest.approx(-5)
+    assert delta_m({"semseg": 55.0, "depth": 0.4}, base, senses) == pytest.approx(15)
+    assert delta_m({"semseg": 45.0, "depth": 0.5}, base, senses) == pytest.approx(-5)
     with pytest.raises(ValueError, match="baseline of depth is 0"):
-        delta_m(base, {"semseg": 50.0, "depth": 0.0}, tasks)
+        delta_m(base, {"semseg": 50.0, "depth": 0.0}, senses)
 
 
 def test_valid_box():
@@ -237,13 +238,13 @@ def test_constants_are_the_labels_statistics():
 @pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
 def test_an_images_own_score_is_that_of_the_image_alone(task):
     pairs = list(batches(task))
-    metric = metric_for(task)
+    metric = task.metric()
     for output, label in pairs:
         metric.update(output, label)
     alone = []
     for output, label in pairs:
         for i in range(len(label)):
-            one = metric_for(task)
+            one = task.metric()
             one.update(output[i : i + 1], label[i : i + 1])
             if task.kind == "boundary":
                 alone.append(one.compute()["oisF"])
@@ -258,7 +259,7 @@ def test_an_images_own_score_is_that_of_the_image_alone(task):
 
 def test_classes_and_confusions_are_in_the_details():
     task = BY_NAME["semseg"]
-    metric = metric_for(task)
+    metric = task.metric()
     matrix = MulticlassConfusionMatrix(5, ignore_index=IGNORE)
     for output, label in batches(task):
         metric.update(output, label)
@@ -274,7 +275,7 @@ def test_an_image_without_a_valid_pixel_has_no_score_of_its_own(task):
     (output, label), *_ = batches(task)
     label = label.clone()
     label[0] = IGNORE
-    metric = metric_for(task)
+    metric = task.metric()
     metric.update(output, label)
     first, second = metric.details()["per_image"]
     assert first is None and second is not None
@@ -287,7 +288,7 @@ def _two_processes(rank: int, folder: str) -> None:
     for task in students.TASKS:
         # boundaries leave process 0 without any image
         first = 0 if task.kind == "boundary" else 1
-        metric = metric_for(task)
+        metric = task.metric()
         for output, label in list(batches(task))[slice(0, first) if rank == 0 else slice(first, None)]:
             metric.update(output, label)
         told[task.name] = {"scores": metric.compute(), "details": metric.details()}
@@ -299,7 +300,7 @@ def test_two_processes_with_uneven_parts_score_as_one(tmp_path):
     torch.multiprocessing.spawn(_two_processes, (str(tmp_path),), nprocs=2)
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for task in students.TASKS:
-        metric = metric_for(task)
+        metric = task.metric()
         for output, label in batches(task):
             metric.update(output, label)
         for told in both:
@@ -316,8 +317,9 @@ def test_delta_m_knows_each_metrics_direction():
     tasks = students.TASKS
     base = {task.name: 40.0 for task in tasks}
     better = {task.name: 44.0 if task.higher_is_better else 36.0 for task in tasks}
-    assert delta_m(better, base, tasks) == pytest.approx(10)
-    assert delta_m(base, better, tasks) < 0 and delta_m(base, base, tasks) == 0
+    senses = {task.name: task.higher_is_better for task in tasks}
+    assert delta_m(better, base, senses) == pytest.approx(10)
+    assert delta_m(base, better, senses) < 0 and delta_m(base, base, senses) == 0
     assert {task.kind: task.higher_is_better for task in tasks} == {
         "classes": True,
         "saliency": True,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sak_core.boundary.counts import Counts, boundary_counts
 from sak_core.boundary.suppression import nms
-from sak_core.tasks import IGNORE
+from sak_core.labels import IGNORE
 
 
 @dataclass(frozen=True)

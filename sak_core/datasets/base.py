@@ -14,7 +14,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sak_core.tasks import IGNORE, Task
+from sak_core.labels import IGNORE
+from sak_core.tasks import Task
 from sak_core.views import ViewPolicy
 
 Label = NDArray[np.uint8] | NDArray[np.float32]

@@ -54,8 +54,9 @@ from sak_core.datasets.labels import (
     total_size,
 )
 from sak_core.images import read_image
+from sak_core.labels import IGNORE
 from sak_core.names import UnknownName, unknown
-from sak_core.tasks import IGNORE, KINDS, Task, published_weight
+from sak_core.tasks import KINDS, Task, published_weight
 from sak_core.views import EVALUATION, STAGE2, ViewPolicy
 
 DESCRIPTION = "dataset.toml"

@@ -32,7 +32,8 @@ from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_i
 from sak_core.datasets.pascal_parts import PART_CLASSES, PERSON, draw_parts
 from sak_core.datasets.published import Stage2Benchmark
 from sak_core.images import read_image
-from sak_core.tasks import IGNORE, Task, published_weight
+from sak_core.labels import IGNORE
+from sak_core.tasks import Task, published_weight
 from sak_core.views import PASCAL_SIZE
 
 CLASSES = (

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sak_core.datasets.base import UnreadableSample
-from sak_core.tasks import IGNORE
+from sak_core.labels import IGNORE
 
 PERSON = 15
 """VOC's class index of persons."""

@@ -14,13 +14,6 @@ from sak_core.metrics.depth import DepthMetric
 from sak_core.metrics.normals import NormalsMetric
 from sak_core.metrics.saliency import SaliencyMetric
 from sak_core.metrics.summary import delta_m
-from sak_core.tasks import Task
-
-
-def metric_for(task: Task) -> TaskMetric:
-    """A fresh metric for the task; `compute()` has its primary score under `task.score`."""
-    return task.spec.metric(task)
-
 
 __all__ = [
     "BoundaryMetric",
@@ -30,5 +23,4 @@ __all__ = [
     "SaliencyMetric",
     "TaskMetric",
     "delta_m",
-    "metric_for",
 ]

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sak_core.labels import IGNORE
 from sak_core.metrics.base import TaskMetric
-from sak_core.tasks import IGNORE
 
 
 class ClassesMetric(TaskMetric):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sak_core.labels import IGNORE
 from sak_core.metrics.base import TaskMetric
-from sak_core.tasks import IGNORE
 
 
 class SaliencyMetric(TaskMetric):
