@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import struct
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.takeaway.drawing import KEY_PX
+from pipeline.takeaway.drawing import KEY_MIN_PX, KEY_PX
 from sak_core.datasets.rooms.scene import render_scene
 from sak_core.pretrained import from_pretrained
 from sak_core.student import StudentOutput
@@ -109,12 +112,66 @@ def test_equal_names_keep_their_suffix(trained: Path, tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 2 and str(tmp_path / "other" / "x.png") in done.stderr
+    for path in (tmp_path / "clip.mp4", tmp_path / "other" / "clip.mp4"):
+        path.write_bytes(b"video")
+    done = sak(
+        "predict", tmp_path / "clip.mp4", tmp_path / "other" / "clip.mp4", "--model", trained, "--out", tmp_path / "o",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and str(tmp_path / "other" / "clip.mp4") in done.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     done = sak("predict", folder, "--model", trained, "--out", tmp_path / "full", check=False)
     assert done.returncode == 2 and "holds other files" in done.stderr
     done = sak("predict", tmp_path / "none.png", "--model", trained, "--out", tmp_path / "o", check=False)
     assert done.returncode == 2 and "no such file" in done.stderr
+
+
+def test_odd_pictures(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd names" / "größe 大"
+    folder.mkdir(parents=True)
+    room = scene(0, (96, 96))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise, as phones held upright write it
+    room.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.WEBP", lossless=True, exif=exif)
+    room.save(folder / "plain.PNG")
+    room.resize((1, 1)).save(folder / "dot.png")
+    room.resize((3000, 9)).save(folder / "strip.png")
+    see_through = room.convert("RGBA")
+    see_through.putalpha(0)
+    see_through.save(folder / "see-through.png")
+    Image.new("RGB", (96, 96), "white").save(folder / "white.png")
+    grey = np.asarray(room.convert("L"))
+    Image.fromarray(grey).save(folder / "grey8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "grey16.png")
+    room.save(os.fsdecode(bytes(folder) + b"/latin-\xe9.png"))
+    out = tmp_path / "out"
+    result = json.loads(
+        sak("predict", tmp_path / "odd names", "--model", trained, "--out", out, "--raw", "--json").stdout
+    )
+    assert result["predicted"] == 9 and result["unreadable"] == []
+    for one, other in (
+        ("turned", "plain"),
+        ("see-through", "white"),
+        ("grey16", "grey8"),
+        ("latin-\\xe9", "plain"),
+    ):
+        pair = [np.load(out / "raw" / "größe 大" / f"{name}.npz") for name in (one, other)]
+        for task in TASKS:
+            np.testing.assert_allclose(pair[0][task], pair[1][task], rtol=1e-3, atol=1e-3)
+    for name, shape in (("dot", (1, 1)), ("strip", (9, 3000))):
+        assert np.load(out / "raw" / "größe 大" / f"{name}.npz")["depth"].shape == shape
+    # a strip is not blown up, and its key is whole beside it
+    assert Image.open(out / "semseg" / "größe 大" / "strip.png").size == (3000 + KEY_PX, KEY_MIN_PX)
+
+
+def test_a_sheet_of_kept_pictures_is_the_sheet_of_new_ones(
+    trained: Path, photos: Path, predicted: Path, tmp_path: Path
+) -> None:
+    again = Path(shutil.copytree(predicted, tmp_path / "again"))
+    sak("predict", photos, "--model", trained, "--out", again, "--raw")
+    new, kept = (np.asarray(Image.open(out / "contact-sheet.png")).astype(int) for out in (predicted, again))
+    assert np.abs(new - kept).mean() < 2  # small pictures were kept enlarged
 
 
 def write_video(path: Path, frames: int) -> None:
@@ -143,6 +200,48 @@ def test_a_videos_frames(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
     bad = sak("predict", tmp_path / "bad.mp4", "--model", trained, "--out", tmp_path / "o", check=False)
     assert bad.returncode == 2 and "cannot be read as a video" in bad.stderr and "Traceback" not in bad.stderr
+
+
+TURNS = {  # the display matrix of a phone's clip (a, b, c, d) -> how a person turns its frames
+    "portrait": ((0, 1, -1, 0), Image.Transpose.ROTATE_270),
+    "upside-down": ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
+    "other-portrait": ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
+}
+
+
+def write_turned_video(path: Path, picture: Image.Image, matrix: tuple[int, int, int, int]) -> None:
+    """A clip of one frame whose track header has a display matrix (ISO 14496-12, 8.3.2; x' = ax + cy, y' = bx + dy)."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *picture.size, "yuv420p", 4_000_000
+        for packet in [*stream.encode(av.VideoFrame.from_image(picture)), *stream.encode()]:
+            container.mux(packet)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44  # after the box's name, version 0
+    a, b, c, d = (65536 * entry for entry in matrix)
+    struct.pack_into(">9i", content, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+def test_a_phones_turned_clips_come_out_upright(trained: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    sources = []
+    for name, (matrix, turn) in TURNS.items():
+        write_turned_video(tmp_path / f"{name}.mp4", scene(0, (64, 96)), matrix)
+        with av.open(str(tmp_path / f"{name}.mp4")) as container:
+            stored = next(container.decode(video=0)).to_image()
+        assert stored.size == (96, 64)
+        stored.transpose(turn).save(tmp_path / f"{name}-by-hand.png")
+        sources += [tmp_path / f"{name}.mp4", tmp_path / f"{name}-by-hand.png"]
+    sak("predict", *sources, "--model", trained, "--out", tmp_path / "out", "--raw")
+    for name in TURNS:
+        found = np.load(tmp_path / "out" / "raw" / name / "000000.npz")
+        expected = np.load(tmp_path / "out" / "raw" / f"{name}-by-hand.npz")
+        assert found["depth"].shape == ((64, 96) if name == "upside-down" else (96, 64))
+        for task in TASKS:
+            np.testing.assert_allclose(found[task], expected[task], rtol=1e-3, atol=1e-3)
 
 
 def test_frames_are_decoded_in_order_and_upright(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ KEY_PX = 150
 """Width of the key beside a picture."""
 LINE_PX = 20
 SMALL_PX = 320
-"""Pictures with a shorter side are enlarged by a whole factor before a key is set beside them."""
+"""Pictures with a shorter side are enlarged by a whole factor before a key is set beside them,"""
+LARGE_PX = 4096
+"""but not beyond this longer side: strips stay narrow."""
+KEY_MIN_PX = 160
+"""Height of a key beside a lower picture."""
 
 
 def draw(task: Task, image: Picture, prediction: Prediction) -> Picture:
@@ -47,14 +51,25 @@ def with_key(task: Task, picture: Picture, prediction: Prediction) -> Picture:
     """
     if task.kind not in _KEYS:
         return picture
-    factor = max(1, -(-SMALL_PX // min(picture.shape[:2])))
+    factor = _enlargement(picture.shape[:2])
     large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    canvas = Image.new("RGB", (large.shape[1] + KEY_PX, large.shape[0]), "white")
-    canvas.paste(Image.fromarray(large), (0, 0))
-    key = Image.new("RGB", (KEY_PX, large.shape[0]), "white")
+    key = Image.new("RGB", (KEY_PX, max(large.shape[0], KEY_MIN_PX)), "white")
     _KEYS[task.kind](ImageDraw.Draw(key), key, task, prediction)
+    canvas = Image.new("RGB", (large.shape[1] + KEY_PX, key.height), "white")
+    canvas.paste(Image.fromarray(large), (0, 0))
     canvas.paste(key, (large.shape[1], 0))
     return np.asarray(canvas)
+
+
+def without_key(task: Task, keyed: Picture, shape: tuple[int, int]) -> Picture:
+    """The picture that `with_key` set beside a key, perhaps enlarged; shape: (H, W) of the image."""
+    factor = _enlargement(shape) if task.kind in _KEYS else 1
+    return keyed[: factor * shape[0], : factor * shape[1]]
+
+
+def _enlargement(shape: tuple[int, ...]) -> int:
+    """The whole factor by which a picture of `shape` (H, W) is enlarged."""
+    return max(1, min(-(-SMALL_PX // min(shape)), LARGE_PX // max(shape)))
 
 
 def _class_key(pen: ImageDraw.ImageDraw, key: Image.Image, task: Task, prediction: Prediction) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.console import duration, progress, say, warn
 from pipeline.errors import UserError
 from pipeline.pictures import Picture as Drawn
 from pipeline.pictures import letterbox, sheet
-from pipeline.takeaway.drawing import draw, with_key
+from pipeline.takeaway.drawing import draw, with_key, without_key
 from pipeline.takeaway.sources import Picture, Pixels, Source
 from pipeline.training import runs
 from sak_core.datasets.base import UnreadableSample
@@ -100,7 +101,8 @@ def predict(model: PretrainedStudent, sources: Sequence[Source], out: Path, sett
             kept = {i for i, _ in batch} - {i for i, _ in missing}
             for i, picture in batch:
                 if i in kept & chosen:
-                    rows[i] = _kept_row(model.tasks, out, picture)
+                    with suppress(UnreadableSample):  # its predictions are there, only the sheet goes without it
+                        rows[i] = _kept_row(model.tasks, out, picture)
             made, left = made + len(images), left + len(kept)
             advance(len(batch))
         for write in writes:
@@ -203,6 +205,8 @@ def _sheet_row(tasks: Sequence[Task], image: Pixels, found: Predictions) -> list
 
 
 def _kept_row(tasks: Sequence[Task], out: Path, picture: Picture) -> list[Drawn]:
-    """The sheet's row of predictions that an earlier run drew, keys and all."""
-    drawn = [np.asarray(Image.open(out / task.name / f"{picture.name}.png").convert("RGB")) for task in tasks]
-    return [letterbox(each) for each in (picture.read(), *drawn)]
+    """The sheet's row of predictions that an earlier run drew. Raises UnreadableSample where the image is gone."""
+    image = picture.read()
+    shape = image.shape[0], image.shape[1]
+    kept = [(task, np.asarray(Image.open(out / task.name / f"{picture.name}.png").convert("RGB"))) for task in tasks]
+    return [letterbox(each) for each in (image, *(without_key(task, drawn, shape) for task, drawn in kept))]

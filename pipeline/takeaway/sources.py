@@ -47,35 +47,50 @@ def open_sources(paths: Sequence[Path], every: int = 1) -> list[Source]:
     videos without PyAV; `DatasetError` for a folder without images.
     """
     found: list[tuple[str, Path]] = []
-    sources: list[Source] = []
+    videos: list[Path] = []
     for path in paths:
         if path.suffix.lower() in VIDEOS and path.is_file():
-            sources.append(_video(path, every))
+            videos.append(path)
         elif path.is_dir():
-            found += [(str(name), path / name) for name in ImageFolder(path, "test").ids]
+            folder = ImageFolder(path, "test")
+            found += [(name, folder.files(i)["image"]) for i, name in enumerate(folder.ids)]
         elif path.exists():
             found.append((path.name, path))
         else:
             raise UserError(f"{path}: no such file or folder")
-    return ([_images(found)] if found else []) + sources
+    names = _image_names([name for name, _ in found])
+    images = [(name, path) for name, (_, path) in zip(names, found, strict=True)]
+    _check_names([*images, *((_frame_name(path, 0), path) for path in videos)])
+    return ([_images(images)] if images else []) + [_video(path, every) for path in videos]
 
 
-def _images(found: Sequence[tuple[str, Path]]) -> Source:
-    plain = [PurePosixPath(relative).with_suffix("").as_posix() for relative, _ in found]
+def _image_names(relative: Sequence[str]) -> list[str]:
+    """What images' predictions are called, by the images' relative paths."""
+    plain = [PurePosixPath(path).with_suffix("").as_posix() for path in relative]
     shared = Counter(plain)
-    names = [
-        name if shared[name] == 1 else f"{name}-{PurePosixPath(relative).suffix.lstrip('.')}"
-        for name, (relative, _) in zip(plain, found, strict=True)
+    return [
+        name if shared[name] == 1 else f"{name}-{PurePosixPath(path).suffix.lstrip('.')}"
+        for name, path in zip(plain, relative, strict=True)
     ]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        paths = ", ".join(str(path) for name, (_, path) in zip(names, found, strict=True) if name == twice[0])
-        raise UserError(f"the predictions of {paths} would have one name, {twice[0]}; give them in two commands")
 
+
+def _check_names(named: Sequence[tuple[str, Path]]) -> None:
+    """Raise UserError where the predictions of one file would be written over another's."""
+    paths: dict[str, list[Path]] = {}
+    for name, path in named:
+        paths.setdefault(name, []).append(path)
+    for name, those in paths.items():
+        if len(those) > 1:
+            which = ", ".join(map(str, those))
+            raise UserError(f"the predictions of {which} would have one name, {name}; give them in two commands")
+
+
+def _images(named: Sequence[tuple[str, Path]]) -> Source:
     def pictures() -> Iterator[Picture]:
-        for name, (_, path) in zip(names, found, strict=True):
+        for name, path in named:
             yield Picture(name, str(path), lambda path=path: read_image(path))  # type: ignore[misc]
 
-    return Source(len(found), pictures)
+    return Source(len(named), pictures)
 
 
 def _video(path: Path, every: int) -> Source:
