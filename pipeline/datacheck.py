@@ -76,7 +76,7 @@ def check_dataset(
 
     Raises DatasetError or UnknownName where no split can be opened at all.
     """
-    if name not in DATASETS and (root is not None or not Path(name).is_dir()):
+    if name not in DATASETS and (root is not None or not (Path(name).exists() or os.sep in name)):
         raise UnknownName(f"{unknown('data set', name, DATASETS)}; a folder's path may stand in its place")
     if name not in DATASETS:
         root = Path(name)
@@ -116,13 +116,20 @@ def _open_splits(name: str, root: Path | None, asked: Sequence[str]) -> tuple[di
             if asked or row.needs_all_splits:
                 problems.append(Problem(split, "", str(root), str(error)))
             continue
-        if not asked and any(list(dataset.ids) == list(other.ids) and not dataset.tasks for other in opened.values()):
-            continue  # the same images under another name
+        if not asked and any(_are_the_same(dataset, other) for other in opened.values()):
+            continue
         opened[split] = dataset
     if not opened:
         hint = nearby(root, name) if root is not None else None
         raise DatasetError(f"{errors[0]}" + (f"; did you mean {hint}?" if hint else ""))
     return opened, problems
+
+
+def _are_the_same(one: Dataset, other: Dataset) -> bool:
+    """Whether two unlabelled splits are the same images under two names. Ids alone may be row numbers."""
+    if one.tasks or len(one.ids) != len(other.ids):
+        return False
+    return list(one.ids) == list(other.ids) and list(one.fingerprints) == list(other.fingerprints)
 
 
 def _described_splits(root: Path | None) -> tuple[str, ...]:

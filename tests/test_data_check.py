@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +133,8 @@ def test_wrong_roots_are_told_where_the_data_set_is(nyud, tmp_path):
         (["nyud", "--root", nyud.parent], f"did you mean {nyud}?"),
         (["nyud", "--root", nyud / "images"], f"did you mean {nyud}?"),
         (["nyud", "--root", tmp_path / "nowhere"], "no folder"),
-        ([tmp_path / "nowhere"], "unknown data set"),
+        ([tmp_path / "nowhere"], f"no folder {tmp_path / 'nowhere'}"),
+        ([nyud / "depth" / "0001.npy"], "is a file, a folder is needed"),
         (["nyudd"], "did you mean nyud"),
         (["nyud", "--root", nyud, "--split", "tset"], "split"),
     ):
@@ -162,6 +165,79 @@ def test_a_described_folder_reports_every_split(tmp_path):
     assert report["dataset"] == "labelled" and list(report["splits"]) == ["train", "val"]
     (problem,) = report["problems"]
     assert problem["file"].endswith("semseg/b.png") and "holds 3, beyond the 2 classes" in problem["what"]
+
+
+def jpeg(size: tuple[int, int] = (12, 10)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, (200, 100, 50)).save(content, "JPEG")
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_odd_names_links_and_endings_are_found(tmp_path):
+    root = tmp_path / "my photos" / "größe 大"
+    root.mkdir(parents=True)
+    for name in ("a b.JPG", "c.JpEg", ".hidden.jpg"):
+        (root / name).write_bytes(jpeg())
+    (root / "up").symlink_to(root.parent)
+    (root / "twin.jpg").symlink_to("a b.JPG")
+    (root / "gone.jpg").symlink_to("nowhere.jpg")
+    report = check(tmp_path / "my photos", "--sheet", tmp_path / "s.png", code=1)
+    assert report["dataset"] == "folder" and list(report["splits"]) == ["train"]
+    assert (report["splits"]["train"]["samples"], report["splits"]["train"]["readable"]) == (4, 3)
+    (problem,) = report["problems"]
+    assert problem["file"] == str(root / "gone.jpg") and "is missing" in problem["what"]
+
+
+def test_tars_in_linked_folders_with_members_missing(tmp_path):
+    shards = tmp_path / "elsewhere" / "SHARD-0.TAR"
+    write_tar(shards, {"0.jpg": jpeg(), "0.json": b"{}", "1.txt": b"no image", "._0.jpg": b"macOS", "2.jpg": b""})
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "part").symlink_to(shards.parent)
+    report = check(root, "--sheet", tmp_path / "s.png", code=1)
+    assert report["dataset"] == "webdataset" and report["splits"]["train"]["samples"] == 2
+    (problem,) = report["problems"]
+    assert problem["file"].endswith("part/SHARD-0.TAR/2.jpg") and "is empty" in problem["what"]
+    write_tar(shards, {"0.json": b"{}"})
+    done = sak("data", "check", root, check=False)
+    assert done.returncode == 2 and "hold no images" in done.stderr and "did you mean" not in done.stderr
+
+
+def test_splits_of_rows_are_told_apart(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "data").mkdir()
+    for split, side in (("train", 10), ("validation", 20)):
+        images = pa.array([{"bytes": jpeg((side, 10)), "path": None}, {"bytes": None, "path": "x.jpg"}])
+        pq.write_table(pa.table({"image": images}), tmp_path / "data" / f"{split}-00000-of-00001.PARQUET")
+    report = check(tmp_path, "--sheet", tmp_path / "s.png", code=1)
+    assert {split: told["sizes"]["largest"] for split, told in report["splits"].items()} == {
+        "train": [10, 10],
+        "val": [10, 20],
+    }
+    assert [(p["split"], p["sample"]) for p in report["problems"]] == [("train", "000000001"), ("val", "000000001")]
+    assert all("has no image in it (path: x.jpg)" in p["what"] for p in report["problems"])
+
+
+def test_described_files_with_upper_case_endings(tmp_path):
+    for folder in ("images", "normals"):
+        (tmp_path / folder).mkdir()
+    for name in ("x 1", "ü"):
+        (tmp_path / "images" / f"{name}.JPG").write_bytes(jpeg())
+        Image.new("RGB", (12, 10), (128, 128, 255)).save(tmp_path / "normals" / f"{name}.PNG")
+    (tmp_path / "dataset.toml").write_text(
+        'images = "images/{id}.JPG"\n[tasks.normals]\nkind = "normals"\nfiles = "normals/{id}.PNG"\n'
+    )
+    report = check(tmp_path, "--sheet", tmp_path / "s.png")
+    assert report["splits"]["train"]["labels"]["normals"]["range"] == pytest.approx([1 / 255, 1], abs=1e-6)
 
 
 def test_labels_are_drawn_where_they_are():

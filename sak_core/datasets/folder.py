@@ -35,7 +35,7 @@ class ImageFolder(Stage1Images):
 
     def __post_init__(self) -> None:
         check_root(self.root)
-        paths = tuple(sorted(_find(self.root)))
+        paths = tuple(sorted(path for path in files_below(self.root) if path.lower().endswith(EXTENSIONS)))
         if not paths:
             raise DatasetError(f"{self.root} holds no images (looked for {', '.join(EXTENSIONS)}, nested too)")
         object.__setattr__(self, "_paths", paths)
@@ -67,9 +67,9 @@ def check_root(root: Path) -> None:
         raise DatasetError(f"{root} is a file, a folder is needed")
 
 
-def _find(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of the images below `root`; each real folder is entered once, whatever links lead
-    to it.
+def files_below(root: Path) -> Iterator[str]:
+    """Relative POSIX paths of the files below `root`, in no order. Hidden files and folders are left out, links are
+    followed, broken ones listed; each real folder is entered once, whatever links lead to it.
     """
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -80,5 +80,5 @@ def _find(root: Path) -> Iterator[str]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()

@@ -142,7 +142,7 @@ def _open_table(path: Path) -> _Table:
     except ImportError as error:
         raise DatasetError("Hugging Face datasets are read with pyarrow: pip install pyarrow") from error
     try:
-        return _ParquetTable(path) if path.suffix == ".parquet" else _Table(path)
+        return _ParquetTable(path) if path.suffix.lower() == ".parquet" else _Table(path)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
 

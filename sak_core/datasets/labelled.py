@@ -12,7 +12,7 @@
     [tasks.semseg]
     kind = "classes"                     # classes, saliency, normals, depth, boundary
     classes = ["wall", "floor"]
-    files = "semseg/{id}.png"            # .png or .npy
+    files = "semseg/{id}.png"            # a picture, or .npy
     ignore = [0]                         # stored values that are no label
     offset = -1                          # added to the others (here 1, 2 are classes 0, 1)
 
@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sak_core.datasets.base import DatasetError, Label, Sample, UnreadableSample, check_labels
-from sak_core.datasets.folder import check_root
+from sak_core.datasets.folder import check_root, files_below
 from sak_core.datasets.labels import (
     check_unique,
     normals_of,
@@ -297,13 +297,8 @@ def _find_ids(root: Path, pattern: str) -> tuple[str, ...]:
     """Ids of all files that fit a pattern, sorted; an id may hold "/"."""
     before, after = pattern.split("{id}")
     folder, _, stem = before.rpartition("/")
-    start = len(folder) + 1 if folder else 0
-    ids = []
-    for path in (root / folder).rglob("*"):
-        relative = path.relative_to(root).as_posix()
-        if relative[start:].startswith(stem) and relative.endswith(after) and path.is_file():
-            ids.append(relative[len(before) : len(relative) - len(after)])
-    ids = sorted(name for name in ids if name)
+    fitting = (path for path in files_below(root / folder) if path.startswith(stem) and path.endswith(after))
+    ids = sorted(name for path in fitting if (name := path[len(stem) : len(path) - len(after)]))
     if not ids:
         raise DatasetError(f"no file below {root} fits images = {pattern!r}")
     check_unique(ids, root)

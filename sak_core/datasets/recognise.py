@@ -7,19 +7,23 @@ from itertools import islice
 from pathlib import Path
 
 from sak_core.datasets.base import DatasetError
-from sak_core.datasets.folder import check_root
+from sak_core.datasets.folder import check_root, files_below
 from sak_core.datasets.labelled import DESCRIPTION
 from sak_core.images import EXTENSIONS
 
-_MARKS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
-    ("labelled", lambda root: (root / DESCRIPTION).is_file()),
-    ("nyud", lambda root: (root / "gt_sets").is_dir()),
-    ("pascal_context", lambda root: (root / "ImageSets" / "Context").is_dir()),
-    ("imagenet", lambda root: (root / "ILSVRC").is_dir()),
-    ("hugging_face", lambda root: _holds(root, (".parquet", ".arrow"))),
-    ("webdataset", lambda root: _holds(root, (".tar",))),
-    ("folder", lambda root: _holds(root, EXTENSIONS)),
-)
+_LAYOUTS: dict[str, Callable[[Path], bool]] = {
+    "labelled": lambda root: (root / DESCRIPTION).is_file(),
+    "nyud": lambda root: (root / "gt_sets").is_dir(),
+    "pascal_context": lambda root: (root / "ImageSets" / "Context").is_dir(),
+    "imagenet": lambda root: (root / "ILSVRC").is_dir(),
+}
+"""Data sets that something in their folder tells."""
+_MARKS: dict[str, Callable[[Path], bool]] = {
+    **_LAYOUTS,
+    "hugging_face": lambda root: _holds(root, (".parquet", ".arrow")),
+    "webdataset": lambda root: _holds(root, (".tar",)),
+    "folder": lambda root: _holds(root, EXTENSIONS),
+}
 """Names and what tells them, in order: the first that fits."""
 
 
@@ -29,7 +33,7 @@ def recognise(root: Path) -> str:
     Raises DatasetError where nothing fits, naming what would, and a folder one level down that does.
     """
     check_root(root)
-    for name, fits in _MARKS:
+    for name, fits in _MARKS.items():
         if fits(root):
             return name
     raise DatasetError(
@@ -40,13 +44,16 @@ def recognise(root: Path) -> str:
 
 
 def nearby(root: Path, name: str) -> Path | None:
-    """A folder directly in or above `root` that is laid out as the dataset `name`, for a root that is off by one."""
-    fits = dict(_MARKS).get(name)
-    if fits is None or name == "folder":
+    """A folder directly in or above `root` that is laid out as the dataset `name`, for a root that is off by one.
+
+    None where `root` itself is laid out so, and for data sets that any files would make.
+    """
+    fits = _LAYOUTS.get(name)
+    if fits is None or fits(root):
         return None
     inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return next((path for path in [*islice(inside, 100), root.parent] if path != root and fits(path)), None)
 
 
 def _holds(root: Path, endings: tuple[str, ...]) -> bool:
-    return any(path.name.lower().endswith(endings) for path in root.rglob("*"))
+    return any(path.lower().endswith(endings) for path in files_below(root))

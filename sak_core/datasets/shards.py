@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sak_core.datasets.base import DatasetError
+from sak_core.datasets.folder import files_below
 
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """How file and folder names call a split."""
 
 
 def files_of_split(root: Path, split: str, suffix: str) -> tuple[Path, ...]:
-    """The files below `root` that end in `suffix` and belong to `split`, sorted.
+    """The files below `root` that end in `suffix` (in whatever case) and belong to `split`, sorted.
 
     Where paths name splits ("val/0.tar", "imagenet-train-000.tar"), those that name this one; where none names
     any, all of them.
 
     Raises DatasetError: no such file, or none of this split.
     """
-    files = sorted(path for path in root.rglob(f"*{suffix}") if path.is_file())
+    files = sorted(root / path for path in files_below(root) if path.lower().endswith(suffix))
     if not files:
         raise DatasetError(f"{root} holds no {suffix} files")
     named = {path: _splits(path.relative_to(root).as_posix()) for path in files}

@@ -1,7 +1,7 @@
 """WebDataset tars, without labels: every image in every tar below a folder.
 
-The tars are indexed by their headers and read in place; nothing is unpacked. Other members (captions, classes)
-are left alone.
+The tars are indexed by their headers and read in place; nothing is unpacked. Other members (captions, classes,
+hidden files) are left alone.
 """
 
 from __future__ import annotations
@@ -91,7 +91,12 @@ def _images(tar: Path) -> list[Member]:
             return [
                 Member(tar, member.name, member.offset_data, member.size)
                 for member in archive
-                if member.isreg() and member.name.lower().endswith(EXTENSIONS)
+                if member.isreg() and member.name.lower().endswith(EXTENSIONS) and not _is_hidden(member.name)
             ]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DatasetError(f"{tar} is no readable tar (compressed ones are not read): {error}") from error
+
+
+def _is_hidden(member: str) -> bool:
+    """Whether a member is hidden: macOS lays `._name.jpg`, which is no image, beside each `name.jpg`."""
+    return member.rpartition("/")[2].startswith(".")
