@@ -192,3 +192,10 @@ def test_the_commands_options_are_checked(single):
     for options in (["--max-dist", "0"], ["--thresholds", "0"]):
         done = sak("boundary", *single, *options, check=False)
         assert done.returncode == 2 and "Traceback" not in done.stderr and options[0] in done.stderr
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2)])
+def test_pictures_of_a_few_pixels_are_scored(shape, tmp_path):
+    Image.fromarray(np.full(shape, 255, np.uint8)).save(tmp_path / "a.png")
+    done = sak("boundary", tmp_path, tmp_path, "--nms", "--thresholds", "3", "--json")
+    assert 0 <= json.loads(done.stdout)["odsF"] <= 1

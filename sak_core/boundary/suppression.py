@@ -18,8 +18,11 @@ def nms(prediction: Uint8) -> Uint8:
     else 0.
 
     Radius 1, multiplier 1.01, strengths faded out over the outer 5 px; all in float64, rounded half to even.
+    A single row or column of pixels has no direction across a boundary and comes back as it is.
     """
     height, width = prediction.shape
+    if min(height, width) < 2:
+        return prediction
     strength = _smooth(prediction / 255.0, np.array([1.0, 2.0, 1.0]) / 4)
     angle = _orientation(_smooth(strength, np.array([1, 2, 3, 4, 5, 4, 3, 2, 1]) / 25))
     # where nothing is, nothing is suppressed or kept; sampling the rest alone is several times faster
