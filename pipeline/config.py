@@ -126,7 +126,7 @@ class Recipe(Strict):
     class_tokens: dict[str, float | tuple[float, ...]] = Field(
         default_factory=dict,
         description="teachers whose class token is a further target, with that loss's weight, one for all or one a "
-        "level; read from caches made with --prefix (the first token), compared as it is, whatever `balance` says",
+        "level; read from caches made with --prefix",
     )
     balance: Literal["none", "standardize", "phi-s"] = "none"
     drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")

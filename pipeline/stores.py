@@ -14,6 +14,9 @@ from pipeline.console import warn
 from pipeline.errors import UserError
 from sak_core.tasks import Task, published_weight
 
+REGISTERS = "registers"
+"""A provenance's `prefix` where a teacher's prefix tokens are registers alone; true where a class token comes first."""
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """`S` or `HxW` in px to (H, W).

@@ -16,6 +16,7 @@ from cache.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.extraction.running import request_of
 from pipeline.studies.arms import build_model
 from pipeline.training.distill import distill
 from pipeline.training.runs import Places
@@ -47,7 +48,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_timm_gives_its_own_prefix_tokens() -> None:
     teacher = build_teacher("dinov2-reg-small", (96, 96), random_weights=True, prefix=True, levels=(0, 1))
-    assert teacher.num_prefix == 5, "a class token and four registers"
+    assert teacher.num_prefix == 5 and teacher.has_class_token, "a class token and four registers"
     outputs: list[torch.Tensor] = []
     for block in teacher.net.blocks:
         block.register_forward_hook(lambda module, given, out: outputs.append(out))
@@ -66,7 +67,7 @@ def test_the_cache_holds_them_beside_pooled_maps(features: Path) -> None:
         read = store.features(NAME, level, prefix=True)
         assert read.row_shape == (1, 64) and store.features(NAME, level).row_shape == (3, 3, 64)
         found = np.stack([read[i, 1] for i in range(16)])
-        np.testing.assert_allclose(found, tokens[:, :, 0].transpose(1, 2).numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(found, tokens[:, :, 0].transpose(1, 2).numpy(), rtol=1e-4, atol=1e-5)
     verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
     assert verified["problems"] == [] and verified["live"][NAME]["problems"] == []
 
@@ -99,6 +100,45 @@ def test_the_loss_is_the_weighted_cosine_of_class_tokens(features: Path, arm: st
         ours = linear(norm(r)[:, 0])
         expected = 1 - F.cosine_similarity(ours, batch.prefixes[NAME][level][:, 0]).mean()
         torch.testing.assert_close(classes[level], expected)
+
+
+@pytest.mark.parametrize("kind", ["standardize", "phi-s"])
+def test_a_balance_brings_class_tokens_to_one_scale(features: Path, kind: str) -> None:
+    """Over the samples of the store every channel has mean 0 and variance 1, and errors keep their relative size."""
+    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"balance={kind}", "loss=l2", "batch_size=8"]))
+    store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
+    targets = Targets(recipe, store, recipe.teachers)
+    count = store.spec.num_samples
+    loader = Loader(store, recipe.teachers, prefixes=[NAME], batch_size=count, num_views=1, shuffle=False)
+    (batch,) = [batch.to("cpu") for batch in loader]
+    raw = [tokens[:, 0] for tokens in batch.prefixes[NAME]]
+    balanced = [tokens[:, :, 0, 0] for tokens in targets.balanced_class_tokens(batch)[NAME]]
+    for plain, tokens in zip(raw, balanced, strict=True):
+        torch.testing.assert_close(tokens.mean(0), torch.zeros(64), atol=2e-3, rtol=0)
+        variance = tokens.var(0, correction=0)
+        if kind == "standardize":
+            torch.testing.assert_close(variance, torch.ones(64), atol=2e-3, rtol=0)
+        else:
+            torch.testing.assert_close(variance.mean(), torch.tensor(1.0), atol=2e-3, rtol=0)
+            ratio = torch.pdist(tokens) / torch.pdist(plain)
+            torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), atol=0, rtol=2e-3)
+    model = build_model(recipe, store, ())
+    output = model(normalize(batch.pixels))
+    _, terms = targets(output, batch, None)
+    for level, (ours, theirs) in enumerate(zip(output.class_tokens[NAME], balanced, strict=True), 1):
+        torch.testing.assert_close(terms[f"{NAME}_class{level}"], F.mse_loss(ours, theirs))
+
+
+def test_registers_are_no_class_token(tmp_path: Path) -> None:
+    network = "timm:vit_wee_patch16_reg1_gap_256"
+    done = cache_split(tmp_path, "unlabelled", "--teacher", network, "--random-weights", "--prefix", "--grid", "3x3")
+    assert f"{network} has no class token: --prefix keeps its 1 registers" in done.stderr
+    name = "timm-vit_wee_patch16_reg1_gap_256"
+    recipe = load_recipe("demo", "distill", parse_set([f'teachers=["{name}"]', f"class_tokens={{{name} = 1.0}}"]))
+    with pytest.raises(UserError, match=f"{name}'s network has registers and no class token; leave {name} out"):
+        distill(recipe, tmp_path / "run", Places(tmp_path, tmp_path))
+    (store,) = find_stores(tmp_path, "rooms", "unlabelled")
+    assert request_of(store.teacher(name).provenance).prefix is True
 
 
 def test_both_stages_train_from_it_and_the_live_teacher_agrees(features: Path, tmp_path: Path) -> None:
@@ -159,5 +199,5 @@ def test_open_clip_and_transformers_give_their_class_tokens(tmp_path: Path) -> N
     teacher = hf_teacher("x", "x", net, options, (0.5,) * 3, (0.5,) * 3, "bicubic", "")
     seen = pixels(56, 56)
     states = net(normalise(seen, (0.5,) * 3, (0.5,) * 3), output_hidden_states=True).hidden_states[1:]
-    assert teacher.num_prefix == 1
+    assert teacher.num_prefix == 1 and teacher.has_class_token
     exactly(teacher(seen)[3:], [state[:, :1].transpose(1, 2)[:, :, None] for state in states])

@@ -139,6 +139,8 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
     for teacher in running:
         if teacher.request.prefix and not teacher.teacher.num_prefix:
             say(f"{teacher.request.name} has no class or register tokens: --prefix adds nothing to it")
+        elif teacher.request.prefix and not teacher.teacher.has_class_token:
+            say(f"{teacher.request.name} has no class token: --prefix keeps its {teacher.teacher.num_prefix} registers")
     return running
 
 

@@ -19,6 +19,7 @@ from cache.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.extraction.frozen_teacher import build_frozen
 from pipeline.machine import processor
+from pipeline.stores import REGISTERS
 from pipeline.training.frozen import cached_name, is_frozen_part
 from sak_core.names import part_name
 from sak_core.teachers import build_teacher
@@ -166,8 +167,8 @@ def level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, .
     if not teacher.num_prefix:
         return tuple(maps)
     size = (1, teacher.num_prefix)
-    codec = "fp16" if get_codec(request.codec).is_fitted else request.codec  # so few tokens that nothing can be fitted
-    return (*maps, *(LevelSpec(level, size, width, codec, prefix=True) for level, (_, width) in levels))
+    # so few tokens that coding saves nothing, and a class token that hardly varies over images needs all its digits
+    return (*maps, *(LevelSpec(level, size, width, "fp32", prefix=True) for level, (_, width) in levels))
 
 
 def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "codec": request.codec,
         **({} if request.fidelity is None else {"fidelity": request.fidelity}),
         **({"together": True} if request.together else {}),
-        **({"prefix": True} if request.prefix and teacher.num_prefix else {}),
+        **({"prefix": True if teacher.has_class_token else REGISTERS} if request.prefix and teacher.num_prefix else {}),
         "precision": request.precision,
         "compile": request.compile,
         "batch_size": request.batch_size,
@@ -208,7 +209,7 @@ def request_of(
         fidelity=provenance.get("fidelity"),
         together=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
-        prefix=provenance.get("prefix", False),
+        prefix=bool(provenance.get("prefix", False)),
         grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
         weights=weights,
         random_weights=weights is None and teacher["weights"].startswith("random:"),

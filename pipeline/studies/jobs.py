@@ -20,6 +20,7 @@ from pipeline.studies.arms import (
     teachers_read,
 )
 from pipeline.training import runs
+from pipeline.training.class_tokens import check_class_tokens
 from sak_core.names import part_name, unknown
 
 
@@ -85,7 +86,7 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
     do not fit together."""
     for job in jobs:
         for recipe in filter(None, (job.distill, job.finetune)):
-            training_store(places.features, recipe, parts_read(recipe))
+            check_class_tokens(recipe, training_store(places.features, recipe, parts_read(recipe)))
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
     labels = {job.label for job in jobs}

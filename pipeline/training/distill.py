@@ -27,12 +27,13 @@ from pipeline.studies.arms import (
     teachers_read,
 )
 from pipeline.training import lineage, runs
+from pipeline.training.class_tokens import check_class_tokens
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.evaluate import evaluation_loader
 from pipeline.training.frozen import check_frozen, frozen_part, student_input
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
-from pipeline.training.targets import Targets, check_class_tokens
+from pipeline.training.targets import Targets
 from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.noise import RowNoise

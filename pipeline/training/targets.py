@@ -11,7 +11,7 @@ from cache.batch import Batch
 from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.errors import UserError
-from pipeline.studies.arms import class_tokens_read
+from pipeline.training.class_tokens import check_class_tokens, class_token_statistics
 from sak_core.balance import Balance, ChannelStatistics
 from sak_core.dropping import TeacherDropping
 from sak_core.losses import distillation_loss
@@ -24,7 +24,8 @@ from sak_core.task_losses import OverRanks
 class Targets:
     """The distillation loss as a recipe has it; called with the student's output and a batch.
 
-    A teacher's class tokens count as further levels of one token each, behind those of its maps.
+    A teacher's class tokens count as further levels of one token each, behind those of its maps; they are balanced by
+    statistics of their own.
     """
 
     def __init__(self, recipe: Recipe, store: Store, teachers: Sequence[str]) -> None:
@@ -41,11 +42,12 @@ class Targets:
         for name in self.class_tokens:
             maps = self.level_weights.get(name, (1.0,) * self.num_levels[name])
             self.level_weights[name] = (*maps, *class_weights[name])
-        statistics = {} if recipe.balance == "none" else {name: channel_statistics(store, name) for name in teachers}
-        try:
-            self.balance = Balance(recipe.balance, statistics)
-        except ValueError as error:
-            raise UserError(f"balance {recipe.balance} on {store.name}: {error}") from error
+        balances = recipe.balance != "none"
+        where = f"{recipe.balance} on {store.name}"
+        of_maps = {name: channel_statistics(store, name) for name in teachers if balances}
+        self.balance = _balance(recipe.balance, of_maps, f"balance {where}")
+        of_tokens = {name: class_token_statistics(store, name) for name in self.class_tokens if balances}
+        self.class_balance = _balance(recipe.balance, of_tokens, f"balance {where}, class tokens")
 
     def __call__(
         self,
@@ -59,9 +61,9 @@ class Targets:
         """
         recipe = self.recipe
         ours, theirs = dict(output.aligned), self.balanced(batch.features)
-        for name in self.class_tokens:
+        for name, tokens in self.balanced_class_tokens(batch).items():
             ours[name] = [*ours[name], *(_one_token(token) for token in output.class_tokens[name])]
-            theirs[name] = [*theirs[name], *(_one_token(tokens[:, 0]) for tokens in batch.prefixes[name])]
+            theirs[name] = [*theirs[name], *tokens]
         loss, terms = distillation_loss(
             ours,
             theirs,
@@ -83,6 +85,12 @@ class Targets:
         found: dict[str, list[Tensor]] = self.balance.to(own[self.teachers[0]][0].device)(own)
         return found
 
+    def balanced_class_tokens(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """What the student's class tokens are compared with, one (B, C, 1, 1) a level, balanced."""
+        own = {name: [_one_token(tokens[:, 0]) for tokens in batch.prefixes[name]] for name in self.class_tokens}
+        found: dict[str, list[Tensor]] = self.class_balance.to(batch.pixels.device)(own)
+        return found
+
 
 def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:
     """Mean and covariance of a cached teacher's channels, one a level, as its calibration measured them."""
@@ -97,16 +105,11 @@ def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:
     ]
 
 
-def check_class_tokens(recipe: Recipe, store: Store) -> tuple[str, ...]:
-    """The teachers whose class tokens the recipe compares. Raises `UserError` where the store does not hold them."""
-    names = class_tokens_read(recipe)
-    for name in names:
-        if len(store.teacher(name).levels) == len(store.teacher(name).maps):
-            raise UserError(
-                f"class_tokens: {store.name} has no class tokens of {name}. Cache {name} with --prefix: sak drop its "
-                f"features and run sak cache --teacher {name} --prefix (a teacher without such tokens has none to give)"
-            )
-    return names
+def _balance(kind: str, statistics: Mapping[str, Sequence[ChannelStatistics]], where: str) -> Balance:
+    try:
+        return Balance(kind, statistics)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _one_token(token: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ class Teacher(nn.Module, ABC):
     num_prefix: int = 0
     """Prefix tokens (P) of a level that follow the maps, one (B, C, 1, P) a level, a class token first where the
     network has one; 0 where none are asked for or there are none."""
+    has_class_token: bool = True
+    """Whether the first prefix token is a class token; false for networks with nothing but registers."""
     mean: Tensor
     std: Tensor
 

@@ -26,6 +26,8 @@ from sak_core.tensor_files import listed
 
 # names of PIL's resampling filters, by the number that image processors store
 _FILTERS = {2: "bilinear", 3: "bicubic"}
+# what models call the parameter of their class token
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 class HfTeacher(Teacher):
@@ -34,6 +36,7 @@ class HfTeacher(Teacher):
     def __init__(self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any], num_prefix: int = 0) -> None:
         super().__init__(spec)
         self.net, self.num_prefix = net, num_prefix
+        self.has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in net.named_parameters())
         self._options = options
 
     def features(self, images: Tensor) -> list[Tensor]:

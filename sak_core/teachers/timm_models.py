@@ -34,6 +34,7 @@ class TimmTeacher(Teacher):
     def __init__(self, spec: TeacherSpec, net: nn.Module, num_prefix: int = 0) -> None:
         super().__init__(spec)
         self.net, self.num_prefix = net, num_prefix
+        self.has_class_token = getattr(net, "cls_token", None) is not None
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, *spec.input_size) to one map a level, then prefix tokens where they are asked for."""
