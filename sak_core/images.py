@@ -49,6 +49,11 @@ def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
         return _decode(where, ImageOps.exif_transpose(image))
 
 
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture in memory as `read_image` gives its file: upright, (h, w, 3) uint8 RGB. Raises UnreadableSample."""
+    return _decode("the image", ImageOps.exif_transpose(image))
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """A picture, decoded but otherwise as it is stored. Raises UnreadableSample, within the block too."""

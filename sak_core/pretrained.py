@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from sak_core.datasets.base import UnreadableSample
 from sak_core.decoder import to_map
 from sak_core.hub import hub_or_local, hub_reason
+from sak_core.images import pixels_of
 from sak_core.outputs import readable
 from sak_core.pretrained_config import PretrainedConfig, RefusedModel, parse_config
 from sak_core.stem import normalize
 from sak_core.student import Student
 from sak_core.tasks import Task
-from sak_core.tensor_files import check_state, read_tensors
+from sak_core.tensor_files import check_state, read_tensors, write_tensors
 from sak_core.tiling import predict_raw
 
 CONFIG = "config.json"
@@ -37,7 +39,8 @@ STEM = "stem"
 """The stem's name among the maps of `PretrainedStudent.features`."""
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
-"""One image: PIL, or uint8 (H, W, 3) RGB as an array or a tensor."""
+"""One image: PIL, which is seen as its file would be (upright by its EXIF, transparency over white, 16 bits as 8); or
+uint8 (H, W, 3) RGB as an array or a tensor."""
 
 Predictions = dict[str, npt.NDArray[Any]]
 """By task: (H, W), or (H, W, 3) for normals."""
@@ -146,19 +149,20 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
 
 def save_pretrained(student: Student, config: PretrainedConfig, folder: Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, which `from_pretrained` reads back."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, state, {"format": "pt"})
     (folder / CONFIG).write_text(config.to_json())
 
 
 def to_pixels(image: ImageLike) -> Tensor:
     """An image as uint8 (H, W, 3) RGB. Raises ValueError for anything else than `ImageLike`."""
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"), np.uint8))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+        try:
+            image = pixels_of(image)
+        except UnreadableSample as error:
+            raise ValueError(str(error)) from None
+    pixels = torch.from_numpy(np.require(image, requirements="CW")) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         what = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(image).__name__
         raise ValueError(f"an image is a PIL image or uint8 (H, W, 3), not {what}")
@@ -183,6 +187,8 @@ def _locate(source: str | Path, revision: str | None) -> Path:
     """The local folder of a saved student, fetched from the hub where need be."""
     folder = Path(source)
     if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG} as `sak export` writes it")
         return folder
     if not HUB_ID.fullmatch(str(source)) or folder.exists():
         raise ModelNotFound(f"{source} is no folder of a saved student, and no model of the hub (owner/name)")

@@ -50,6 +50,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as a safetensors file that whoever may read its neighbours may read: the library makes it
+    its owner's alone."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
+
+
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises RefusedFile where a value of `tensors`, read from `path`, is NaN or infinite."""
     for name, tensor in tensors.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from cache.store import find_stores
 from pipeline.training.evaluate import load_model
 from pipeline.training.runs import Places
+from sak_core.datasets.rooms.scene import render_scene
 from sak_core.outputs import readable
 from sak_core.pretrained import ModelNotFound, from_pretrained
 from sak_core.stem import normalize
@@ -75,6 +77,39 @@ def test_the_card_says_what_it_is_made_of(exported: Path, trained: Path) -> None
     assert "/tmp" not in card, "no path of this machine leaves with the model"
     block = card.partition("```python\n")[2].partition("```")[0]
     compile(block, "card", "exec")
+
+
+def test_an_export_is_whole_and_everyones_to_read(exported: Path, trained: Path, tmp_path: Path) -> None:
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
+    assert len({path.stat().st_mode for path in (trained / "last").iterdir()}) == 1
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    for name in ("model.onnx", "model.onnx.data", "model.pt2"):
+        (folder / name).write_bytes(b"of another student")
+    sak("export", trained, folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_pil_images_are_seen_as_predict_sees_their_files(exported: Path, tmp_path: Path) -> None:
+    student = Student.from_pretrained(exported)
+    room = Image.fromarray(render_scene(3, 0, (48, 80)).image)
+    grey = np.asarray(room.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    room.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    clear = Image.fromarray(np.dstack([np.asarray(room), np.zeros((48, 80), np.uint8)]))
+    for image, expected in (
+        (Image.open(tmp_path / "turned.png"), room),
+        (Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray(grey)),
+        (clear, Image.new("RGB", (80, 48), "white")),
+    ):
+        found = student(image)["depth"]
+        assert found.shape == (48, 80)
+        np.testing.assert_array_equal(found, student(np.asarray(expected.convert("RGB")))["depth"])
+    with pytest.raises(ValueError, match="floating-point"):
+        student(Image.fromarray(np.ones((8, 8), np.float32)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFound, match=r"holds no config\.json"):
+        from_pretrained(tmp_path / "empty")
 
 
 @pytest.mark.slow

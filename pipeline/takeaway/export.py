@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console import amount, say
 from pipeline.errors import UserError
 from pipeline.takeaway.card import model_card, portable_section
-from pipeline.takeaway.portable import write_onnx, write_program
+from pipeline.takeaway.portable import ONNX, PROGRAM, write_onnx, write_program
 from pipeline.training import runs
 from sak_core.hub import hub_reason
 from sak_core.pretrained import CARD, CONFIG, PretrainedStudent, from_pretrained, save_pretrained
@@ -36,6 +36,8 @@ def export(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
         raise UserError(f"{out} is there and is no earlier export; choose another folder")
     card = model_card(model.config, model_id or out.name)
+    for earlier in (*out.glob(f"{ONNX}*"), *out.glob(PROGRAM)):
+        earlier.unlink()  # perhaps of another student
     save_pretrained(model.student, model.config, out)
     _check(model, out)
     result: dict[str, Any] = {"folder": str(out)}

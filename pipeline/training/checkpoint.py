@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import UserError
-from sak_core.tensor_files import RefusedFile, check_state, read_tensors
+from sak_core.tensor_files import RefusedFile, check_state, read_tensors, write_tensors
 
 LAST, BEST = "last", "best"
 """Names of the two checkpoints of a run: of its last saved step, and of the best validation where a recipe asks."""
@@ -57,7 +56,7 @@ def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, tensors in files.items():
-        save_file(tensors, fresh / f"{name}.safetensors")
+        write_tensors(fresh / f"{name}.safetensors", tensors)
     (fresh / "state.json").write_text(json.dumps(whole, indent=1))
     for path in fresh.iterdir():
         with path.open("rb") as file:
