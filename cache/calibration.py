@@ -7,25 +7,19 @@ the rows, what is promised is settled and measured on the other half.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cache.checksums import CRC_BYTES, crc_suffix
-from cache.codecs import CODECS, Sample, Target, get_codec
-from cache.errors import BadInput, CacheError, CorruptFile
+from cache.codecs import Sample, Target, get_codec
+from cache.errors import BadInput, CacheError
 from cache.fidelity import Fidelity, FidelityMeter
-from cache.files import Buffers, digest_of, readable_json
 from cache.groups import PREDICTOR, fit_predictor
-from cache.layout import group_json
-from cache.manifest import PartManifest
-from cache.places import Place
 from cache.sampler import CALIBRATION, raw_draws
-from cache.spec import FORMAT_VERSION, GRID_FORMAT_VERSION, LevelSpec
+from cache.spec import LevelSpec
 
 Array = npt.NDArray[Any]
 
@@ -287,85 +281,3 @@ def _check_promise(level: LevelSpec, fidelity: Fidelity, target: Target) -> None
             f"reach {reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
             "use a codec with more bits"
         )
-
-
-# -- as files -----------------------------------------------------------------------------------------------
-
-
-def calibration_folder(teacher: str) -> str:
-    """Path of a teacher's calibration group below the store."""
-    return f"teachers/{teacher}/calibration"
-
-
-def calibration_format(files: Iterable[str]) -> int:
-    """The format version of a calibration with these files."""
-    newer = {name for codec in CODECS.values() for name in codec.may_need}
-    return GRID_FORMAT_VERSION if any(path.split("/")[-2] in newer for path in files) else FORMAT_VERSION
-
-
-def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Buffers]:
-    """The files of a calibration group: each array is plain Zarr with one chunk, followed by its crc32c."""
-    folder = calibration_folder(teacher)
-    groups = {folder, *(f"{folder}/{name.rpartition('/')[0]}" for name in arrays if "/" in name)}
-    files: dict[str, Buffers] = {f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)}
-    for name, array in arrays.items():
-        if array.dtype not in (np.float16, np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
-            raise BadInput(f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored")
-        if not np.isfinite(array).all():
-            raise BadInput(f"calibration {name}: a value is NaN or infinite")
-        data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-        files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(array))]
-        files[f"{folder}/{name}/c." + ".".join("0" * array.ndim)] = [
-            data,
-            crc_suffix(data),
-        ]
-    return files
-
-
-def _array_json(array: Array) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(array.shape),
-        "data_type": array.dtype.name,
-        "fill_value": 0.0,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "attributes": {},
-    }
-
-
-def read_calibration(
-    place: Place, teacher: str, manifest: PartManifest, names: Collection[str] | None = None
-) -> dict[str, Array] | None:
-    """A teacher's committed calibration arrays, or None; only those of `names` (``level_<i>/<name>``) if given.
-
-    Files of other arrays are not looked at: damage to them refuses nothing.
-
-    Raises:
-        CorruptFile: a file is not what was committed.
-    """
-    committed = manifest.calibration()
-    if committed is None:
-        return None
-    folder = calibration_folder(teacher)
-    contents = {}
-    for name, digest in committed.items():
-        if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
-            continue
-        try:
-            contents[name] = place.read(name)
-        except OSError as error:
-            raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
-        if digest_of([contents[name]]) != digest:
-            raise CorruptFile(place.show(name), "it is not the file that was committed")
-    arrays = {}
-    for name, raw in contents.items():
-        path, _, file = name.rpartition("/")
-        if file == "zarr.json":
-            continue
-        document = json.loads(contents[f"{path}/zarr.json"])
-        values = np.frombuffer(raw[:-CRC_BYTES], np.dtype(document["data_type"]).newbyteorder("<"))
-        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(document["data_type"])
-    return arrays

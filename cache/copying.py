@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.calibration import calibration_folder, calibration_format
+from cache.calibration_files import calibration_folder, calibration_format
 from cache.entries import ViewEntries
 from cache.errors import BadInput, CorruptFile, SpecMismatch
 from cache.files import FileDigest, digest_of

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import level_constants, needed_tables, read_calibration
+from cache.calibration import level_constants, needed_tables
+from cache.calibration_files import read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import calibration_files, calibration_folder, calibration_format, level_constants
+from cache.calibration import level_constants
+from cache.calibration_files import calibration_files, calibration_folder, calibration_format, remade_files
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, CorruptFile, NonFiniteFeature, SpecMismatch, UncommittedRow
+from cache.errors import BadInput, CorruptFile, NonFiniteFeature, SpecMismatch, UncommittedRow
 from cache.faults import fault_point
-from cache.files import digest_of
 from cache.groups import PREDICTOR, check_groups
 from cache.layout import group_json, teacher_arrays
 from cache.manifest import SOURCE, teacher_part
@@ -154,12 +154,12 @@ class TeacherWriter:
     def write_calibration(self, arrays: Mapping[str, Array]) -> None:
         """Write and commit calibration arrays (see `Calibrator.arrays`), before the first shard.
 
-        Where a calibration is committed already, the arrays must be the same; its files are then written
-        again, which repairs them.
+        Where a calibration is committed already, the arrays must be the same; where files of it are damaged, these
+        must, and are written again.
 
         Raises:
             BadInput: an array that a codec needs is missing, or has a wrong shape or dtype.
-            CacheError: a calibration is committed and differs.
+            CacheError: a calibration is committed and differs; says what to do.
             StoreFull: no space; nothing is committed.
         """
         for level in self.levels:
@@ -173,13 +173,8 @@ class TeacherWriter:
         with self._lock():
             committed = self._manifest.calibration()
             if committed is not None:
-                for name in sorted({*committed, *files}):
-                    if name not in files or digest_of(files[name]) != committed.get(name):
-                        raise CacheError(
-                            f"teacher {self.name}: {name} differs from the committed calibration; the "
-                            "teacher, the device or the number of threads is not the one that made it"
-                        )
-                self.store.place.write(files, replace=True, before_commit=lambda _: fault_point("repair"))
+                again = remade_files(self.store.place, self.name, committed, files)
+                self.store.place.write(again, replace=True, before_commit=lambda _: fault_point("repair"))
             else:
                 self.store.place.discard(calibration_folder(self.name))
                 digests = self.store.place.write(files)

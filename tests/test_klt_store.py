@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from cache.calibration import Calibrator, calibration_rows
-from cache.errors import BadInput, CorruptFile
+from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.loader import Loader
 from cache.rows import RowReader
@@ -187,6 +187,27 @@ def test_a_format_that_is_not_known_is_refused(tmp_path: Path) -> None:
     file.write_bytes(seal({**document, "format": 3}))
     with pytest.raises(CorruptFile, match="format 3, this version reads 1 and 2"):
         Store.open(store.path).features("smooth", 3)
+
+
+def test_a_calibration_of_before_the_grid_transform_is_repaired_as_far_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a version came to other steps: what both agree on is mended, and what not is refused with what to do."""
+    store = Store.create(tmp_path, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
+    toy.write_source(store, VIEWS)
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.codecs.klt._LEAST_SAVING", 1)
+        write(store, "smooth", TEACHERS["smooth"])
+    before = toy.tree(store.path)
+    assert json.loads(before["manifest/teachers/smooth/calibration.json"])["format"] == 1
+    folder = store.path / "teachers/smooth/calibration/level_3"
+    (folder / "basis/c.0.0").unlink()
+    (folder / "covariance/c.0.0").write_bytes(b"")
+    write(Store.open(store.path), "smooth", TEACHERS["smooth"])
+    assert toy.tree(store.path) == before
+    (folder / "step/c.0").unlink()
+    with pytest.raises(CacheError, match=r"level_3/step/c\.0 differs.*version of sak.*another copy.*sak drop"):
+        write(Store.open(store.path), "smooth", TEACHERS["smooth"])
 
 
 def test_equal_features_give_equal_bytes(store: Store, tmp_path: Path) -> None:

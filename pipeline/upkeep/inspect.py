@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache.calibration import calibration_folder
+from cache.calibration_files import calibration_folder
 from cache.codecs import get_codec
 from cache.fidelity import Fidelity
 from cache.manifest import FOLDER, SOURCE, teacher_part
