@@ -83,11 +83,12 @@ def test_what_is_proposed_fits(free: int, kinds: set[str], monkeypatch: pytest.M
         assert written == pytest.approx(proposal["pending_bytes"], rel=0.1) and written <= free
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_is_refused_by_what_coding_leaves_not_by_the_most_that_it_can(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    asked = request(tmp_path, "klt", 1)
+    asked = replace(request(tmp_path, "klt", 1), workers=workers)
     assert dry_run(asked)["pending_bytes"] > 10_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 2_500_000))
     with pytest.raises(UserError, match="sak plan"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from pipeline.training.frozen import is_frozen_part
 if TYPE_CHECKING:
     from pipeline.extraction.cluster_tasks import Described
     from pipeline.extraction.running import RunningTeacher, TeacherRequest
+    from pipeline.extraction.sampling import TeacherSample
 
 WHAT = "pixels, labels and features"
 
@@ -56,7 +57,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 def _in_this_process(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     """The finished store, and where each teacher's time went."""
     teachers = start_teachers(request)
-    _check_disk(request, teachers)
+    _check_disk(request, teachers, lambda: _measure(request, teachers))
     timings: dict[str, Any] = {}
     first = _calibration_samples if teachers else lambda spec: ()
     with preparing(
@@ -72,14 +73,24 @@ def _in_this_process(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
 
 def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     """As `_in_this_process`, by Dask's workers; they alone load teachers."""
-    from pipeline.extraction.cluster import connected, describe_teachers, extract_on_cluster, needed_resources
+    from pipeline.extraction.cluster import (
+        connected,
+        describe_teachers,
+        extract_on_cluster,
+        measure_on_workers,
+        needed_resources,
+    )
 
     spec, device = source_spec(request.source.open(), request.source), request.run.get("device", "auto")
     asked = teacher_requests(request)
     with connected(request.scheduler, request.workers, device) as client:
         resources = needed_resources(client, device) if asked else {}
         described = describe_teachers(client, asked, spec.size, resources)
-        check_disk(request.features, sum(part.pending_bytes for part in planned_amounts(request, described)), WHAT)
+        _check_disk(
+            request,
+            described,
+            lambda: measure_on_workers(client, request.source, request.features, asked, described, resources),
+        )
         store = Store.create(request.features, spec, on_wait=say)
         timings = extract_on_cluster(
             client, store, request.source, asked, described, request.views, resources, request.strict
@@ -87,20 +98,30 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     return store, {name: asdict(timing) for name, timing in timings.items()}
 
 
-def _check_disk(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> None:
+def _check_disk(
+    request: CacheRequest,
+    teachers: Sequence[RunningTeacher] | Sequence[Described],
+    measure: Callable[[], Mapping[str, TeacherSample]],
+) -> None:
     """Raise `UserError` where the disk is too small. Where only the most that entropy coding can leave would not fit,
-    what it does leave is measured first."""
+    what it does leave is measured first, as `sak plan` does."""
     amounts = planned_amounts(request, teachers)
     free = free_bytes(request.features)
     if free is not None and sum(part.needed_bytes for part in amounts) > free and is_coded(teachers):
-        from pipeline.extraction.measured import measure_coded
+        from pipeline.extraction.measured import as_coded
 
         say("the disk does not hold the most that coding can leave; measuring what it does leave")
-        amounts = measure_coded(request, teachers, amounts)
+        amounts = as_coded(amounts, measure())
     check_disk(request.features, sum(part.needed_bytes for part in amounts), WHAT)
 
 
-def is_coded(teachers: Sequence[RunningTeacher]) -> bool:
+def _measure(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> Mapping[str, TeacherSample]:
+    from pipeline.extraction.measured import measure_teachers
+
+    return measure_teachers(request, source_spec(request.source.open(), request.source), teachers)
+
+
+def is_coded(teachers: Sequence[RunningTeacher] | Sequence[Described]) -> bool:
     """Whether the bytes of some level can only be told by coding it."""
     return any(get_codec(level.codec).coder is not None for teacher in teachers for level in teacher.levels)
 

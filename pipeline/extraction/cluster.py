@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
+from cache.manifest import teacher_part
 from cache.spec import first_difference
 from cache.store import Store
 from cache.teacher_writer import TeacherWriter
@@ -28,6 +30,7 @@ from pipeline.extraction.cluster_tasks import Described, Job, ShardWork
 from pipeline.extraction.extract import Timing
 from pipeline.extraction.running import TeacherRequest
 from pipeline.extraction.samples import DatasetRequest
+from pipeline.extraction.sampling import TeacherSample
 from pipeline.extraction.stored_fidelity import StoredFidelity
 
 if TYPE_CHECKING:
@@ -132,6 +135,30 @@ def describe_teachers(
     return found
 
 
+def measure_on_workers(
+    client: Client,
+    source: DatasetRequest,
+    features: Path | str,
+    requests: Sequence[TeacherRequest],
+    described: Sequence[Described],
+    resources: Mapping[str, int],
+) -> dict[str, TeacherSample]:
+    """Each teacher's sample by the name of its part in the store, measured by a worker."""
+    asked = [
+        client.submit(
+            tasks.measure, request, _everywhere(source), tasks.portable(features), resources=resources, pure=False
+        )
+        for request in requests
+    ]
+    parts = [teacher_part(facts.provenance["name"]) for facts in described]
+    return dict(zip(parts, _results(client, asked), strict=True))
+
+
+def _everywhere(source: DatasetRequest) -> DatasetRequest:
+    """The same data set, named as in any working directory."""
+    return replace(source, root=source.root.resolve() if source.root else None)
+
+
 def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
     by_key = {future.key: result for future, result in _finished(client, futures)}
     return [by_key[future.key] for future in futures]
@@ -179,8 +206,7 @@ def extract_on_cluster(
 
     Returns where the workers' time went, a teacher of which something was left to write.
     """
-    absolute = replace(source, root=source.root.resolve() if source.root else None)
-    job = Job(uuid.uuid4().hex, tasks.portable(str(store)), absolute, strict)
+    job = Job(uuid.uuid4().hex, tasks.portable(str(store)), _everywhere(source), strict)
     spec = store.spec
     with ExitStack() as held:
         held.enter_context(store.lock("source", on_wait=say))

@@ -26,9 +26,11 @@ from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
 from pipeline.extraction.extract import calibrate
+from pipeline.extraction.measured import measure_one
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
 from pipeline.extraction.samples import DatasetRequest, Task, join, make_block
+from pipeline.extraction.sampling import TeacherSample
 from pipeline.extraction.stored_fidelity import StoredFidelity
 from sak_core.datasets.base import Dataset, DatasetError
 from sak_core.names import UnknownName
@@ -145,6 +147,13 @@ def describe(request: TeacherRequest, size: tuple[int, int]) -> Described:
     with _plain_errors(), _lock:
         running = _teacher(request, size)
         return Described(running.provenance, running.levels)
+
+
+def measure(request: TeacherRequest, source: DatasetRequest, features: str) -> TeacherSample:
+    """A run in small of the teacher here, on the disk of `features`: what entropy coding leaves of its levels."""
+    with _plain_errors(), _lock:
+        spec = source_spec(source.open(), source)
+        return measure_one(_teacher(request, spec.size), source, features, spec.num_samples)
 
 
 def prepare_shard(job: Job, shard: int, views: tuple[int, ...]) -> dict[str, str]:

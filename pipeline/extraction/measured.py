@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from cache.manifest import teacher_part
 from cache.spec import SourceSpec
 from pipeline.console import say
 from pipeline.extraction.amounts import PartAmount, coded
-from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.running import RunningTeacher
-from pipeline.extraction.samples import num_decoders
+from pipeline.extraction.samples import DatasetRequest, num_decoders
 from pipeline.extraction.sampling import (
     SourceSample,
     TeacherSample,
@@ -36,19 +37,23 @@ def measure_teachers(
     measured: dict[str, TeacherSample] = {}
     for teacher in teachers:
         name = teacher.provenance["name"]
-        with sample_store(request.source, request.features, request.run["batch_size"]) as (store, _):
-            rows, first_s = warmed_up(teacher, store, spec.num_samples)
-        say(f"{name}: measured on {rows} rows")
-        with sample_store(request.source, request.features, rows) as (store, _):
-            measured[f"teachers/{name}"] = measure_teacher(teacher, store, first_s)
+        sample = measure_one(teacher, request.source, request.features, spec.num_samples)
+        say(f"{name}: measured on {sample.rows} rows")
+        measured[teacher_part(name)] = sample
         teacher.teacher.to("cpu")
     return measured
 
 
-def measure_coded(
-    request: CacheRequest, teachers: Sequence[RunningTeacher], amounts: Sequence[PartAmount]
-) -> list[PartAmount]:
-    """`amounts` with the bytes that entropy coding leaves of each teacher's part."""
-    spec = source_spec(request.source.open(), request.source)
-    measured = measure_teachers(request, spec, teachers)
+def measure_one(
+    teacher: RunningTeacher, source: DatasetRequest, features: Path | str, num_samples: int
+) -> TeacherSample:
+    """A teacher's sample, of a data set of `num_samples`, on the disk of `features`."""
+    with sample_store(source, features, teacher.request.batch_size) as (store, _):
+        rows, first_s = warmed_up(teacher, store, num_samples)
+    with sample_store(source, features, rows) as (store, _):
+        return measure_teacher(teacher, store, first_s)
+
+
+def as_coded(amounts: Sequence[PartAmount], measured: Mapping[str, TeacherSample]) -> list[PartAmount]:
+    """`amounts` with the bytes that entropy coding leaves of each teacher's part, by the samples of `measured`."""
     return [coded(part, measured[part.part].ratios) if part.part in measured else part for part in amounts]

@@ -13,11 +13,11 @@ from cache.calibration import calibration_order
 from cache.spec import SourceSpec
 from cache.store import Store
 from pipeline.console import amount, duration, table, warn
-from pipeline.extraction.amounts import PartAmount, coded, existing_store, is_calibrated
+from pipeline.extraction.amounts import PartAmount, existing_store, is_calibrated
 from pipeline.extraction.caching import planned_amounts, start_teachers, summary
 from pipeline.extraction.extract import CALIBRATION_ROWS
 from pipeline.extraction.extract import memory_bytes as teacher_memory
-from pipeline.extraction.measured import measure_source, measure_teachers
+from pipeline.extraction.measured import as_coded, measure_source, measure_teachers
 from pipeline.extraction.prepare import memory_bytes as source_memory
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.proposals import proposals
@@ -39,7 +39,7 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
     amounts = planned_amounts(request, teachers)
     started_s += time.monotonic() - began
     source, measured = measure_source(request, spec), measure_teachers(request, spec, teachers)
-    amounts = [coded(part, measured[part.part].ratios) if part.part in measured else part for part in amounts]
+    amounts = as_coded(amounts, measured)
     store = existing_store(request.features, spec)
     described = summary(request, spec, amounts)
     free, needed = described["free_bytes"], sum(part.needed_bytes for part in amounts)
