@@ -91,21 +91,30 @@ class PartManifest:
 
     def commit_metadata(self, metadata: PartMetadata, replace: bool = False) -> None:
         """Make `metadata` the part's, in place of what it was before where `replace` says so."""
-        self._write(
-            f"{self.folder}/metadata.json",
-            {
-                "format": FORMAT_VERSION,
-                "part": self.part,
-                "num_views": metadata.num_views,
-                "num_samples": metadata.num_samples,
-                "rows_per_shard": metadata.rows_per_shard,
-                "arrays": {path: array.to_dict() for path, array in metadata.arrays.items()},
-                "files": files_to_dict(metadata.files),
-                **({"groups": metadata.groups} if metadata.groups else {}),
-            },
-            replace,
-        )
+        self._write(f"{self.folder}/metadata.json", self._document(metadata), replace)
         self._metadata = metadata
+
+    def grow_metadata(self, metadata: PartMetadata) -> None:
+        """As `commit_metadata`, unless the part has come to as many views, or more, meanwhile."""
+        name, grown = f"{self.folder}/metadata.json", seal(self._document(metadata))
+
+        def change(now: bytes) -> bytes | None:
+            return grown if unseal(now, self.place.show(name))["num_views"] < metadata.num_views else None
+
+        self.place.update({name: change})
+        self._metadata = None
+
+    def _document(self, metadata: PartMetadata) -> dict[str, Any]:
+        return {
+            "format": FORMAT_VERSION,
+            "part": self.part,
+            "num_views": metadata.num_views,
+            "num_samples": metadata.num_samples,
+            "rows_per_shard": metadata.rows_per_shard,
+            "arrays": {path: array.to_dict() for path, array in metadata.arrays.items()},
+            "files": files_to_dict(metadata.files),
+            **({"groups": metadata.groups} if metadata.groups else {}),
+        }
 
     # -- calibration ------------------------------------------------------------------------------
 

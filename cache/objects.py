@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
 from cache.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.locks import OnWait
-from cache.places import OpenFile, Place, Range, fill
+from cache.places import Change, OpenFile, Place, Range, fill
 
 if TYPE_CHECKING:
+    from obstore import UpdateVersion
     from obstore.store import ObjectStore
 
 Answer = TypeVar("Answer")
@@ -180,6 +181,31 @@ class ObjectPlace(Place):
                 raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
         raise AssertionError("unreachable")
 
+    def update(self, changes: Mapping[str, Change]) -> None:
+        """See `Place`; by PUTs that go through where the object is still the one that was read (If-Match)."""
+        with ThreadPoolExecutor(min(_NUM_WRITERS, len(changes))) as pool:
+            for _ in pool.map(self._update, changes, changes.values()):
+                pass
+
+    def _update(self, name: str, change: Change) -> None:
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        path = self.prefix + name
+        while True:  # every turn that this loses, another machine has won
+            raw, e_tag, version = _again(partial(_get, self.store, path))
+            mode: UpdateVersion = {**({"e_tag": e_tag} if e_tag else {}), **({"version": version} if version else {})}
+            data = change(raw)
+            if data is None:
+                return
+            try:
+                _again(partial(obstore.put, self.store, path, data, mode=mode, use_multipart=False))
+                return
+            except PreconditionError:
+                continue
+            except OSError as error:
+                raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
+
     def remove(self, folder: str) -> None:
         """See `Place`."""
         self.delete(list(self.sizes(folder)))
@@ -235,6 +261,14 @@ class _ObjectFile(OpenFile):
             fill(targets, memoryview(answer))
 
 
+def _get(store: ObjectStore, path: str) -> tuple[bytes, str | None, str | None]:
+    """An object's bytes, and what tells it from later ones of that name."""
+    import obstore
+
+    found = obstore.get(store, path)
+    return bytes(found.bytes()), found.meta["e_tag"], found.meta["version"]
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]  # what follows is a dump of obstore's own structures
 
@@ -246,12 +280,18 @@ def _path(item: Any) -> str:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """obstore's errors as the ones that local files raise; `AlreadyExistsError` as it is."""
-    from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+    """obstore's errors as the ones that local files raise; those of conditional writes as they are."""
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
 
     try:
         yield
-    except AlreadyExistsError:
+    except (AlreadyExistsError, PreconditionError):
         raise
     except FileNotFoundError as error:
         raise FileNotFoundError(_first_line(error)) from error

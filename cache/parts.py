@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cache.entries import PartMetadata
@@ -53,19 +54,34 @@ def create_part(
 
 
 def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
-    """Make room for `num_views` views; does nothing where there is room already. No shard is touched."""
+    """Make room for `num_views` views; does nothing where there is room already. No shard is touched.
+
+    Several machines may grow a part at once, where they hold no lock, each to its own number of views: nothing is ever
+    replaced by what knows of fewer, so the largest stays.
+
+    Raises:
+        CorruptFile: an array's ``zarr.json`` is not there.
+        StoreFull, WriteFailed: metadata cannot be written; the part is as it was.
+    """
     old = manifest.metadata
     if num_views <= old.num_views:
         return
     grown = {
-        f"{path}/zarr.json": array_json(array, num_views, old.num_samples, old.rows_per_shard)
+        f"{path}/zarr.json": (array, array_json(array, num_views, old.num_samples, old.rows_per_shard))
         for path, array in old.arrays.items()
         if array.has_views
     }
-    digests = place.write({path: [data] for path, data in grown.items()}, replace=True)
+
+    def larger(array: ArraySpec, data: bytes, now: bytes) -> bytes | None:
+        return data if _promised_views(old, array, now) < num_views else None
+
+    try:
+        place.update({path: partial(larger, *new) for path, new in grown.items()})
+    except FileNotFoundError as error:
+        raise CorruptFile(manifest.folder, f"a file of the part is missing ({error}); `sak repair` it first") from error
     fault_point("grow")
-    grown_metadata = replace(old, num_views=num_views, files={**old.files, **digests})
-    manifest.commit_metadata(grown_metadata, replace=True)
+    digests = {path: digest_of([data]) for path, (_, data) in grown.items()}
+    manifest.grow_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
 
 
 def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
@@ -80,6 +96,15 @@ def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, 
         digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
         for views in range(metadata.num_views + 1, max_views)
     )
+
+
+def _promised_views(metadata: PartMetadata, array: ArraySpec, raw: bytes) -> int:
+    """The number of views that an array's ``zarr.json`` promises; 0 where it is not as this project writes it."""
+    try:
+        views = int(json.loads(raw)["shape"][0])
+    except (ValueError, LookupError, TypeError):
+        return 0
+    return views if raw == array_json(array, views, metadata.num_samples, metadata.rows_per_shard) else 0
 
 
 def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dict[str, Any]:

@@ -35,6 +35,10 @@ Range = tuple[int, Sequence[Target]]
 """A first byte, and the buffers that the bytes from there on fill one after the other."""
 
 
+Change = Callable[[bytes], bytes | None]
+"""What becomes of a file's bytes; None: they stay."""
+
+
 def fill(targets: Sequence[Target], data: memoryview) -> None:
     """Copy `data` into the buffers, one after the other. Raises OSError where it is not as long as they are."""
     wanted = sum(map(len, targets))
@@ -152,6 +156,20 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def update(self, changes: Mapping[str, Change]) -> None:
+        """Replace files by what is made of their present bytes; all are durable when this returns.
+
+        Args:
+            changes: name -> present bytes to new ones, or to None where they stay. Where writers hold no lock (object
+                storage) it is asked again as often as another machine replaced the file since it was read, so that
+                nothing that machine wrote is lost.
+
+        Raises:
+            StoreFull, WriteFailed: the bytes were refused.
+            OSError: a file cannot be read.
+        """
+
+    @abstractmethod
     def remove(self, folder: str) -> None:
         """Delete a folder with everything below it; it is no error where there is none."""
 
@@ -240,6 +258,11 @@ class LocalPlace(Place):
     ) -> dict[str, FileDigest]:
         """See `Place`; always replaces, since writers hold the lock."""
         return write_files(self.path, files, before_commit)
+
+    def update(self, changes: Mapping[str, Change]) -> None:
+        """See `Place`."""
+        new = {name: change(self.read(name)) for name, change in changes.items()}
+        self.write({name: [data] for name, data in new.items() if data is not None})
 
     def remove(self, folder: str) -> None:
         """See `Place`."""

@@ -173,8 +173,8 @@ class TeacherWriter:
         with self._lock():
             committed = self._manifest.calibration()
             if committed is not None:
-                again = remade_files(self.store.place, self.name, committed, files)
-                self.store.place.write(again, replace=True, before_commit=lambda _: fault_point("repair"))
+                if again := remade_files(self.store.place, self.name, committed, files):
+                    self.store.place.write(again, replace=True, before_commit=lambda _: fault_point("repair"))
             else:
                 self.store.place.discard(calibration_folder(self.name))
                 digests = self.store.place.write(files)

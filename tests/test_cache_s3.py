@@ -71,6 +71,18 @@ def objects(store: Store) -> dict[str, bytes]:
     return {name: store.place.read(name) for name in store.place.sizes()}
 
 
+def test_views_that_several_machines_append_at_once(proxy: Proxy, root: Place) -> None:
+    """The server takes a replacement only of what was read (If-Match), also where answers get lost."""
+    name = toy.make_store(root, num_views=1).name
+    calm, proxy.faults = proxy.faults, now_and_then(*Proxy.FAULTS, every=13)
+    wanted = [3, 6, 2, 5]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        list(pool.map(lambda views: Store.open(root / name).ensure_views(views), wanted))
+    proxy.faults = calm
+    store = Store.open(root / name)
+    assert store.num_views == 6 and verify_store(store.place) == []
+
+
 def test_written_and_read_through_a_bad_network(proxy: Proxy, root: Place, local: Store) -> None:
     proxy.faults = now_and_then(*Proxy.FAULTS, every=13)
     store = toy.make_store(root)
