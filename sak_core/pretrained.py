@@ -162,7 +162,7 @@ def to_pixels(image: ImageLike) -> Tensor:
             image = pixels_of(image)
         except UnreadableSample as error:
             raise ValueError(str(error)) from None
-    pixels = torch.from_numpy(np.require(image, requirements="CW")) if isinstance(image, np.ndarray) else image
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         what = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(image).__name__
         raise ValueError(f"an image is a PIL image or uint8 (H, W, 3), not {what}")
