@@ -20,7 +20,7 @@ _CONSTANT = 1e-10
 @dataclass(frozen=True)
 class Fidelity:
     """Attributes:
-    cosine: mean over tokens of cos(true, decoded).
+    cosine: mean over tokens of cos(true, decoded); a token of zeros has no direction to lose and counts 1.
     centred_cosine: the same after subtracting the channel mean from both.
     relative_mse_median, relative_mse_worst: over channels, of mean squared error / variance (of a constant channel:
         / its square).
@@ -44,12 +44,11 @@ class Fidelity:
 
 
 def _cosines(left: Float64, right: Float64) -> Float64:
-    """cos of rows (n, C) -> (n,); 1 where both are zero, 0 where only one is."""
+    """cos of rows (n, C) -> (n,); 1 where the left one is zero, 0 where only the right one is."""
     left_norm, right_norm = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
     product = left_norm * right_norm
     safe = np.where(product > 0, product, 1.0)
-    both_zero = (left_norm == 0) & (right_norm == 0)
-    cosines: Float64 = np.where(product > 0, np.einsum("nc,nc->n", left, right) / safe, 0.0) + both_zero
+    cosines: Float64 = np.where(product > 0, np.einsum("nc,nc->n", left, right) / safe, left_norm == 0)
     return cosines
 
 

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from cache.calibration import FittedTokens, calibration_rows, fit_level, level_constants
 from cache.codecs import Codec, Sample, Target, get_codec
 from cache.codecs.coders import get_coder
+from cache.errors import CacheError
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.groups import PREDICTOR
 from cache.layout import ArraySpec, index_bytes, parse_index, shard_buffers
 from cache.parts import array_json
 from cache.spec import LevelSpec
 from cache.store import Store
-from pipeline.console import say, table
+from pipeline.console import say, table, warn
 from pipeline.errors import UserError
 
 SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec")
@@ -64,9 +65,15 @@ def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
         return _read_store(path, teacher, level)
     if teacher is not None or level is not None:
         raise UserError(f"--teacher and --level go with a cache; {path} is an array")
-    features = np.load(path, mmap_mode="r")
-    if features.ndim != 3 or len(features) < 2 or features.dtype.kind != "f":
-        raise UserError(f"{path} holds {features.dtype} {features.shape}; floats (rows, tokens, width) are needed")
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no array that can be read: {error}") from error
+    if features.ndim != 3 or len(features) < 2 or not features.size or features.dtype.kind != "f":
+        raise UserError(
+            f"{path} holds {features.dtype} {features.shape}; "
+            "floats (rows, tokens, width), two rows or more, are needed"
+        )
     order = np.random.default_rng(0).permutation(len(features))
     half = len(order) // 2
     fit, report = np.sort(order[:half]), np.sort(order[half:])
@@ -104,7 +111,8 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
         save: folder for the coded and decoded rows of every setting.
 
     Returns:
-        ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`.
+        ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`. A setting that these features do not allow
+        is left out, and a warning says why.
     """
     if len({source.report.shape[:2] for source in sources}) > 1:
         raise UserError("several sources are levels of one teacher: the same rows and tokens in each")
@@ -120,9 +128,23 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
         ]
         if together:
             levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
-        fitted = _fit(levels, sources, samples, fidelity)
+        try:
+            _check_storable(codec, sources)
+            fitted = _fit(levels, sources, samples, fidelity)
+        except CacheError as error:
+            warn(f"{setting} is left out: {error}")
+            continue
         results.append(_report(setting, codec, levels, sources, samples, fitted, save))
     return {"results": results}
+
+
+def _check_storable(codec: Codec, sources: Sequence[Source]) -> None:
+    """Raises CacheError where a value is beyond what the codec can hold."""
+    for source in sources:
+        for features in (source.fit, source.report):
+            refused = codec.find_unstorable(features)
+            if refused is not None:
+                raise CacheError(f"a feature is {refused.value:g}: {refused.why}")
 
 
 def _sample(source: Source) -> Sample:

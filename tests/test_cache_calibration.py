@@ -85,6 +85,12 @@ def test_fidelity_of_degenerate_features() -> None:
     meter = FidelityMeter(np.zeros(3))
     meter.update(np.zeros((2, 3)), np.zeros((2, 3)))
     assert meter.compute() == Fidelity(1, 1, 0, 0)
+    meter = FidelityMeter(np.ones(3))
+    meter.update(np.zeros((1, 3)), np.full((1, 3), 1e-3))  # no direction that could be lost
+    assert meter.compute().cosine == 1
+    meter = FidelityMeter(np.ones(3))
+    meter.update(np.ones((1, 3)), np.zeros((1, 3)))
+    assert meter.compute().cosine == 0
     meter = FidelityMeter(np.array([1.0, 2.0, 3.0]))
     meter.update(np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 2.0, 3.001]]))  # a token that is the mean
     assert meter.compute().centred_cosine == 1

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.fft import dctn
@@ -79,6 +79,7 @@ def test_fp32_is_exact(features: np.ndarray) -> None:
 
 
 @given(moderate)
+@example(np.float32([0, 1.47e-41]).reshape(1, 1, 2, 1))
 def test_int8_stays_within_half_a_step(features: np.ndarray) -> None:
     codec, made = get_codec("int8"), constants("int8", features)
     encoded = codec.encode(features, made)
@@ -110,11 +111,30 @@ def test_grid_frequencies_are_scipys(height: int, width: int, seed: int) -> None
     np.testing.assert_allclose(from_frequencies(found, y, x).reshape(maps.shape), maps, atol=1e-5)
 
 
+def smooth(height: int, width: int) -> np.ndarray:
+    """Maps (40, h, w, 16) of which a transform over the grid saves much."""
+    whole = np.random.default_rng(0).normal(size=(40, 1, 1, 16))
+    return (whole + np.random.default_rng(1).normal(size=(40, height, width, 16)) / 9).astype(np.float32)
+
+
+def test_klt_keeps_no_tables_larger_than_the_basis_for_long_rows_of_tokens() -> None:
+    for grid in ((7, 5), (1, 70)):
+        tables = get_codec("klt").fit(dataclasses.replace(sample(smooth(*grid)), grid=grid), Target(0.99))
+        assert ("dct_y" in tables) == (grid == (7, 5))
+        assert sum(table.nbytes for table in tables.values()) <= 8 * 16**2
+
+
+def test_klt_reaches_its_target_where_what_it_was_fitted_on_does_not_vary() -> None:
+    token = np.random.default_rng(0).normal(size=(2, 1, 1, 32)).astype(np.float32)
+    made = dataclasses.replace(sample(token[:1]), held_out=token[1:].reshape(1, 32))
+    codec = get_codec("klt")
+    tables = codec.fit(made, Target(0.999))
+    decoded = codec.decode_numpy(codec.encode(token[1:], tables).stored, codec.constants(tables)).ravel()
+    assert token[1].ravel() @ decoded >= 0.999 * np.linalg.norm(token[1]) * np.linalg.norm(decoded)
+
+
 def test_klt_decodes_grid_frequencies_in_torch_as_in_numpy() -> None:
-    smooth = (
-        np.random.default_rng(0).normal(size=(40, 1, 1, 6)) + np.random.default_rng(1).normal(size=(40, 7, 5, 6)) / 9
-    )
-    features = smooth.astype(np.float32)
+    features = smooth(7, 5)
     codec = get_codec("klt")
     tables = codec.fit(dataclasses.replace(sample(features), grid=(7, 5)), Target(0.99))
     assert tables["dct_y"].shape == (7, 7) and tables["dct_x"].shape == (5, 5)

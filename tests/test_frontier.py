@@ -80,11 +80,31 @@ def test_sources_that_cannot_be_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", trained_like(8, 9, 16))
     np.save(tmp_path / "b.npy", trained_like(6, 9, 16))
     np.save(tmp_path / "flat.npy", np.zeros((4, 5), np.float32))
+    np.save(tmp_path / "none.npy", np.zeros((4, 0, 5), np.float32))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("no array")
     for arguments, message in (
         (("a.npy", "b.npy"), "levels of one teacher"),
         (("flat.npy",), "(rows, tokens, width)"),
+        (("none.npy",), "(rows, tokens, width)"),
+        (("objects.npy",), "no array that can be read"),
+        (("text.npy",), "no array that can be read"),
         (("a.npy", "--teacher", "x", "--level", "0"), "go with a cache"),
     ):
         files = [str(tmp_path / part) if part.endswith(".npy") else part for part in arguments]
         done = CliRunner().invoke(sak, ["frontier", *files])
         assert done.exit_code and message in str(done.exception), done.output
+
+
+def test_codecs_that_cannot_hold_the_features_are_left_out(tmp_path: Path) -> None:
+    """A NaN is no JSON, and klt's word against one fidelity is no reason to hide all others' figures."""
+    features = trained_like(8, 9, 16)
+    features[..., 3] += 7e4
+    features[:, 0, 5] = 1e7
+    np.save(tmp_path / "a.npy", features)
+    done = CliRunner().invoke(sak, ["frontier", str(tmp_path / "a.npy"), "--fidelity", "0.9999999", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = {row["codec"]: row for row in json.loads(done.stdout, parse_constant=pytest.fail)["results"]}
+    assert {"bf16", "int8"} <= set(rows) and not {"fp16", "klt"} & set(rows)
+    assert "fp16 is left out: a feature is" in done.stderr and "use the codec bf16" in done.stderr
+    assert "klt is left out: klt cannot reach" in done.stderr

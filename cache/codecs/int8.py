@@ -31,7 +31,11 @@ class Int8(Codec):
         A channel without range gets step 1 around its only value, so that this value is exact.
         """
         low = calibration["min"].astype(np.float64)
-        step = ((calibration["max"] - low) / (_HIGHEST - _LOWEST)).astype(np.float32)
+        span = calibration["max"] - low
+        step = (span / (_HIGHEST - _LOWEST)).astype(np.float32)
+        # a subnormal step has few digits: one that was rounded down would not span the range
+        coarse = (span > 0) & (step < np.finfo(np.float32).smallest_normal)
+        step = np.where(coarse, np.nextafter(step, np.float32(1)), step)
         offset = np.where(step > 0, low - _LOWEST * step.astype(np.float64), low)
         return {"step": np.where(step > 0, step, np.float32(1)), "offset": offset.astype(np.float32)}
 

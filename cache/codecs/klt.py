@@ -34,6 +34,9 @@ _LARGEST_DEAD_ZONE = 0.3
 _MAPS_WEIGHED = 32
 _LEAST_SAVING = 0.03
 """Share of the bytes that a transform over the grid must save: it takes time, and other rows may gain less."""
+_MOST_COSINES = 0.5
+"""How much the tables of a transform over the grid may hold, as a share of the basis: with long rows of tokens they
+would be larger than all the rest of a level's calibration."""
 
 
 class Klt(Codec):
@@ -75,7 +78,7 @@ class Klt(Codec):
             step that reaches the target, take fewer bytes transformed.
         """
         plain = self._fit(sample, target, {})
-        if sample.grid == (1, 1):
+        if sample.grid == (1, 1) or np.square(sample.grid).sum() > _MOST_COSINES * plain["basis"].size:
             return plain
         transformed = self._fit(sample, target, {"dct_y": cosines(sample.grid[0]), "dct_x": cosines(sample.grid[1])})
         saves = self._weigh(sample, transformed) < (1 - _LEAST_SAVING) * self._weigh(sample, plain)
@@ -122,7 +125,9 @@ class Klt(Codec):
                     return False
             return True
 
-        step = _largest(reaches, float(np.sqrt(np.square(spread).mean(dtype=np.float64))), target.cosine)
+        # a single token to fit on has no spread; the others have
+        scale = _root_mean_square(spread) or _root_mean_square(held_out)
+        step = _largest(reaches, scale, target.cosine)
         rounding, gain = tables(step)
         return {
             "offset": offset,
@@ -196,6 +201,10 @@ def _round(values: Array, rounding: Float32) -> Array:
     whole += rounding
     np.floor(whole, out=whole)
     return np.copysign(whole, values, out=whole)
+
+
+def _root_mean_square(values: Array) -> float:
+    return float(np.sqrt(np.square(values).mean(dtype=np.float64)))
 
 
 def _largest(reaches: Callable[[float], bool], scale: float, cosine: float) -> float:
