@@ -48,6 +48,12 @@ def calibration_rows(valid: Validity, seed: int, num_rows: int) -> tuple[Int64, 
         valid: asked in `calibration_order`, for no more samples than it takes.
         seed: the store's.
         num_rows: of both together; fewer where there are fewer valid ones. A single one serves for both.
+
+    Returns:
+        int64 (n,) and (m,), sample numbers.
+
+    Raises:
+        BadInput: no sample is valid.
     """
     found: list[int] = []
     for sample in calibration_order(len(valid), seed).tolist():
@@ -69,7 +75,14 @@ def needed_tables(level: LevelSpec) -> tuple[str, ...]:
 
 
 def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
-    """What a level's codec encodes and decodes with, from a teacher's calibration, ``level_<i>/<name>`` -> array."""
+    """What a level's codec encodes and decodes with, name -> float32 array of the shape that `Codec.fit` gave it.
+
+    Args:
+        calibration: of the teacher, ``level_<i>/<name>`` -> array; at least `needed_tables` of it.
+
+    Raises:
+        KeyError: one of these is missing.
+    """
     codec = get_codec(level.codec)
     names = [*codec.needs, *(name for name in codec.may_need if f"{level.array}/{name}" in calibration)]
     constants = codec.constants({name: calibration[f"{level.array}/{name}"] for name in names})

@@ -91,7 +91,7 @@ class ViewEntries:
         )
 
     def file(self, shard: int, array: str) -> FileDigest:
-        """What is committed of an array's file."""
+        """What is committed of an array's file. Raises KeyError where nothing is."""
         place = self.shards[shard]
         return FileDigest(self.sizes[array][place], self.digests[array][place])
 

@@ -94,7 +94,7 @@ def _write_temporary(temporary: Path, buffers: Buffers) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
+    """Make renames in `directory` durable. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -103,7 +103,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def make_directories(directory: Path) -> None:
-    """Create `directory` and missing parents, each durable in its parent."""
+    """Create `directory` and missing parents, each durable in its parent. Raises OSError."""
     missing = []
     while not directory.is_dir():
         missing.append(directory)

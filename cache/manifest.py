@@ -54,6 +54,11 @@ class PartManifest:
     Attributes:
         place: of the store.
         folder: of the part's manifest files, below it.
+
+    Raises, in every method that reads or commits:
+        CorruptFile: a manifest file that it needs is damaged.
+        StoreFull, WriteFailed: what is to be committed cannot be written, and is not.
+        AlreadyThere: another machine has committed something else there, in object storage.
     """
 
     def __init__(self, place: Place | Path | str, part: str) -> None:
@@ -76,7 +81,7 @@ class PartManifest:
 
     @property
     def metadata(self) -> PartMetadata:
-        """The part's committed metadata."""
+        """The part's committed metadata. Raises FileNotFoundError where there is none."""
         if self._metadata is None:
             plain = self.read(f"{self.folder}/metadata.json")
             self._metadata = PartMetadata(

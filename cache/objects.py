@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
 from cache.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.locks import OnWait
-from cache.places import Change, OpenFile, Place, Range, fill
+from cache.open_files import OpenFile, Range, fill
+from cache.places import Change, Place
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion

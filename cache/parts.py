@@ -108,7 +108,11 @@ def _promised_views(metadata: PartMetadata, array: ArraySpec, raw: bytes) -> int
 
 
 def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dict[str, Any]:
-    """This project's attributes in a group's ``zarr.json``, if the file is the committed one."""
+    """This project's attributes in a group's ``zarr.json``, named by its path below `place`.
+
+    Raises:
+        CorruptFile: it cannot be read, or is not the file that was committed.
+    """
     path = place.show(name)
     try:
         raw = place.read(name)

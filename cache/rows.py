@@ -17,7 +17,8 @@ from cache.codecs.coders import get_coder
 from cache.errors import CacheError, CorruptFile, UncommittedRow
 from cache.layout import ALIGNMENT, ArraySpec, index_bytes, parse_index
 from cache.manifest import PartManifest
-from cache.places import OpenFile, Place
+from cache.open_files import OpenFile
+from cache.places import Place
 
 Array = npt.NDArray[Any]
 

@@ -27,7 +27,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_name(what: str, name: str) -> str:
-    """`name`, if it can name a folder everywhere: letters, digits, ``_ . -``, not starting with a sign."""
+    """`name`, if it can name a folder everywhere: letters, digits, ``_ . -``, not starting with a sign.
+
+    Raises:
+        BadInput: it cannot; names `what` it is of.
+    """
     if not _NAME.fullmatch(name):
         raise BadInput(f"{what} {name!r} cannot name a folder: use letters, digits, '_', '.' and '-'")
     return name

@@ -151,7 +151,7 @@ class Store:
     # -- parts ------------------------------------------------------------------------------------
 
     def part(self, part: str) -> PartManifest:
-        """The manifest of a part, ``source`` or ``teachers/<name>`` (which may not exist yet)."""
+        """The manifest of a part, ``source`` or ``teachers/<name>`` (which may not exist yet); reads nothing."""
         with self._mutex:
             if part not in self._parts:
                 self._parts[part] = PartManifest(self.place, part)
@@ -159,7 +159,11 @@ class Store:
 
     @property
     def num_views(self) -> int:
-        """Views of the source part that are written or being written."""
+        """Views of the source part that are written or being written.
+
+        Raises:
+            CorruptFile: its metadata is damaged.
+        """
         return self.part(SOURCE).metadata.num_views
 
     def ensure_views(self, num_views: int) -> None:
@@ -167,6 +171,10 @@ class Store:
 
         More than the store has grows its arrays' shapes; fewer changes nothing. Teachers' arrays grow when
         their views are written.
+
+        Raises:
+            CorruptFile: the part's metadata is damaged.
+            StoreFull, WriteFailed: metadata cannot be written; the store is as it was.
         """
         with self.lock(SOURCE):
             grow_part(self.place, self.part(SOURCE), num_views)
@@ -233,7 +241,12 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------
 
     def rows(self, part: str, array: str) -> RowReader:
-        """The reader of stored rows of the array at path `array` of a part."""
+        """The reader of stored rows of the array at path `array` of a part.
+
+        Raises:
+            KeyError: the part has no such array.
+            CorruptFile: its metadata is not what was committed.
+        """
         with self._mutex:
             if array not in self._rows:
                 manifest = self.part(part)
@@ -243,17 +256,24 @@ class Store:
 
     @cached_property
     def pixels(self) -> StoredArray:
-        """``store.pixels[sample, view]``: uint8 (H, W, 3)."""
+        """``store.pixels[sample, view]``: uint8 (H, W, 3); errors as `StoredArray`."""
         return StoredArray(self.rows(SOURCE, "pixels"))
 
     @cached_property
     def labels(self) -> ArrayTable:
-        """``store.labels[task][sample, view]``: (H, W) or (H, W, c) of the task's dtype; 255 = ignore."""
+        """``store.labels[task][sample, view]``: (H, W) or (H, W, c) of the task's dtype; 255 = ignore.
+
+        Raises:
+            UnknownName: there is no such task; what indexing an array raises, see `StoredArray`.
+        """
         return self._table("task with labels", "labels", self.spec.labels)
 
     @cached_property
     def views(self) -> ArrayTable:
-        """``store.views["box"|"flip"|"colour"][sample, view]``: float32 (4,) px, uint8 (), float32 (5,)."""
+        """``store.views["box"|"flip"|"colour"][sample, view]``: float32 (4,) px, uint8 (), float32 (5,).
+
+        Errors as `labels`.
+        """
         return self._table("view field", "views", ("box", "flip", "colour"))
 
     @cached_property
@@ -261,7 +281,7 @@ class Store:
         """``store.samples["ids"|"size"|"digest"|"valid"][samples]``, a row a sample.
 
         ids uint8 (width,), see `ids`; size int32 (2,): original height and width, px; digest uint8 (32,);
-        valid uint8 (), 1 or 0.
+        valid uint8 (), 1 or 0. Errors as `labels`.
         """
         return self._table("sample field", "samples", ("ids", "size", "digest", "valid"))
 
@@ -295,26 +315,35 @@ class Store:
             return self._features[teacher, level, prefix]
 
     def level(self, teacher: str, level: int, prefix: bool = False) -> LevelSpec:
-        """How a teacher's level (or its prefix tokens) is stored; `UnknownName` where it is not."""
+        """How a teacher's level (or its prefix tokens) is stored.
+
+        Raises:
+            UnknownName: the teacher or level is not in this store.
+            CorruptFile: its metadata is not what was committed.
+        """
         levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
         if str(level) not in levels:
             raise UnknownName(f"level of {teacher}", str(level), levels)
         return levels[str(level)]
 
     def is_complete(self, part: str, num_views: int) -> bool:
-        """Whether every shard of the part's first `num_views` views is committed."""
+        """Whether every shard of the part's first `num_views` views is committed; raises `CorruptFile` for damage."""
         manifest = self.part(part)
         return manifest.exists and not manifest.pending(num_views)
 
     def invalid(self, num_views: int) -> dict[int, str]:
-        """Samples with an invalid row among the first `num_views` views, and why (from committed shards)."""
+        """Samples with an invalid row among the first `num_views` views, and why (from committed shards).
+
+        Raises:
+            CorruptFile: a manifest file is damaged.
+        """
         reasons: dict[int, str] = {}
         for view in reversed(range(num_views)):
             reasons.update(self.part(SOURCE).view(view).invalid)
         return dict(sorted(reasons.items()))
 
     def valid(self, num_views: int) -> npt.NDArray[np.bool_]:
-        """bool (N,): the samples whose rows are valid in each of the first `num_views` views."""
+        """bool (N,): the samples whose rows are valid in each of the first `num_views` views; errors as `invalid`."""
         valid = np.ones(self.spec.num_samples, np.bool_)
         valid[list(self.invalid(num_views))] = False
         return valid
@@ -322,7 +351,7 @@ class Store:
     # -- the log ----------------------------------------------------------------------------------
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest."""
+        """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest. Raises OSError."""
         self.place.append("log.jsonl", canonical_json(dict(event)))
 
 
@@ -336,6 +365,7 @@ def find_stores(
 
     Raises:
         BadInput: `root` is not a folder.
+        CorruptFile: the metadata of one of them is not what was committed.
     """
     root = as_place(root)
     if isinstance(root, LocalPlace) and not root.path.is_dir():

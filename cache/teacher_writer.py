@@ -148,7 +148,7 @@ class TeacherWriter:
     # -- calibration ------------------------------------------------------------------------------
 
     def calibration(self) -> dict[str, Array] | None:
-        """The committed calibration arrays (see `Store.calibration`), or None."""
+        """The committed calibration arrays, or None; shapes and errors as `Store.calibration`."""
         return self.store.calibration(self.name)
 
     def write_calibration(self, arrays: Mapping[str, Array]) -> None:
@@ -183,7 +183,11 @@ class TeacherWriter:
         self._load_constants()
 
     def ensure_views(self, num_views: int) -> None:
-        """Make room for `num_views` views, which writing a shard does for its own; nothing where there is room."""
+        """Make room for `num_views` views, which writing a shard does for its own; nothing where there is room.
+
+        Raises:
+            StoreLocked, StoreFull, WriteFailed, CorruptFile: as `Store.lock` and `Store.ensure_views`.
+        """
         if num_views > self._manifest.metadata.num_views:
             with self._lock():
                 grow_part(self.store.place, self._manifest, num_views)
@@ -191,7 +195,11 @@ class TeacherWriter:
     # -- shards -----------------------------------------------------------------------------------
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order."""
+        """The (view, shard) of the first `num_views` views that are not committed, in order.
+
+        Raises:
+            CorruptFile: a manifest file is damaged.
+        """
         return self._manifest.pending(num_views)
 
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[str, int]:

@@ -36,7 +36,11 @@ class SourceWriter:
                 clean_part(store, self._manifest)
 
     def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order."""
+        """The (view, shard) of the first `num_views` views that are not committed, in order.
+
+        Raises:
+            CorruptFile: a manifest file is damaged.
+        """
         return self._manifest.pending(num_views)
 
     def write_shard(

@@ -147,7 +147,7 @@ class Codec(ABC):
 
 
 def first_non_finite(features: Float32) -> Unstorable | None:
-    """The first NaN or infinity, if there is one."""
+    """The first NaN or infinity in features (n, h, w, C), if there is one."""
     if np.isfinite(features.max()) and np.isfinite(features.min()):  # NaN spreads to both
         return None
     index = tuple(int(i) for i in np.argwhere(~np.isfinite(features))[0])
