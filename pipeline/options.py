@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,12 @@ FEATURES = click.option(
     help="Folder of the caches, or an address such as s3://bucket/features.",
 )
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
-ROOT = click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the data set, for recipes with source = 'live'."
+ROOTS = click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="[DATASET=]DIR",
+    help="Folder of the data set, for recipes with source = 'live'; DATASET=DIR where stages read several.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -60,11 +64,17 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
 
 
-def places(features: Path | str, runs: Path, root: Path | None = None) -> Places:
-    """The folders of caches, runs and the data set that a command was given."""
+def places(features: Path | str, runs: Path, roots: Sequence[str] = ()) -> Places:
+    """The folders of caches, runs and data sets that a command was given."""
     from pipeline.training.runs import Places
 
-    return Places(features, runs, root)
+    return Places(features, runs, dict(map(_root, roots)))
+
+
+def _root(text: str) -> tuple[str, Path]:
+    """`nyud=data/nyud` as (nyud, data/nyud), `data/nyud` as ("", data/nyud)."""
+    dataset, equals, folder = text.partition("=")
+    return (dataset, Path(folder)) if equals and "/" not in dataset else ("", Path(text))
 
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:

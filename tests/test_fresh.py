@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,3 +245,33 @@ def test_finetuning_live_through_the_command_line(rooms: Path, tmp_path: Path) -
     recipe.write_text("\n".join(line for line in shipped.splitlines() if not line.startswith("validation")))
     sak("finetune", recipe, "--out", rooms, "--run", tmp_path / "run", *settings)
     assert logged(tmp_path / "run") == [1, 2, 3, 4, 5]
+
+
+def test_a_studys_stages_may_read_two_data_sets(rooms: Path, photographs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each folder is given by its data set's name, and what does not fit is said before anything runs."""
+    root, features = photographs
+    for store in (the_store(rooms), the_store(features)):
+        (tmp_path / store.name).symlink_to(store.path)
+    recipe, study = tmp_path / "two.toml", tmp_path / "study.toml"
+    shipped = (Path(__file__).parents[1] / "pipeline" / "recipes" / "demo.toml").read_text()
+    recipe.write_text("\n".join(line for line in shipped.splitlines() if not line.startswith(("data", "validation"))))
+    recipe.write_text(
+        recipe.read_text()
+        .replace("[distill]", "[distill]\ndata = { dataset = 'folder', split = 'train', size = '48' }")
+        .replace("[finetune]", "[finetune]\ndata = { dataset = 'rooms', split = 'train', size = '96x96' }")
+    )
+    study.write_text(
+        f"recipe = '{recipe}'\narms = ['sak']\ntest = {{ dataset = 'rooms', split = 'train', size = '96x96' }}\n"
+        "[set]\nteachers = ['mini-dino']\nsource = 'live'\nsteps = 2\nbatch_size = 2\nthreads = 1\ntasks = ['depth']\n"
+    )
+    command = ["ablate", study, "--out", tmp_path, "--runs", tmp_path / "runs"]
+    for roots, reason in (
+        ((), "come from the data set: .*--root"),
+        (("--root", f"nyud={root}"), "unknown data set of live runs 'nyud'"),
+        (("--root", f"folder={tmp_path}"), "come from the data set: .* holds no images"),
+    ):
+        refused = sak(*command, *roots, "--dry-run", check=False)
+        assert refused.returncode == 2 and re.search(reason, refused.stderr), refused.stderr
+    table = json.loads(sak(*command, "--root", f"folder={root}", "--json").stdout)
+    assert [row["arm"] for row in table["rows"]] == ["constant", "sak"]
+    assert logged(tmp_path / "runs" / "study" / "sak-seed0-distill") == [2]

@@ -2,118 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.console import red
 from pipeline.errors import UserError
-from pipeline.options import DEVICES, DRY, FEATURES, JSON, ROOT, RUNS, SET, WANDB, places, show
+from pipeline.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, places, show
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe, Stage
+    from pipeline.training.runs import Places
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command lines of both stages have in common."""
+
+    run: Path | None
+    assignments: tuple[str, ...]
+    features: Path | str
+    runs: Path
+    roots: tuple[str, ...]
+    devices: int
+    wandb: bool
+    dry_run: bool
+    as_json: bool
+
+    def load(self, recipe: str, stage: Stage) -> tuple[Recipe, Path, Places]:
+        """The recipe as it applies to `stage`, its run's folder, and where it finds what it reads."""
+        from pipeline.config import load_recipe, parse_set
+        from pipeline.training.runs import check_roots, run_name
+
+        loaded, where = load_recipe(recipe, stage, parse_set(self.assignments)), self.places()
+        check_roots([loaded], where)
+        return loaded, self.run or self.runs / run_name(loaded), where
+
+    def places(self) -> Places:
+        """Where caches, runs and data sets lie."""
+        return places(self.features, self.runs, self.roots)
+
+
+def _trains(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the recipe's argument and the options of both stages, these as one `Asked`."""
+
+    @wraps(command)
+    def with_asked(recipe: str, stage1: Path | None = None, **options: Any) -> None:
+        own = {} if stage1 is None else {"stage1": stage1}
+        command(recipe, Asked(**options), **own)
+
+    run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
+    found: Callable[..., None] = with_asked
+    for option in reversed((run, SET, FEATURES, RUNS, ROOTS, DEVICES, WANDB, DRY, JSON)):
+        found = option(found)
+    return click.argument("recipe", default="demo")(found)
 
 
 @click.command()
-@click.argument("recipe", default="demo")
-@click.option("--run", type=click.Path(path_type=Path), help="The run's folder; named after the recipe when absent.")
-@SET
-@FEATURES
-@RUNS
-@ROOT
-@DEVICES
-@WANDB
-@DRY
-@JSON
-def distill(
-    recipe: str,
-    run: Path | None,
-    assignments: tuple[str, ...],
-    features: Path | str,
-    runs: Path,
-    root: Path | None,
-    devices: int,
-    wandb: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@_trains
+def distill(recipe: str, asked: Asked) -> None:
     """Stage 1: distil cached teachers into the student of RECIPE."""
-    from pipeline.config import load_recipe, parse_set
-    from pipeline.training.runs import run_name
-
-    loaded = load_recipe(recipe, "distill", parse_set(assignments))
-    _check_root(loaded, root)
-    folder = run or runs / run_name(loaded)
-    if dry_run:
-        _show_plan(loaded, folder, features, as_json)
+    loaded, folder, where = asked.load(recipe, "distill")
+    if asked.dry_run:
+        _show_plan(loaded, folder, asked)
         return
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as stage
 
-    result = stage(loaded, folder, places(features, runs, root), Execution(devices, wandb))
-    show(result, as_json, lambda r: f"{folder}")
+    result = stage(loaded, folder, where, Execution(asked.devices, asked.wandb))
+    show(result, asked.as_json, lambda r: f"{folder}")
 
 
 @click.command()
-@click.argument("recipe", default="demo")
+@_trains
 @click.option(
     "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
 )
-@click.option("--run", type=click.Path(path_type=Path), help="The run's folder; named after the recipe when absent.")
-@SET
-@FEATURES
-@RUNS
-@ROOT
-@DEVICES
-@WANDB
-@DRY
-@JSON
-def finetune(
-    recipe: str,
-    stage1: Path | None,
-    run: Path | None,
-    assignments: tuple[str, ...],
-    features: Path | str,
-    runs: Path,
-    root: Path | None,
-    devices: int,
-    wandb: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def finetune(recipe: str, asked: Asked, stage1: Path | None = None) -> None:
     """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
-    from pipeline.config import load_recipe, parse_set
     from pipeline.studies.arms import starts_from_stage1
     from pipeline.training.runs import find_run, run_name
 
-    loaded = load_recipe(recipe, "finetune", parse_set(assignments))
-    _check_root(loaded, root)
-    folder = run or runs / run_name(loaded)
+    loaded, folder, where = asked.load(recipe, "finetune")
     if starts_from_stage1(loaded):
         if stage1 is None:
-            stage1 = runs / run_name(loaded.model_copy(update={"stage": "distill"}))
+            stage1 = asked.runs / run_name(loaded.model_copy(update={"stage": "distill"}))
         else:
-            stage1 = find_run(stage1, runs)
-        if not (stage1 / "results.json").exists() and not dry_run:
+            stage1 = find_run(stage1, asked.runs)
+        if not (stage1 / "results.json").exists() and not asked.dry_run:
             raise UserError(f"{stage1} is no finished stage-1 run: make distill RECIPE={recipe}, or FROM=RUN")
-    if dry_run:
-        _show_plan(loaded, folder, features, as_json)
+    if asked.dry_run:
+        _show_plan(loaded, folder, asked)
         return
     from pipeline.training.devices import Execution
     from pipeline.training.finetune import finetune as stage
 
-    result = stage(loaded, folder, stage1, places(features, runs, root), Execution(devices, wandb))
-    show(result, as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
+    result = stage(loaded, folder, stage1, where, Execution(asked.devices, asked.wandb))
+    show(result, asked.as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 
-def _check_root(recipe: Any, root: Path | None) -> None:
-    if root and recipe.source != "live":
-        raise UserError(f"--root {root} is for source = 'live'; this recipe reads pixels from the cache: leave it out")
-
-
-def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -> None:
+def _show_plan(recipe: Recipe, folder: Path, asked: Asked) -> None:
     from pipeline.stores import training_store
     from pipeline.studies.arms import parts_read
 
-    store = training_store(features, recipe, parts_read(recipe))
+    store = training_store(asked.features, recipe, parts_read(recipe))
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
     plan = {
         "run": str(folder),
@@ -121,7 +117,8 @@ def _show_plan(recipe: Any, folder: Path, features: Path | str, as_json: bool) -
         "epochs": round(epochs, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
-    show(plan, as_json, lambda p: f"would train {p['run']}: {recipe.steps} steps, {epochs:.1f} epochs of {p['store']}")
+    text = f"would train {folder}: {recipe.steps} steps, {epochs:.1f} epochs of {store.name}"
+    show(plan, asked.as_json, lambda p: text)
 
 
 def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
@@ -158,7 +155,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @DEVICES
 @FEATURES
 @RUNS
-@ROOT
+@ROOTS
 @DRY
 @JSON
 def ablate(
@@ -168,7 +165,7 @@ def ablate(
     devices: int,
     features: Path | str,
     runs: Path,
-    root: Path | None,
+    roots: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -182,7 +179,7 @@ def ablate(
 
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
-    loaded, where = load_study(study), places(features, runs, root)
+    loaded, where = load_study(study), places(features, runs, roots)
     jobs = plan(loaded, where)
     check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)

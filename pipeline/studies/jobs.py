@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.store import Store
 from pipeline.config import Recipe, Study, differences, load_recipe
 from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks, training_store
@@ -83,12 +84,21 @@ def _same_training(a: Recipe, b: Recipe) -> bool:
 
 def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
     """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished, or the arms
-    do not fit together."""
+    do not fit together, or a data set that live runs make their views from is not there."""
+    from pipeline.training.fresh import fresh_dataset
+
+    live: dict[str, Store] = {}
     for job in jobs:
         for recipe in filter(None, (job.distill, job.finetune)):
-            check_class_tokens(recipe, training_store(places.features, recipe, parts_read(recipe)))
+            store = training_store(places.features, recipe, parts_read(recipe))
+            check_class_tokens(recipe, store)
+            if recipe.source == "live":
+                live[store.name] = store
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
+    runs.check_roots([recipe for job in jobs for recipe in (job.distill, job.finetune) if recipe], places)
+    for store in live.values():
+        fresh_dataset(store, places.root(store.spec.dataset))
     labels = {job.label for job in jobs}
     if ORACLE in study.arms:
         if not any(label.startswith(TEACHER_PREFIX) for label in labels):

@@ -63,7 +63,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     initialize(recipe, model)
     freeze(model, recipe.trains)
     check_frozen(recipe, store, model)
-    loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places.root))
+    loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places.root(recipe.data.dataset)))
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)

@@ -20,9 +20,10 @@ import torch
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.sampler import Requests, epoch_requests
+from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
-from pipeline.extraction.samples import Block, BlockMaker, Task, num_decoders
+from pipeline.extraction.samples import Block, BlockMaker, DatasetRequest, Task, num_decoders
 from pipeline.extraction.unchanged import unchanged_dataset
 from pipeline.training.following import FollowingBatches
 
@@ -49,7 +50,7 @@ class FreshBatches(FollowingBatches):
         store, config = loader.store, loader.config
         if decoders is None:
             decoders = num_decoders(max((os.cpu_count() or 1) // config.world_size, 1))
-        request = unchanged_dataset(store, root, "fresh views (source = 'live')")
+        request = fresh_dataset(store, root)
         spec = replace(store.spec, labels={name: store.spec.labels[name] for name in labels})
         self._store, self._config, self._labels = store, config, tuple(labels)
         self._valid = store.valid(config.num_views)
@@ -103,6 +104,14 @@ class FreshBatches(FollowingBatches):
             features={},
             labels={task: stacked(f"labels/{task}") for task in self._labels},
         )
+
+
+def fresh_dataset(store: Store, root: Path | None) -> DatasetRequest:
+    """How to open the data set that fresh views of a store's samples are made from; root: its folder.
+
+    Raises `UserError` where it is not there or not what the store was made from.
+    """
+    return unchanged_dataset(store, root, "fresh views (source = 'live')")
 
 
 def fresh_requests(cached: Requests, epoch: int, num_views: int) -> Requests:

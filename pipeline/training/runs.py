@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,29 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Places:
-    """Where caches lie, where runs go, and the folder of the data set that ``source = "live"`` makes its views from."""
+    """Where caches lie, where runs go, and the folders of the data sets that ``source = "live"`` makes its views from,
+    by the data set's name; "" stands for all that are not named.
+    """
 
     features: Path | str = Path("features")
     runs: Path = RUNS
-    root: Path | None = None
+    roots: Mapping[str, Path] = field(default_factory=dict)
+
+    def root(self, dataset: str) -> Path | None:
+        """The folder of a data set, None where none is given."""
+        return self.roots.get(dataset, self.roots.get(""))
+
+
+def check_roots(recipes: Sequence[Recipe], places: Places) -> None:
+    """Raise `UserError` where a folder is given of a data set whose images none of the recipes reads."""
+    reads = {recipe.data.dataset for recipe in recipes if recipe.source == "live"}
+    for dataset, folder in places.roots.items():
+        if not reads:
+            raise UserError(
+                f"--root {folder} is for source = 'live'; what is asked for reads pixels from the cache: leave it out"
+            )
+        if dataset and dataset not in reads:
+            raise UserError(f"--root {dataset}={folder}: {unknown('data set of live runs', dataset, reads)}")
 
 
 def run_name(recipe: Recipe) -> str:
