@@ -74,15 +74,16 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     """
     from transformers import AutoConfig, AutoImageProcessor
 
-    with hub(name):
+    with hub(name, "settings", "name a folder that holds config.json and preprocessor_config.json (hf:FOLDER)"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             model, trust_remote_code=False
         )
         kind = _model_class(model, config)
-        if options.from_hub:
+    if options.from_hub:
+        with hub(name):
             whole = kind.from_pretrained(model, weights_only=True, dtype=torch.float32)
-    if not options.from_hub:
+    else:
         whole = model_without_hub(kind, config, options)
     net = tower_of(whole)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)

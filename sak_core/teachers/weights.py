@@ -54,8 +54,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+OWN_OR_NO_WEIGHTS = "give a file (--weights FILE, safetensors or .pth), or try the untrained tower (--random-weights)"
+
+
 @contextmanager
-def hub(teacher: str) -> Iterator[None]:
+def hub(teacher: str, what: str = "weights", otherwise: str = OWN_OR_NO_WEIGHTS) -> Iterator[None]:
     """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out."""
     try:
         with hub_or_local():
@@ -64,9 +67,8 @@ def hub(teacher: str) -> Iterator[None]:
         raise
     except Exception as error:  # every library has its own network errors
         raise TeacherUnavailable(
-            f"no weights for {teacher}: the hub did not give them ({hub_reason(error)}). Run where the hub can be "
-            "reached, or give a file (--weights FILE, safetensors or .pth), or try the untrained tower "
-            "(--random-weights)"
+            f"no {what} for {teacher}: the hub did not give them ({hub_reason(error)}). Run where the hub can be "
+            f"reached, or {otherwise}"
         ) from error
 
 
