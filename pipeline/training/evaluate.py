@@ -19,7 +19,7 @@ from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store
 from pipeline.config import Boundary, Data, Recipe
-from pipeline.console import progress, say, start_worker
+from pipeline.console import progress, say, start_worker, warn
 from pipeline.errors import UserError
 from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
 from pipeline.studies.arms import build_model, find_arm, run_model, teachers_read
@@ -131,7 +131,10 @@ def score(
     store: Store,
     predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
 ) -> tuple[Scores, Details]:
-    """Scores and details of raw outputs by task against their batches' labels, samples of `store`."""
+    """Scores and details of raw outputs by task against their batches' labels, samples of `store`.
+
+    Warns of a task without a single labelled pixel, whose error of 0 would look perfect.
+    """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
         metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
@@ -141,7 +144,11 @@ def score(
                 metric.to(outputs[name].device).update(outputs[name], batch.labels[name])
     scores = {name: metric.compute() for name, metric in metrics.items()}
     ids = [store.ids(sample)[0] for sample in _of_all_processes(samples)]
-    return scores, {task.name: _details(task, metrics[task.name], ids) for task in tasks}
+    details = {task.name: _details(task, metrics[task.name], ids) for task in tasks}
+    for name, told in details.items():
+        if all(own is None for own in told["per_image"].values()):
+            warn(f"{name}: no pixel of these {len(ids)} samples has a label; its scores say nothing")
+    return scores, details
 
 
 def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, Any]:
