@@ -1,5 +1,5 @@
-"""Training from the cache beside teachers run live in the step, and beside the student's step alone, which is the
-limit of both."""
+"""Training from the cache beside `source = "live"`, which decodes JPEGs, draws fresh views and runs the teachers in
+the step; and beside the student's step alone, which is the limit of both."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from benchmarks.harness import Result, Row, installed
 from benchmarks.step import SMALL_STEM
 from benchmarks.training import DEVICE, Trainee, add_checksum, endless, make_trainee, plain_batches, time_steps
 from cache.batch import Batch
 from cache.loader import Loader
 from cache.store import Store, find_stores
+from pipeline.training.fresh import FreshBatches
 from pipeline.training.live import LiveBatches, start_teachers
 
 GOAL = "training from the cache (real towers, published sizes) reaches at least 0.97 of the student's step alone"
@@ -47,30 +51,30 @@ def run(quick: bool) -> Result:
     """Cache the teachers' features, check that every side gets the same, and time the three sides in turns."""
     case = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder:
-        store = _cached(case, Path(folder))
+        root = Path(folder) / "images"
+        _write_images(root, case.rows)
+        store = _cached(case, root, Path(folder))
         teachers = start_teachers(store, case.teachers, DEVICE)
 
         def cached(shuffle: bool = True) -> Loader:
             return Loader(store, case.teachers, batch_size=case.batch_size, num_views=1, shuffle=shuffle)
 
-        def live(shuffle: bool = True) -> LiveBatches:
-            pixels = Loader(store, batch_size=case.batch_size, num_views=1, shuffle=shuffle)
-            return LiveBatches(pixels, teachers)
-
+        pixels = Loader(store, batch_size=case.batch_size, num_views=1, shuffle=False)
+        live = endless(LiveBatches(FreshBatches(pixels, (), root), teachers))  # its decoders start once
         note = f"{DEVICE.type}, batch {case.batch_size}, {case.size} px, {', '.join(case.teachers)}"
         rows = [Row(name, installed("torch"), note, unit="steps/s") for name in ("student alone", "cache", "live")]
         (resident,) = plain_batches(store, cached(shuffle=False), 1)
         # in the order of extraction, and as the codec holds them: a row's last bits depend on its batch
-        for row, batch in zip(
-            rows, (resident, next(endless(cached(shuffle=False))), next(endless(live(shuffle=False)))), strict=True
-        ):
+        rows[2].note += "; JPEGs decoded and views drawn by processes beside the step"
+        for row, batch in zip(rows, (resident, next(endless(cached(shuffle=False))), next(live)), strict=True):
             add_checksum(row, [batch], half=True)
             assert row.checksum == rows[0].checksum, f"{row.side} delivers other features than {rows[0].side}"
         trainee = make_trainee(store, case.stem)
         for _ in range(case.rounds):
             _time(rows[0], trainee, lambda: resident, case.steps)
             _time(rows[1], trainee, endless(cached()).__next__, case.steps)
-            _time(rows[2], trainee, endless(live()).__next__, case.live_steps, fill=0)
+            _time(rows[2], trainee, live.__next__, case.live_steps, fill=0)
+        live.close()
     alone, from_cache, with_teachers = (statistics.median(row.rates) for row in rows)
     value = {"of_limit": from_cache / alone, "times_live": from_cache / with_teachers}
     return Result("live", GOAL, value, value["of_limit"] >= LEAST, rows)
@@ -81,15 +85,24 @@ def _time(row: Row, trainee: Trainee, next_batch: Callable[[], Batch], steps: in
     row.seconds.append(time_steps(trainee, next_batch, steps, fill=fill))
 
 
-def _cached(case: Case, folder: Path) -> Store:
-    """Rendered rooms with the teachers' features in fp16, as `sak cache` writes them."""
+def _write_images(root: Path, count: int) -> None:
+    """Smooth noise as JPEGs of the size that photographs of ImageNet have in the middle."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(root / f"{number:02}.jpg", quality=95)
+
+
+def _cached(case: Case, root: Path, folder: Path) -> Store:
+    """The images with the teachers' features in fp16, as `sak cache` writes them."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "pipeline", "cache", "--dataset", "rooms", "--split", "train", "--views", "1"),
-            *("--size", str(case.size), "--limit", str(case.rows), "--batch-size", str(case.batch_size)),
+            *(sys.executable, "-m", "pipeline", "cache", "--dataset", "folder", "--root", str(root)),
+            *("--size", str(case.size), "--views", "1", "--batch-size", str(case.batch_size)),
             *("--teacher", ",".join(case.teachers), "--codec", "fp16", "--out", str(folder), *case.options),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return Store.open(find_stores(folder, "rooms", "train")[0].path)
+    return Store.open(find_stores(folder, "folder", "train")[0].path)
