@@ -17,7 +17,8 @@ from sak_core.heads import HEADS
 from sak_core.losses import distillation_loss, task_losses
 from sak_core.parts import freeze
 from sak_core.stem import StemConfig
-from sak_core.student import Experts, StemTokens, Student, StudentConfig
+from sak_core.student import Experts, StemTokens, Student
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task
 
 GOAL = (

@@ -21,7 +21,8 @@ from cache.store import Store
 from cache.writer import SourceWriter, TeacherWriter
 from sak_core.losses import distillation_loss
 from sak_core.stem import StemConfig, normalize
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 
 FILL = 2
 """Steps before the timed ones of a round, so that reading ahead has reached its steady state."""

@@ -8,7 +8,8 @@ from sak_core.decoder import build_heads, build_routers, decode, to_tokens
 from sak_core.heads.base import resize
 from sak_core.init import init_linear
 from sak_core.noise import NoiseSource
-from sak_core.student import StudentOutput, teacher_widths
+from sak_core.student import StudentOutput
+from sak_core.student_config import teacher_widths
 from sak_core.tasks import Task
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sak_core.student import StudentConfig
+from sak_core.student_config import StudentConfig
 
 FORMAT = 1
 STEM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")

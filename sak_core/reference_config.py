@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sak_core.stem import StemConfig
-from sak_core.student import StudentConfig
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task, published_weight
 
 STEMS = {192: "vit_tiny", 384: "vit_small", 768: "vit_base", 1024: "vit_large"}

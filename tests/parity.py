@@ -23,7 +23,8 @@ from sak_core.losses import distillation_loss, task_losses
 from sak_core.reference import import_reference
 from sak_core.reference_config import reference_task
 from sak_core.stem import StemConfig
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task
 from tests import formula
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sak_core.stem import StemConfig
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task
 
 TASKS = (

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from sak_core.reference import export_reference
 from sak_core.stem import StemConfig
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from tests import formula, method, parity
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from sak_core.reference import export_reference, import_reference
 from sak_core.reference_config import reference_config
 from sak_core.stem import Stem, StemConfig
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.tensor_files import RefusedFile, read_tensors
 from sak_core.weights import load_student, load_vit
 from tests import students

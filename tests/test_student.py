@@ -10,7 +10,8 @@ from sak_core.losses import distillation_loss, task_losses
 from sak_core.noise import RowNoise
 from sak_core.parts import count_parameters, freeze
 from sak_core.stem import Stem, StemConfig, normalize
-from sak_core.student import Student, StudentConfig, tapped_levels
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig, tapped_levels
 from tests import students
 
 

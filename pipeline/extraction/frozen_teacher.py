@@ -13,7 +13,8 @@ from pipeline.training import lineage, runs
 from pipeline.training.frozen import PREFIXES, STEM, frozen_digest
 from sak_core.decoder import to_map
 from sak_core.stem import normalize
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.teachers.base import Teacher, TeacherSpec, freeze
 
 

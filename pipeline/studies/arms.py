@@ -18,7 +18,8 @@ from sak_core.feature_model import FeatureModel
 from sak_core.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.stem import StemConfig
-from sak_core.student import Student, StudentConfig, StudentOutput
+from sak_core.student import Student, StudentOutput
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task
 from sak_core.weights import load_vit
 

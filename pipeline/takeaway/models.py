@@ -14,7 +14,8 @@ from pipeline.errors import UserError
 from pipeline.training import lineage, runs
 from sak_core.pretrained import PretrainedStudent, from_pretrained
 from sak_core.pretrained_config import PretrainedConfig, check_plausible
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 
 
 def open_model(source: str, runs_folder: Path, revision: str | None = None) -> PretrainedStudent:

@@ -17,7 +17,8 @@ from pipeline.training import lineage, runs
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.names import part_name, unknown
 from sak_core.parts import count_parameters, freeze
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.tasks import Task
 
 

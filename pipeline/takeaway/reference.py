@@ -15,7 +15,8 @@ from sak_core.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretraine
 from sak_core.pretrained_config import PretrainedConfig
 from sak_core.reference import export_reference, import_reference
 from sak_core.reference_config import reference_config
-from sak_core.student import Student, StudentConfig
+from sak_core.student import Student
+from sak_core.student_config import StudentConfig
 from sak_core.tensor_files import RefusedFile, read_tensors
 
 STAGES = {1: "distill", 2: "finetune"}
