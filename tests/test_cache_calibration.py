@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cache.calibration import Calibrator, calibration_rows
+from cache.calibration import Calibrator, calibration_rows, level_constants
+from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
 from cache.spec import LevelSpec
@@ -107,6 +108,29 @@ def test_a_broken_promise_is_refused() -> None:
         CacheError, match=r"level 0: int8 promises a token cosine of 0.999, .*use a codec with more bits"
     ):
         calibrator.arrays()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_promise_holds_on_rows_that_calibration_did_not_see(seed: int) -> None:
+    """Maps of unlike contrast: a step that just reaches it on the held-out ones falls short on half of all others."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(16, 16)) * 0.7 ** np.arange(16)[:, None]
+
+    def maps(number: int) -> np.ndarray:
+        contrast = rng.lognormal(sigma=0.5, size=(number, 1, 1, 1))
+        return (contrast * (rng.normal(size=(number, 4, 4, 16)) @ mixing)).astype(np.float32)
+
+    level = LevelSpec(0, (4, 4), 16, "klt", fidelity=0.98)
+    calibrator = Calibrator([level])
+    calibrator.fit([maps(48)])
+    calibrator.measure([maps(48)])
+    arrays = calibrator.arrays()
+    constants, others = level_constants(level, arrays), maps(2000)
+    codec = get_codec("klt")
+    meter = FidelityMeter(arrays["level_0/mean"])
+    meter.update(others, codec.decode_numpy(codec.encode(others, constants).stored, constants).reshape(others.shape))
+    reached = meter.compute()
+    assert 0.98 <= min(reached.cosine, reached.centred_cosine) < 0.99
 
 
 def test_bad_calibration_input_is_named() -> None:

@@ -84,9 +84,9 @@ def test_what_is_promised_is_kept_and_recorded(store: Store) -> None:
             for view in range(VIEWS):
                 meter.update(FEATURES[level.level][view], store.features(name, level.level)[:, view])
             found = meter.compute()
-            assert min(found.cosine, found.centred_cosine) > (level.fidelity or 0.98) - 0.003
-            if level.fidelity:
-                assert recorded.centred_cosine < FIDELITY + 0.004, "no more bits than it takes"
+            assert min(found.cosine, found.centred_cosine) >= (level.fidelity or 0.98)
+            if level.fidelity:  # three standard errors of 20 maps above it
+                assert recorded.centred_cosine < FIDELITY + 0.007, "no more bits than it takes"
 
 
 def test_loader_gives_what_single_rows_are(store: Store) -> None:

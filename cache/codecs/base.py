@@ -70,10 +70,13 @@ class Target:
     Attributes:
         cosine: least mean token cosine.
         centred: whether the cosine with the channel mean removed must reach it too.
+        standard_errors: how far above it a mean over held-out maps must lie, in standard errors of that mean: what
+            just reaches it on some maps falls short on every other choice of them.
     """
 
     cosine: float
     centred: bool = True
+    standard_errors: float = 0.0
 
 
 class Codec(ABC):

@@ -120,8 +120,10 @@ class Klt(Codec):
                 product = length * np.linalg.norm(decoded, axis=1)
                 cosine = np.einsum("nc,nc->n", vector, decoded) / np.maximum(product, 1e-30)
                 # A token that is the mean has no direction that could be lost.
-                kept = np.where(length <= 1e-6 * lengths[0], 1, cosine)
-                if kept.mean(dtype=np.float64) < target.cosine + _COSINE_MARGIN:
+                kept = np.where(length <= 1e-6 * lengths[0], 1, cosine).reshape(-1, math.prod(sample.grid))
+                maps = kept.mean(1, dtype=np.float64)
+                error_of_mean = maps.std(ddof=1) / math.sqrt(len(maps)) if len(maps) > 1 else 0
+                if maps.mean() < target.cosine + target.standard_errors * error_of_mean + _COSINE_MARGIN:
                     return False
             return True
 
