@@ -7,24 +7,24 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.console import progress, say, start_worker
+from pipeline.datasample import LabelSeen, SampleSeen, look
 from pipeline.datasheet import SHEET_ROWS, sheet_rows
 from pipeline.studies.report import save_sheet
 from sak_core.datasets import DATASETS, open_dataset
-from sak_core.datasets.base import Dataset, DatasetError, HasFiles, UnreadableSample, check_labels
+from sak_core.datasets.base import Dataset, DatasetError
+from sak_core.datasets.folder import files_below
 from sak_core.datasets.recognise import nearby, recognise
-from sak_core.labels import IGNORE
+from sak_core.images import EXTENSIONS
 from sak_core.names import UnknownName, unknown
 from sak_core.tasks import Task
 
-Array = npt.NDArray[Any]
 CHUNK = 8
 """Samples that a worker process reads at a time."""
 
@@ -37,26 +37,6 @@ class Problem:
     sample: str
     file: str
     what: str
-
-
-@dataclass(frozen=True)
-class LabelSeen:
-    """One label: its least and largest valid value, valid and all pixels; pixels a class (kind "classes")."""
-
-    low: float
-    high: float
-    valid: int
-    pixels: int
-    classes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class SampleSeen:
-    """One sample: its size (h, w) px and labels, or its problems."""
-
-    size: tuple[int, int] | None = None
-    labels: Mapping[str, LabelSeen] = field(default_factory=dict)
-    problems: tuple[tuple[str, str], ...] = ()
 
 
 def check_dataset(
@@ -93,6 +73,7 @@ def check_dataset(
         good = [i for i, sample in enumerate(seen) if not sample.problems]
         rows += sheet_rows(dataset, good, max(1, SHEET_ROWS // len(opened)))
     report["problems"] = [vars(problem) for problem in problems]
+    report["left_alone"] = _left_alone(root) if name == "folder" and root is not None else {}
     report["sheet"] = None
     if sheet and rows:
         tasks = next(dataset.tasks for dataset in opened.values())
@@ -123,6 +104,16 @@ def _open_splits(name: str, root: Path | None, asked: Sequence[str]) -> tuple[di
         hint = nearby(root, name) if root is not None else None
         raise DatasetError(f"{errors[0]}" + (f"; did you mean {hint}?" if hint else ""))
     return opened, problems
+
+
+OTHER_IMAGES = (".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2")
+"""Endings of images that a folder's data set does not take."""
+
+
+def _left_alone(root: Path) -> dict[str, int]:
+    """How many images of other formats lie in a folder of images, by ending: people expect them to be read."""
+    endings = Counter(Path(path).suffix.lower() for path in files_below(root))
+    return {ending: endings[ending] for ending in OTHER_IMAGES if endings[ending]}
 
 
 def _are_the_same(one: Dataset, other: Dataset) -> bool:
@@ -171,54 +162,6 @@ def _start(dataset: Dataset) -> None:
 
 def _look_at(samples: range) -> list[SampleSeen]:
     return [look(_worker["dataset"], i) for i in samples]
-
-
-def look(dataset: Dataset, index: int) -> SampleSeen:
-    """Read one sample: its files must be there, and labels have the image's size and values in range."""
-    files = dataset.files(index) if isinstance(dataset, HasFiles) else {}
-    missing = tuple(
-        (str(p), f"is missing: expected the sample's {what}") for what, p in files.items() if not p.exists()
-    )
-    if missing:
-        return SampleSeen(problems=missing)
-    try:
-        sample = check_labels(dataset.load(index), dataset.tasks, dataset.ids[index])
-    except UnreadableSample as error:
-        return SampleSeen(problems=((error.path, error.reason),))
-    labels = {task.name: _label(task, sample.labels[task.name]) for task in dataset.tasks}
-    problems = []
-    for task in dataset.tasks:
-        if wrong := _beyond(task, labels[task.name]):
-            problems.append((str(files.get(task.name, dataset.ids[index])), wrong))
-    height, width = sample.image.shape[:2]
-    return SampleSeen((height, width), labels, tuple(problems))
-
-
-def _label(task: Task, label: Array) -> LabelSeen:
-    ignored = (label == IGNORE).all(axis=-1) if label.ndim == 3 else label == IGNORE
-    valid = label[~ignored]
-    counts: tuple[int, ...] = ()
-    if task.kind == "classes":
-        counts = tuple(int(n) for n in np.bincount(valid.ravel(), minlength=len(task.classes)))
-    low, high = (float(valid.min()), float(valid.max())) if valid.size else (float("nan"), float("nan"))
-    return LabelSeen(low, high, int((~ignored).sum()), ignored.size, counts)
-
-
-RANGES: dict[str, tuple[float, float, str]] = {
-    "depth": (1e-4, float(IGNORE), "metres above 0 and below 255 (255: no label)"),
-    "normals": (-1.0, 1.0, "components in [-1, 1] (255 in all three: no label)"),
-}
-"""Valid values of labels that are no classes, and the words for them, by kind."""
-
-
-def _beyond(task: Task, seen: LabelSeen) -> str | None:
-    if task.kind not in RANGES or not seen.valid:
-        return None
-    low, high, words = RANGES[task.kind]
-    rounding = 1e-5
-    if seen.low < low - rounding or seen.high > high + rounding:
-        return f"label {task.name!r} holds {seen.low:g} to {seen.high:g}: expected {words}"
-    return None
 
 
 def _summary(dataset: Dataset, seen: Sequence[SampleSeen]) -> dict[str, Any]:
@@ -271,6 +214,9 @@ def check_text(report: Mapping[str, Any]) -> str:
             unseen = [c for c, n in label.get("pixels", {}).items() if not n]
             never = f"; never seen: {', '.join(unseen[:5])}{' ...' if len(unseen) > 5 else ''}" if unseen else ""
             lines.append(f"    {name} ({label['kind']}): {span}, {label['valid_share']:.1%} of pixels labelled{never}")
+    if report["left_alone"]:
+        counts = ", ".join(f"{count} {ending}" for ending, count in report["left_alone"].items())
+        lines.append(f"  left alone: {counts}; only {', '.join(EXTENSIONS)} are read")
     if report["sheet"]:
         lines.append(f"  contact sheet: {report['sheet']}")
     lines.append(f"{len(report['problems'])} problems" if report["problems"] else "no problems")

@@ -187,12 +187,15 @@ def test_odd_names_links_and_endings_are_found(tmp_path):
     root.mkdir(parents=True)
     for name in ("a b.JPG", "c.JpEg", ".hidden.jpg"):
         (root / name).write_bytes(jpeg())
+    for name in ("d.HEIC", "e.heic", "f.tif", "notes.txt"):
+        (root / name).write_bytes(b"not looked into")
     (root / "up").symlink_to(root.parent)
     (root / "twin.jpg").symlink_to("a b.JPG")
     (root / "gone.jpg").symlink_to("nowhere.jpg")
     report = check(tmp_path / "my photos", "--sheet", tmp_path / "s.png", code=1)
     assert report["dataset"] == "folder" and list(report["splits"]) == ["train"]
     assert (report["splits"]["train"]["samples"], report["splits"]["train"]["readable"]) == (4, 3)
+    assert report["left_alone"] == {".tif": 1, ".heic": 2}
     (problem,) = report["problems"]
     assert problem["file"] == str(root / "gone.jpg") and "is missing" in problem["what"]
 
