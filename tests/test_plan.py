@@ -7,12 +7,17 @@ import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from cache.errors import SpecMismatch
+from cache.spec import LevelSpec
 from cache.store import Store
 from pipeline.errors import UserError
+from pipeline.extraction import sampling
 from pipeline.extraction.caching import dry_run, run_cache
 from pipeline.extraction.plan import plan, plan_text
 from pipeline.extraction.request import CacheRequest
@@ -102,3 +107,26 @@ def test_what_a_store_has_cannot_be_planned_otherwise(tmp_path: Path) -> None:
     run_cache(request(tmp_path, "fp16", 1))
     with pytest.raises(SpecMismatch, match=r"levels\[0\].codec = 'fp16', asked for is 'int8'"):
         plan(request(tmp_path, "int8", 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "row_s", "codec", "rows"),
+    [("cpu", 13.0, "fp16", 2), ("cpu", 0.8, "fp16", 6), ("cpu", 13.0, "klt", 32), ("cuda", 0.5, "fp16", 16)],
+)
+def test_a_slow_teacher_is_measured_on_few_rows(
+    device: str, row_s: float, codec: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 16 at 13 s a row, set up, timed, calibrated and extracted, made a plan of a quarter of an hour."""
+    clock = [0.0]
+    monkeypatch.setattr(sampling.time, "monotonic", lambda: clock[0])
+
+    class Slow:
+        request = SimpleNamespace(batch_size=16, compile=False)
+        levels = (LevelSpec(0, (1, 1), 4, codec),)
+
+        def forward(self, pixels: np.ndarray) -> None:
+            clock[0] += row_s * len(pixels)
+
+    Slow.device = torch.device(device)
+    store = SimpleNamespace(pixels=np.zeros((16, 1, 2, 2, 3), np.uint8), spec=SimpleNamespace(num_samples=16))
+    assert sampling.warmed_up(Slow(), store, 1000) == (rows, 0.0)

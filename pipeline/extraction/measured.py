@@ -37,6 +37,7 @@ def measure_teachers(
     measured: dict[str, TeacherSample] = {}
     for teacher in teachers:
         name = teacher.provenance["name"]
+        say(f"{name}: measuring")
         sample = measure_one(teacher, request.source, request.features, spec.num_samples)
         say(f"{name}: measured on {sample.rows} rows")
         measured[teacher_part(name)] = sample

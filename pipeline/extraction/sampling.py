@@ -152,20 +152,26 @@ def _scratch(features: Path | str) -> Iterator[Path]:
 
 
 def warmed_up(running: RunningTeacher, store: Store, num_samples: int) -> tuple[int, float]:
-    """Rows that keep the teacher busy for `ENOUGH_S`, whole batches, at least `FITTED_ROWS` for a codec that is fitted;
-    and the seconds that its first batch took more than the second."""
-    batch = min(running.request.batch_size, store.spec.num_samples)
-    pixels = store.pixels[:batch, 0]
+    """Rows that keep the teacher busy for `ENOUGH_S`, at least two, and `FITTED_ROWS` for a codec that is fitted; and
+    the seconds that its first rows took more than the next.
+
+    On a CPU a row takes about as long in a batch of any size: one is timed, and the sample may be less than a batch.
+    """
+    size = running.request.batch_size
+    is_small = running.device.type == "cpu" and not running.request.compile
+    timed = 1 if is_small else min(size, store.spec.num_samples)
+    pixels = store.pixels[:timed, 0]
     seconds = []
     for _ in range(2):  # the first one sets things up
         began = time.monotonic()
         running.forward(pixels)
         seconds.append(time.monotonic() - began)
-    size = running.request.batch_size
     is_fitted = any(get_codec(level.codec).is_fitted for level in running.levels)
-    least = -(-FITTED_ROWS // size) if is_fitted else 1
-    batches = max(least, min(round(ENOUGH_S / max(seconds[1], 1e-3)), MOST_ROWS // size))
-    return min(batches * size, num_samples), max(0.0, seconds[0] - seconds[1])
+    enough = round(ENOUGH_S / max(seconds[1] / timed, 1e-6))
+    rows = min(max(enough, FITTED_ROWS if is_fitted else 2), MOST_ROWS)
+    if rows >= size or not is_small:
+        rows = -(-rows // size) * size  # whole batches
+    return min(rows, num_samples), max(0.0, seconds[0] - seconds[1])
 
 
 def measure_teacher(running: RunningTeacher, store: Store, first_s: float) -> TeacherSample:
