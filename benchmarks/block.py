@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import make_store
 from cache.loader import Loader
+from cache.local import LocalPlace
 from cache.open_files import OpenFile, Range
-from cache.places import LocalPlace
 from cache.sampler import epoch_requests
 from cache.store import Store
 

@@ -15,8 +15,8 @@ from benchmarks.harness import Result, Row, checksum, installed
 from benchmarks.training import DEVICE, Trainee, make_trainee, random_store, wait
 from cache.batch import Batch
 from cache.loader import Loader
+from cache.local import LocalPlace
 from cache.open_files import OpenFile, Range
-from cache.places import LocalPlace
 from cache.spec import LevelSpec
 from cache.store import Store
 from pipeline.training.loop import endless

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.addresses import as_place
 from cache.calibration_files import calibration_folder, calibration_format
 from cache.entries import ViewEntries
 from cache.errors import BadInput, CorruptFile, SpecMismatch
@@ -21,7 +22,7 @@ from cache.groups import with_lower
 from cache.layout import ArraySpec
 from cache.manifest import SOURCE, PartManifest, teacher_part
 from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.places import Place, as_place
+from cache.places import Place
 from cache.shard_files import clean_part
 from cache.spec import first_difference
 from cache.store import Store

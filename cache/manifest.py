@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cache.addresses import as_place
 from cache.entries import PartMetadata, ViewEntries, files_from_dict, files_to_dict
 from cache.errors import CorruptFile
 from cache.faults import fault_point
 from cache.files import FileDigest
 from cache.layout import ArraySpec
-from cache.places import Place, as_place
+from cache.places import Place
 from cache.seals import seal, unseal
 from cache.spec import FORMAT_VERSION
 

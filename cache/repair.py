@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cache.addresses import as_place
 from cache.faults import fault_point
 from cache.files import FileDigest, digest_of, readable_json
 from cache.layout import group_json
 from cache.manifest import FOLDER, PartManifest
 from cache.parts import array_json
-from cache.places import Place, as_place
+from cache.places import Place
 from cache.seals import is_sealed
 from cache.verify import Problem, verify_metadata
 

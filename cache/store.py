@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cache.addresses import as_place
 from cache.calibration import level_constants, needed_tables
 from cache.calibration_files import read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
 from cache.files import canonical_json
 from cache.layout import group_json, source_arrays
+from cache.local import LocalPlace
 from cache.locks import OnWait
 from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part
 from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.places import LocalPlace, Place, as_place
+from cache.places import Place
 from cache.reader import ArrayTable, FeatureArray, StoredArray
 from cache.rows import OpenShards, RowReader
 from cache.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference

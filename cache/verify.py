@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.addresses import as_place
 from cache.checksums import CRC_BYTES, matches
 from cache.entries import PartMetadata
 from cache.errors import CorruptFile, StoreNotFound
@@ -13,7 +14,7 @@ from cache.files import FileDigest
 from cache.layout import ArraySpec, index_bytes, parse_index
 from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
 from cache.parts import is_interrupted_growth
-from cache.places import Place, as_place
+from cache.places import Place
 
 Progress = Callable[[int, int], None]
 

@@ -13,9 +13,10 @@ import cache.copying
 from cache.copying import CopyPlan, copy_store, plan_copy, select
 from cache.errors import BadInput, CacheError, CorruptFile, SpecMismatch, UnknownName
 from cache.loader import Loader
+from cache.local import LocalPlace
 from cache.manifest import PartManifest
 from cache.objects import ObjectPlace
-from cache.places import LocalPlace, Place
+from cache.places import Place
 from cache.store import Store
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy

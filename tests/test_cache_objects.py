@@ -11,6 +11,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from cache.addresses import as_place
 from cache.errors import (
     BadInput,
     CacheError,
@@ -23,7 +24,6 @@ from cache.errors import (
 )
 from cache.loader import Loader
 from cache.objects import ObjectPlace
-from cache.places import as_place
 from cache.store import Store, find_stores
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy

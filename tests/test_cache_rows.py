@@ -16,7 +16,7 @@ import cache.ring
 import cache.rows
 from cache.errors import BadInput, CorruptFile
 from cache.loader import Loader
-from cache.places import LocalPlace
+from cache.local import LocalPlace
 from cache.rows import OpenShards
 from cache.spec import LevelSpec
 from cache.store import Store

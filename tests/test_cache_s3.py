@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.addresses import as_place
 from cache.copying import copy_store, plan_copy, select
 from cache.errors import WriteFailed
 from cache.loader import Loader
-from cache.places import Place, as_place
+from cache.places import Place
 from cache.store import Store
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy

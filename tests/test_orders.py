@@ -13,8 +13,8 @@ from obstore.store import MemoryStore
 
 from cache.batch import Batch
 from cache.errors import BadInput
+from cache.local import LocalPlace
 from cache.objects import ObjectPlace
-from cache.places import LocalPlace
 from cache.store import Store
 from pipeline.config import load_recipe
 from pipeline.errors import UserError

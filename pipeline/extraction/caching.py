@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from cache.addresses import as_place
 from cache.calibration import calibration_order
 from cache.codecs import get_codec
 from cache.errors import SpecMismatch
-from cache.places import as_place
 from cache.spec import SourceSpec, first_difference
 from cache.store import Store
 from pipeline.console import amount, say

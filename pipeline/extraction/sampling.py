@@ -13,10 +13,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache.addresses import as_place
 from cache.codecs import get_codec
 from cache.layout import index_bytes, source_arrays, teacher_arrays
+from cache.local import LocalPlace
 from cache.manifest import teacher_part
-from cache.places import LocalPlace, as_place
 from cache.spec import LevelSpec, SourceSpec
 from cache.store import Store
 from cache.teacher_writer import TeacherWriter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cache.batch import Batch
 from cache.loader import Loader
-from cache.places import LocalPlace
+from cache.local import LocalPlace
 from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.console import duration, say

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.addresses import as_place
 from cache.copying import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.manifest import SOURCE, PartManifest
-from cache.places import as_place
 from cache.store import Store, find_stores
 from pipeline.config import Data, load_recipe, recipe_stages
 from pipeline.console import amount, progress, say

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cache.addresses import as_place
 from cache.calibration_files import calibration_folder
 from cache.codecs import get_codec
 from cache.fidelity import Fidelity
 from cache.manifest import FOLDER, SOURCE, teacher_part
-from cache.places import as_place
 from cache.store import Store
 from cache.verify import Problem, verify_store
 from pipeline.console import amount, progress, red

@@ -1,0 +1,27 @@
+"""Where a store lies, from what a person wrote: a folder's path, or an address such as ``s3://bucket/prefix``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cache.errors import BadInput
+from cache.local import LocalPlace
+from cache.places import Place
+
+
+def as_place(where: Place | Path | str) -> Place:
+    """The place at a path, or at an address such as ``s3://bucket/prefix``.
+
+    Raises:
+        BadInput: an address of a kind that is not known, or obstore is not installed.
+    """
+    if isinstance(where, Place):
+        return where
+    text = str(where)
+    if isinstance(where, str) and "://" in text:
+        from cache.objects import ObjectPlace
+
+        return ObjectPlace.at(text)
+    if text.partition(":")[0] in ("s3", "gs", "az"):
+        raise BadInput(f"{text}: write an address as {text.partition(':')[0]}://bucket/folder")
+    return LocalPlace(Path(text))
