@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 
 def run(quick: bool) -> Result:
     """Time both on the same images; calibration, whose batches are others, comes before and is not timed."""
-    num_images, batch_size, rounds = (4, 4, 1) if quick else (32, 8, 3)
+    num_images, batch_size, rounds = (3, 3, 1) if quick else (32, 8, 3)
     codecs = ["fp16"] if quick else ["fp16", *(name for name in CODECS if name != "fp16")]
     with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder, redirect_stderr(StringIO()):
         photographs = make_photographs(Path(folder) / "photographs", num_images)

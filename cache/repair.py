@@ -6,17 +6,19 @@ What is mended must be what was committed: every repair ends in the SHA-256 that
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cache.addresses import as_place
+from cache.errors import CorruptFile
 from cache.faults import fault_point
 from cache.files import FileDigest, digest_of, readable_json
 from cache.layout import group_json
-from cache.manifest import FOLDER, PartManifest
+from cache.manifest import FOLDER, PartManifest, view_and_shard
 from cache.parts import array_json
 from cache.places import Place
-from cache.seals import is_sealed
+from cache.seals import is_sealed, seal
 from cache.verify import Problem, verify_metadata
 
 MAX_SEARCHED_BYTES = 1 << 15
@@ -55,7 +57,7 @@ def _as_committed(place: Place, problem: Problem) -> bytes | None:
     except OSError:
         damaged = b""
     if problem.file.startswith(f"{FOLDER}/"):
-        return _without_flip(damaged, is_sealed)
+        return _without_flip(damaged, is_sealed) or _as_the_files_say(place, problem, damaged)
     digest = _recorded(PartManifest(place, problem.part), problem.file)
     for candidate in _derived(PartManifest(place, problem.part), problem.file):
         if digest_of([candidate]) == digest:
@@ -77,6 +79,32 @@ def _derived(manifest: PartManifest, file: str) -> Iterator[bytes]:
         yield array_json(array, metadata.num_views, metadata.num_samples, metadata.rows_per_shard)
         yield array_json(array, 0, metadata.num_samples, metadata.rows_per_shard)
     yield readable_json(group_json(metadata.groups.get(file, {})))
+
+
+def _as_the_files_say(place: Place, problem: Problem, damaged: bytes) -> bytes | None:
+    """The manifest file of a whole view, with the digests of the files that lie there; or None.
+
+    For those too large to be searched. It is taken for right where it is one bit away from the damaged one: it carries
+    its own digest, and a shard whose file is damaged as well would change that altogether.
+    """
+    view, shard = view_and_shard(problem.file)
+    if view is None or shard is not None:
+        return None
+    try:
+        document = json.loads(damaged.decode(errors="replace"), strict=False)
+        metadata = PartManifest(place, problem.part).metadata
+        document["shards"] = list(range(metadata.num_shards))
+        document["files"] = {}
+        for array in metadata.arrays_of(view):
+            files = [place.digest(array.file(view, shard)) for shard in document["shards"]]
+            columns = {"bytes": [file.num_bytes for file in files], "sha256": [file.sha256 for file in files]}
+            document["files"][array.path] = columns
+        del document["digest"]
+    except (ValueError, LookupError, TypeError, OSError, CorruptFile):  # the flip is where this cannot tell
+        return None
+    rebuilt = seal(document)
+    bits = sum((one ^ other).bit_count() for one, other in zip(rebuilt, damaged, strict=False))
+    return rebuilt if len(rebuilt) == len(damaged) and bits == 1 else None
 
 
 def _without_flip(damaged: bytes, is_right: Callable[[bytes], bool]) -> bytes | None:

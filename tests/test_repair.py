@@ -61,6 +61,31 @@ def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store:
         assert (store / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.parametrize("what", ['"sha256":["', '"bytes":[', '"digest":"'])
+def test_a_manifest_file_too_large_to_search_is_put_right_by_the_files(
+    what: str, whole: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.repair.MAX_SEARCHED_BYTES", 100)
+    file = "manifest/teachers/mini-dino/view_0001.json"
+    bits = (0,) if what == '"bytes":[' else (0, 6)  # still a number or a hex digit, and no longer
+    for bit in bits:
+        flip(store / file, (store / file).read_bytes().index(what.encode()) + len(what) + 1, bit)
+        assert file in [problem.file for problem in verify_store(store)]
+        assert mend_metadata(store) == ([file], [])
+        assert (store / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_large_manifest_file_is_not_believed_where_a_shard_is_damaged_too(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.repair.MAX_SEARCHED_BYTES", 100)
+    file = store / "manifest/teachers/mini-dino/view_0001.json"
+    flip(file, file.read_bytes().index(b'"sha256":["') + 12)
+    flip(store / "teachers/mini-dino/level_2/c.1.0.0.0.0", 77)
+    damaged = file.read_bytes()
+    assert mend_metadata(store)[0] == [] and file.read_bytes() == damaged
+
+
 def test_metadata_that_follows_from_the_manifest_is_written_again(whole: Path, store: Path) -> None:
     for file in ("pixels/zarr.json", "labels/zarr.json", "teachers/mini-sam/level_3/zarr.json", "samples/zarr.json"):
         (store / file).unlink(missing_ok=True)
