@@ -42,6 +42,12 @@ ROOTS = click.option(
     metavar="[DATASET=]DIR",
     help="Folder of the data set, for recipes with source = 'live'; DATASET=DIR where stages read several.",
 )
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    metavar="[TEACHER=]FILE",
+    help="A teacher's weights, where it was extracted with a file (in training: for recipes with source = 'live').",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 DEVICES = click.option(
@@ -64,11 +70,17 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
 
 
-def places(features: Path | str, runs: Path, roots: Sequence[str] = ()) -> Places:
-    """The folders of caches, runs and data sets that a command was given."""
+def places(features: Path | str, runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()) -> Places:
+    """The folders of caches, runs and data sets, and the files of teachers' weights, that a command was given."""
     from pipeline.training.runs import Places
 
-    return Places(features, runs, dict(map(_root, roots)))
+    return Places(features, runs, dict(map(_root, roots)), weights_by_teacher(weights))
+
+
+def weights_by_teacher(given: Sequence[str]) -> dict[str, Path]:
+    """``--weights`` options as teacher -> file; a file without a teacher's name is the only teacher's, under ""."""
+    pairs = [text.partition("=") if "=" in text else ("", "=", text) for text in given]
+    return {name: Path(file) for name, _, file in pairs}
 
 
 def _root(text: str) -> tuple[str, Path]:

@@ -9,12 +9,14 @@ from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
 from pipeline.training.runs import Places
+from sak_core.teachers.miniature import WEIGHTS_DIR
 from tests.conftest import sak
 
 STEPS = ["steps=6", "batch_size=8", "threads=1", "log_every=1", "teachers=['mini-dino', 'mini-sam']"]
@@ -64,3 +66,23 @@ def test_a_teacher_that_is_not_the_cached_one_is_refused(exact: Path, monkeypatc
     monkeypatch.setattr(live, "start_teacher", other)
     with pytest.raises(UserError, match=r"mini-dino was cached with weights = 'sha256:.*but here it has 'random:0'"):
         live.start_teachers(find_stores(exact, "rooms", "train")[0], ["mini-dino"], torch.device("cpu"))
+
+
+def test_teachers_of_a_file_are_built_from_it_again(tmp_path: Path) -> None:
+    state, file = load_file(WEIGHTS_DIR / "mini-dino.safetensors"), tmp_path / "mine.safetensors"
+    name = next(name for name in state if name.endswith("mask_token"))
+    save_file({**state, name: state[name] + 1}, file)
+    where = ("--out", tmp_path / "features")
+    sak("cache", *where, "--split", "train", "--limit", "8", "--views", "1", "--threads", "1",
+        "--teacher", "mini-dino", "--weights", file)  # fmt: skip
+    data = "data={dataset='rooms', split='train', size='96x96', views=1}"
+    train = ["distill", "demo", *where, "--runs", tmp_path / "runs"]
+    for assignment in (data, "teachers=['mini-dino']", "steps=2", "batch_size=4", "threads=1"):
+        train += ["--set", assignment]
+    live, weights = ("--set", "source=live"), ("--weights", f"mini-dino={file}")
+    refused = sak(*train, *live, check=False)
+    assert refused.returncode and "mini-dino was cached with weights = 'sha256:" in refused.stderr
+    assert "--weights" in refused.stderr
+    sak(*train, *live, *weights)
+    pointless = sak(*train, *weights, "--dry-run", check=False)
+    assert pointless.returncode and "is for source = 'live'" in pointless.stderr

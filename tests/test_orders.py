@@ -19,6 +19,7 @@ from cache.store import Store
 from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.training.distill import open_loader
+from pipeline.training.runs import Places
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.mounts import mounted
@@ -36,7 +37,7 @@ DATA = {
 def loader(store: Store, **keys: Any) -> Any:
     """The training batches of a recipe with these keys."""
     fabric: Any = SimpleNamespace(world_size=1, global_rank=0)
-    return open_loader(store, load_recipe("demo", "distill", {**DATA, **keys}), (), fabric)
+    return open_loader(store, load_recipe("demo", "distill", {**DATA, **keys}), (), fabric, Places())
 
 
 def test_block_order_is_a_key_of_a_recipe(tmp_path: Path) -> None:

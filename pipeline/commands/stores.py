@@ -7,24 +7,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import CODE, DRY, JSON, WHERE, show
+from pipeline.options import CODE, DRY, JSON, WEIGHTS, WHERE, show, weights_by_teacher
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
 )
-WEIGHTS = click.option(
-    "--weights",
-    multiple=True,
-    metavar="[TEACHER=]FILE",
-    help="A teacher's weights, where it was extracted with a file.",
-)
 DEVICE = click.option("--device", default="auto", show_default=True, help="Where teachers run.")
-
-
-def weights_by_teacher(given: tuple[str, ...]) -> dict[str, Path]:
-    """``--weights`` options as teacher -> file; a file without a teacher's name is the only teacher's, under ""."""
-    pairs = [text.partition("=") if "=" in text else ("", "=", text) for text in given]
-    return {name: Path(file) for name, _, file in pairs}
 
 
 @click.command()

@@ -12,7 +12,7 @@ import click
 
 from pipeline.console import red
 from pipeline.errors import UserError
-from pipeline.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, places, show
+from pipeline.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, WEIGHTS, places, show
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe, Stage
@@ -28,6 +28,7 @@ class Asked:
     features: Path | str
     runs: Path
     roots: tuple[str, ...]
+    weights: tuple[str, ...]
     devices: int
     wandb: bool
     dry_run: bool
@@ -36,15 +37,15 @@ class Asked:
     def load(self, recipe: str, stage: Stage) -> tuple[Recipe, Path, Places]:
         """The recipe as it applies to `stage`, its run's folder, and where it finds what it reads."""
         from pipeline.config import load_recipe, parse_set
-        from pipeline.training.runs import check_roots, run_name
+        from pipeline.training.runs import check_live_options, run_name
 
         loaded, where = load_recipe(recipe, stage, parse_set(self.assignments)), self.places()
-        check_roots([loaded], where)
+        check_live_options([loaded], where)
         return loaded, self.run or self.runs / run_name(loaded), where
 
     def places(self) -> Places:
-        """Where caches, runs and data sets lie."""
-        return places(self.features, self.runs, self.roots)
+        """Where caches, runs, data sets and teachers' weights lie."""
+        return places(self.features, self.runs, self.roots, self.weights)
 
 
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,7 +58,7 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
 
     run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
-    for option in reversed((run, SET, FEATURES, RUNS, ROOTS, DEVICES, WANDB, DRY, JSON)):
+    for option in reversed((run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, WANDB, DRY, JSON)):
         found = option(found)
     return click.argument("recipe", default="demo")(found)
 
@@ -156,6 +157,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @FEATURES
 @RUNS
 @ROOTS
+@WEIGHTS
 @DRY
 @JSON
 def ablate(
@@ -166,6 +168,7 @@ def ablate(
     features: Path | str,
     runs: Path,
     roots: tuple[str, ...],
+    weights: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -179,7 +182,7 @@ def ablate(
 
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
-    loaded, where = load_study(study), places(features, runs, roots)
+    loaded, where = load_study(study), places(features, runs, roots, weights)
     jobs = plan(loaded, where)
     check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)

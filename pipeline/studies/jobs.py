@@ -96,7 +96,7 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
                 live[store.name] = store
         frozen = find_arm(job.finetune.arm).frozen_features
         find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
-    runs.check_roots([recipe for job in jobs for recipe in (job.distill, job.finetune) if recipe], places)
+    runs.check_live_options([recipe for job in jobs for recipe in (job.distill, job.finetune) if recipe], places)
     for store in live.values():
         fresh_dataset(store, places.root(store.spec.dataset))
     labels = {job.label for job in jobs}

@@ -16,7 +16,7 @@ from cache.store import Store
 from pipeline.config import Recipe
 from pipeline.console import duration, say
 from pipeline.errors import UserError
-from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random
+from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random, weights_of
 from pipeline.studies.arms import (
     build_model,
     class_tokens_read,
@@ -63,7 +63,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     initialize(recipe, model)
     freeze(model, recipe.trains)
     check_frozen(recipe, store, model)
-    loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places.root(recipe.data.dataset)))
+    loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places))
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
@@ -94,12 +94,8 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     return results
 
 
-def open_loader(
-    store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric, root: Path | None = None
-) -> Batches:
+def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric, places: runs.Places) -> Batches:
     """The training batches of a recipe, this process's share: a part of a step each.
-
-    root: the data set's folder, which ``source = "live"`` makes its views from.
 
     Raises `UserError` for keys of the recipe that do not go together, or not with where the store lies.
     """
@@ -129,8 +125,10 @@ def open_loader(
     from pipeline.training.fresh import FreshBatches
     from pipeline.training.live import LiveBatches, start_teachers
 
-    fresh = FreshBatches(loader, labels, root)
-    return LiveBatches(fresh, start_teachers(store, teachers, fabric.device)) if teachers else fresh
+    fresh = FreshBatches(loader, labels, places.root(recipe.data.dataset))
+    if not teachers:
+        return fresh
+    return LiveBatches(fresh, start_teachers(store, teachers, fabric.device, weights_of(store, places.weights)))
 
 
 def _past_page_cache(store: Store, recipe: Recipe) -> Store:

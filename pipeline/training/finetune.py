@@ -79,7 +79,7 @@ def finetune(
     freeze(model, recipe.trains)
     check_frozen(recipe, store, model)
     labels = tuple(task.name for task in tasks)
-    loader: Batches = execution.share(open_loader(store, recipe, labels, fabric, places.root(recipe.data.dataset)))
+    loader: Batches = execution.share(open_loader(store, recipe, labels, fabric, places))
     loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)

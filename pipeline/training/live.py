@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -44,18 +45,24 @@ class LiveBatches(FollowingBatches):
         return replace(batch, features=features, prefixes=prefixes, _decoders=None, _prefix_decoders=None)
 
 
-def start_teachers(store: Store, names: Sequence[str], device: torch.device) -> dict[str, RunningTeacher]:
+def start_teachers(
+    store: Store, names: Sequence[str], device: torch.device, weights: Mapping[str, Path] | None = None
+) -> dict[str, RunningTeacher]:
     """The teachers of a store on `device`, run as they were when they were cached.
+
+    weights: teacher -> file, for teachers that were cached with one.
 
     Raises `UserError` where a teacher built now is not the one that was cached, naming the difference.
     """
     teachers = {}
     for name in names:
         cached = store.teacher(name).provenance
-        running = start_teacher(replace(request_of(cached, device=str(device)), threads=None), store.spec.size)
+        asked = request_of(cached, (weights or {}).get(name), str(device))
+        running = start_teacher(replace(asked, threads=None), store.spec.size)
         if difference := first_difference(cached["teacher"], running.provenance["teacher"]):
             field, was, now = difference
-            raise UserError(f"{store.name}: {name} was cached with {field} = {was!r}, but here it has {now!r}")
+            hint = f"; --weights {name}=FILE where they came from a file" if field == "weights" else ""
+            raise UserError(f"{store.name}: {name} was cached with {field} = {was!r}, but here it has {now!r}{hint}")
         running.teacher.to(device)
         teachers[name] = running
     return teachers

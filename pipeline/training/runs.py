@@ -27,21 +27,24 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Places:
-    """Where caches lie, where runs go, and the folders of the data sets that ``source = "live"`` makes its views from,
-    by the data set's name; "" stands for all that are not named.
+    """Where caches lie and where runs go; and for ``source = "live"`` the folders of the data sets that it makes its
+    views from, by the data set's name ("" stands for all that are not named), and the files of teachers' weights, by
+    teacher ("" for a store's only one).
     """
 
     features: Path | str = Path("features")
     runs: Path = RUNS
     roots: Mapping[str, Path] = field(default_factory=dict)
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     def root(self, dataset: str) -> Path | None:
         """The folder of a data set, None where none is given."""
         return self.roots.get(dataset, self.roots.get(""))
 
 
-def check_roots(recipes: Sequence[Recipe], places: Places) -> None:
-    """Raise `UserError` where a folder is given of a data set whose images none of the recipes reads."""
+def check_live_options(recipes: Sequence[Recipe], places: Places) -> None:
+    """Raise `UserError` where a folder is given of a data set whose images none of the recipes reads, or weights where
+    none of them runs teachers."""
     reads = {recipe.data.dataset for recipe in recipes if recipe.source == "live"}
     for dataset, folder in places.roots.items():
         if not reads:
@@ -50,6 +53,8 @@ def check_roots(recipes: Sequence[Recipe], places: Places) -> None:
             )
         if dataset and dataset not in reads:
             raise UserError(f"--root {dataset}={folder}: {unknown('data set of live runs', dataset, reads)}")
+    for file in () if reads else places.weights.values():
+        raise UserError(f"--weights {file} is for source = 'live'; what is asked for runs no teacher: leave it out")
 
 
 def run_name(recipe: Recipe) -> str:
