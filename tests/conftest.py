@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import pytest
 
 from tests import ready
 from tests.small_images import cache_arguments, make_images
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a script's background job ignores Ctrl-C and hands that on to the commands whose Ctrl-C is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIZES = {"unlabelled": (48, 2), "train": (40, 2), "val": (16, 1), "test": (16, 1)}
 BLOCKER = """
