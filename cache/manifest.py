@@ -191,10 +191,11 @@ class PartManifest:
 
     def compact(self, view: int) -> None:
         """Turn the entries of a complete view into one file; does nothing to an incomplete one."""
-        entries = self.view(view)
-        if len(entries.shards) < self.metadata.num_shards:
+        entries, is_compacted = self.view(view), self.place.exists(self._compact_name(view))
+        # by another machine, it may be, whose shards this one does not know of: an entry written since is one too many
+        if len(entries.shards) < self.metadata.num_shards and not is_compacted:
             return
-        if not self.place.exists(self._compact_name(view)):
+        if not is_compacted:
             self._write(self._compact_name(view), entries.to_dict(self.part, view))
             fault_point("compact")
         self.place.remove(self._entry_folder(view))

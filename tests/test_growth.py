@@ -12,6 +12,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from cache.errors import CorruptFile
+from cache.manifest import PartManifest
 from cache.objects import ObjectPlace
 from cache.store import Store
 from cache.verify import verify_store
@@ -95,3 +96,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"pixels/zarr\.json.*sak repair"):
         Store.open(store.path).ensure_views(3)
     assert Store.open(store.path).num_views == 2
+
+
+def test_an_entry_that_comes_after_another_machines_compaction_is_tidied() -> None:
+    """The slower machine knows of its own shard alone; left where it is, its entry would make equal stores differ."""
+    place = ObjectPlace(MemoryStore(), "features/")
+    slow = PartManifest(Store.create(place, toy.toy_spec()).place, "source")
+    assert not slow.view(0).shards
+    store = toy.make_store(place, 1)
+    before, fast = content(store), store.part("source")
+    last = fast.metadata.num_shards - 1
+    files = {array.path: fast.view(0).file(last, array.path) for array in fast.metadata.arrays_of(0)}
+    slow.commit_shard(0, last, files)
+    assert content(store) == before and verify_store(store.place) == []
