@@ -18,6 +18,7 @@ from cache.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.extraction import samples
 from pipeline.training import fresh
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
@@ -129,6 +130,17 @@ def test_decoding_goes_on_over_the_edge_of_an_epoch(rooms: Path, monkeypatch: py
         given += [row for samples, views in numbers(batches) for row in zip(samples, views, strict=True)]
         assert len(asked) > len(given)
     assert asked[: len(given)] == given
+
+
+def test_an_image_is_digested_once_a_run(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compared needs no digest in later epochs; view 0, which the cache takes facts from, has it always."""
+    digested: list[int] = []
+    real = samples._content_digest
+    monkeypatch.setattr(samples, "_content_digest", lambda image: digested.append(1) or real(image))
+    live = FreshBatches(Loader(the_store(rooms), batch_size=4, num_views=1), (), decoders=0)
+    for _ in epochs(live, 4):
+        pass
+    assert len(digested) == 12
 
 
 def test_unreadable_images_are_left_out(photographs: tuple[Path, Path]) -> None:

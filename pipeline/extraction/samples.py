@@ -46,16 +46,20 @@ class DatasetRequest:
 
 @dataclass(frozen=True)
 class Task:
-    """Some neighbouring samples of a shard, to be decoded once and seen in each of `views`."""
+    """Some neighbouring samples of a shard, to be decoded once and seen in each of `views`.
+
+    digests: whether the images' digests are wanted; with view 0 they are in any case.
+    """
 
     samples: range
     views: tuple[int, ...]
+    digests: bool = True
 
 
 @dataclass
 class Block:
-    """What came of a `Task`: arrays of every view, the digest (uint8 (32,)) of every decoded image, and samples that
-    could not be read, with the reason.
+    """What came of a `Task`: arrays of every view, the digest (uint8 (32,)) of every decoded image where it wants them,
+    and samples that could not be read, with the reason.
     """
 
     task: Task
@@ -80,7 +84,8 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
         if wrong:
             block.invalid[sample] = f"label {wrong[0]} is {seen[wrong[0]].shape[:2]}, the image {shape}"
             continue
-        block.digests[sample] = _content_digest(loaded.image)
+        if task.digests or 0 in block.views:
+            block.digests[sample] = _content_digest(loaded.image)
         for view, arrays in block.views.items():
             drawn = draw_view(policy, spec.seed, sample, view, shape, spec.size, loaded.labels.get("semseg"))
             arrays["pixels"][i], labels = apply_view(policy, drawn, loaded.image, seen, kinds, spec.size)

@@ -76,7 +76,8 @@ class FreshBatches(FollowingBatches):
         for number in count(epoch):
             requests, first = self._requests(number), start if number == epoch else 0
             rows = zip(requests.samples[first:].ravel().tolist(), requests.views[first:].ravel().tolist(), strict=True)
-            yield from (Task(range(sample, sample + 1), (view,)) for sample, view in rows)
+            for sample, view in rows:
+                yield Task(range(sample, sample + 1), (view,), digests=not self._is_compared[sample])
 
     def _requests(self, epoch: int) -> Requests:
         return fresh_requests(epoch_requests(self._valid, self._config, epoch), epoch, self._config.num_views)
