@@ -74,19 +74,18 @@ def places(features: Path | str, runs: Path, roots: Sequence[str] = (), weights:
     """The folders of caches, runs and data sets, and the files of teachers' weights, that a command was given."""
     from pipeline.training.runs import Places
 
-    return Places(features, runs, dict(map(_root, roots)), weights_by_teacher(weights))
+    return Places(features, runs, paths_by_name(roots), paths_by_name(weights))
 
 
-def weights_by_teacher(given: Sequence[str]) -> dict[str, Path]:
-    """``--weights`` options as teacher -> file; a file without a teacher's name is the only teacher's, under ""."""
-    pairs = [text.partition("=") if "=" in text else ("", "=", text) for text in given]
-    return {name: Path(file) for name, _, file in pairs}
+def paths_by_name(given: Sequence[str]) -> dict[str, Path]:
+    """``[NAME=]PATH`` options as name -> path; a path without a name is under ""."""
+    return dict(map(_named_path, given))
 
 
-def _root(text: str) -> tuple[str, Path]:
-    """`nyud=data/nyud` as (nyud, data/nyud), `data/nyud` as ("", data/nyud)."""
-    dataset, equals, folder = text.partition("=")
-    return (dataset, Path(folder)) if equals and "/" not in dataset else ("", Path(text))
+def _named_path(text: str) -> tuple[str, Path]:
+    """`nyud=data/nyud` as (nyud, data/nyud), `data/nyud` and `data/a=b` as they are, under ""."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and "/" not in name else ("", Path(text))
 
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:

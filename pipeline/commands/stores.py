@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import CODE, DRY, JSON, WEIGHTS, WHERE, show, weights_by_teacher
+from pipeline.options import CODE, DRY, JSON, WEIGHTS, WHERE, paths_by_name, show
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
@@ -38,7 +38,7 @@ def verify(
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
     from pipeline.upkeep import inspect
 
-    result = inspect.verify(store, live or 0, weights_by_teacher(weights), device, allow_code)
+    result = inspect.verify(store, live or 0, paths_by_name(weights), device, allow_code)
     show(result, as_json, inspect.verify_text)
     if not inspect.is_well(result):
         sys.exit(1)
@@ -64,7 +64,7 @@ def repair(
     """Make again what is damaged in STORE, byte for byte; exit code 1 if something cannot be."""
     from pipeline.upkeep.repair import RepairRequest, repair_store, repair_text
 
-    result = repair_store(store, RepairRequest(root, weights_by_teacher(weights), device, allow_code, dry_run))
+    result = repair_store(store, RepairRequest(root, paths_by_name(weights), device, allow_code, dry_run))
     show(result, as_json, repair_text)
     if result["left"]:
         sys.exit(1)
