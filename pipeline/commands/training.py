@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,9 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` the recipe's argument and the options of both stages, these as one `Asked`."""
 
     @wraps(command)
-    def with_asked(recipe: str, stage1: Path | None = None, **options: Any) -> None:
-        own = {} if stage1 is None else {"stage1": stage1}
-        command(recipe, Asked(**options), **own)
+    def with_asked(recipe: str, **options: Any) -> None:
+        shared = {field.name: options.pop(field.name) for field in fields(Asked)}
+        command(recipe, Asked(**shared), **options)
 
     run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
@@ -83,7 +83,7 @@ def distill(recipe: str, asked: Asked) -> None:
 @click.option(
     "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
 )
-def finetune(recipe: str, asked: Asked, stage1: Path | None = None) -> None:
+def finetune(recipe: str, asked: Asked, stage1: Path | None) -> None:
     """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
     from pipeline.studies.arms import starts_from_stage1
     from pipeline.training.runs import find_run, run_name

@@ -170,10 +170,11 @@ def _by_its_own_command(recipe: Recipe, run: Path, stage1: Path | None, places: 
         return
     command: list[object] = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
     command += ["--devices", devices, "--out", places.features, "--runs", places.runs]
-    if recipe.source == "live" and (root := places.root(recipe.data.dataset)):
-        command += ["--root", root]
-    for teacher, file in places.weights.items() if recipe.source == "live" else ():
-        command += ["--weights", f"{teacher}={file}" if teacher else file]
+    if recipe.source == "live":
+        if root := places.root(recipe.data.dataset):
+            command += ["--root", root]
+        for teacher, file in places.weights.items():
+            command += ["--weights", f"{teacher}={file}" if teacher else file]
     child = subprocess.Popen(
         list(map(str, command + (["--from", stage1] if stage1 else []))), stdout=subprocess.DEVNULL
     )
