@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cache.errors import BadInput
 from cache.local import LocalPlace
+from cache.objects import SCHEMES, ObjectPlace
 from cache.places import Place
 
 
@@ -19,9 +20,8 @@ def as_place(where: Place | Path | str) -> Place:
         return where
     text = str(where)
     if isinstance(where, str) and "://" in text:
-        from cache.objects import ObjectPlace
-
         return ObjectPlace.at(text)
-    if text.partition(":")[0] in ("s3", "gs", "az"):
-        raise BadInput(f"{text}: write an address as {text.partition(':')[0]}://bucket/folder")
+    scheme = text.partition(":")[0]
+    if scheme in SCHEMES:
+        raise BadInput(f"{text}: write an address as {scheme}://bucket/folder")
     return LocalPlace(Path(text))
