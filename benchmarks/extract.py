@@ -53,14 +53,14 @@ def run(quick: bool) -> Result:
     return Result("extract", GOAL, value, value["fp16"] <= 1.05, rows)
 
 
-def make_photographs(folder: Path, count: int) -> Path:
-    """JPEG files of 640x480 px with smooth and noisy places."""
+def make_photographs(folder: Path, count: int, width: int = 640, height: int = 480) -> Path:
+    """JPEG files of so many px with smooth and noisy places."""
     folder.mkdir()
-    y, x = np.mgrid[0:480, 0:640].astype(np.float32) / 640
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) / width
     for number in range(count):
         rng = np.random.default_rng(number)
         waves = [np.sin(30 * (rng.random() * x + rng.random() * y)) for _ in range(3)]
-        image = 128 + 80 * np.stack(waves, -1) + rng.normal(0, 12, (480, 640, 3))
+        image = 128 + 80 * np.stack(waves, -1) + rng.normal(0, 12, (height, width, 3))
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
     return folder
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.extract import make_photographs
 from benchmarks.harness import Result, Row, installed
 from benchmarks.step import SMALL_STEM
 from benchmarks.training import DEVICE, Trainee, add_checksum, endless, make_trainee, plain_batches, time_steps
@@ -51,8 +49,8 @@ def run(quick: bool) -> Result:
     """Cache the teachers' features, check that every side gets the same, and time the three sides in turns."""
     case = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder:
-        root = Path(folder) / "images"
-        _write_images(root, case.rows)
+        # of the size that photographs of ImageNet have in the middle
+        root = make_photographs(Path(folder) / "images", case.rows, 500, 375)
         store = _cached(case, root, Path(folder))
         teachers = start_teachers(store, case.teachers, DEVICE)
 
@@ -83,15 +81,6 @@ def run(quick: bool) -> Result:
 def _time(row: Row, trainee: Trainee, next_batch: Callable[[], Batch], steps: int, fill: int | None = None) -> None:
     row.amount = steps
     row.seconds.append(time_steps(trainee, next_batch, steps, fill=fill))
-
-
-def _write_images(root: Path, count: int) -> None:
-    """Smooth noise as JPEGs of the size that photographs of ImageNet have in the middle."""
-    root.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(root / f"{number:02}.jpg", quality=95)
 
 
 def _cached(case: Case, root: Path, folder: Path) -> Store:
