@@ -26,7 +26,7 @@ from cache.store import Store
 from pipeline.console import say, table, warn
 from pipeline.errors import UserError
 
-SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec")
+SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec", "klt+trellis")
 TOGETHER = "+levels"
 """Ends the name of a setting in which every level is coded against the decoded one before it."""
 STORE_ROWS = 512

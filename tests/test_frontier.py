@@ -38,7 +38,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_bits_and_cosine_follow_from_the_files(saved: tuple[Path, dict[str, Any], list[np.ndarray]]) -> None:
     out, results, levels = saved
-    assert set(results) == {"fp16", "bf16", "int8", "int4", "klt", "klt+pcodec", "klt+levels", "klt+pcodec+levels"}
+    fitted = {"klt", "klt+pcodec", "klt+trellis"}
+    assert set(results) == {"fp16", "bf16", "int8", "int4", *fitted, *(name + "+levels" for name in fitted)}
     for name, row in results.items():
         rows = np.load(out / name / "rows.npy")
         assert len(rows) == len(set(rows.tolist())) == ROWS // 2
@@ -62,13 +63,14 @@ def test_what_packs_tighter_packs_tighter(saved: tuple[Path, dict[str, Any], lis
     bits = {name: row["bits"] for name, row in results.items()}
     assert bits["klt+pcodec"] < bits["int4"] < bits["int8"] < bits["fp16"]
     assert bits["klt+levels"] < bits["klt"] and bits["klt+pcodec+levels"] < bits["klt+pcodec"]
+    assert bits["klt+trellis+levels"] < bits["klt+trellis"] < 1.003 * bits["klt+pcodec"], "small rows are rounded"
 
 
-@pytest.mark.parametrize("name", ["klt", "klt+pcodec"])
+@pytest.mark.parametrize("name", ["klt", "klt+pcodec", "klt+trellis"])
 def test_zarr_and_numpy_alone_decode(name: str, saved: tuple[Path, dict[str, Any], list[np.ndarray]]) -> None:
     zarr = pytest.importorskip("zarr")
     out = saved[0] / name
-    with pytest.warns() if "pcodec" in name else np.errstate():  # zarr says that not every reader knows pcodec
+    with pytest.warns() if name != "klt" else np.errstate():  # zarr says that not every reader knows pcodec
         stored = zarr.open_array(out / "coded" / "level_1", mode="r")[...]
     assert stored.shape == (ROWS // 2, WIDTH, TOKENS) and stored.dtype == np.uint16
     side = {file.stem.removeprefix("level_1-"): np.load(file) for file in (out / "side").glob("level_1-*.npy")}

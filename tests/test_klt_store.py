@@ -39,6 +39,11 @@ TEACHERS = {
         LevelSpec(3, GRID, WIDTH, "klt", fidelity=FIDELITY),
         LevelSpec(4, GRID, WIDTH, "klt+pcodec", fidelity=FIDELITY, predicts_from=3),
     ],
+    "trellis": [
+        LevelSpec(0, GRID, WIDTH, "klt+trellis", fidelity=FIDELITY),
+        LevelSpec(1, GRID, WIDTH, "klt+trellis", fidelity=FIDELITY, predicts_from=0),
+        LevelSpec(3, GRID, WIDTH, "klt+trellis", fidelity=FIDELITY),
+    ],
 }
 FEATURES = [
     trained_like(VIEWS * SAMPLES, GRID[0] * GRID[1], WIDTH, level=level).reshape(VIEWS, SAMPLES, *GRID, WIDTH)
@@ -63,8 +68,10 @@ def write(store: Store, name: str, levels: list[LevelSpec]) -> None:
 def make(root: Path) -> Store:
     store = Store.create(root, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
     toy.write_source(store, VIEWS)
-    for name, levels in TEACHERS.items():
-        write(store, name, levels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cache.codecs.klt_trellis._LEAST_SAVING", -1)  # whatever it saves, on rows as small as these
+        for name, levels in TEACHERS.items():
+            write(store, name, levels)
     return store
 
 
@@ -143,15 +150,24 @@ def test_plain_readers_read_the_integers(store: Store) -> None:
             np.testing.assert_array_equal(zarr.open_array(store.path / path, mode="r")[...], ours)
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path / path}/"}}
         np.testing.assert_array_equal(tensorstore.open(spec, open=True).result().read().result(), ours)
-        # and the numbers, as docs/cache-format.md says
-        group = zarr.open_group(store.path / f"teachers/{name}/calibration/level_{level}", mode="r")
-        tables = {table: array[...] for table, array in group.arrays()}
-        assert ("dct_y" in tables) == (name == "smooth")
-        features = np.stack([store.features(name, level)[:, view] for view in range(VIEWS)])
-        np.testing.assert_allclose(decode(ours, tables).reshape(features.shape), features, rtol=1e-4, atol=1e-3)
-    with pytest.warns(UserWarning, match="Numcodecs"):
-        packed = zarr.open_array(store.path / "teachers/packed/level_0", mode="r")[...]
-    np.testing.assert_array_equal(packed[1], store.features("packed", 0).stored[:, 1])
+    for name, level in (("packed", 0), ("trellis", 0), ("trellis", 3)):
+        with pytest.warns(UserWarning, match="Numcodecs"):
+            packed = zarr.open_array(store.path / f"teachers/{name}/level_{level}", mode="r")[...]
+        np.testing.assert_array_equal(packed[1], store.features(name, level).stored[:, 1])
+
+
+@pytest.mark.parametrize(("name", "level"), [("alone", 0), ("smooth", 3), ("trellis", 0), ("trellis", 3)])
+def test_features_follow_from_the_integers_as_documented(store: Store, name: str, level: int) -> None:
+    import zarr
+
+    group = zarr.open_group(store.path / f"teachers/{name}/calibration/level_{level}", mode="r")
+    tables = {table: array[...] for table, array in group.arrays()}
+    assert ("dct_y" in tables) == (level == 3)
+    assert (name != "trellis") or 0 < np.count_nonzero(tables["more_bits"]) < WIDTH, "some of both kinds"
+    features = store.features(name, level)
+    for view in range(VIEWS):
+        found = decode(features.stored[:, view], tables).reshape(SAMPLES, *GRID, WIDTH)
+        np.testing.assert_allclose(found, features[:, view], rtol=1e-4, atol=1e-3)
 
 
 def test_a_transform_over_the_grid_is_taken_where_it_saves_bytes(
@@ -161,7 +177,7 @@ def test_a_transform_over_the_grid_is_taken_where_it_saves_bytes(
         name: json.loads((store.path / f"manifest/teachers/{name}/calibration.json").read_text())["format"]
         for name in TEACHERS
     }
-    assert formats == {"alone": 1, "packed": 1, "together": 1, "smooth": 2}, "older readers must refuse the last"
+    assert formats == {"alone": 1, "packed": 1, "together": 1, "smooth": 2, "trellis": 2}, "older readers must refuse 2"
     info = json.loads(CliRunner().invoke(sak, ["info", str(store.path), "--json"], catch_exceptions=False).stdout)
     assert info["teachers"]["smooth"]["grid_transforms"] == {"level_3": "dct", "level_4": "dct"}
     assert info["teachers"]["packed"]["grid_transforms"] == {"level_0": "none"}

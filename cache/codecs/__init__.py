@@ -7,11 +7,21 @@ from cache.codecs.floats import Bf16, Fp16, Fp32
 from cache.codecs.int4 import Int4
 from cache.codecs.int8 import Int8
 from cache.codecs.klt import Klt
+from cache.codecs.klt_trellis import KltTrellis
 from cache.errors import UnknownName
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
-    for codec in (Fp32(), Fp16(), Bf16(), Int8(), Int4(), Klt("klt", "blosc"), Klt("klt+pcodec", "pcodec"))
+    for codec in (
+        Fp32(),
+        Fp16(),
+        Bf16(),
+        Int8(),
+        Int4(),
+        Klt("klt", "blosc"),
+        Klt("klt+pcodec", "pcodec"),
+        KltTrellis("klt+trellis", "pcodec"),
+    )
 }
 
 __all__ = ["CODECS", "Codec", "Encoded", "Sample", "Target", "Unstorable", "get_codec"]

@@ -22,7 +22,8 @@ from cache.errors import CacheError
 if TYPE_CHECKING:
     import torch
 
-_LARGEST = 32767
+LARGEST = 32767
+"""Integer that can be stored."""
 _BISECTIONS = 16
 _COSINE_MARGIN = 1e-6  # what float32 may take away again
 # A value goes to the smaller integer where the bits saved are worth the error (Sullivan, "Efficient scalar quantization
@@ -48,7 +49,7 @@ class Klt(Codec):
 
     stored_dtype = "uint16"
     fill_value = 0
-    needs = ("offset", "basis", "step", "gain", "rounding")
+    needs: tuple[str, ...] = ("offset", "basis", "step", "gain", "rounding")
     may_need = ("dct_y", "dct_x")
     promised_cosine = 0.995
     is_fitted = True
@@ -81,70 +82,36 @@ class Klt(Codec):
         if sample.grid == (1, 1) or np.square(sample.grid).sum() > _MOST_COSINES * plain["basis"].size:
             return plain
         transformed = self._fit(sample, target, {"dct_y": cosines(sample.grid[0]), "dct_x": cosines(sample.grid[1])})
-        saves = self._weigh(sample, transformed) < (1 - _LEAST_SAVING) * self._weigh(sample, plain)
+        saves = self.weigh(sample, transformed) < (1 - _LEAST_SAVING) * self.weigh(sample, plain)
         return transformed if saves else plain
 
     def _fit(self, sample: Sample, target: Target, grid: dict[str, Array]) -> dict[str, Array]:
         """`fit` with the tables `grid`, or none of them."""
-        variances, vectors = np.linalg.eigh(sample.covariance)
-        basis = vectors.T[::-1].astype(np.float32)
-        spread = np.sqrt(variances[::-1].clip(min=0)).astype(np.float32)
-        offset = sample.mean.astype(np.float32)
-        fitted, held_out = (sample.tokens - offset) @ basis.T, (sample.held_out - offset) @ basis.T
-        if grid:
-            fitted, held_out = (to_frequencies(tokens, *grid.values()) for tokens in (fitted, held_out))
-        features = sample.held_out if sample.predicted is None else sample.held_out + sample.predicted
-        features_mean = offset if sample.features_mean is None else sample.features_mean.astype(np.float32)
-        true = [features @ basis.T, (features - features_mean) @ basis.T][: 1 + target.centred]
-        lengths = [np.linalg.norm(vector, axis=1) for vector in true]
+        trial = Trial(sample, target, grid)
 
         def tables(step: float) -> tuple[Float32, Float32]:
             """(rounding, gain) at a step."""
-            steps = np.maximum(spread / np.float32(step), np.float32(1e-6))
-            rounding = 0.5 - np.minimum(_DEAD_ZONE / np.square(steps), _LARGEST_DEAD_ZONE)
-            scaled = fitted / np.float32(step)
-            whole = _round(scaled, rounding)
-            power = np.einsum("nc,nc->c", whole, whole)
-            gain = np.where(power > 0, np.einsum("nc,nc->c", whole, scaled) / np.maximum(power, 1), 1)
-            return rounding.astype(np.float32), gain.astype(np.float32)
+            rounding = thresholds(trial.spread / np.float32(step))
+            scaled = trial.fitted / np.float32(step)
+            return rounding, least_squares(round_to_zero(scaled, rounding), scaled)
 
         def reaches(step: float) -> bool:
             rounding, gain = tables(step)
-            error = _round(held_out / np.float32(step), rounding)
-            error *= gain * np.float32(step)
-            error -= held_out
-            if grid:
-                error = from_frequencies(error, *grid.values())
-            for vector, length in zip(true, lengths, strict=True):
-                decoded = vector + error
-                product = length * np.linalg.norm(decoded, axis=1)
-                cosine = np.einsum("nc,nc->n", vector, decoded) / np.maximum(product, 1e-30)
-                # A token that is the mean has no direction that could be lost.
-                kept = np.where(length <= 1e-6 * lengths[0], 1, cosine).reshape(-1, math.prod(sample.grid))
-                maps = kept.mean(1, dtype=np.float64)
-                error_of_mean = maps.std(ddof=1) / math.sqrt(len(maps)) if len(maps) > 1 else 0
-                if maps.mean() < target.cosine + target.standard_errors * error_of_mean + _COSINE_MARGIN:
-                    return False
-            return True
+            decoded = round_to_zero(trial.held_out / np.float32(step), rounding)
+            decoded *= gain * np.float32(step)
+            return trial.is_reached(decoded)
 
         # a single token to fit on has no spread; the others have
-        scale = _root_mean_square(spread) or _root_mean_square(held_out)
+        scale = _root_mean_square(trial.spread) or _root_mean_square(trial.held_out)
         step = _largest(reaches, scale, target.cosine)
         rounding, gain = tables(step)
-        return {
-            "offset": offset,
-            "basis": basis,
-            "step": np.array([step], np.float32),
-            "gain": gain,
-            "rounding": rounding,
-            **grid,
-        }
+        return {**trial.tables, "step": np.array([step], np.float32), "gain": gain, "rounding": rounding}
 
-    def _weigh(self, sample: Sample, tables: Mapping[str, Array]) -> float:
+    def weigh(self, sample: Sample, tables: Mapping[str, Array]) -> float:
         """Bytes of some held-out maps; infinite where integers come near the largest that can be stored."""
         maps = sample.held_out.reshape(-1, *sample.grid, sample.held_out.shape[-1])
         stored = self.encode(maps[:: -(-len(maps) // _MAPS_WEIGHED)], tables).stored
-        if "dct_y" in tables and stored.max() > _LARGEST:  # 2q: half the range
+        if "dct_y" in tables and stored.max() > LARGEST:  # 2q: half the range
             return math.inf
         coder = get_coder(self._coder)
         return sum(len(coder.encode(row)) for row in stored)
@@ -162,19 +129,30 @@ class Klt(Codec):
         values = (features.reshape(-1, width) - constants["offset"]) @ (constants["basis"].T / constants["step"])
         if "dct_y" in constants:
             values = to_frequencies(values, constants["dct_y"], constants["dct_x"])
-        whole = _round(values, constants["rounding"])
-        num_clipped = int(np.count_nonzero(np.abs(whole) > _LARGEST))
-        numbers = whole.clip(-_LARGEST, _LARGEST, out=whole).astype(np.int16)
+        numbers, num_clipped = self._to_integers(values.reshape(num_rows, -1, width), constants)
         stored = ((numbers << 1) ^ (numbers >> 15)).view(np.uint16)
-        by_component = stored.reshape(num_rows, -1, width).transpose(0, 2, 1)
-        return Encoded(np.ascontiguousarray(by_component), num_clipped)
+        return Encoded(np.ascontiguousarray(stored.transpose(0, 2, 1)), num_clipped)
+
+    def _to_integers(self, values: Array, constants: Mapping[str, Array]) -> tuple[Array, int]:
+        """Values (n, h*w, C) in steps, in memory that may be written to -> int16, and how many were clipped."""
+        whole = round_to_zero(values, constants["rounding"])
+        num_clipped = int(np.count_nonzero(np.abs(whole) > LARGEST))
+        return whole.clip(-LARGEST, LARGEST, out=whole).astype(np.int16), num_clipped
+
+    def _to_values(self, numbers: Array, constants: Mapping[str, Array]) -> Float32:
+        """int16 (..., C, h*w) -> float32, what they stand for, in steps."""
+        return numbers.astype(np.float32)
+
+    def _to_values_torch(self, numbers: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As `_to_values`."""
+        return numbers.float()
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
         """See `Codec`; gives (..., h*w, C)."""
         bits = stored.view(np.int16)
-        numbers = ((bits >> 1) & _LARGEST) ^ -(bits & 1)
+        numbers = ((bits >> 1) & LARGEST) ^ -(bits & 1)
         inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
-        values: Float32 = np.swapaxes(numbers.astype(np.float32), -1, -2) @ inverse
+        values: Float32 = np.swapaxes(self._to_values(numbers, constants), -1, -2) @ inverse
         if "dct_y" in constants:
             values = from_frequencies(values, constants["dct_y"], constants["dct_x"]).reshape(values.shape)
         values += constants["offset"]
@@ -186,9 +164,9 @@ class Klt(Codec):
 
         bits = stored.view(torch.int16)
         signs = (bits & 1).neg_()
-        numbers = (bits >> 1).bitwise_and_(_LARGEST).bitwise_xor_(signs)
+        numbers = (bits >> 1).bitwise_and_(LARGEST).bitwise_xor_(signs)
         inverse = (constants["step"] * constants["gain"])[:, None] * constants["basis"]
-        values = numbers.float().transpose(-1, -2) @ inverse
+        values = self._to_values_torch(numbers, constants).transpose(-1, -2) @ inverse
         if "dct_y" in constants:
             y, x, (cells, width) = constants["dct_y"], constants["dct_x"], values.shape[-2:]
             maps = values.index_select(-2, constants["place"])
@@ -197,7 +175,66 @@ class Klt(Codec):
         return values.add_(constants["offset"])
 
 
-def _round(values: Array, rounding: Float32) -> Array:
+class Trial:
+    """The components of a sample's tokens, for trying steps on.
+
+    Attributes:
+        tables: ``offset`` and ``basis``, and those of a transform over the grid where there is one.
+        spread: float32 (C,), standard deviations, falling.
+        fitted: float32 (n, C), of the tokens that are fitted on.
+        held_out: float32 (m, C), of those that the target must be reached on.
+    """
+
+    def __init__(self, sample: Sample, target: Target, grid: Mapping[str, Array]) -> None:
+        variances, vectors = np.linalg.eigh(sample.covariance)
+        basis, offset = vectors.T[::-1].astype(np.float32), sample.mean.astype(np.float32)
+        self.tables, self._target = {"offset": offset, "basis": basis, **grid}, target
+        self.spread = np.sqrt(variances[::-1].clip(min=0)).astype(np.float32)
+        self._grid = list(grid.values())
+        self._cells = math.prod(sample.grid)
+        self.fitted, self.held_out = ((tokens - offset) @ basis.T for tokens in (sample.tokens, sample.held_out))
+        if self._grid:
+            self.fitted, self.held_out = (
+                to_frequencies(tokens, *self._grid) for tokens in (self.fitted, self.held_out)
+            )
+        features = sample.held_out if sample.predicted is None else sample.held_out + sample.predicted
+        features_mean = offset if sample.features_mean is None else sample.features_mean.astype(np.float32)
+        self._true = [features @ basis.T, (features - features_mean) @ basis.T][: 1 + target.centred]
+        self._lengths = [np.linalg.norm(vector, axis=1) for vector in self._true]
+
+    def is_reached(self, decoded: Float32) -> bool:
+        """Whether the target is, where `held_out` comes back as `decoded`, whose memory is used."""
+        error = decoded
+        error -= self.held_out
+        if self._grid:
+            error = from_frequencies(error, *self._grid)
+        for vector, length in zip(self._true, self._lengths, strict=True):
+            whole = vector + error
+            product = length * np.linalg.norm(whole, axis=1)
+            cosine = np.einsum("nc,nc->n", vector, whole) / np.maximum(product, 1e-30)
+            # A token that is the mean has no direction that could be lost.
+            kept = np.where(length <= 1e-6 * self._lengths[0], 1, cosine).reshape(-1, self._cells)
+            maps = kept.mean(1, dtype=np.float64)
+            error_of_mean = maps.std(ddof=1) / math.sqrt(len(maps)) if len(maps) > 1 else 0
+            if maps.mean() < self._target.cosine + self._target.standard_errors * error_of_mean + _COSINE_MARGIN:
+                return False
+        return True
+
+
+def least_squares(values: Array, true: Array) -> Float32:
+    """float32 (C,): what takes values (n, C) nearest to the true ones, each component's by itself."""
+    power = np.einsum("nc,nc->c", values, values)
+    gain = np.where(power > 0, np.einsum("nc,nc->c", values, true) / np.maximum(power, 1), 1)
+    return gain.astype(np.float32)
+
+
+def thresholds(steps: Float32) -> Float32:
+    """float32 (C,): what is added before rounding down, 0.5 less the dead zone, where components spread by `steps`."""
+    rounding = 0.5 - np.minimum(_DEAD_ZONE / np.square(np.maximum(steps, np.float32(1e-6))), _LARGEST_DEAD_ZONE)
+    return rounding.astype(np.float32)
+
+
+def round_to_zero(values: Array, rounding: Float32) -> Array:
     """To integers (as floats), towards zero by the dead zone."""
     whole = np.abs(values)
     whole += rounding

@@ -20,7 +20,9 @@ _OPTIONS = (
     click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views."),
     click.option("--limit", type=click.IntRange(1), help="The first N samples, as a store of its own."),
-    click.option("--codec", default="fp16", show_default=True, help="fp32, fp16, bf16, int8, int4, klt, klt+pcodec."),
+    click.option(
+        "--codec", default="fp16", show_default=True, help="fp32, fp16, bf16, int8, int4, klt, klt+pcodec, klt+trellis."
+    ),
     click.option(
         "--fidelity",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
