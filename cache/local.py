@@ -34,7 +34,7 @@ class LocalPlace(Place):
 
     def __init__(self, path: Path, direct: bool = False) -> None:
         self.path, self.direct = path, direct
-        self.num_readers = 8 if direct else 2
+        self.num_readers = 16 if direct else 2
         self.shown, self.name = str(path), path.name
 
     def child(self, name: str) -> LocalPlace:
