@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Result, Row, checksum
+from benchmarks.harness import Result, Row, checksum, installed
+from cache.codecs import get_codec
+from cache.codecs.coders import get_coder
 from pipeline.frontier import TOGETHER, Source, frontier
 from sak_core.datasets.rooms.dataset import Rooms
 from sak_core.teachers import build_teacher
@@ -84,10 +86,11 @@ def _row(teacher: str, fidelity: float, levels: list[Source], result: dict[str, 
     digest, _ = checksum(source.report for source in levels)
     values = sum(source.report.size for source in levels)
     how = f", {len(levels)} levels" if len(levels) > 1 else ""
+    coder = get_codec(result["codec"].removesuffix(TOGETHER)).coder
     note = f"{result['bits']:.3f} bits, cosine {result['cosine']:.5f}"
     return FrontierRow(
         f"{teacher}{how} at {fidelity}: {result['codec']}",
-        "pcodec" if "pcodec" in result["codec"] else "-",
+        installed(coder and get_coder(coder).package),
         note,
         round(result["bits"] * values / 8),
         digest,
