@@ -46,7 +46,7 @@ class Loader:
         buffer_rows: rows that are shuffled among each other, then; twice as many are in memory, one half of them
             being read while the other is given out.
         pixels: whether pixels are read.
-        num_threads: that read; by default 2, 16 past the page cache, 32 from object storage, where requests mostly wait.
+        num_threads: that read; by default 2, or where requests mostly wait, 16 past the page cache and 32 from buckets.
         prefetch: batches read ahead; with ``shuffle="block"`` half the buffer is.
         valid_batches: how long a batch stays valid, see above.
         pin: pinned memory; by default where CUDA is there.
