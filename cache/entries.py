@@ -96,20 +96,19 @@ class ViewEntries:
         return FileDigest(self.sizes[array][place], self.digests[array][place])
 
     def add(self, other: ViewEntries) -> None:
-        """Take over the shards of `other` that are not here yet."""
+        """Take over the shards of `other` that are not here yet; by one thread at a time, beside others that look."""
+        new = [shard for shard in other.shards if shard not in self.shards]
         columns: list[tuple[dict[str, list[Any]], dict[str, list[Any]]]] = [
             (self.sizes, other.sizes),
             (self.digests, other.digests),
             (self.clipped, other.clipped),
         ]
-        for shard, position in other.shards.items():
-            if shard in self.shards:
-                continue
-            self.shards[shard] = len(self.shards)
-            for mine, theirs in columns:
-                for array, values in theirs.items():
-                    mine.setdefault(array, []).append(values[position])
+        for mine, theirs in columns:
+            for array, values in theirs.items():
+                mine.setdefault(array, []).extend(values[other.shards[shard]] for shard in new)
         self.invalid.update(other.invalid)
+        # last: whoever finds a shard here finds all that is said of it
+        self.shards.update({shard: place for place, shard in enumerate(new, len(self.shards))})
 
     def to_dict(self, part: str, view: int) -> dict[str, Any]:
         """As plain JSON values, shards in order."""

@@ -14,6 +14,7 @@ Every file is canonical JSON and carries the SHA-256 of the rest of itself, so n
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -67,6 +68,7 @@ class PartManifest:
         self.folder = f"{FOLDER}/{part}"
         self._metadata: PartMetadata | None = None
         self._views: dict[int, ViewEntries] = {}
+        self._mutex = threading.RLock()  # several threads read a store, and some workers have several that write
 
     def forget(self) -> None:
         """Read everything from the disk anew when it is next asked for."""
@@ -140,9 +142,10 @@ class PartManifest:
 
     def view(self, view: int, refresh: bool = False) -> ViewEntries:
         """The committed shards of `view`; `refresh` looks again for what other processes committed."""
-        if refresh or view not in self._views:
-            self._views[view] = self._read_view(view)
-        return self._views[view]
+        with self._mutex:
+            if refresh or view not in self._views:
+                self._views[view] = self._read_view(view)
+            return self._views[view]
 
     def is_committed(self, view: int, shard: int) -> bool:
         """Whether a shard is committed; asks the disk again before it says no.
@@ -160,7 +163,8 @@ class PartManifest:
             if isinstance(found, CorruptFile):
                 raise found
             if found is not None:
-                entries.add(found)
+                with self._mutex:
+                    entries.add(found)
                 return True
         return self.place.exists(self._compact_name(view)) and shard in self.view(view, refresh=True).shards
 
@@ -185,7 +189,8 @@ class PartManifest:
             }
         )
         for view, entry in entries:
-            self.view(view).add(entry)
+            with self._mutex:
+                self.view(view).add(entry)
         for view in sorted({view for view, _ in entries}):
             self.compact(view)
 
