@@ -49,7 +49,7 @@ def import_reference(student: Student, state: Mapping[str, Tensor]) -> int:
     own = student.state_dict()
     given = dict(state)
     positions = names["stem.vit.pos_embed"]
-    if positions in given:
+    if positions in given and given[positions].shape != own["stem.vit.pos_embed"].shape:
         given[positions] = fit_positions(student.stem, given[positions])
     wanted = {reference: own[name] for name, reference in names.items()}
     check_state(wanted, given, f"the stage {stage} checkpoint does not fit the student")

@@ -39,9 +39,15 @@ def load_vit(stem: Stem, source: Path | str) -> None:
     stem.vit.load_state_dict({**own, **{name: state[found] for name, found in plain.items()}})
 
 
-def load_student(student: Student, state: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> None:
+def load_student(
+    student: Student,
+    state: Mapping[str, Tensor],
+    fresh: tuple[str, ...] = (),
+    image_size: tuple[int, int] | None = None,
+) -> None:
     """Loads a student's weights, its position embedding resampled where the image size differs.
 
+    image_size: (H, W) in px that `state` was made for; where no one says, see `fit_positions`.
     fresh: parts that keep their initial weights where `state` lacks them, such as ("routers.", "heads.")
     after stage 1. Raises ValueError naming what else is missing, left over or of another shape.
     """
@@ -49,26 +55,28 @@ def load_student(student: Student, state: Mapping[str, Tensor], fresh: tuple[str
     given = dict(state)
     positions = f"stem.vit.{_POSITIONS}"
     if positions in given:
-        given[positions] = fit_positions(student.stem, given[positions])
+        grid = None if image_size is None else student.stem.grid(*image_size)
+        given[positions] = fit_positions(student.stem, given[positions], grid)
     kept = {name: value for name, value in own.items() if name.startswith(fresh) and name not in given} if fresh else {}
     check_state(own, {**given, **kept}, "the weights do not fit the student")
     student.load_state_dict({**given, **kept})
 
 
-def fit_positions(stem: Stem, position: Tensor) -> Tensor:
-    """A position embedding (1, prefix + n, C) of the stem's own or of a square grid, for the stem's grid.
+def fit_positions(stem: Stem, position: Tensor, old: tuple[int, int] | None = None) -> Tensor:
+    """A position embedding (1, prefix + n, C), one of h·w = n patches, for the stem's grid.
 
-    Raises ValueError if n is neither.
+    old: its grid (h, w). None takes a square one, as published ViTs have, where n is a square number (384x384 px have
+    as many patches as 288x512), and else the stem's own. Raises ValueError if n is of neither.
     """
     grid = (int(stem.vit.patch_embed.grid_size[0]), int(stem.vit.patch_embed.grid_size[1]))
     num_prefix = 0 if stem.vit.no_embed_class else stem.num_prefix
     patches = position.shape[1] - num_prefix
-    if patches == grid[0] * grid[1]:
-        return position
-    side = math.isqrt(max(patches, 0))
-    if patches < 1 or side * side != patches:
-        raise ValueError(f"a position embedding of {patches} patches is neither square nor {grid[0]}x{grid[1]}")
-    return resample_positions(position, (side, side), grid, num_prefix)
+    if old is None:
+        side = math.isqrt(max(patches, 0))
+        old = (side, side) if side * side == patches else grid
+    if patches < 1 or old[0] * old[1] != patches:
+        raise ValueError(f"a position embedding of {patches} patches is neither square nor {old[0]}x{old[1]}")
+    return resample_positions(position, old, grid, num_prefix)
 
 
 def _hub_state(config: StemConfig) -> dict[str, Tensor]:

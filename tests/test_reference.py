@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from sak_core.reference import export_reference, import_reference
 from sak_core.reference_config import reference_config
-from sak_core.stem import Stem, StemConfig
+from sak_core.stem import Stem, StemConfig, resample_positions
 from sak_core.student import Student
 from sak_core.student_config import StudentConfig
 from sak_core.tensor_files import RefusedFile, read_tensors
@@ -145,6 +145,24 @@ def test_no_pickled_object_is_loaded(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "b.pth")
     with pytest.raises(RefusedFile, match="holds no state dict"):
         read_tensors(tmp_path / "b.pth")
+
+
+def test_positions_of_as_many_patches_on_another_grid_are_resampled(tmp_path):
+    """6x6 and 4x9 patches are 36 both, as 384x384 px and 288x512 px have equally many."""
+    square, wide = (StemConfig("custom", size, 8, 16, 4, 2) for size in ((48, 48), (32, 72)))
+    distilled = students.student(tasks=(), stem=square)
+    positions = distilled.stem.vit.pos_embed
+    expected = resample_positions(positions, (6, 6), (4, 9), 1)
+    student = students.student(tasks=(), stem=wide)
+    load_student(student, distilled.state_dict(), image_size=(48, 48))
+    assert torch.equal(student.stem.vit.pos_embed, expected)
+    load_student(student, distilled.state_dict(), image_size=(32, 72))  # made for this very size: kept as it is
+    assert torch.equal(student.stem.vit.pos_embed, positions)
+    save_file(distilled.stem.vit.state_dict(), tmp_path / "vit.safetensors")
+    load_vit(student.stem, tmp_path / "vit.safetensors")  # published ViTs are square
+    assert torch.equal(student.stem.vit.pos_embed, expected)
+    import_reference(student, export_reference(student, stage=1))
+    assert torch.equal(student.stem.vit.pos_embed, expected)
 
 
 def test_a_distilled_student_starts_one_with_tasks_and_another_size():

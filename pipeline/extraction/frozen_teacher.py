@@ -84,12 +84,13 @@ def build_frozen(name: str, size: tuple[int, int]) -> FrozenTeacher:
 
 
 def _of_run(run: Path, size: tuple[int, int]) -> Student:
-    described = lineage.read(run).student
+    made = lineage.read(run)
+    described = made.student
     if described is None:
         raise UserError(f"{run} has no student whose parts could be cached")
     stem = {**described["stem"], "image_size": list(size)}
     student = Student(StudentConfig.from_dict({**described, "stem": stem}))
-    runs.start_from(run, student)
+    runs.start_from(run, student, made.image_size)
     return student
 
 

@@ -71,7 +71,7 @@ def finetune(
     if stage1 is None:
         initialize(recipe, model)
     else:
-        runs.start_from(stage1, model)
+        runs.start_from(stage1, model, lineage.read(stage1).image_size)
         first = runs.read_results(stage1)
         seconds = first["seconds"]
         untrained |= set(first["random_weights"])

@@ -59,6 +59,14 @@ class Lineage(Strict):
     teachers: tuple[TeacherOrigin, ...] = Field(())
     data: tuple[DataOrigin, ...] = Field(())
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) in px that the student's position embedding is made for; None for arms without a student."""
+        if self.student is None:
+            return None
+        height, width = self.student["stem"]["image_size"]
+        return int(height), int(width)
+
 
 def record(
     run: Path, recipe: Recipe, model: nn.Module, store: Store, teachers: Sequence[str], stage1: Path | None = None

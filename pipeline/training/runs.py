@@ -155,10 +155,11 @@ def load_weights(run: Path, model: nn.Module) -> None:
     model.load_state_dict(tensors)
 
 
-def start_from(run: Path, model: nn.Module) -> None:
+def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) -> None:
     """Load a stage-1 run's scored weights into a stage-2 student, whose routers and heads stay as initialised.
 
-    A position embedding of another image size is resampled. Raises `UserError` where the rest does not fit.
+    image_size: (H, W) in px of the run's views; a position embedding of another size is resampled. Raises `UserError`
+    where the rest does not fit.
     """
     assert isinstance(model, Student)
     path = checkpoint.scored_file(_chosen(run))
@@ -166,7 +167,7 @@ def start_from(run: Path, model: nn.Module) -> None:
     if not model.config.class_tokens:  # a further target of the distillation alone
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_aligners.")}
     try:
-        load_student(model, tensors, fresh=("heads.", "routers."))
+        load_student(model, tensors, fresh=("heads.", "routers."), image_size=image_size)
     except ValueError as error:
         raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 
