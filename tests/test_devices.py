@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -124,6 +125,21 @@ def test_a_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path) 
         torch.testing.assert_close(found["weight"], norm.weight.grad)
         for name, buffer in norm.named_buffers():
             torch.testing.assert_close(found[name], buffer)
+
+
+def test_a_batch_norm_over_processes_takes_half_precision_as_torchs_own_does(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        norm, x = nn.BatchNorm2d(5), (torch.randn(6, 5, 3, 4) * 3 + 100).bfloat16()
+        shared = synchronise_norms(copy.deepcopy(norm), torch.device("cpu"))
+        own, found = norm(x), shared(x)
+        assert found.dtype == own.dtype == torch.bfloat16
+        torch.testing.assert_close(found, own)
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(dict(shared.named_buffers())[name], buffer)
+    finally:
+        dist.destroy_process_group()
 
 
 def _norm_process(rank: int, x: torch.Tensor, target: torch.Tensor, state: dict, folder: Path) -> None:

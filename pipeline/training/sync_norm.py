@@ -16,9 +16,10 @@ class SyncNorm(nn.BatchNorm2d):
     """`BatchNorm2d` whose statistics in training are taken over all processes, each with equally many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape."""
+        """(B, C, h, w) to the same shape and dtype; statistics of half precision are taken in float32."""
         if not self.training:
             return super().forward(x)
+        dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mean = _mean_over_ranks(x.mean((0, 2, 3)))
@@ -30,7 +31,7 @@ class SyncNorm(nn.BatchNorm2d):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(dtype)
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
