@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cache.spec import encode_ids
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import DatasetError, UnreadableSample
 from sak_core.views import EVALUATION, STAGE1
@@ -47,6 +49,19 @@ def test_webdataset_tars():
     assert list(val.ids) == ["val-000.tar/004.png"] and val.policy == EVALUATION
     with pytest.raises(DatasetError, match="train, val, none of test"):
         open_dataset("webdataset", "test", FIXTURES / "webdataset")
+
+
+def test_names_in_tars_that_are_no_utf8_can_be_stored(tmp_path):
+    content = (FIXTURES / "webdataset" / "train-000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as whole, tarfile.open(tmp_path / "a.tar", "w") as named:
+        member = next(member for member in whole if member.name.endswith(".png"))
+        data = whole.extractfile(member)
+        member.name = "caf\udce9.png"  # 0xe9, as Latin-1 has it
+        named.addfile(member, data)
+    found = open_dataset("webdataset", "train", tmp_path)
+    assert list(found.ids) == ["a.tar/caf\\xe9.png"]
+    assert encode_ids(found.ids, 32).shape == (1, 32)
+    assert np.array_equal(found.load(0).image, picture(0))
 
 
 def test_damaged_tars_are_named(tmp_path):

@@ -43,7 +43,7 @@ class ImageFolder(Stage1Images):
     @cached_property
     def ids(self) -> Sequence[str]:
         """Relative paths; bytes that are no UTF-8 are written as \\xNN."""
-        return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
+        return [as_text(path) for path in self._paths]
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:
@@ -65,6 +65,11 @@ def check_root(root: Path) -> None:
         raise DatasetError(f"no folder {root}")
     if not root.is_dir():
         raise DatasetError(f"{root} is a file, a folder is needed")
+
+
+def as_text(path: str) -> str:
+    """A path as Unicode can hold it: bytes that are no UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def files_below(root: Path) -> Iterator[str]:

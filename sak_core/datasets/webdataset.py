@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sak_core.datasets.base import DatasetError, Sample, UnreadableSample
-from sak_core.datasets.folder import check_root
+from sak_core.datasets.folder import as_text, check_root
 from sak_core.datasets.labels import check_unique
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
@@ -62,8 +62,8 @@ class TarFolder(Stage1Images):
 
     @cached_property
     def ids(self) -> Sequence[str]:
-        """Tar and member, with "/" between."""
-        return [f"{m.tar.relative_to(self.root).as_posix()}/{m.name}" for m in self._members]
+        """Tar and member, with "/" between; bytes that are no UTF-8 are written as \\xNN."""
+        return [as_text(f"{m.tar.relative_to(self.root).as_posix()}/{m.name}") for m in self._members]
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:
