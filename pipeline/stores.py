@@ -117,14 +117,19 @@ def warn_of_random(what: str, teachers: Sequence[str]) -> None:
 def store_tasks(
     store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None
 ) -> list[Task]:
-    """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own."""
+    """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own.
+
+    Their own is what the data set's description says, or else the published one of a task of that name.
+    """
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:
         raise UserError(f"{store.name} has no labels; fine-tuning and evaluation need a labelled split")
     for name in (*(names or ()), *(weights or {})):
         if name not in have:
             raise UserError(f"{store.name} has no labels for task {name!r}; it has {', '.join(have)}")
+    described = {name: told.get("weight") for name, told in store.spec.dataset_info.get("coding", {}).items()}
+    own = {name: published_weight(name) if described.get(name) is None else described[name] for name in have}
     return [
-        Task(name, kind=have[name][0], classes=have[name][1], weight=(weights or {}).get(name, published_weight(name)))
+        Task(name, kind=have[name][0], classes=have[name][1], weight={**own, **(weights or {})}[name])
         for name in (names or have)
     ]

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.extraction.prepare import prepare
+from pipeline.extraction.samples import DatasetRequest
+from pipeline.stores import store_tasks
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import DatasetError, UnreadableSample
 from sak_core.names import UnknownName
+from sak_core.tasks import published_weight
 from sak_core.views import EVALUATION, STAGE2, apply_view, draw_view
 
 DESCRIPTION = """
@@ -173,3 +177,14 @@ def test_wrong_labels_are_named(root):
     refused(r"normals/c\.npy: has shape \(20, 24\)")
     (root / "normals" / "c.npy").unlink()
     refused(r"normals/c\.npy: cannot be read: No such file")
+
+
+def test_a_described_weight_is_the_one_trained_with(root: Path, tmp_path: Path) -> None:
+    store = prepare(DatasetRequest("labelled", "train", (16, 16), root), tmp_path / "features", 1, decoders=0)
+    assert {task.name: task.weight for task in store_tasks(store)} == {
+        "semseg": 1.0,
+        "depth": 1.0,
+        "normals": 3.0,  # as the description says
+        "saliency": published_weight("saliency"),
+    }
+    assert store_tasks(store, ["normals"], {"normals": 7.0})[0].weight == 7.0
