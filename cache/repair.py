@@ -68,7 +68,8 @@ def _as_committed(place: Place, problem: Problem) -> bytes | None:
 
 
 def _recorded(manifest: PartManifest, file: str) -> FileDigest:
-    return {**manifest.metadata.files, **(manifest.calibration() or {})}[file]
+    files = manifest.metadata.files
+    return files[file] if file in files else (manifest.calibration() or {})[file]
 
 
 def _derived(manifest: PartManifest, file: str) -> Iterator[bytes]:

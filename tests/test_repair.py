@@ -118,6 +118,17 @@ def test_one_flip_is_found_and_repaired(file: str, byte: int, images: Path, whol
         assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
+def test_a_calibrations_manifest_beyond_mending_hinders_no_other_repair(store: Path) -> None:
+    part = store / "manifest" / "teachers" / "mini-dino"
+    lost, beyond = store / "teachers" / "mini-dino" / "zarr.json", part / "calibration.json"
+    whole = lost.read_bytes()
+    lost.unlink()
+    beyond.write_bytes(beyond.read_bytes()[::-1])
+    mended, left = mend_metadata(store)
+    assert mended == ["teachers/mini-dino/zarr.json"] and lost.read_bytes() == whole
+    assert [problem.file for problem in left] == ["manifest/teachers/mini-dino/calibration.json"]
+
+
 def test_damage_all_over_the_store_at_once(images: Path, whole: Path, store: Path) -> None:
     flip(store / "zarr.json", 50)
     flip(store / "pixels/c.0.1.0.0.0", 10)
