@@ -274,9 +274,29 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> No
     trained = checkpoint.Trainable(model, torch.optim.AdamW(model.parameters()))
     checkpoint.save(tmp_path / "last", trained, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
     model.bias.data[1] = float("inf")
-    with pytest.raises(UserError, match="step 2: bias is not finite"):
+    with pytest.raises(UserError, match="step 2: model: bias is not finite"):
         checkpoint.save(tmp_path / "last", trained, {"step": 2, "seconds": 0.5, "recipe": {}, "loader": {}})
-    assert checkpoint.read_state(tmp_path / "last")["step"] == 1
+    model.bias.data[1] = 0.0
+    model(torch.ones(1, 2)).sum().backward()
+    trained.optimizer.step()
+    trained.optimizer.state[model.weight]["exp_avg_sq"][0, 0] = float("inf")  # under which the weight stands still
+    with pytest.raises(UserError, match=r"step 3: optimizer: 0.exp_avg_sq is not finite"):
+        checkpoint.save(tmp_path / "last", trained, {"step": 3, "seconds": 0.5, "recipe": {}, "loader": {}})
+    assert checkpoint.restore(tmp_path / "last", trained)["step"] == 1
+
+
+def test_a_checkpoint_that_was_begun_and_not_finished_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    trained = checkpoint.Trainable(model, torch.optim.AdamW(model.parameters()))
+
+    def killed(path: Path) -> None:
+        if path.suffix != ".safetensors":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path / "last", trained, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
+    assert checkpoint.find(tmp_path / "last") is None
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(features: Path, tmp_path: Path) -> None:
@@ -306,6 +326,22 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:
     assert torch.equal(other.weight, model.weight)
     for left, right in zip(optimizer.state.values(), fresh.state.values(), strict=True):
         assert torch.equal(left["exp_avg"], right["exp_avg"])
+
+
+def test_a_second_kill_while_saving_costs_no_checkpoint_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    trained = checkpoint.Trainable(model, torch.optim.AdamW(model.parameters()))
+    checkpoint.save(tmp_path / "last", trained, {"step": 1, "seconds": 0.5, "recipe": {}, "loader": {}})
+    (tmp_path / "last").rename(tmp_path / "last.new")  # the first one, between two renames
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path / "last", trained, {"step": 2, "seconds": 0.5, "recipe": {}, "loader": {}})
+    found = checkpoint.find(tmp_path / "last")
+    assert found is not None and checkpoint.read_state(found)["step"] == 1
 
 
 def test_damaged_or_hostile_files_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cache.files import fsync_directory
 from pipeline.errors import UserError
 from sak_core.tensor_files import RefusedFile, check_state, read_tensors, write_tensors
 
@@ -35,36 +36,48 @@ class Trainable:
 def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
     """Write the checkpoint `folder`, in place of an older one, so that a whole one is there at every moment.
 
-    Raises `UserError` where a weight is not finite; the older one is then kept.
+    Raises `UserError` where a weight, or what the optimizer keeps of it, is not finite (which `restore` would refuse);
+    the older one is then kept.
     """
     fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    weights = _on_cpu(trained.model.state_dict())
-    if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
-        raise UserError(
-            f"step {state['step']}: {bad[0]} is not finite{f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''}. "
-            "The last good checkpoint is kept; try a lower optimizer.lr, clip = 10, or precision = '32-true'"
-        )
     files = {
-        "model": weights,
+        "model": _on_cpu(trained.model.state_dict()),
         "optimizer": _optimizer_tensors(trained.optimizer),
         "random": random_state(),
     }
     if trained.average is not None:
         files["average"] = _on_cpu(trained.average.state_dict())
+    every = [(f"{file}: {name}", value) for file, values in files.items() for name, value in values.items()]
+    if bad := [name for name, value in every if not bool(torch.isfinite(value).all())]:
+        raise UserError(
+            f"step {state['step']}: {bad[0]} is not finite{f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''}. "
+            "The last good checkpoint is kept; try a lower optimizer.lr, clip = 10, or precision = '32-true'"
+        )
     whole = {**state, "scaler": trained.scaler.state_dict() if trained.scaler else None}
+    if not folder.exists() and (found := find(folder)):  # of a save that was killed between its two renames
+        found.rename(folder)
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, tensors in files.items():
         write_tensors(fresh / f"{name}.safetensors", tensors)
-    (fresh / "state.json").write_text(json.dumps(whole, indent=1))
-    for path in fresh.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(fresh / f"{name}.safetensors")
+    # last, and whole or not at all: it is what says that a checkpoint is there
+    unnamed = fresh / "state.json.tmp"
+    unnamed.write_text(json.dumps(whole, indent=1))
+    _sync(unnamed)
+    unnamed.rename(fresh / "state.json")
+    fsync_directory(fresh)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
+    fsync_directory(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def find(folder: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,7 +181,10 @@ def _chosen(run: Path) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file under a temporary name and rename it into place."""
+    """Write a small text file under a temporary name, make it durable, and rename it into place."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
