@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from sak_core.labels import IGNORE
 from sak_core.losses import distillation_loss, task_loss, task_losses
-from sak_core.row_losses import on_finer_grid
+from sak_core.row_losses import cosine, on_finer_grid
 from sak_core.tasks import KINDS, Task, published_weight
 from tests import students
 
@@ -19,15 +19,24 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["cos+l1", "cos", "l2"])
 def test_distillation_equals_torchs_modules(kind):
     student, teacher = maps(0, 3, 5, 4, 6), maps(1, 3, 5, 4, 6)
-    cosine = torch.nn.CosineEmbeddingLoss()(student.flatten(1), teacher.flatten(1), torch.ones(3))
+    angle = torch.nn.CosineEmbeddingLoss()(student.flatten(1), teacher.flatten(1), torch.ones(3))
     expected = {
-        "cos+l1": 0.9 * cosine + 0.1 * torch.nn.SmoothL1Loss()(student, teacher),
-        "cos": cosine,
+        "cos+l1": 0.9 * angle + 0.1 * torch.nn.SmoothL1Loss()(student, teacher),
+        "cos": angle,
         "l2": torch.nn.MSELoss()(student, teacher),
     }[kind]
     total, terms = distillation_loss({"t": [student]}, {"t": [teacher]}, kind)
     torch.testing.assert_close(total, expected)
     assert list(terms) == ["t_level1"]
+
+
+def test_the_cosine_of_a_large_map_keeps_its_digits():
+    student, teacher = maps(0, 1, 1280, 48, 48) + 1, maps(1, 1, 1280, 48, 48) + 1
+    for memory in (torch.contiguous_format, torch.channels_last):
+        a, b = student.contiguous(memory_format=memory), teacher.contiguous(memory_format=memory)
+        expected = 1 - F.cosine_similarity(a.double().flatten(1), b.double().flatten(1))
+        torch.testing.assert_close(cosine(a, b).double(), expected, rtol=0, atol=2e-6)
+        assert abs(cosine(a, a).item()) < 2e-6
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
