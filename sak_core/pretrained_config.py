@@ -11,13 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sak_core.student_config import StudentConfig
+from sak_core.tasks import TASK_NAME
 
 FORMAT = 1
 STEM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 """timm's own names; its prefixes that make it read elsewhere (`hf-hub:`, `local-dir:`) do not match."""
 PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}")
-TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-"""Tasks name files and folders of predictions."""
 MOST = {"image_size": 8192, "patch_size": 256, "width": 16384, "depth": 256, "heads": 256}
 MOST_PARTS = 64
 """Of teachers, of tasks and of levels."""

@@ -6,6 +6,7 @@ A `Task` is a name, a kind and (for classes) class names; everything else follow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,29 @@ if TYPE_CHECKING:
 
     from sak_core.metrics.base import TaskMetric
     from sak_core.task_losses import OverRanks
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+"""Tasks name parts of networks, and files and folders of predictions."""
+TAKEN_NAMES = frozenset(
+    (
+        *(
+            "add_module",
+            "apply",
+            "bfloat16",
+            "buffers",
+            "children",
+            "clear",
+            "compile",
+            "cpu",
+            "cuda",
+            "double",
+            "eval",
+        ),
+        *("float", "forward", "half", "items", "keys", "modules", "parameters", "pop", "state_dict", "to"),
+        *("to_empty", "train", "training", "type", "update", "values", "zero_grad"),
+    )
+)
+"""What torch's containers of parts call something else: no part can have these names."""
 
 Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
 """(output (B, C, H, W), label (B, H, W[, 3]), over_ranks) to a scalar."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.extraction.prepare import prepare
@@ -14,7 +16,7 @@ from pipeline.stores import store_tasks
 from sak_core.datasets import open_dataset
 from sak_core.datasets.base import DatasetError, UnreadableSample
 from sak_core.names import UnknownName
-from sak_core.tasks import published_weight
+from sak_core.tasks import TAKEN_NAMES, published_weight
 from sak_core.views import EVALUATION, STAGE2, apply_view, draw_view
 
 DESCRIPTION = """
@@ -188,3 +190,17 @@ def test_a_described_weight_is_the_one_trained_with(root: Path, tmp_path: Path) 
         "saliency": published_weight("saliency"),
     }
     assert store_tasks(store, ["normals"], {"normals": 7.0})[0].weight == 7.0
+
+
+@pytest.mark.parametrize("name", ["sem.seg", "items", "train", "image", "x/y"])
+def test_a_task_that_no_network_could_have_a_part_for_is_refused(root: Path, name: str) -> None:
+    text = (root / "dataset.toml").read_text()
+    (root / "dataset.toml").write_text(text.replace("[tasks.depth]", f'[tasks."{name}"]'))
+    with pytest.raises(DatasetError, match=re.escape(repr(name))):
+        open_dataset("labelled", "train", root)
+
+
+def test_names_that_networks_take_for_themselves_are_known() -> None:
+    for name in sorted(TAKEN_NAMES):
+        with pytest.raises(KeyError, match="already exists"):
+            torch.nn.ModuleDict({name: torch.nn.Identity()})

@@ -56,7 +56,7 @@ from sak_core.datasets.labels import (
 from sak_core.images import read_image
 from sak_core.labels import IGNORE
 from sak_core.names import UnknownName, unknown
-from sak_core.tasks import KINDS, Task, published_weight
+from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task, published_weight
 from sak_core.views import EVALUATION, STAGE2, ViewPolicy
 
 DESCRIPTION = "dataset.toml"
@@ -225,8 +225,11 @@ def read_description(path: Path) -> Description:
         raise DatasetError(f'{path}: images = "..." is missing, for example "images/{{id}}.jpg"')
     _check_pattern(path, "images", told["images"])
     tasks = {name: _label_files(path, name, table) for name, table in _table(path, "tasks", told).items()}
-    if "image" in tasks:
-        raise DatasetError(f"{path}: a task cannot be called 'image'; choose another name for [tasks.image]")
+    for task in tasks:
+        if not TASK_NAME.fullmatch(task):
+            raise DatasetError(f"{path}: a task's name is of letters, digits, '_' and '-', at most 64, not {task!r}")
+        if task == "image" or task in TAKEN_NAMES:
+            raise DatasetError(f"{path}: a task cannot be called {task!r}; choose another name for [tasks.{task}]")
     name = told.get("name", "labelled")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DatasetError(f"{path}: name {name!r} must be letters, digits, '_', '.' and '-'")
