@@ -15,8 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sak_core.datasets.base import UnreadableSample
 
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused before they are decoded: a small file can unpack to many gigabytes."""
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused before they are decoded, as Pillow does: a small file can unpack to many gigabytes."""
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 """Of the images that folders are searched for, lower case."""

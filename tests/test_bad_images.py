@@ -21,6 +21,7 @@ from cache.store import Store
 from cache.verify import verify_store
 from pipeline.extraction.prepare import Source
 from pipeline.extraction.running import TeacherRequest, start_teacher
+from sak_core.images import MAX_PIXELS
 from sak_core.teachers import build_teacher
 from sak_core.teachers.base import Teacher
 from tests.conftest import sak
@@ -179,3 +180,7 @@ def test_features_that_cannot_be_stored_are_refused_by_name(
     message = str(refused.value)
     assert f"sample {sample} (long.png), view 0, level 2, channel 5, cell (1, 3)" in message and words in message
     assert verify_store(opened.path) == []
+
+
+def test_a_picture_is_refused_for_the_number_of_pixels_that_is_named() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # from where on Pillow does

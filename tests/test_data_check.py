@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,25 @@ def test_labels_are_drawn_where_they_are():
     edge[10, 15] = 1
     changed = np.argwhere((over(Task("e", "boundary"), image, edge) != image).any(axis=-1))
     assert changed.min(0).tolist() == [9, 14] and changed.max(0).tolist() == [11, 16]
+
+
+@pytest.mark.parametrize(
+    "files,name",
+    [
+        (("a.jpg", "b.tar", "c.parquet"), "hugging_face"),
+        (("a.jpg", "b.TAR"), "webdataset"),
+        (("a.txt", "nested/a.PNG"), "folder"),
+    ],
+)
+def test_a_folder_is_walked_once_to_recognise_it(
+    files: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[Path] = []
+
+    def walked(root: Path) -> Iterator[str]:
+        walks.append(root)
+        yield from files
+
+    monkeypatch.setattr("sak_core.datasets.recognise.files_below", walked)
+    assert recognise(tmp_path) == name
+    assert walks == [tmp_path]

@@ -18,24 +18,30 @@ _LAYOUTS: dict[str, Callable[[Path], bool]] = {
     "imagenet": lambda root: (root / "ILSVRC").is_dir(),
 }
 """Data sets that something in their folder tells."""
-_MARKS: dict[str, Callable[[Path], bool]] = {
-    **_LAYOUTS,
-    "hugging_face": lambda root: _holds(root, (".parquet", ".arrow")),
-    "webdataset": lambda root: _holds(root, (".tar",)),
-    "folder": lambda root: _holds(root, EXTENSIONS),
+_FILES: dict[str, tuple[str, ...]] = {
+    "hugging_face": (".parquet", ".arrow"),
+    "webdataset": (".tar",),
+    "folder": EXTENSIONS,
 }
-"""Names and what tells them, in order: the first that fits."""
+"""Data sets that files of some kind tell, by the endings of their names: the first of which there are any."""
 
 
 def recognise(root: Path) -> str:
     """The name in `DATASETS` of what lies in `root`.
 
-    Raises DatasetError where nothing fits, naming what would, and a folder one level down that does.
+    Raises DatasetError where nothing fits, naming what would.
     """
     check_root(root)
-    for name, fits in _MARKS.items():
+    for name, fits in _LAYOUTS.items():
         if fits(root):
             return name
+    names, first = list(_FILES), len(_FILES)
+    for path in files_below(root):  # once: it may hold millions
+        first = next((i for i in range(first) if path.lower().endswith(_FILES[names[i]])), first)
+        if not first:
+            break
+    if first < len(names):
+        return names[first]
     raise DatasetError(
         f"{root} is no data set that is known: expected gt_sets/ (nyud), ImageSets/Context/ (pascal_context), "
         f"{DESCRIPTION} (labelled), ILSVRC/ (imagenet), .parquet or .arrow files (hugging_face), .tar files "
@@ -53,7 +59,3 @@ def nearby(root: Path, name: str) -> Path | None:
         return None
     inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return next((path for path in [*islice(inside, 100), root.parent] if path != root and fits(path)), None)
-
-
-def _holds(root: Path, endings: tuple[str, ...]) -> bool:
-    return any(path.lower().endswith(endings) for path in files_below(root))
