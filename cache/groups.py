@@ -18,6 +18,8 @@ from cache.spec import LevelSpec
 Array = npt.NDArray[Any]
 
 _LARGEST = 65504.0  # of float16
+_RIDGES = 2.0 ** np.arange(-24, 11)
+"""Shrinkages that are tried, as shares of the mean variance of the lower level's components."""
 
 PREDICTOR = "predictor"
 """Calibration array of a level that is predicted: float16 (C of the lower level, C)."""
@@ -54,14 +56,27 @@ def with_lower(levels: Sequence[LevelSpec], wanted: Sequence[int]) -> list[int]:
 
 
 def fit_predictor(lower: Array, tokens: Array) -> Array:
-    """The linear map float16 (C of `lower`, C) that predicts `tokens` best, means aside.
+    """The linear map float16 (C of `lower`, C) that predicts tokens like `tokens` best, means aside.
+
+    It is shrunk by as much as generalised cross-validation finds best (Golub, Heath, Wahba 1979, doi
+    10.1080/00401706.1979.10489751): the nearest fit to few tokens is one to their noise, and leaves more of others.
 
     Args:
         lower: float32 (n, C of the lower level), as decoded.
         tokens: float32 (n, C), of the same cells.
     """
     centred = lower.astype(np.float64) - lower.mean(0, dtype=np.float64)
-    second = centred.T @ centred
-    second[np.diag_indices_from(second)] += 1e-6 * np.trace(second) / len(second) + 1e-30
-    predictor = np.linalg.solve(second, centred.T @ (tokens - tokens.mean(0, dtype=np.float64)))
+    true = tokens - tokens.mean(0, dtype=np.float64)
+    powers, basis = np.linalg.eigh(centred.T @ centred)
+    powers = powers.clip(min=0)
+    cross = basis.T @ (centred.T @ true)
+    told, whole = np.square(cross).sum(1), np.square(true).sum()
+    least, shrunk = np.inf, np.zeros_like(powers)
+    for ridge in _RIDGES * powers.mean() + 1e-30:
+        inverse = 1 / (powers + ridge)
+        left = len(true) - 1 - (powers * inverse).sum()  # degrees of freedom
+        error = (whole - (told * inverse * (2 - powers * inverse)).sum()) / max(left, 1e-9) ** 2
+        if left > 0 and error < least:
+            least, shrunk = error, inverse
+    predictor = basis @ (shrunk[:, None] * cross)
     return predictor.clip(-_LARGEST, _LARGEST).astype(np.float16)

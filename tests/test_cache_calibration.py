@@ -13,6 +13,7 @@ from cache.calibration import Calibrator, calibration_rows, level_constants
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, CorruptFile
 from cache.fidelity import Fidelity, FidelityMeter
+from cache.groups import fit_predictor
 from cache.spec import LevelSpec
 from cache.store import Store
 from cache.writer import TeacherWriter
@@ -195,3 +196,22 @@ def test_a_calibration_is_kept_and_held_to(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=message):
             again.write_calibration(bad)
+
+
+@pytest.mark.parametrize("num_tokens", [96, 128, 144, 4000])
+def test_a_prediction_fitted_on_few_tokens_holds_for_others(num_tokens: int) -> None:
+    """Of 128 channels with 24 components in common and a tenth of noise: the nearest fit to as many tokens as channels
+    leaves half of others' variance."""
+    draw = np.random.default_rng(0)
+    lower, upper = draw.normal(size=(2, 24, 128))
+
+    def tokens(count: int) -> tuple[np.ndarray, np.ndarray]:
+        common = draw.normal(size=(count, 24))
+        noise = 0.5 * draw.normal(size=(2, count, 128))
+        return (common @ lower + noise[0]).astype(np.float32), (common @ upper + noise[1]).astype(np.float32)
+
+    predictor = fit_predictor(*tokens(num_tokens)).astype(np.float32)
+    below, above = tokens(4000)
+    left = (above - above.mean(0)) - (below - below.mean(0)) @ predictor
+    assert left.var() / above.var() < 0.025
+    assert not fit_predictor(below[:1], above[:1]).any()  # one token tells nothing of what belongs together
