@@ -47,7 +47,7 @@ def serve_s3(folder: Path) -> Iterator[int]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     command = [
-        str(Path(sysconfig.get_path("scripts")) / "weed"),
+        *(str(Path(sysconfig.get_path("scripts")) / "weed"), "-logtostderr"),  # else its logs stay in /tmp
         *("server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=50"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0"),
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
@@ -60,6 +60,10 @@ def serve_s3(folder: Path) -> Iterator[int]:
     finally:
         server.kill()  # asked politely, it takes ten seconds
         server.wait()
+        for port in (s3, master, volume, filer):  # and then removes these itself
+            for number in (port, port + 10000):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    left.unlink(missing_ok=True)
 
 
 def _make_bucket(filer: int, server: subprocess.Popen[bytes], log: Path) -> None:
