@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 # two test processes on two cores: a thread each, before torch is imported and chooses for itself
@@ -62,6 +64,12 @@ def sak(
     return done
 
 
+def program(source: str, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -c SOURCE ARGUMENTS` from the repository, in a process of its own; however it ends."""
+    words = [str(argument) for argument in arguments]
+    return ready.run(words, {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=280, program=source)
+
+
 def cache_split(features: Path, split: str, *extra: str) -> subprocess.CompletedProcess[str]:
     """`sak cache` of one small rooms split."""
     samples, views = SIZES[split]
@@ -85,6 +93,14 @@ def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sak("distill", "demo", "--out", features, "--run", runs / "one", *TINY)
     sak("finetune", "demo", "--out", features, "--from", runs / "one", "--run", runs / "two", *TINY)
     return runs / "two"
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For what a file's tests share and is large: gone with the file, where pytest keeps such folders to the end."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Processes that have the slow libraries imported and fork one for each command: `sak` without seconds of imports.
 
 What they fork is a process like any other: its own standard streams, signals, exit code and end, and this project's
-modules imported anew. Only libraries are there already, imported in the environment that the command gets.
+modules imported anew. Only libraries are there already, imported in the environment that the command gets; what
+they do not read (`OURS`) is set in the fork, so that a kill at another point needs no process of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "timm", "zarr", "torch.utils.tensorboard", "scipy.ndimage")
+OURS = ("PYTEST_CURRENT_TEST", "SAK_FAULT")
+"""Variables that no library reads when it is imported."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,13 +44,16 @@ class Ready:
         )
         atexit.register(self.stop)
 
-    def run(self, arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-        """`python -m pipeline ARGUMENTS` in a fork of it; TimeoutExpired after `timeout` s."""
+    def run(
+        self, arguments: list[str], ours: Mapping[str, str], timeout: float, program: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """See `run` below; `ours` is what the fork finds in its environment besides what this process does."""
         assert self.process.stdin and self.process.stdout
         with tempfile.TemporaryDirectory() as folder:
             files = [str(Path(folder, name)) for name in ("stdout", "stderr")]
             try:
-                print(json.dumps({"arguments": arguments, "files": files}), file=self.process.stdin, flush=True)
+                request = {"arguments": arguments, "files": files, "ours": dict(ours), "program": program}
+                print(json.dumps(request), file=self.process.stdin, flush=True)
                 if not select.select([self.process.stdout], [], [], timeout)[0]:
                     raise subprocess.TimeoutExpired(arguments, timeout)
                 code = int(self.process.stdout.readline())
@@ -67,21 +74,28 @@ class Ready:
 _waiting: dict[frozenset[tuple[str, str]], Ready] = {}
 
 
-def run(arguments: list[str], environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline ARGUMENTS` in `environment`, its output as text; TimeoutExpired after `timeout` s."""
-    key = frozenset(environment.items() - {("PYTEST_CURRENT_TEST", environment.get("PYTEST_CURRENT_TEST"))})
+def run(
+    arguments: list[str], environment: Mapping[str, str], timeout: float, program: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline ARGUMENTS` in `environment`, its output as text; TimeoutExpired after `timeout` s.
+
+    Args:
+        program: source to run instead, as `python -c PROGRAM ARGUMENTS` would.
+    """
+    ours = {name: value for name, value in environment.items() if name in OURS}
+    key = frozenset(environment.items() - ours.items())
     if key not in _waiting or _waiting[key].process.poll() is not None:
         # the first environment is nearly every test's; of the others, each a few hundred MB, the latest is kept
         for other in list(_waiting)[1:]:
             _waiting.pop(other).stop()
         _waiting[key] = Ready(dict(key))
-    return _waiting[key].run(arguments, timeout)
+    return _waiting[key].run(arguments, ours, timeout, program)
 
 
-def _wait() -> list[str] | None:
-    """Fork for every request on standard input; in a fork the request's arguments, at the end of input None."""
+def _wait() -> dict[str, Any] | None:
+    """Fork for every request on standard input; in a fork the request, at the end of input None."""
     for line in sys.stdin:
-        request = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         pid = os.fork()
         if pid:
             print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
@@ -91,7 +105,8 @@ def _wait() -> list[str] | None:
             os.dup2(handle, number)
             os.close(handle)
         sys.stdin = open(0)  # noqa: SIM115
-        return list(request["arguments"])
+        os.environ.update(request["ours"])
+        return request
     return None
 
 
@@ -101,6 +116,10 @@ if __name__ == "__main__":
             importlib.import_module(library)
     # a fork need not collect what was there before it: that takes longer than most commands
     gc.freeze()
-    if (words := _wait()) is not None:
-        sys.argv[1:] = words
-        runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+    if (request := _wait()) is not None:
+        sys.argv[1:] = request["arguments"]
+        if request["program"] is None:
+            runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+        else:
+            sys.argv[0] = "-c"
+            exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})

@@ -16,6 +16,7 @@ from cache.faults import fault_point
 from cache.store import Store
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
+from tests.conftest import program
 
 ROOT = Path(__file__).parents[1]
 MAKE = """
@@ -28,8 +29,7 @@ toy.make_store(Path(sys.argv[1]), num_views=2)
 
 
 def make(root: Path, fault: str = "") -> int:
-    command = [sys.executable, "-c", MAKE, str(root)]
-    return subprocess.run(command, env={**os.environ, "SAK_FAULT": fault}, cwd=ROOT, timeout=120).returncode
+    return program(MAKE, root, env={"SAK_FAULT": fault}).returncode
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +14,8 @@ from cache.errors import BadInput, StoreLocked, UnknownName
 from cache.store import Store
 from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
-from tests.conftest import sak
+from tests.conftest import program, sak
 from tests.small_images import cache_arguments
-
-ROOT = Path(__file__).parents[1]
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -119,9 +114,7 @@ def test_killed_anywhere_it_leaves_a_store_and_goes_on(what: str, num_faults: in
         toy.write_teacher(other, 2, "mini-clip", toy.OTHER_LEVELS)
     for fault in range(1, num_faults + 1):
         path = Path(shutil.copytree(whole.path, tmp_path / f"{fault}" / whole.name))
-        command = [sys.executable, "-c", DROP, str(path), what]
-        environment = {**os.environ, "SAK_FAULT": f"drop:{fault}"}
-        assert subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+        assert program(DROP, path, what, env={"SAK_FAULT": f"drop:{fault}"}).returncode == -signal.SIGKILL
         assert verify_store(path) == []
         opened = Store.open(path)
         opened.pixels[0, 0], opened.features("mini-clip", 0)[0, 0]
@@ -130,7 +123,7 @@ def test_killed_anywhere_it_leaves_a_store_and_goes_on(what: str, num_faults: in
             done = sak("drop", path, "--views", "1", "--yes", check=False)
             assert done.returncode == 2 and "has 1 views now" in done.stderr
         else:
-            assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+            assert program(DROP, path, what).returncode == 0
         assert files(path) == files(next(expected.glob("*.zarr")))
         toy.make_store(resumed.parent, num_views=2)  # or extraction goes on instead
         assert files(resumed) == files(whole.path)

@@ -6,12 +6,10 @@ Each test first asserts that its fault is real: root, for one, writes to read-on
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +19,10 @@ import pytest
 from cache.store import Store
 from cache.verify import verify_store
 from tests.cache_toy import tree
-from tests.conftest import sak
+from tests.conftest import program, sak
 from tests.mounts import mounted
 from tests.small_images import cache_arguments
 from tests.torture.warm import Warm
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +32,19 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return tree(out)
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]]:
+    """Two, for commands that run at once: seconds of imports each, done once for the file."""
+    folder = tmp_path_factory.mktemp("servers")
+    with Warm(folder / "one.txt") as one, Warm(folder / "two.txt") as two:
+        yield one, two
+
+
 @pytest.fixture
-def warm(tmp_path: Path) -> Iterator[Warm]:
-    with Warm(tmp_path / "log.txt") as server:
-        yield server
+def warm(servers: tuple[Warm, Warm], tmp_path: Path) -> Warm:
+    """The first server, with a log of this test's own."""
+    servers[0].log = tmp_path / "log.txt"
+    return servers[0]
 
 
 @pytest.fixture
@@ -197,9 +202,7 @@ main()
 @pytest.mark.parametrize("left", [2, 8, 40])
 def test_too_few_file_descriptors(left: int, images: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     arguments = cache_arguments(images, tmp_path)
-    command = [sys.executable, "-c", LIMITED, "128", str(left), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    done = program(LIMITED, "128", str(left), *arguments)
     assert f"limit met: {errno.EMFILE}" in done.stderr, "the limit must be met"
     assert "Traceback" not in done.stderr
     assert done.returncode == (0 if left == 40 else 2), done.stderr
@@ -212,20 +215,25 @@ def test_too_few_file_descriptors(left: int, images: Path, tmp_path: Path, undis
 
 @pytest.mark.parametrize("teachers", [(["mini-dino"], ["mini-dino"]), (["mini-dino"], ["mini-sam"])])
 def test_two_extractions_at_once(
-    teachers: tuple[list[str], list[str]], images: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+    teachers: tuple[list[str], list[str]],
+    images: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    servers: tuple[Warm, Warm],
 ) -> None:
     out = tmp_path / "out"
-    with Warm(tmp_path / "one.txt") as one, Warm(tmp_path / "two.txt") as two:
-        # both servers are up and the source is there, so that both are at the teachers together
-        assert one.run(cache_arguments(images, out, teachers=[])) == 0
-        assert two.run(["--version"]) == 0
-        processes = [
-            server.start(cache_arguments(images, out, teachers=names))
-            for server, names in zip((one, two), teachers, strict=True)
-        ]
-        both = all(Path(f"/proc/{process}").exists() for process in processes)
-        assert both, "they must run at the same time"
-        assert (one.wait(), two.wait()) == (0, 0), one.log.read_text() + two.log.read_text()
+    one, two = servers
+    one.log, two.log = tmp_path / "one.txt", tmp_path / "two.txt"
+    # both servers are up and the source is there, so that both are at the teachers together
+    assert one.run(cache_arguments(images, out, teachers=[])) == 0
+    assert two.run(["--version"]) == 0
+    processes = [
+        server.start(cache_arguments(images, out, teachers=names))
+        for server, names in zip((one, two), teachers, strict=True)
+    ]
+    both = all(Path(f"/proc/{process}").exists() for process in processes)
+    assert both, "they must run at the same time"
+    assert (one.wait(), two.wait()) == (0, 0), one.log.read_text() + two.log.read_text()
     expected = {name for names in teachers for name in names}
     (path,) = out.glob("*.zarr")
     assert set(Store.open(path).teachers) == expected

@@ -13,18 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import sak
+
 ARGUMENTS = ["cache", "--teacher", "mini-dino", "--split", "train", "--limit", "150", "--views", "2", "--threads", "1"]
 
 
 def run(out: Path, fault: str | None = None, kill_after_s: float | None = None) -> int:
+    arguments = [*ARGUMENTS, "--decoders", "0", "--out", str(out)]
+    if kill_after_s is None:
+        return sak(*arguments, env={"SAK_FAULT": fault} if fault else None, check=False).returncode
+    command = [sys.executable, "-m", "pipeline", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if fault:
-        environment["SAK_FAULT"] = fault
-    command = [sys.executable, "-m", "pipeline", *ARGUMENTS, "--decoders", "0", "--out", str(out)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        process.send_signal(signal.SIGKILL)
+    time.sleep(kill_after_s)
+    process.send_signal(signal.SIGKILL)
     return process.wait(timeout=200)
 
 
