@@ -23,13 +23,12 @@ QUICK = 'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"] }\n'
 
 
 @pytest.fixture(scope="module")
-def arms(features: Path, no_teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def arms(features: Path, no_teachers: dict[str, str], module_folder: Path) -> tuple[Path, dict]:
     """The folder and the table of a finished study of all arms over two seeds, run without the teachers' libraries."""
-    folder = tmp_path_factory.mktemp("arms")
-    study = folder / "all.toml"
+    study = module_folder / "all.toml"
     study.write_text(f'recipe = "demo"\narms = {json.dumps(NAMES)}\nseeds = [0, 1]\n{QUICK}{TEST}')
-    done = sak("ablate", study, "--json", "--out", features, "--runs", folder, env=no_teachers)
-    return folder / "all", json.loads(done.stdout)
+    done = sak("ablate", study, "--json", "--out", features, "--runs", module_folder, env=no_teachers)
+    return module_folder / "all", json.loads(done.stdout)
 
 
 def test_every_arm_has_a_row_against_single_task(arms: tuple[Path, dict]) -> None:

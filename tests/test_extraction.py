@@ -58,7 +58,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Four views made at once."""
     out = tmp_path_factory.mktemp("undisturbed")
     cache(out, *TEACHER, "--views", "4", "--decoders", "0")
-    return content(out)
+    made = content(out)
+    shutil.rmtree(out)
+    return made
 
 
 @pytest.mark.parametrize(("memory", "loads"), [(prepare.MEMORY_BYTES, 1), (1, 3)])

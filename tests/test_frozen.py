@@ -26,10 +26,9 @@ STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=1", "-
 
 
 @pytest.fixture(scope="module")
-def places(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def places(features: Path, module_folder: Path) -> tuple[Path, Path]:
     """Caches with frozen parts at full precision, and a folder with a distilled run that they belong to."""
-    folder = tmp_path_factory.mktemp("frozen")
-    caches, runs = folder / "features", folder / "runs"
+    caches, runs = module_folder / "features", module_folder / "runs"
     shutil.copytree(features, caches)
     cache_split(caches, "unlabelled", "--teacher", "stem:demo", "--codec", "fp32")
     common = ["--out", caches, *STEPS, "--set", "trains=adapters"]

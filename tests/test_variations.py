@@ -52,14 +52,13 @@ def toml(value: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def study(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(features: Path, module_folder: Path) -> Path:
     """A finished study of all variations of one arm."""
-    folder = tmp_path_factory.mktemp("variations")
-    path = folder / "all.toml"
+    path = module_folder / "all.toml"
     rows = "".join(f'[[variations]]\nname = "{name}"\nset = {toml(changes)}\n' for name, changes in VARIATIONS.items())
     path.write_text(f'recipe = "demo"\narms = ["sak"]\nbaseline = "sak"\nset = {toml(BASE)}\n{PLACE}{rows}')
-    sak("ablate", path, "--out", features, "--runs", folder / "runs")
-    return folder / "runs" / "all"
+    sak("ablate", path, "--out", features, "--runs", module_folder / "runs")
+    return module_folder / "runs" / "all"
 
 
 def weights(study: Path, name: str, stage: str = "finetune") -> dict[str, torch.Tensor]:
