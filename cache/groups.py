@@ -78,5 +78,5 @@ def fit_predictor(lower: Array, tokens: Array) -> Array:
         error = (whole - (told * inverse * (2 - powers * inverse)).sum()) / max(left, 1e-9) ** 2
         if left > 0 and error < least:
             least, shrunk = error, inverse
-    predictor = basis @ (shrunk[:, None] * cross)
+    predictor: Array = basis @ (shrunk[:, None] * cross)
     return predictor.clip(-_LARGEST, _LARGEST).astype(np.float16)
