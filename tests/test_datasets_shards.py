@@ -69,8 +69,12 @@ def test_damaged_tars_are_named(tmp_path):
         open_dataset("webdataset", "train", tmp_path)
     whole = (FIXTURES / "webdataset" / "train-001.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(b"x" * 1024)
-    with pytest.raises(DatasetError, match=r"a\.tar is no readable tar"):
+    (tmp_path / "b.tar").write_bytes(whole)
+    (tmp_path / "c.tar").write_bytes(whole[:700])  # as a broken download leaves it
+    with pytest.raises(DatasetError, match=r"2 of 3 tars (?s:.*)a\.tar: (?s:.*)c\.tar: unexpected end of data"):
         open_dataset("webdataset", "train", tmp_path)
+    (tmp_path / "b.tar").unlink()
+    (tmp_path / "c.tar").unlink()
     (tmp_path / "a.tar").write_bytes(whole)
     data = open_dataset("webdataset", "train", tmp_path)  # no tar names a split: all are in each
     assert list(data.ids) == ["a.tar/shelf/002.png"]

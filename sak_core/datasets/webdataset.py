@@ -39,7 +39,7 @@ class TarFolder(Stage1Images):
             `sak_core.datasets.shards.files_of_split`.
 
     Raises:
-        DatasetError: no tars, a damaged or compressed one, or no images in them.
+        DatasetError: no tars, damaged or compressed ones (all are named), or no images in them.
     """
 
     root: Path
@@ -49,10 +49,21 @@ class TarFolder(Stage1Images):
     def __post_init__(self) -> None:
         check_root(self.root)
         tars = files_of_split(self.root, self.split, ".tar")
-        members = tuple(member for tar in tars for member in _images(tar))
+        members, damaged = [], []
+        for tar in tars:
+            try:
+                members += _images(tar)
+            except (tarfile.TarError, OSError, EOFError) as error:
+                damaged.append(f"{tar}: {error}")
+        if damaged:
+            raise DatasetError(
+                f"{len(damaged)} of {len(tars)} tars cannot be read to their ends (compressed ones are not read at all), "
+                "so what is in them is not known; get them again, or take them out of the folder:\n  "
+                + "\n  ".join(damaged)
+            )
         if not members:
             raise DatasetError(f"the tars in {self.root} hold no images ({', '.join(EXTENSIONS)})")
-        object.__setattr__(self, "_members", members)
+        object.__setattr__(self, "_members", tuple(members))
         check_unique(self.ids, self.root)
 
     @property
@@ -86,15 +97,12 @@ class TarFolder(Stage1Images):
 
 
 def _images(tar: Path) -> list[Member]:
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            return [
-                Member(tar, member.name, member.offset_data, member.size)
-                for member in archive
-                if member.isreg() and member.name.lower().endswith(EXTENSIONS) and not _is_hidden(member.name)
-            ]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DatasetError(f"{tar} is no readable tar (compressed ones are not read): {error}") from error
+    with tarfile.open(tar, "r:") as archive:
+        return [
+            Member(tar, member.name, member.offset_data, member.size)
+            for member in archive
+            if member.isreg() and member.name.lower().endswith(EXTENSIONS) and not _is_hidden(member.name)
+        ]
 
 
 def _is_hidden(member: str) -> bool:
