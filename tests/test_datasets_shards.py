@@ -70,8 +70,8 @@ def test_damaged_tars_are_named(tmp_path):
     whole = (FIXTURES / "webdataset" / "train-001.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(b"x" * 1024)
     (tmp_path / "b.tar").write_bytes(whole)
-    (tmp_path / "c.tar").write_bytes(whole[:700])  # as a broken download leaves it
-    with pytest.raises(DatasetError, match=r"2 of 3 tars (?s:.*)a\.tar: (?s:.*)c\.tar: unexpected end of data"):
+    (tmp_path / "c.tar").write_bytes(whole[: len(whole) // 4])  # as a broken download leaves it
+    with pytest.raises(DatasetError, match=r"2 of 3 tars (?s:.*)a\.tar: invalid header(?s:.*)c\.tar: "):
         open_dataset("webdataset", "train", tmp_path)
     (tmp_path / "b.tar").unlink()
     (tmp_path / "c.tar").unlink()

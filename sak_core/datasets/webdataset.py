@@ -57,7 +57,7 @@ class TarFolder(Stage1Images):
                 damaged.append(f"{tar}: {error}")
         if damaged:
             raise DatasetError(
-                f"{len(damaged)} of {len(tars)} tars cannot be read to their ends (compressed ones are not read at all), "
+                f"{len(damaged)} of {len(tars)} tars cannot be read to their ends (compressed ones never are), "
                 "so what is in them is not known; get them again, or take them out of the folder:\n  "
                 + "\n  ".join(damaged)
             )
