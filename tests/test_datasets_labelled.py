@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cache.spec import encode_ids
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.stores import store_tasks
@@ -204,3 +206,17 @@ def test_names_that_networks_take_for_themselves_are_known() -> None:
     for name in sorted(TAKEN_NAMES):
         with pytest.raises(KeyError, match="already exists"):
             torch.nn.ModuleDict({name: torch.nn.Identity()})
+
+
+def test_names_that_are_no_utf8_can_be_stored(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    name = os.fsdecode(b"caf\xe9")  # as Latin-1 has it
+    for folder, array in (("images", image), ("semseg", image[..., 0] % 2)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "dataset.toml").write_text(
+        'images = "images/{id}.png"\n[tasks.semseg]\nkind = "classes"\nclasses = ["a", "b"]\nfiles = "semseg/{id}.png"'
+    )
+    data = open_dataset("labelled", "train", tmp_path)
+    assert encode_ids(data.ids, 16).shape == (1, 16) and list(data.ids) == ["caf\\xe9"]
+    assert np.array_equal(data.load(0).image, image)

@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sak_core.datasets.base import DatasetError, Label, Sample, UnreadableSample, check_labels
-from sak_core.datasets.folder import check_root, files_below
+from sak_core.datasets.folder import as_text, check_root, files_below
 from sak_core.datasets.labels import (
     check_unique,
     normals_of,
@@ -131,12 +131,17 @@ class Description:
 
 @dataclass(frozen=True)
 class LabelledFolder:
-    """One split of a described folder."""
+    """One split of a described folder; names: of its samples, as they stand in the names of files."""
 
     root: Path
     split: str
     description: Description
-    ids: Sequence[str] = field(repr=False)
+    names: Sequence[str] = field(repr=False)
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """The names; bytes that are no UTF-8 are written as \\xNN."""
+        return [as_text(name) for name in self.names]
 
     @property
     def name(self) -> str:
@@ -172,7 +177,7 @@ class LabelledFolder:
     @cached_property
     def fingerprints(self) -> Sequence[int]:
         """Bytes of each sample's files together."""
-        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
+        return [total_size(list(self.files(i).values())) for i in range(len(self.names))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
@@ -189,7 +194,7 @@ class LabelledFolder:
         """The image, and a file a task."""
         patterns = {"image": self.description.images}
         patterns |= {task: row.files for task, row in self.description.tasks.items()}
-        return {what: self.root / pattern.replace("{id}", self.ids[index]) for what, pattern in patterns.items()}
+        return {what: self.root / pattern.replace("{id}", self.names[index]) for what, pattern in patterns.items()}
 
 
 def open_labelled(root: Path, split: str) -> LabelledFolder:
@@ -204,12 +209,12 @@ def open_labelled(root: Path, split: str) -> LabelledFolder:
     if description.splits:
         if split not in description.splits:
             raise UnknownName(unknown(f"split of {root / DESCRIPTION}", split, description.splits))
-        ids: Sequence[str] = read_ids(root / description.splits[split])
+        names: Sequence[str] = read_ids(root / description.splits[split])
     elif split == "train":
-        ids = _find_ids(root, description.images)
+        names = _find_names(root, description.images)
     else:
         raise DatasetError(f"{root / DESCRIPTION} has no [splits]: all images are 'train', there is no {split!r}")
-    return LabelledFolder(root, split, description, ids)
+    return LabelledFolder(root, split, description, names)
 
 
 def read_description(path: Path) -> Description:
@@ -296,8 +301,8 @@ def _table(path: Path, name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _find_ids(root: Path, pattern: str) -> tuple[str, ...]:
-    """Ids of all files that fit a pattern, sorted; an id may hold "/"."""
+def _find_names(root: Path, pattern: str) -> tuple[str, ...]:
+    """What stands for {id} in all files that fit a pattern, sorted; it may hold "/"."""
     before, after = pattern.split("{id}")
     folder, _, stem = before.rpartition("/")
     fitting = (path for path in files_below(root / folder) if path.startswith(stem) and path.endswith(after))
