@@ -13,12 +13,14 @@ from obstore.store import MemoryStore
 
 from cache.batch import Batch
 from cache.errors import BadInput
+from cache.loader import Loader
 from cache.local import LocalPlace
 from cache.objects import ObjectPlace
 from cache.store import Store
 from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.training.distill import open_loader
+from pipeline.training.loop import _restore_position
 from pipeline.training.runs import Places
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
@@ -48,6 +50,26 @@ def test_block_order_is_a_key_of_a_recipe(tmp_path: Path) -> None:
     assert sorted(s for batch in block for s in batch.samples.tolist())[:3] == [0, 1, 2] and len(block) == 3
     with pytest.raises(UserError, match="shuffle"):
         loader(store, shuffle="blocks")
+
+
+def test_going_on_with_other_processes_in_block_order_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process's rows up to here and two processes' from here on are not an epoch, as they are in exact order."""
+    store = Store.create(tmp_path, toy.toy_spec(num_samples=40))
+    toy.write_source(store, 1)
+    for shuffle in (True, "block"):
+        alone = Loader(store, batch_size=4, num_views=1, shuffle=shuffle, block_rows=4, buffer_rows=8)
+        batches = iter(alone)
+        seen = [s for _ in range(4) for s in next(batches).samples.tolist()]
+        for rank in range(2):
+            half = Loader(
+                store, batch_size=2, num_views=1, shuffle=shuffle, block_rows=4, buffer_rows=8, rank=rank, world_size=2
+            )
+            _restore_position(half, alone.state_dict())
+            seen += [s for batch in half for s in batch.samples.tolist()]
+        assert (sorted(seen) == list(range(40))) == (shuffle is True)
+        assert ("2 processes in place of 1" in capsys.readouterr().err) == (shuffle == "block")
 
 
 def test_past_the_page_cache_is_a_key_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

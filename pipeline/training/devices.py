@@ -1,6 +1,7 @@
 """How a run is carried out: processes, devices and precision. Nothing here changes what a recipe computes.
 
-A run on N processes takes the same rows in a step as a run on one, so it follows that run to rounding.
+A run on N processes takes the same rows in a step as a run on one, so it follows that run to rounding (but for block
+order, in which each process has blocks of its own).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cache.batch import Batch
 from cache.loader import Loader
@@ -150,11 +150,14 @@ def _loss(
     step: int,
 ) -> StepResult:
     output = model(student_input(recipe, batch), tasks=False)
-    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
+    noise = noise_of(recipe, batch, num_samples, step)
     loss, terms = targets(output, batch, noise, over_ranks)
     return StepResult(loss, terms, output, lambda: cosines(output.aligned, targets.balanced(batch.features)))
 
 
-def row_numbers(batch: Batch, num_samples: int) -> Tensor:
-    """(B,) int64, one number a (sample, view): what a step's noise is keyed by."""
-    return batch.views * num_samples + batch.samples
+def noise_of(recipe: Recipe, batch: Batch, num_samples: int, step: int) -> RowNoise:
+    """A step's noise, keyed by seed, step and row: neither a resume nor the number of processes changes it.
+
+    num_samples: of the store, so that each (sample, view) has a number of its own.
+    """
+    return RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)

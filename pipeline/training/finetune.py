@@ -25,7 +25,7 @@ from pipeline.studies.arms import (
 )
 from pipeline.training import lineage, runs
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
-from pipeline.training.distill import open_loader, row_numbers
+from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
 from pipeline.training.frozen import check_frozen
 from pipeline.training.loop import Batches, train
@@ -34,7 +34,6 @@ from pipeline.training.targets import Targets
 from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.losses import task_losses
-from sak_core.noise import RowNoise
 from sak_core.parts import freeze
 from sak_core.task_losses import OverRanks
 from sak_core.tasks import Task
@@ -143,8 +142,7 @@ def _loss(
     batch: Batch,
     step: int,
 ) -> StepResult:
-    # router noise is keyed by seed, step and row: neither a resume nor the number of processes changes it
-    noise = RowNoise(recipe.seed, step, row_numbers(batch, num_samples))
+    noise = noise_of(recipe, batch, num_samples, step)
     output = run_model(recipe, model, batch, noise)
     total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
     if targets is not None:

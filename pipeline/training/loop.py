@@ -18,7 +18,7 @@ from torch import nn
 
 from cache.batch import Batch
 from pipeline.config import Recipe, Schedule, differences
-from pipeline.console import progress, say
+from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
 from pipeline.training import checkpoint
@@ -204,7 +204,16 @@ def _check_origin(run: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def _restore_position(loader: Batches, saved: Mapping[str, Any]) -> None:
-    """Go on at a saved position, which another number of processes may have reached."""
+    """Go on at a saved position, which another number of processes may have reached.
+
+    Warns where these had other rows: in block order each process has blocks of its own.
+    """
     own = loader.state_dict()
+    before, now = (state["config"]["sampler"] for state in (saved, own))
+    if now["shuffle"] == "block" and before["world_size"] != now["world_size"] and saved["batch"]:
+        warn(
+            f"going on with {now['world_size']} processes in place of {before['world_size']}, which had other blocks: "
+            "to the end of this epoch some rows come a second time, and others not at all"
+        )
     sampler = {**saved["config"]["sampler"], **{key: own["config"]["sampler"][key] for key in BY_PROCESS}}
     loader.load_state_dict({**saved, "config": {**saved["config"], "sampler": sampler}})
