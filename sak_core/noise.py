@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: where precision is mixed, Fabric takes apart and copies what a model is given
 class RowNoise:
     """Noise of one training step.
 

@@ -41,7 +41,7 @@ class StudentOutput:
     class_tokens: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as RowNoise
 class StemTokens:
     """What a frozen stem gave for a batch, in place of images: x_0 .. x_depth, (B, prefix + h·w, C) each.
 
@@ -52,7 +52,7 @@ class StemTokens:
     image_size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as RowNoise
 class Experts:
     """What a frozen stem and its frozen paths gave: the stem, then each teacher's path, one (B, h·w, C) a level.
 

@@ -1,8 +1,11 @@
 """The student: its stem against timm, its parts against each other, and what training relies on."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+from lightning_fabric import Fabric
 from timm.models.vision_transformer import VisionTransformer
 
 from sak_core.decoder import to_map
@@ -10,7 +13,7 @@ from sak_core.losses import distillation_loss, task_losses
 from sak_core.noise import RowNoise
 from sak_core.parts import count_parameters, freeze
 from sak_core.stem import Stem, StemConfig, normalize
-from sak_core.student import Student
+from sak_core.student import Experts, StemTokens, Student
 from sak_core.student_config import StudentConfig, tapped_levels
 from tests import students
 
@@ -313,3 +316,22 @@ def test_frozen_parts_from_stored_tokens_give_the_same_numbers():
         torch.testing.assert_close(live.outputs[task], outputs[task])
         assert len(weights[task]) == 4
     assert all(torch.equal(a, b) for a, b in zip(live.aligned["dino"], from_tokens.aligned["dino"], strict=True))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("given", ["images", "tokens", "experts"])
+def test_fabric_passes_on_what_a_step_gives_the_student(precision, given):
+    """In mixed precision it takes arguments apart, and refuses frozen dataclasses."""
+    student = students.student()
+    batch: Any = students.images()
+    with torch.no_grad():
+        tokens = student.stem(batch)
+        stem = [tokens[i + 1][:, 1:] for i in student.levels]
+        experts = [stem, *student.features(tokens).values()]
+    batch = {"images": batch, "tokens": StemTokens(tokens, students.SIZE), "experts": Experts(experts, students.SIZE)}
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    wrapped = fabric.setup(student)
+    output = wrapped(batch[given], generator=RowNoise(0, 1, torch.arange(2)))
+    fabric.backward(sum(out.square().mean() for out in output.outputs.values()))
+    assert {out.dtype for out in output.outputs.values()} == {torch.float32}
+    assert all(torch.isfinite(p.grad).all() for p in student.heads.parameters())
