@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -79,10 +80,20 @@ def cache_split(features: Path, split: str, *extra: str) -> subprocess.Completed
 
 @pytest.fixture(scope="session")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four small caches with all three miniature teachers."""
-    folder = tmp_path_factory.mktemp("features")
-    for split in SIZES:
-        cache_split(folder, split, "--teacher", "mini-dino,mini-clip,mini-sam")
+    """A folder of four small caches with all three miniature teachers, which tests only read.
+
+    One for all test processes: whichever asks first makes it, and another that asks meanwhile waits.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "features"
+    with (shared / "features.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            begun = tmp_path_factory.mktemp("features")
+            for split in SIZES:
+                cache_split(begun, split, "--teacher", "mini-dino,mini-clip,mini-sam")
+            begun.rename(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "timm", "zarr", "torch.utils.tensorboard", "scipy.ndimage")
-OURS = ("PYTEST_CURRENT_TEST", "SAK_FAULT")
+OURS = ("HF_TOKEN", "PYTEST_CURRENT_TEST", "SAK_FAULT")
 """Variables that no library reads when it is imported."""
 ROOT = Path(__file__).parents[1]
 

@@ -162,9 +162,8 @@ def test_push_and_load_by_id(exported: Path, trained: Path, tmp_path: Path) -> N
         refused = sak("export", trained, tmp_path / "out", "--push", "me/other", env=environment, check=False)
         assert refused.returncode == 2 and "401" in refused.stderr and "hf auth login" in refused.stderr
         assert "Traceback" not in refused.stderr and "me/other" not in there.repositories
-        public = sak(
-            "export", trained, tmp_path / "out", "--push", "me/open", "--public", env=there.environment(tmp_path)
-        )
+        environment = there.environment(tmp_path / "home")
+        public = sak("export", trained, tmp_path / "out", "--push", "me/open", "--public", env=environment)
         assert public.stdout.strip() == f"{there.address}/me/open" and "me/open" not in there.private
 
 
