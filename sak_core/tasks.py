@@ -24,26 +24,15 @@ if TYPE_CHECKING:
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 """Tasks name parts of networks, and files and folders of predictions."""
-TAKEN_NAMES = frozenset(
-    (
-        *(
-            "add_module",
-            "apply",
-            "bfloat16",
-            "buffers",
-            "children",
-            "clear",
-            "compile",
-            "cpu",
-            "cuda",
-            "double",
-            "eval",
-        ),
-        *("float", "forward", "half", "items", "keys", "modules", "parameters", "pop", "state_dict", "to"),
-        *("to_empty", "train", "training", "type", "update", "values", "zero_grad"),
-    )
-)
-"""What torch's containers of parts call something else: no part can have these names."""
+# fmt: off
+TAKEN_NAMES = frozenset((
+    "add_module", "apply", "bfloat16", "buffers", "children", "clear", "compile", "cpu", "cuda", "double", "eval",
+    "float", "forward", "half", "items", "keys", "modules", "parameters", "pop", "state_dict", "to", "to_empty",
+    "train", "training", "type", "update", "values", "zero_grad",
+))
+# fmt: on
+"""What torch's containers of parts call something else: no part can have these names. (Others that they have are long
+ones that no task is called by.)"""
 
 Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
 """(output (B, C, H, W), label (B, H, W[, 3]), over_ranks) to a scalar."""
