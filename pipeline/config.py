@@ -295,8 +295,8 @@ def _find(name: str, folder: str, kind: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # of TOML, or of bytes that are not UTF-8
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -325,6 +325,10 @@ def _validate(model: type[Model], table: dict[str, Any], where: str) -> Model:
             elif item["type"] == "literal_error":
                 allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
                 lines.append(unknown(key, str(item["input"]), allowed))
+            elif item["type"] == "tuple_type":
+                # A list of tables has brackets of its own in TOML, which are easily forgotten.
+                brackets = f"write [[{key}]] over each" if isinstance(item["input"], dict) else "write [...]"
+                lines.append(f"{key}: a list is expected: {brackets} (got {item['input']!r})")
             else:
                 lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
         raise UserError(f"{where}: " + "; ".join(lines)) from None

@@ -83,3 +83,28 @@ def test_schedules_meet_their_published_ends() -> None:
     assert learning_rate(cosine, 1e-3, 110, 110) == pytest.approx(1.25e-6)
     polynomial = Schedule(kind="polynomial")
     assert learning_rate(polynomial, 2e-5, 20_000, 40_000) == pytest.approx(2e-5 * 0.5**0.9)
+
+
+def test_a_list_written_as_one_value_or_one_table_is_told_its_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    head = 'recipe = "demo"\narms = {arms}\ntest = {{ dataset = "rooms", split = "test" }}\n'
+    path.write_text(head.format(arms='["sak"]') + '[variations.token]\nset = { "student.router" = "token" }\n')
+    with pytest.raises(UserError, match=r"variations: a list is expected: write \[\[variations\]\] over each"):
+        load_study(str(path))
+    path.write_text(head.format(arms='"sak"'))
+    with pytest.raises(UserError, match=r"arms: a list is expected: write \[\.\.\.\] \(got 'sak'\)"):
+        load_study(str(path))
+
+
+def test_a_recipe_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes("# Prüfung\n[distill]\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.toml: not valid TOML: .*utf-8"):
+        load_recipe(str(path), "distill")
+
+
+def test_a_recipe_may_begin_with_the_mark_that_editors_on_windows_write(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    text = 'recipe = "demo"\narms = ["sak"]\ntest = { dataset = "rooms", split = "test" }\n'
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_study(str(path)).arms == ("sak",)
