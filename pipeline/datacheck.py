@@ -73,7 +73,7 @@ def check_dataset(
         good = [i for i, sample in enumerate(seen) if not sample.problems]
         rows += sheet_rows(dataset, good, max(1, SHEET_ROWS // len(opened)))
     report["problems"] = [vars(problem) for problem in problems]
-    report["left_alone"] = _left_alone(root) if name == "folder" and root is not None else {}
+    report["left_alone"] = left_alone(root) if name == "folder" and root is not None else {}
     report["sheet"] = None
     if sheet and rows:
         tasks = next(dataset.tasks for dataset in opened.values())
@@ -110,7 +110,7 @@ OTHER_IMAGES = (".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp
 """Endings of images that a folder's data set does not take."""
 
 
-def _left_alone(root: Path) -> dict[str, int]:
+def left_alone(root: Path) -> dict[str, int]:
     """How many images of other formats lie in a folder of images, by ending: people expect them to be read."""
     endings = Counter(Path(path).suffix.lower() for path in files_below(root))
     return {ending: endings[ending] for ending in OTHER_IMAGES if endings[ending]}

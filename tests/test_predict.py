@@ -103,8 +103,10 @@ def test_equal_names_keep_their_suffix(trained: Path, tmp_path: Path) -> None:
     folder.mkdir()
     scene(0, (32, 32)).save(folder / "x.png")
     scene(1, (32, 32)).save(folder / "x.webp", lossless=True)
-    sak("predict", folder, "--model", trained, "--out", tmp_path / "out")
+    scene(1, (32, 32)).save(folder / "y.gif")
+    told = sak("predict", folder, "--model", trained, "--out", tmp_path / "out").stderr
     assert {path.name for path in (tmp_path / "out" / "depth").iterdir()} == {"x-png.png", "x-webp.png"}
+    assert "left alone: 1 .gif" in told  # a folder's other files are not passed over in silence
     (tmp_path / "other").mkdir()
     scene(1, (32, 32)).save(tmp_path / "other" / "x.png")
     done = sak(

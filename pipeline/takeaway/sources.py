@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.console import warn
+from pipeline.datacheck import left_alone
 from pipeline.errors import UserError
 from sak_core.datasets.base import UnreadableSample
 from sak_core.datasets.folder import ImageFolder
@@ -54,6 +56,9 @@ def open_sources(paths: Sequence[Path], every: int = 1) -> list[Source]:
         elif path.is_dir():
             folder = ImageFolder(path, "test")
             found += [(name, folder.files(i)["image"]) for i, name in enumerate(folder.ids)]
+            others = ", ".join(f"{count} {ending}" for ending, count in left_alone(path).items())
+            if others:
+                warn(f"{path}: left alone: {others}; give them by name")
         elif path.exists():
             found.append((path.name, path))
         else:
