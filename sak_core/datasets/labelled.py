@@ -31,6 +31,7 @@ boundaries are 1 where the stored value is at least `threshold` (1 unless said).
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -277,9 +278,12 @@ def _label_files(path: Path, name: str, table: Any) -> LabelFiles:
             }
         )
         Task(name, row.kind, row.classes)
+        row = replace(row, offset=int(row.offset), scale=float(row.scale))
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{where}: {error}") from error
-    return replace(row, offset=int(row.offset), scale=float(row.scale))
+    if not 0 < row.scale < math.inf:
+        raise DatasetError(f"{where}: scale must be above 0, metres for each stored 1, not {row.scale}")
+    return row
 
 
 def _check_pattern(path: Path, what: str, pattern: Any) -> None:
