@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,7 @@ from cache.errors import (
     UncommittedRow,
     UnknownName,
 )
-from cache.files import FileDigest
 from cache.layout import ALIGNED_ROW_BYTES, ArraySpec, shard_buffers
-from cache.local import LocalPlace
-from cache.manifest import SOURCE, PartManifest
 from cache.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, first_difference, samples_digest
 from cache.store import Store, find_stores
 from cache.verify import verify_store
@@ -400,37 +395,3 @@ def test_shards_hold_any_shape_and_type(
         np.testing.assert_array_equal(back, rows[row])
         if rows[row].nbytes >= ALIGNED_ROW_BYTES:
             assert start % 4096 == 0
-
-
-class _Unwritten(LocalPlace):
-    """Keeps nothing, so that threads have nothing to wait for between commits."""
-
-    def write(self, files: Any, **options: Any) -> dict[str, FileDigest]:
-        return {}
-
-    def exists(self, name: str) -> bool:
-        return False
-
-
-def test_threads_that_commit_at_once_do_not_mix_shards_up(tmp_path: Path) -> None:
-    store = Store.create(tmp_path, toy.toy_spec(num_samples=65, rows_per_shard=1))
-    metadata = store.part(SOURCE).metadata
-    digests = {shard: FileDigest(shard, f"{shard:064x}") for shard in range(64)}  # one is left: nothing is compacted
-    switching = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(80):
-            manifest = PartManifest(_Unwritten(store.path), SOURCE)
-            manifest._metadata = metadata
-
-            def commit(first: int, manifest: PartManifest = manifest) -> None:
-                for shard in range(first, 64, 4):
-                    manifest.commit_shard(0, shard, {"pixels": digests[shard], "views/box": digests[shard]})
-                    assert manifest.view(0).file(shard, "pixels") == digests[shard]
-
-            with ThreadPoolExecutor(4) as pool:
-                list(pool.map(commit, range(4)))
-            for array in ("pixels", "views/box"):
-                assert {shard: manifest.view(0).file(shard, array) for shard in digests} == digests
-    finally:
-        sys.setswitchinterval(switching)
