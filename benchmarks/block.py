@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import make_store
-from cache.loader import Loader
-from cache.local import LocalPlace
-from cache.open_files import OpenFile, Range
-from cache.sampler import epoch_requests
+from cache.loading.loader import Loader
+from cache.loading.sampler import epoch_requests
+from cache.places.local import LocalPlace
+from cache.places.open_files import OpenFile, Range
 from cache.store import Store
 
 GOAL = "faster than exact order at 20 ms a request, with 4 threads and with 32; how far rows travel is printed"

@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from cache.store import find_stores
-from pipeline.config import load_study
 from pipeline.console import say, table
 from pipeline.demo import SMALL_SPLITS, SMALL_STEPS, SPLITS, cache_splits, prepare_splits
+from pipeline.recipes.config import load_study
+from pipeline.runs import Places
 from pipeline.studies import ablate
-from pipeline.training.runs import Places
 
 ARM = "sak"
 TEACHERS = ("mini-dino", "mini-clip", "mini-sam")

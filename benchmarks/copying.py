@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import make_store
-from cache.copying import copy_store, plan_copy, select
-from cache.places import Place
+from cache.maintenance.store_copy import copy_store, plan_copy, select
+from cache.places.place import Place
 from cache.store import Store
 
 GOAL = "none is set: the share of a plain durable copy's rate that is left with every digest checked"
@@ -81,7 +81,7 @@ def through_memory(store: Store, folder: Path) -> list[Side]:
     """`sak copy` into a bucket in this process's memory, and back: what the command itself costs beside a network."""
     from obstore.store import MemoryStore
 
-    from cache.objects import ObjectPlace
+    from cache.places.objects import ObjectPlace
 
     full = copy_store(plan_copy(store, ObjectPlace(MemoryStore()), select(store)))
 

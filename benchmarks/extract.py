@@ -18,9 +18,9 @@ from PIL import Image
 
 from benchmarks.harness import Result, Side, measure
 from cache.codecs import CODECS
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
+from cache.writing.teacher_writer import TeacherWriter
 from pipeline.extraction.extract import calibrate, extract
 from pipeline.extraction.prepare import preparing
 from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher

@@ -11,8 +11,8 @@ import torch
 from benchmarks.harness import Result, Row, checksum, installed
 from cache.codecs import get_codec
 from cache.codecs.coders import get_coder
-from pipeline.frontier import TOGETHER, Source, frontier
-from sak_core.datasets.rooms.dataset import Rooms
+from pipeline.maintenance.frontier import TOGETHER, Source, frontier
+from sak_core.miniature.rooms.dataset import Rooms
 from sak_core.teachers import build_teacher
 
 TEACHERS = ("mini-dino", "mini-clip", "mini-sam")

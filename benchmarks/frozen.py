@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Result, Row, checksum, installed
 from benchmarks.training import DEVICE, wait
-from sak_core.heads import HEADS
-from sak_core.losses import distillation_loss, task_losses
-from sak_core.parts import freeze
-from sak_core.stem import StemConfig
-from sak_core.student import Experts, StemTokens, Student
-from sak_core.student_config import StudentConfig
+from sak_core.losses.step import distillation_loss, task_losses
+from sak_core.student.config import StudentConfig
+from sak_core.student.heads import HEADS
+from sak_core.student.network import Experts, StemTokens, StudentNetwork
+from sak_core.student.parts import freeze
+from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 
 GOAL = (
@@ -67,12 +67,12 @@ Step = Callable[[], Tensor]
 """One step of training; gives its loss."""
 
 
-def _student(case: Case, head: str = "sak", tasks: tuple[Task, ...] = ()) -> Student:
+def _student(case: Case, head: str = "sak", tasks: tuple[Task, ...] = ()) -> StudentNetwork:
     torch.manual_seed(0)
-    return Student(StudentConfig(case.stem, case.widths, head=head, tasks=tasks)).to(DEVICE).train()
+    return StudentNetwork(StudentConfig(case.stem, case.widths, head=head, tasks=tasks)).to(DEVICE).train()
 
 
-def _step(student: Student, loss: Callable[[], Tensor]) -> Step:
+def _step(student: StudentNetwork, loss: Callable[[], Tensor]) -> Step:
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.0)
 
     def step() -> Tensor:
@@ -106,7 +106,7 @@ def _fine_tuning(case: Case, images: Tensor, head: str) -> tuple[Step, Step]:
         stem = [tokens[block + 1][:, frozen.stem.num_prefix :].contiguous() for block in frozen.levels]
         experts = Experts([stem, *frozen.features(tokens).values()], (case.size, case.size))
 
-    def loss(student: Student, given: Tensor | Experts) -> Tensor:
+    def loss(student: StudentNetwork, given: Tensor | Experts) -> Tensor:
         noise = torch.Generator(DEVICE).manual_seed(0)
         return task_losses([TASK], student(given, generator=noise).outputs, label)[0]
 

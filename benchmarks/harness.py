@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.checksums import crc32c
+from cache.format.checksums import crc32c
 from pipeline.machine import processor
 
 

@@ -15,8 +15,8 @@ from benchmarks.extract import make_photographs
 from benchmarks.harness import Result, Row, installed
 from benchmarks.step import SMALL_STEM
 from benchmarks.training import DEVICE, Trainee, add_checksum, endless, make_trainee, plain_batches, time_steps
-from cache.batch import Batch
-from cache.loader import Loader
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.training.fresh import FreshBatches
 from pipeline.training.live import LiveBatches, start_teachers

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Result, Row
-from cache.checksums import CRC_BYTES, crc_suffix
-from cache.entries import ViewEntries
-from cache.files import FileDigest, digest_of_file
-from cache.layout import ArraySpec
-from cache.manifest import SOURCE, teacher_part
-from cache.parts import grow_part
-from cache.seals import seal
-from cache.spec import LevelSpec, SourceSpec
+from cache.format.checksums import CRC_BYTES, crc_suffix
+from cache.format.entries import ViewEntries
+from cache.format.layout import ArraySpec
+from cache.format.manifest import SOURCE, teacher_part
+from cache.format.parts import grow_part
+from cache.format.seals import seal
+from cache.format.spec import LevelSpec, SourceSpec
+from cache.places.files import FileDigest, digest_of_file
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
+from cache.writing.teacher_writer import TeacherWriter
 
 GOAL = "open in under 1 s and 300 MB, first batch in under 2 s"
 NUM_ROWS = 1_280_000
@@ -40,7 +40,7 @@ complete = [store.is_complete(part, 1) for part in ("source", *(f"teachers/{name
 seconds = time.perf_counter() - start
 assert complete == [True] * 4
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-from cache.checksums import crc32c  # what follows is not timed
+from cache.format.checksums import crc32c  # what follows is not timed
 arrays = [("source", "pixels")] + [
     (f"teachers/{name}", f"teachers/{name}/level_{level}") for name in store.teachers for level in range(4)
 ]
@@ -49,8 +49,8 @@ print(json.dumps([seconds, int(peak.split()[1]) * 1024 / 1e6, total % 2**64]))
 """
 BATCH = """
 import json, sys, time
-from cache.checksums import crc32c
-from cache.loader import Loader
+from cache.format.checksums import crc32c
+from cache.loading.loader import Loader
 from cache.store import Store
 start = time.perf_counter()
 store = Store.open(sys.argv[1])

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import Result, Row, Side, measure
-from cache.calibration import Calibrator
-from cache.loader import Loader
-from cache.ring import Field, Slot
-from cache.spec import LevelSpec, SourceSpec
+from cache.calibration.statistics import Calibrator
+from cache.format.spec import LevelSpec, SourceSpec
+from cache.loading.loader import Loader
+from cache.loading.ring import Field, Slot
 from cache.store import Store
-from cache.writer import SourceWriter, TeacherWriter
+from cache.writing.source_writer import SourceWriter, TeacherWriter
 
 GOAL = "at least 4x the best of zarrs, litdata and tensorstore, and at least 0.65 of the preadv limit"
 PEERS = ("zarrs", "litdata", "litdata, its loader", "tensorstore")

@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.block import Order, loader
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import make_store
-from cache.layout import ALIGNMENT
-from cache.local import LocalPlace
+from cache.format.layout import ALIGNMENT
+from cache.places.local import LocalPlace
 from cache.store import Store
 
 GOAL = "in exact order, through the page cache or past it, at least 0.8 of the best sequential read"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness import Result, Row, measure
 from benchmarks.read import LEVEL, make_store, memmap, preadv_limit, this_cache
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
 
 GOAL = "none is set: at which size of a row the rate comes to half of that at 602 kB"
 LEVELS = {

@@ -19,8 +19,8 @@ from benchmarks.training import (
     random_store,
     time_steps,
 )
-from cache.loader import Loader
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
+from cache.loading.loader import Loader
 
 GOAL = "a step fed from the cache (fp16, base towers, 384 px) takes at most 1.02 of the same step on a resident batch"
 MOST = 1.02

@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.harness import Result, Row, checksum, installed
 from benchmarks.training import DEVICE, Trainee, make_trainee, random_store, wait
-from cache.batch import Batch
-from cache.loader import Loader
-from cache.local import LocalPlace
-from cache.open_files import OpenFile, Range
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from cache.places.local import LocalPlace
+from cache.places.open_files import OpenFile, Range
 from cache.store import Store
 from pipeline.training.loop import endless
 from pipeline.training.together import Share, run_together

@@ -13,16 +13,16 @@ import torch
 
 from benchmarks.harness import Row, checksum
 from benchmarks.read import black_rows
-from cache.batch import Batch
-from cache.calibration import Calibrator
-from cache.loader import Loader
-from cache.spec import LevelSpec, SourceSpec
+from cache.calibration.statistics import Calibrator
+from cache.format.spec import LevelSpec, SourceSpec
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from cache.store import Store
-from cache.writer import SourceWriter, TeacherWriter
-from sak_core.losses import distillation_loss
-from sak_core.stem import StemConfig, normalize
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
+from cache.writing.source_writer import SourceWriter, TeacherWriter
+from sak_core.losses.step import distillation_loss
+from sak_core.student.config import StudentConfig
+from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import StemConfig, normalize
 
 FILL = 2
 """Steps before the timed ones of a round, so that reading ahead has reached its steady state."""
@@ -38,7 +38,7 @@ class Trainee:
     seconds: of each phase in every step that was timed by phase.
     """
 
-    model: Student
+    model: StudentNetwork
     seconds: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def make_trainee(store: Store, stem: str | Mapping[str, int]) -> Trainee:
         StemConfig(stem, store.spec.size) if isinstance(stem, str) else StemConfig("custom", store.spec.size, **stem)
     )
     teachers = {name: tuple(level.width for level in store.teacher(name).levels) for name in store.teachers}
-    return Trainee(Student(StudentConfig(stem=named, teachers=teachers)))
+    return Trainee(StudentNetwork(StudentConfig(stem=named, teachers=teachers)))
 
 
 def endless(loader: Any) -> Iterator[Batch]:

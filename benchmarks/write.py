@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import LEVEL, make_source
-from cache.calibration import Calibrator
-from cache.layout import shard_buffers, teacher_arrays
-from cache.spec import SourceSpec
+from cache.calibration.statistics import Calibrator
+from cache.format.layout import shard_buffers, teacher_arrays
+from cache.format.spec import SourceSpec
 from cache.store import Store
-from cache.teacher_writer import EncodedRows
-from cache.writer import TeacherWriter
+from cache.writing.source_writer import TeacherWriter
+from cache.writing.teacher_writer import EncodedRows
 
 GOAL = "at least 0.8 of a raw writev + fsync of the same bytes"
 SHARDS = 4

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.addresses import as_place
-from cache.calibration import level_constants, needed_tables
-from cache.calibration_files import read_calibration
+from cache.calibration.statistics import level_constants, needed_tables
+from cache.calibration.stored import read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
-from cache.files import canonical_json
-from cache.layout import group_json, source_arrays
-from cache.local import LocalPlace
-from cache.locks import OnWait
-from cache.manifest import FOLDER, SOURCE, PartManifest, teacher_part
-from cache.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.places import Place
-from cache.reader import ArrayTable, FeatureArray, StoredArray
-from cache.rows import OpenShards, RowReader
-from cache.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference
+from cache.format.layout import group_json, source_arrays
+from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part
+from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
+from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference
+from cache.places.addresses import as_place
+from cache.places.files import canonical_json
+from cache.places.local import LocalPlace
+from cache.places.locks import OnWait
+from cache.places.place import Place
+from cache.reading.arrays import ArrayTable, FeatureArray, StoredArray
+from cache.reading.rows import OpenShards, RowReader
 
 Array = npt.NDArray[Any]
 

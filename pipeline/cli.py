@@ -10,20 +10,11 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import (
-    boundary,
-    caching,
-    copying,
-    data,
-    demo,
-    frontier,
-    miniature,
-    models,
-    stores,
-    takeaway,
-    teachers,
-    training,
-)
+from pipeline.commands import boundary, data, demo, frontier, miniature, models, stores, teachers
+from pipeline.commands import cache as caching
+from pipeline.commands import copy as copying
+from pipeline.commands import export as takeaway
+from pipeline.commands import train as training
 from pipeline.interrupts import Interrupted
 
 FOLLOWER_PATIENCE_S = 10.0

@@ -11,16 +11,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.config import Data, Study, load_study
 from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.request import CacheRequest
 from pipeline.extraction.samples import DatasetRequest
+from pipeline.recipes.config import Data, Study, load_study
+from pipeline.runs import Places
 from pipeline.studies import ablate, jobs
 from pipeline.studies.study_table import CONSTANT, markdown
-from pipeline.training.runs import Places
 
 MARGIN = 0.10
 """By how much every trained arm must beat the constant predictor on every task."""

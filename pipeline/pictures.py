@@ -10,10 +10,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cache.batch import Batch
+from cache.loading.batch import Batch
 from sak_core.labels import IGNORE
-from sak_core.outputs import readable
 from sak_core.tasks import Task
+from sak_core.tasks.outputs import readable
 
 Picture = npt.NDArray[np.uint8]
 CELL_PX = 144

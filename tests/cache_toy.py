@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cache.calibration import Calibrator, calibration_rows
-from cache.places import Place
-from cache.spec import LabelSpec, LevelSpec, SourceSpec
+from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.format.spec import LabelSpec, LevelSpec, SourceSpec
+from cache.places.place import Place
 from cache.store import Store
-from cache.writer import SourceWriter, TeacherWriter
+from cache.writing.source_writer import SourceWriter, TeacherWriter
 
 Array = npt.NDArray[Any]
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sak_core.labels import IGNORE
-from sak_core.losses import distillation_loss, task_losses
-from sak_core.reference import import_reference
-from sak_core.reference_config import reference_task
-from sak_core.stem import StemConfig
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
+from sak_core.losses.step import distillation_loss, task_losses
+from sak_core.student.config import StudentConfig
+from sak_core.student.network import StudentNetwork
+from sak_core.student.reference import import_reference
+from sak_core.student.reference_config import reference_task
+from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 from tests import formula
 
@@ -56,7 +56,7 @@ def task_of(name: str, dataset: str) -> Task:
     return reference_task(name, NUM_CLASSES.get(name, {}).get(dataset, 1), nyud=dataset == "nyud")
 
 
-def student_for(case: Mapping[str, Any]) -> Student:
+def student_for(case: Mapping[str, Any]) -> StudentNetwork:
     """The student of a model case in evaluation mode, its weights loaded through the importer."""
     widths = {name: w if isinstance(w, int) else tuple(w) for name, w in case["teachers"].items()}
     config = StudentConfig(
@@ -66,7 +66,7 @@ def student_for(case: Mapping[str, Any]) -> Student:
         router=case["router"],
         tasks=tuple(task_of(name, case["dataset"]) for name in case["tasks"]),
     )
-    student = Student(config)
+    student = StudentNetwork(config)
     state = {
         name: torch.zeros(shape, dtype=torch.int64)
         if name.endswith("num_batches_tracked")

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sak_core.stem import StemConfig
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
+from sak_core.student.config import StudentConfig
+from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 
 TASKS = (
@@ -26,10 +26,10 @@ def config(**changes: object) -> StudentConfig:
     return StudentConfig(**values)
 
 
-def student(seed: int = 0, **changes: object) -> Student:
+def student(seed: int = 0, **changes: object) -> StudentNetwork:
     """`config` built with weights of a seed, the router's last layers spread so that experts differ."""
     torch.manual_seed(seed)
-    built = Student(config(**changes))
+    built = StudentNetwork(config(**changes))
     for parameter in built.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)

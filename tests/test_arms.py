@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.errors import UserError
-from pipeline.studies.arms import ARMS, build_model, find_arm
+from pipeline.recipes.arms import ARMS, build_model, find_arm
+from pipeline.recipes.config import Recipe, Study, load_recipe, load_study, recipe_names
+from pipeline.runs import Places
 from pipeline.studies.jobs import check, plan
-from pipeline.training.runs import Places
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
 
@@ -185,7 +185,7 @@ def test_a_missing_teachers_cache_is_named(features: Path, tmp_path: Path) -> No
 
 
 def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
-    from pipeline.stores import find_store
+    from pipeline.recipes.stores import find_store
 
     recipe = load_recipe("demo", "distill")
     store = find_store(features, recipe.data, recipe.teachers)

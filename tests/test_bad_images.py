@@ -16,14 +16,14 @@ from skimage import data
 import pipeline.extraction.extract
 import pipeline.extraction.running
 from cache.errors import NonFiniteFeature
-from cache.loader import Loader
+from cache.loading.loader import Loader
+from cache.maintenance.verification import verify_store
 from cache.store import Store
-from cache.verify import verify_store
 from pipeline.extraction.prepare import Source
 from pipeline.extraction.running import TeacherRequest, start_teacher
 from sak_core.images import MAX_PIXELS
+from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers import build_teacher
-from sak_core.teachers.base import Teacher
 from tests.conftest import sak
 
 GOOD = (

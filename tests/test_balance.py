@@ -6,10 +6,10 @@ import torch
 from scipy.linalg import hadamard as scipy_hadamard
 from scipy.stats import ortho_group
 
-from sak_core.balance import Balance, ChannelStatistics, phi_s, standardize
-from sak_core.dropping import TeacherDropping
-from sak_core.hadamard import hadamard
-from sak_core.losses import distillation_loss
+from sak_core.losses.balance import Balance, ChannelStatistics, phi_s, standardize
+from sak_core.losses.dropping import TeacherDropping
+from sak_core.losses.hadamard import hadamard
+from sak_core.losses.step import distillation_loss
 from sak_core.noise import RowNoise
 from tests import students
 

@@ -11,10 +11,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from pipeline.boundary import BoundaryRequest, score_folders
+from pipeline.boundary_scores import BoundaryRequest, score_folders
 from sak_core.boundary import boundary_counts, f_measure, nms
-from sak_core.boundary.files import pair_files, read_annotations, read_strengths
-from sak_core.datasets.base import DatasetError, UnreadableSample
+from sak_core.datasets.boundary_files import pair_files, read_annotations, read_strengths
+from sak_core.interfaces.dataset import DatasetError, UnreadableSample
 from tests.conftest import sak
 
 FIXTURES = Path(__file__).parent / "fixtures"

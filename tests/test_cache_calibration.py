@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cache.calibration import Calibrator, calibration_rows, level_constants
+from cache.calibration.statistics import Calibrator, calibration_rows, level_constants
 from cache.codecs import get_codec
+from cache.codecs.fidelity import Fidelity, FidelityMeter
 from cache.errors import BadInput, CacheError, CorruptFile
-from cache.fidelity import Fidelity, FidelityMeter
-from cache.groups import fit_predictor
-from cache.spec import LevelSpec
+from cache.format.groups import fit_predictor
+from cache.format.spec import LevelSpec
 from cache.store import Store
-from cache.writer import TeacherWriter
+from cache.writing.source_writer import TeacherWriter
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

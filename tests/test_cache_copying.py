@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from obstore.store import MemoryStore
 
-import cache.copying
-from cache.copying import CopyPlan, copy_store, plan_copy, select
+import cache.maintenance.store_copy
 from cache.errors import BadInput, CacheError, CorruptFile, SpecMismatch, UnknownName
-from cache.loader import Loader
-from cache.local import LocalPlace
-from cache.manifest import PartManifest
-from cache.objects import ObjectPlace
-from cache.places import Place
+from cache.format.manifest import PartManifest
+from cache.loading.loader import Loader
+from cache.maintenance.store_copy import CopyPlan, copy_store, plan_copy, select
+from cache.maintenance.verification import unlisted_files, verify_store
+from cache.places.local import LocalPlace
+from cache.places.objects import ObjectPlace
+from cache.places.place import Place
 from cache.store import Store
-from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
@@ -86,7 +86,7 @@ def test_a_copy_of_what_is_read(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_copy_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.copying, "BATCH_BYTES", 1)  # so that every shard is a batch
+    monkeypatch.setattr(cache.maintenance.store_copy, "BATCH_BYTES", 1)  # so that every shard is a batch
     target = bucket()
     plan = plan_copy(store, target, select(store))
 
@@ -114,9 +114,9 @@ def test_shards_are_made_durable_together(store: Store, tmp_path: Path, monkeypa
         os, "fsync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
     )
     copies = {}
-    for name, batch_bytes in (("one by one", 1), ("together", cache.copying.BATCH_BYTES)):
+    for name, batch_bytes in (("one by one", 1), ("together", cache.maintenance.store_copy.BATCH_BYTES)):
         synced.clear()
-        monkeypatch.setattr(cache.copying, "BATCH_BYTES", batch_bytes)
+        monkeypatch.setattr(cache.maintenance.store_copy, "BATCH_BYTES", batch_bytes)
         copies[name] = copy_store(plan_copy(store, tmp_path / name, select(store)))
         folders = [path for path in synced if Path(path).is_dir()]
         of_pixels = [path for path in folders if path.endswith("/pixels")]

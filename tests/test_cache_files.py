@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from cache.errors import CacheError, StoreFull, StoreLocked, WriteFailed
-from cache.files import canonical_json, digest_of_file, write_files
+from cache.maintenance.verification import unlisted_files, verify_store
+from cache.places.files import canonical_json, digest_of_file, write_files
 from cache.store import Store
-from cache.verify import unlisted_files, verify_store
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
 
 ROOT = Path(__file__).parents[1]

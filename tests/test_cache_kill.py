@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cache.faults import fault_point
+from cache.maintenance.verification import unlisted_files, verify_store
 from cache.store import Store
-from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.conftest import program
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from cache.batch import Batch
 from cache.errors import BadInput, CacheError, StaleBatch, StateMismatch, UncommittedRow, UnknownName
-from cache.loader import Loader
-from cache.sampler import SamplerConfig, epoch_requests
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from cache.loading.sampler import SamplerConfig, epoch_requests
 from cache.store import Store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cache.files import FileDigest
-from cache.local import LocalPlace
-from cache.manifest import SOURCE, PartManifest
+from cache.format.manifest import SOURCE, PartManifest
+from cache.places.files import FileDigest
+from cache.places.local import LocalPlace
 from cache.store import Store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)

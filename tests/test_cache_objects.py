@@ -11,7 +11,6 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from cache.addresses import as_place
 from cache.errors import (
     BadInput,
     CacheError,
@@ -22,10 +21,11 @@ from cache.errors import (
     UnknownName,
     WriteFailed,
 )
-from cache.loader import Loader
-from cache.objects import ObjectPlace
+from cache.loading.loader import Loader
+from cache.maintenance.verification import unlisted_files, verify_store
+from cache.places.addresses import as_place
+from cache.places.objects import ObjectPlace
 from cache.store import Store, find_stores
-from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

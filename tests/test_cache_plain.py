@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
 from cache.store import Store
 from tests import cache_toy as toy
 from tests import stranger

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cache.ring
-import cache.rows
+import cache.loading.ring
+import cache.reading.rows
 from cache.errors import BadInput, CorruptFile
-from cache.loader import Loader
-from cache.local import LocalPlace
-from cache.rows import OpenShards
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
+from cache.loading.loader import Loader
+from cache.places.local import LocalPlace
+from cache.reading.rows import OpenShards
 from cache.store import Store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
@@ -104,13 +104,13 @@ def test_past_the_page_cache_at_any_alignment(
 def test_indexes_are_parsed_once_and_kept_small(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards whose index is as the layout says leave a byte behind; few files are open at once."""
     parsed: list[Any] = []
-    real = cache.rows.parse_index
+    real = cache.reading.rows.parse_index
 
     def parse_index(raw: bytes, path: object) -> Any:
         parsed.append(path)
         return real(raw, path)
 
-    monkeypatch.setattr(cache.rows, "parse_index", parse_index)
+    monkeypatch.setattr(cache.reading.rows, "parse_index", parse_index)
     opened = Store.open(store.path)
     opened._files = OpenShards(limit=3)
     rows = opened.rows("source", "pixels")
@@ -130,7 +130,7 @@ def test_the_ring_is_pinned_where_there_is_a_gpu(store: Store, monkeypatch: pyte
         return np.zeros(size, np.uint8)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cache.ring, "_pinned", allocate)
+    monkeypatch.setattr(cache.loading.ring, "_pinned", allocate)
     options: dict[str, Any] = {"batch_size": 2, "num_views": 1}
     assert len(list(Loader(store, ["wide"], **options))) == 9
     assert len(pinned) == 3 and pinned[0] >= 2 * 67_200

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.addresses import as_place
-from cache.copying import copy_store, plan_copy, select
 from cache.errors import WriteFailed
-from cache.loader import Loader
-from cache.places import Place
+from cache.loading.loader import Loader
+from cache.maintenance.store_copy import copy_store, plan_copy, select
+from cache.maintenance.verification import unlisted_files, verify_store
+from cache.places.addresses import as_place
+from cache.places.place import Place
 from cache.store import Store
-from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.conftest import sak

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import BadInput
-from cache.sampler import SamplerConfig, epoch_requests, num_batches, view_offsets
+from cache.loading.sampler import SamplerConfig, epoch_requests, num_batches, view_offsets
 
 CONFIG = SamplerConfig(batch_size=4, num_views=3, seed=7, shuffle=True, drop_last=True)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cache.errors import CacheError, CorruptFile, StoreNotFound
-from cache.loader import Loader
+from cache.loading.loader import Loader
+from cache.maintenance.verification import Problem, unlisted_files, verify_store
 from cache.store import Store
-from cache.verify import Problem, unlisted_files, verify_store
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
@@ -119,7 +119,7 @@ def test_a_damaged_index_refuses_its_shard_alone(store: Path) -> None:
 
 
 def test_padding_between_rows_belongs_to_no_row(tmp_path: Path) -> None:
-    from cache.spec import LevelSpec
+    from cache.format.spec import LevelSpec
 
     level = LevelSpec(0, (40, 30), 28, "fp16")
     store = toy.make_store(tmp_path, num_views=1)

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from cache.loader import Loader
+from cache.loading.loader import Loader
 from cache.store import Store, find_stores
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
 from pipeline.extraction.running import request_of
-from pipeline.studies.arms import build_model
+from pipeline.recipes.arms import build_model
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places
 from pipeline.training.distill import distill
-from pipeline.training.runs import Places
 from pipeline.training.targets import Targets
-from sak_core.stem import normalize
-from sak_core.student import Student
+from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import normalize
 from sak_core.teachers import build_teacher
 from tests.conftest import TINY, cache_split, sak
 from tests.towers import exactly, normalise, pixels
@@ -77,7 +77,7 @@ def test_the_loss_is_the_weighted_cosine_of_class_tokens(features: Path, arm: st
     recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"arm={arm}", "loss=cos", "batch_size=8"]))
     store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
     model = build_model(recipe, store, ())
-    assert isinstance(model, Student)
+    assert isinstance(model, StudentNetwork)
     targets = Targets(recipe, store, recipe.teachers)
     loader = Loader(store, recipe.teachers, prefixes=[NAME], batch_size=8, num_views=1)
     batch = next(iter(loader)).to("cpu")
@@ -179,7 +179,7 @@ def test_open_clip_and_transformers_give_their_class_tokens(tmp_path: Path) -> N
     from transformers import Dinov2Config, Dinov2Model
 
     from sak_core.teachers.hf import hf_teacher
-    from sak_core.teachers.weights import BuildOptions
+    from sak_core.weights.teacher_weights import BuildOptions
 
     clip = build_teacher("open_clip:ViT-B-32", (64, 64), random_weights=True, prefix=True, levels=(0, 1))
     outputs: list[torch.Tensor] = []

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cache.maintenance.verification import verify_store
 from cache.store import find_stores
-from cache.verify import verify_store
 from tests.cache_toy import tree
 from tests.conftest import sak
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Schedule, load_recipe, load_study, parse_set, recipe_names
 from pipeline.errors import UserError
-from pipeline.stores import parse_size
+from pipeline.recipes.config import Schedule, load_recipe, load_study, parse_set, recipe_names
+from pipeline.recipes.stores import parse_size
 from pipeline.training.loop import learning_rate
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasheet import over
-from sak_core.datasets.base import DatasetError
+from pipeline.data.sheet import over
 from sak_core.datasets.recognise import recognise
+from sak_core.interfaces.dataset import DatasetError
 from sak_core.tasks import Task
 from tests.conftest import sak
 

@@ -15,11 +15,11 @@ import skimage
 from PIL import Image
 
 from sak_core.datasets import DATASETS, open_dataset
-from sak_core.datasets.base import DatasetError, Sample, UnreadableSample, check_labels
 from sak_core.images import read_image
+from sak_core.interfaces.dataset import DatasetError, Sample, UnreadableSample, check_labels
 from sak_core.names import UnknownName
 from sak_core.tasks import Task
-from sak_core.views import EVALUATION, STAGE1, apply_view, draw_view
+from sak_core.views.view import EVALUATION, STAGE1, apply_view, draw_view
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -246,7 +246,7 @@ def test_every_dataset_opens_without_torch():
     import sys
 
     script = (
-        "import sys, sak_core.datasets, sak_core.datasets.base, sak_core.datasets.folder, sak_core.views\n"
+        "import sys, sak_core.datasets, sak_core.interfaces.dataset, sak_core.datasets.folder, sak_core.views.view\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

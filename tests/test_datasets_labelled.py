@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.spec import encode_ids
+from cache.format.spec import encode_ids
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.stores import store_tasks
+from pipeline.recipes.stores import store_tasks
 from sak_core.datasets import open_dataset
-from sak_core.datasets.base import DatasetError, UnreadableSample
+from sak_core.interfaces.dataset import DatasetError, UnreadableSample
 from sak_core.names import UnknownName
 from sak_core.tasks import TAKEN_NAMES, published_weight
-from sak_core.views import EVALUATION, STAGE2, apply_view, draw_view
+from sak_core.views.view import EVALUATION, STAGE2, apply_view, draw_view
 
 DESCRIPTION = """
 name = "kitchens"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache.spec import encode_ids
+from cache.format.spec import encode_ids
 from sak_core.datasets import open_dataset
-from sak_core.datasets.base import DatasetError, UnreadableSample
-from sak_core.views import EVALUATION, STAGE1
+from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.views.view import EVALUATION, STAGE1
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

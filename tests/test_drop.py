@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cache.dropping import drop_teacher, drop_views
 from cache.errors import BadInput, StoreLocked, UnknownName
+from cache.maintenance.removal import drop_teacher, drop_views
+from cache.maintenance.verification import unlisted_files, verify_store
 from cache.store import Store
-from cache.verify import unlisted_files, verify_store
 from tests import cache_toy as toy
 from tests.conftest import program, sak
 from tests.small_images import cache_arguments
@@ -91,7 +91,7 @@ def test_a_damaged_teacher_can_be_dropped(images: Path, whole: Path, store: Path
 
 DROP = """
 import os, sys
-from cache.dropping import drop_teacher, drop_views
+from cache.maintenance.removal import drop_teacher, drop_views
 from cache.store import Store
 os.fsync = lambda descriptor: None
 store = Store.open(sys.argv[1])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.config import Study
+from pipeline.recipes.config import Study
+from pipeline.runs import Places
 from pipeline.studies.estimate import estimate, estimate_text
 from pipeline.studies.jobs import plan
 from pipeline.training.distill import distill
-from pipeline.training.runs import Places
 
 
 def test_own_runs_and_short_samples_tell(features: Path, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from cache.store import find_stores
-from pipeline.config import Boundary
-from pipeline.stores import store_tasks
+from pipeline.recipes.config import Boundary
+from pipeline.recipes.stores import store_tasks
 from pipeline.training.evaluate import _metric, evaluation_loader, score, side_by_side, without_padding
-from sak_core.datasets.rooms.labels import CLASSES
+from sak_core.miniature.rooms.labels import CLASSES
 from sak_core.tasks import Task
 from tests.conftest import TINY, sak
 

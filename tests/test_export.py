@@ -15,13 +15,12 @@ import yaml
 from PIL import Image
 
 from cache.store import find_stores
+from pipeline.runs import Places
 from pipeline.training.evaluate import load_model
-from pipeline.training.runs import Places
-from sak_core.datasets.rooms.scene import render_scene
-from sak_core.outputs import readable
-from sak_core.pretrained import ModelNotFound, from_pretrained
-from sak_core.stem import normalize
-from sak_core.student import Student
+from sak_core.miniature.rooms.scene import render_scene
+from sak_core.student.pretrained import ModelNotFound, from_pretrained
+from sak_core.student.stem import normalize
+from sak_core.tasks.outputs import readable
 from tests import hub
 from tests.conftest import TINY, sak
 
@@ -55,7 +54,7 @@ def test_the_exported_student_is_the_runs(exported: Path, trained: Path, feature
 def test_it_needs_neither_the_pipeline_nor_the_caches_nor_teachers(exported: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from sak_core.student import Student\n"
+        "from sak_core.student.network import StudentNetwork\n"
         f"found = Student.from_pretrained({str(exported)!r})(np.zeros((50, 70, 3), np.uint8))\n"
         "assert found['depth'].shape == (50, 70), found\n"
         "loaded = {name.partition('.')[0] for name in sys.modules} | "

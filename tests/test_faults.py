@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from cache.maintenance.verification import verify_store
 from cache.store import Store
-from cache.verify import verify_store
 from tests.cache_toy import tree
 from tests.conftest import program, sak
 from tests.mounts import mounted
@@ -184,7 +184,7 @@ LIMITED = """
 import resource, sys
 limit = int(sys.argv.pop(1))
 from pipeline.cli import main
-import torch, PIL.Image, pipeline.extraction.extract, sak_core.teachers.miniature, sak_core.datasets.folder
+import torch, PIL.Image, pipeline.extraction.extract, sak_core.miniature.network, sak_core.datasets.folder
 PIL.Image.init()
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 held = []

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sak_core.feature_model import FeatureModel
-from sak_core.losses import task_losses
+from sak_core.losses.step import task_losses
 from sak_core.noise import RowNoise
+from sak_core.student.feature_model import FeatureModel
 from tests import students
 
 TEACHERS = {"dino": (20, 20, 24, 24), "clip": 12}

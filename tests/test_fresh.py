@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cache.batch import Batch
-from cache.loader import Loader
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from cache.store import Store, find_stores
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
 from pipeline.extraction import samples
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places
 from pipeline.training import fresh
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
 from pipeline.training.fresh import FreshBatches
-from pipeline.training.runs import Places
 from pipeline.training.watch import Watch
 from tests.conftest import sak
 

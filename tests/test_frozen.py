@@ -12,14 +12,14 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
-from cache.loader import Loader
+from cache.loading.loader import Loader
 from cache.store import Store, find_stores
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places
 from pipeline.studies.estimate import estimate
 from pipeline.studies.jobs import Job
 from pipeline.training.distill import distill
-from pipeline.training.runs import Places
 from tests.conftest import cache_split, sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=1", "--set", "tasks=['semseg', 'depth']"]

@@ -12,10 +12,10 @@ import pytest
 from obstore.store import MemoryStore
 
 from cache.errors import CorruptFile
-from cache.manifest import PartManifest
-from cache.objects import ObjectPlace
+from cache.format.manifest import PartManifest
+from cache.maintenance.verification import verify_store
+from cache.places.objects import ObjectPlace
 from cache.store import Store
-from cache.verify import verify_store
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

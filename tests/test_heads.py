@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sak_core.decoder import to_map
-from sak_core.heads import HEADS, build_head
-from sak_core.losses import task_losses
+from sak_core.losses.step import task_losses
 from sak_core.noise import RowNoise
-from sak_core.router import Router, TokenRouter
+from sak_core.student.decoder import to_map
+from sak_core.student.heads import HEADS, build_head
+from sak_core.student.router import Router, TokenRouter
 from tests import students
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.takeaway.models import from_run
-from pipeline.training import checkpoint
-from sak_core.pretrained import PretrainedConfig, from_pretrained, save_pretrained
-from sak_core.pretrained_config import RefusedModel
-from sak_core.stem import Stem
+from pipeline.export.models import from_run
+from pipeline.runs import checkpoint
+from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.student.initial_weights import load_vit
+from sak_core.student.pretrained import PretrainedConfig, from_pretrained, save_pretrained
+from sak_core.student.pretrained_config import RefusedModel
+from sak_core.student.stem import Stem
 from sak_core.teachers import build_teacher
-from sak_core.teachers.base import TeacherUnavailable
-from sak_core.tensor_files import RefusedFile, read_tensors
-from sak_core.weights import load_vit
+from sak_core.weights.tensor_files import RefusedFile, read_tensors
 from tests import hostile, students
 from tests.conftest import sak
 from tests.hostile import SAFETENSORS, TORCH

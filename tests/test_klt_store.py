@@ -11,16 +11,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cache.calibration import Calibrator, calibration_rows
+from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.codecs.fidelity import Fidelity, FidelityMeter
 from cache.errors import BadInput, CacheError, CorruptFile
-from cache.fidelity import Fidelity, FidelityMeter
-from cache.loader import Loader
-from cache.rows import RowReader
-from cache.seals import seal
-from cache.spec import LevelSpec
+from cache.format.seals import seal
+from cache.format.spec import LevelSpec
+from cache.loading.loader import Loader
+from cache.maintenance.verification import verify_store
+from cache.reading.rows import RowReader
 from cache.store import Store
-from cache.verify import verify_store
-from cache.writer import TeacherWriter
+from cache.writing.source_writer import TeacherWriter
 from pipeline.cli import sak
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)

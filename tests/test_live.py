@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
-from pipeline.training.runs import Places
-from sak_core.teachers.miniature import WEIGHTS_DIR
+from sak_core.miniature.network import WEIGHTS_DIR
 from tests.conftest import sak
 
 STEPS = ["steps=6", "batch_size=8", "threads=1", "log_every=1", "teachers=['mini-dino', 'mini-sam']"]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from sak_core.labels import IGNORE
-from sak_core.losses import distillation_loss, task_loss, task_losses
-from sak_core.row_losses import cosine, on_finer_grid
+from sak_core.losses.rows import cosine, on_finer_grid
+from sak_core.losses.step import distillation_loss, task_loss, task_losses
 from sak_core.tasks import KINDS, Task, published_weight
 from tests import students
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from sak_core.boundary.labelled import valid_box
-from sak_core.constant import ConstantPredictor
 from sak_core.labels import IGNORE
 from sak_core.metrics import delta_m
 from sak_core.tasks import Task
+from sak_core.tasks.constant import ConstantPredictor
 from tests import students
 
 BY_NAME = {task.name: task for task in students.TASKS}

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.miniatures.augment import MILD, STRONG, mirror, recolor
-from pipeline.miniatures.clip import PhraseTower, box_coverage
-from pipeline.miniatures.dino import patch_histogram
-from pipeline.miniatures.objectives import LESSONS
-from pipeline.miniatures.pixels import PixelNet
-from pipeline.miniatures.probe import Column, ProbeConfig, exact_boundary_f, probe, render_table, verdicts
-from pipeline.miniatures.sam import neighbours_differ, regions
-from pipeline.miniatures.scenes import (
+from pipeline.miniature.augment import MILD, STRONG, mirror, recolor
+from pipeline.miniature.clip import PhraseTower, box_coverage
+from pipeline.miniature.dino import patch_histogram
+from pipeline.miniature.objectives import LESSONS
+from pipeline.miniature.pixels import PixelNet
+from pipeline.miniature.probe import Column, ProbeConfig, exact_boundary_f, probe, render_table, verdicts
+from pipeline.miniature.sam import neighbours_differ, regions
+from pipeline.miniature.scenes import (
     TRAINING_SEED,
     SceneAttribute,
     SceneBatch,
@@ -26,10 +26,9 @@ from pipeline.miniatures.scenes import (
     mirrored_places,
     render_scenes,
 )
-from pipeline.miniatures.training import MiniatureConfig, MiniatureTraining, learning_rate, train
-from sak_core.datasets.rooms import CLASSES, COLORS, PARTS, PLACES, render_scene
-from sak_core.teachers.base import TeacherUnavailable
-from sak_core.teachers.miniature import (
+from pipeline.miniature.trainer import MiniatureConfig, MiniatureTraining, learning_rate, train
+from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.miniature.network import (
     MINIATURES,
     build_miniature,
     file_digest,
@@ -37,6 +36,7 @@ from sak_core.teachers.miniature import (
     shipped_card,
     shipped_weights,
 )
+from sak_core.miniature.rooms import CLASSES, COLORS, PARTS, PLACES, render_scene
 
 NAMES = list(MINIATURES)
 
@@ -79,7 +79,7 @@ def test_the_three_had_the_same_chances() -> None:
 
 
 def test_lessons_and_splits_share_no_scene() -> None:
-    from sak_core.datasets.rooms.dataset import SEED
+    from sak_core.miniature.rooms.dataset import SEED
 
     assert shipped_card("mini-dino")["scenes"]["seed"] == TRAINING_SEED
     assert SEED != TRAINING_SEED

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import load_recipe
+from pipeline.recipes.config import load_recipe
+from pipeline.runs import Places
 from pipeline.training.distill import distill
-from pipeline.training.runs import Places
-from sak_core.pretrained import from_pretrained
-from sak_core.reference import export_reference
+from sak_core.student.pretrained import from_pretrained
+from sak_core.student.reference import export_reference
 from tests.conftest import sak
 from tests.parity import student_for
 

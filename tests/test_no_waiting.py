@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import load_recipe, parse_set
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
-from pipeline.training.runs import Places
 from pipeline.training.watch import Watch
 
 SETTINGS = ["teachers=['mini-dino']", "stage1=off", "steps=4", "log_every=4", "batch_size=4", "threads=1", "clip=10.0"]

@@ -11,17 +11,17 @@ import pytest
 import torch
 from obstore.store import MemoryStore
 
-from cache.batch import Batch
 from cache.errors import BadInput
-from cache.loader import Loader
-from cache.local import LocalPlace
-from cache.objects import ObjectPlace
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from cache.places.local import LocalPlace
+from cache.places.objects import ObjectPlace
 from cache.store import Store
-from pipeline.config import load_recipe
 from pipeline.errors import UserError
+from pipeline.recipes.config import load_recipe
+from pipeline.runs import Places
 from pipeline.training.distill import open_loader
 from pipeline.training.loop import _restore_position
-from pipeline.training.runs import Places
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.mounts import mounted

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sak_core.reference import export_reference
-from sak_core.stem import StemConfig
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
+from sak_core.student.config import StudentConfig
+from sak_core.student.network import StudentNetwork
+from sak_core.student.reference import export_reference
+from sak_core.student.stem import StemConfig
 from tests import formula, method, parity
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
@@ -127,8 +127,8 @@ def test_cases_without_a_fixture_equal_an_independent_rewrite(name):
         assert ((ours[key] - want).abs() <= tolerance).all(), key
 
 
-def untrained(case: dict) -> Student:
-    return Student(
+def untrained(case: dict) -> StudentNetwork:
+    return StudentNetwork(
         StudentConfig(
             stem=StemConfig(f"{case['stem']}_patch16_384", image_size=tuple(case["image"])),
             teachers=case["teachers"],

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cache.errors import SpecMismatch
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction import sampling

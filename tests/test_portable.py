@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.takeaway import portable
-from sak_core.pretrained import PretrainedStudent, from_pretrained
-from sak_core.pretrained_config import PretrainedConfig
-from sak_core.stem import normalize
+from pipeline.export import portable
+from sak_core.student.pretrained import Student, from_pretrained
+from sak_core.student.pretrained_config import PretrainedConfig
+from sak_core.student.stem import normalize
 from tests import students
 from tests.conftest import sak
 
@@ -99,7 +99,7 @@ def test_the_card_tells_of_the_files_and_no_path_leaves(exported: tuple[Path, di
 @pytest.mark.parametrize("changes", [{"tasks": ()}, {"paths": False}, {"router": "token", "head": "linear"}], ids=str)
 def test_other_students_export_too(changes: dict[str, Any], tmp_path: Path) -> None:
     student = students.student(**changes).eval()
-    model = PretrainedStudent(student, PretrainedConfig(student.config))
+    model = Student(student, PretrainedConfig(student.config))
     written = portable.write_program(model, tmp_path, students.SIZE)
     if changes == {"tasks": ()}:
         parts = ("stem", "dino", "clip")
@@ -110,7 +110,7 @@ def test_other_students_export_too(changes: dict[str, Any], tmp_path: Path) -> N
 
 def test_a_file_that_differs_is_refused_and_removed(tmp_path: Path) -> None:
     student = students.student().eval()
-    model = portable.Portable(PretrainedStudent(student, PretrainedConfig(student.config)))
+    model = portable.Portable(Student(student, PretrainedConfig(student.config)))
     path = tmp_path / "model.onnx"
     for wrong in (0.01, float("nan")):
         path.write_bytes(b"wrong")

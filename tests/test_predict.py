@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.takeaway.drawing import KEY_MIN_PX, KEY_PX
-from sak_core.datasets.rooms.scene import render_scene
-from sak_core.pretrained import from_pretrained
-from sak_core.student import StudentOutput
-from sak_core.tiling import OVERLAP, predict_raw, tile_starts
+from pipeline.prediction.drawing import KEY_MIN_PX, KEY_PX
+from sak_core.miniature.rooms.scene import render_scene
+from sak_core.student.network import StudentOutput
+from sak_core.student.pretrained import from_pretrained
+from sak_core.student.tiling import OVERLAP, predict_raw, tile_starts
 from tests.conftest import sak
 
 TASKS = ("semseg", "parts", "saliency", "depth", "normals", "boundary")
@@ -248,7 +248,7 @@ def test_a_phones_turned_clips_come_out_upright(trained: Path, tmp_path: Path) -
 
 def test_frames_are_decoded_in_order_and_upright(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    from pipeline.takeaway.sources import open_sources
+    from pipeline.prediction.sources import open_sources
 
     write_video(tmp_path / "clip.mp4", 6)
     (source,) = open_sources([tmp_path / "clip.mp4"])

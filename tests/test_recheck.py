@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import pipeline.extraction.running
 from cache.store import Store
-from pipeline.upkeep.recheck import draw_rows, recheck
+from pipeline.maintenance.recheck import draw_rows, recheck
+from sak_core.interfaces.teacher import Teacher
+from sak_core.miniature.network import WEIGHTS_DIR
 from sak_core.teachers import build_teacher
-from sak_core.teachers.base import Teacher
-from sak_core.teachers.miniature import WEIGHTS_DIR
 from tests.conftest import sak
 from tests.small_images import NUM_IMAGES, cache_arguments
 

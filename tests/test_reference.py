@@ -8,13 +8,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from sak_core.reference import export_reference, import_reference
-from sak_core.reference_config import reference_config
-from sak_core.stem import Stem, StemConfig, resample_positions
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
-from sak_core.tensor_files import RefusedFile, read_tensors
-from sak_core.weights import load_student, load_vit
+from sak_core.student.config import StudentConfig
+from sak_core.student.initial_weights import load_student, load_vit
+from sak_core.student.network import StudentNetwork
+from sak_core.student.reference import export_reference, import_reference
+from sak_core.student.reference_config import reference_config
+from sak_core.student.stem import Stem, StemConfig, resample_positions
+from sak_core.weights.tensor_files import RefusedFile, read_tensors
 from tests import students
 from tests.parity import student_for
 
@@ -30,7 +30,7 @@ def empty_state(shapes: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def published() -> Student:
+def published() -> StudentNetwork:
     return student_for(case("pascal-aligned"))
 
 
@@ -38,7 +38,7 @@ def test_every_published_name_is_known_and_round_trips(published):
     exported = export_reference(published)
     shapes = case("pascal-aligned")["shapes"]
     assert {name: list(value.shape) for name, value in exported.items()} == shapes
-    again = Student(published.config)
+    again = StudentNetwork(published.config)
     assert import_reference(again, exported) == 2
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), published.state_dict().values(), strict=True)
@@ -48,7 +48,7 @@ def test_every_published_name_is_known_and_round_trips(published):
 def test_stage_one_has_no_prefix_and_keeps_routers_and_heads(published):
     exported = export_reference(published, stage=1)
     assert not [n for n in exported if n.startswith(("backbone.", "mor.", "heads."))] and "vit.cls_token" in exported
-    again = Student(published.config)
+    again = StudentNetwork(published.config)
     before = {n: v.clone() for n, v in again.state_dict().items() if n.startswith(("routers.", "heads."))}
     assert import_reference(again, exported) == 1
     after = again.state_dict()
@@ -73,7 +73,7 @@ def test_the_student_is_read_off_the_checkpoint(name):
     made = case(name)
     found = reference_config(empty_state(made["shapes"]), tuple(made["image"]))
     expected = student_for(made)
-    assert {n: v.shape for n, v in Student(found).state_dict().items()} == {
+    assert {n: v.shape for n, v in StudentNetwork(found).state_dict().items()} == {
         n: v.shape for n, v in expected.state_dict().items()
     }
     assert list(found.teachers) == list(made["teachers"]) and [t.name for t in found.tasks] == made["tasks"]
@@ -94,7 +94,7 @@ def test_image_size_is_asked_for_where_it_is_not_plain():
 
 def test_a_stage_one_checkpoint_of_another_size_is_resampled(published):
     exported = export_reference(published, stage=1)
-    wide = Student(
+    wide = StudentNetwork(
         StudentConfig(
             stem=StemConfig("vit_small_patch16_384", (96, 128)),
             teachers=published.config.teachers,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cache.errors import CorruptFile, RemadeDiffers
-from cache.manifest import PartManifest
-from cache.repair import mend_metadata
+from cache.format.manifest import PartManifest
+from cache.maintenance.metadata_repair import mend_metadata
+from cache.maintenance.verification import verify_store
 from cache.store import Store
-from cache.verify import verify_store
-from pipeline.upkeep.repair import RepairRequest, repair_store
+from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
 from tests.conftest import sak
 from tests.small_images import NUM_IMAGES
@@ -65,7 +65,7 @@ def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store:
 def test_a_manifest_file_too_large_to_search_is_put_right_by_the_files(
     what: str, whole: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.repair.MAX_SEARCHED_BYTES", 100)
+    monkeypatch.setattr("cache.maintenance.metadata_repair.MAX_SEARCHED_BYTES", 100)
     file = "manifest/teachers/mini-dino/view_0001.json"
     bits = (0,) if what == '"bytes":[' else (0, 6)  # still a number or a hex digit, and no longer
     for bit in bits:
@@ -78,7 +78,7 @@ def test_a_manifest_file_too_large_to_search_is_put_right_by_the_files(
 def test_a_large_manifest_file_is_not_believed_where_a_shard_is_damaged_too(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.repair.MAX_SEARCHED_BYTES", 100)
+    monkeypatch.setattr("cache.maintenance.metadata_repair.MAX_SEARCHED_BYTES", 100)
     file = store / "manifest/teachers/mini-dino/view_0001.json"
     flip(file, file.read_bytes().index(b'"sha256":["') + 12)
     flip(store / "teachers/mini-dino/level_2/c.1.0.0.0.0", 77)
@@ -243,7 +243,7 @@ def test_a_committed_shard_is_written_again_only_as_it_was(tmp_path: Path) -> No
     store = toy.make_store(tmp_path, num_views=1)
     before = toy.tree(store.path)
     flip(store.path / "pixels/c.0.1.0.0.0", 9)
-    from cache.writer import SourceWriter
+    from cache.writing.source_writer import SourceWriter
 
     writer = SourceWriter(store)
     changed = toy.source_arrays(store.spec, 0, 1)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sak_core.datasets import open_dataset
-from sak_core.datasets.base import Dataset, check_labels
-from sak_core.datasets.rooms import (
+from sak_core.interfaces.dataset import Dataset, check_labels
+from sak_core.miniature.rooms import (
     BACKGROUND,
     CLASSES,
     COLORS,
@@ -27,15 +27,15 @@ from sak_core.datasets.rooms import (
     Scene,
     render_scene,
 )
-from sak_core.datasets.rooms import scene as renderer
-from sak_core.datasets.rooms.dataset import SPLITS
-from sak_core.datasets.rooms.draws import Draws
-from sak_core.datasets.rooms.geometry import Camera, cast, tabulate
-from sak_core.datasets.rooms.labels import boundary
-from sak_core.datasets.rooms.layout import draw_room
-from sak_core.datasets.rooms.materials import Material
-from sak_core.datasets.rooms.salience import LEAST_RATIO, scores
-from sak_core.datasets.rooms.solids import BOX, ELLIPSOID, FACES, FRUSTUM, Solid, Thing
+from sak_core.miniature.rooms import scene as renderer
+from sak_core.miniature.rooms.dataset import SPLITS
+from sak_core.miniature.rooms.draws import Draws
+from sak_core.miniature.rooms.geometry import Camera, cast, tabulate
+from sak_core.miniature.rooms.labels import boundary
+from sak_core.miniature.rooms.layout import draw_room
+from sak_core.miniature.rooms.materials import Material
+from sak_core.miniature.rooms.salience import LEAST_RATIO, scores
+from sak_core.miniature.rooms.solids import BOX, ELLIPSOID, FACES, FRUSTUM, Solid, Thing
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).parent / "fixtures" / "rooms_scenes.npz"
@@ -375,11 +375,11 @@ def test_dataset_gives_labels_but_in_the_unlabelled_split(split: str) -> None:
 
 def test_another_renderer_is_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Rooms("val").fingerprints
-    monkeypatch.setattr("sak_core.datasets.rooms.dataset.RENDERER_VERSION", RENDERER_VERSION + 1)
+    monkeypatch.setattr("sak_core.miniature.rooms.dataset.RENDERER_VERSION", RENDERER_VERSION + 1)
     assert Rooms("val").fingerprints[0] != before[0]
 
 
 def test_importing_rooms_loads_numpy_alone() -> None:
-    program = "import sys, sak_core.datasets.rooms.scene as _; print('torch' in sys.modules)"
+    program = "import sys, sak_core.miniature.rooms.scene as _; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

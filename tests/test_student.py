@@ -8,13 +8,13 @@ import torch
 from lightning_fabric import Fabric
 from timm.models.vision_transformer import VisionTransformer
 
-from sak_core.decoder import to_map
-from sak_core.losses import distillation_loss, task_losses
+from sak_core.losses.step import distillation_loss, task_losses
 from sak_core.noise import RowNoise
-from sak_core.parts import count_parameters, freeze
-from sak_core.stem import Stem, StemConfig, normalize
-from sak_core.student import Experts, StemTokens, Student
-from sak_core.student_config import StudentConfig, tapped_levels
+from sak_core.student.config import StudentConfig, tapped_levels
+from sak_core.student.decoder import to_map
+from sak_core.student.network import Experts, StemTokens, StudentNetwork
+from sak_core.student.parts import count_parameters, freeze
+from sak_core.student.stem import Stem, StemConfig, normalize
 from tests import students
 
 
@@ -146,13 +146,13 @@ def test_config_round_trips_and_refuses():
     made = students.config()
     assert StudentConfig.from_dict(made.to_dict()) == made
     with pytest.raises(ValueError, match="unknown router 'moar'; did you mean mor"):
-        Student(students.config(router="moar"))
+        StudentNetwork(students.config(router="moar"))
     with pytest.raises(ValueError, match="unknown head 'sack'; did you mean sak"):
-        Student(students.config(head="sack"))
+        StudentNetwork(students.config(head="sack"))
     with pytest.raises(ValueError, match="set aligner=True"):
-        Student(students.config(aligner=False))
+        StudentNetwork(students.config(aligner=False))
     with pytest.raises(ValueError, match="widths for 2 levels"):
-        Student(students.config(teachers={"dino": (20, 20)}))
+        StudentNetwork(students.config(teachers={"dino": (20, 20)}))
     with pytest.raises(ValueError, match="not ascending"):
         tapped_levels(4, (1, 4))
     assert tapped_levels(12, None) == (2, 5, 8, 11) and tapped_levels(24, None) == (5, 11, 17, 23)

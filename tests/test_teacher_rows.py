@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sak_core.interfaces.teacher import TeacherUnavailable
 from sak_core.teachers import TEACHERS, build_teacher
-from sak_core.teachers.base import TeacherUnavailable
 from sak_core.teachers.facts import known_facts, measure
 from tests.conftest import TINY, sak
 from tests.towers import OPENAI, pixels
@@ -62,7 +62,7 @@ def test_the_list_measures_others_and_refuses_unknown_ones():
 
 OWN = '''
 import torch
-from sak_core.teachers.base import Teacher, TeacherSpec, fit_to_patch
+from sak_core.interfaces.teacher import Teacher, TeacherSpec, fit_to_patch
 
 
 class Means(Teacher):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sak_core.digests import state_digest
+from sak_core.interfaces.teacher import TeacherUnavailable
 from sak_core.teachers import build_teacher
-from sak_core.teachers.base import TeacherUnavailable
-from sak_core.teachers.weights import seeded
+from sak_core.weights.digests import state_digest
+from sak_core.weights.teacher_weights import seeded
 from tests.towers import IMAGENET, OPENAI, exactly, normalise, pixels
 
 

@@ -8,8 +8,8 @@ import torch
 
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.open_clip_models import _transformer
-from sak_core.teachers.positions import resample_positions
-from sak_core.teachers.weights import BuildOptions, seeded
+from sak_core.weights.positions import resample_positions
+from sak_core.weights.teacher_weights import BuildOptions, seeded
 from tests.towers import IMAGENET, exactly, normalise, pixels
 
 

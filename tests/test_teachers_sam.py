@@ -7,10 +7,10 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional as F
 
-from sak_core.digests import state_digest
 from sak_core.teachers import build_teacher
 from sak_core.teachers.sam import MEAN, STD, fit_longer_side, sam_teacher
-from sak_core.teachers.weights import BuildOptions, seeded
+from sak_core.weights.digests import state_digest
+from sak_core.weights.teacher_weights import BuildOptions, seeded
 from tests.towers import exactly, pixels
 
 

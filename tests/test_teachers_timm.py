@@ -7,12 +7,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from sak_core.teachers import TEACHERS, build_teacher
-from sak_core.teachers.base import (
+from sak_core.interfaces.teacher import (
     fit_to_patch,
     nearest_multiple,
 )
-from sak_core.teachers.weights import seeded
+from sak_core.teachers import TEACHERS, build_teacher
+from sak_core.weights.teacher_weights import seeded
 from tests.towers import IMAGENET, OPENAI, exactly, normalise, pixels
 
 
@@ -63,7 +63,7 @@ def test_384_px_is_27_cells_of_14():
 
 
 def test_dinov2_giant_taps_the_ends_of_its_quarters():
-    from sak_core.teachers.weights import choose_levels
+    from sak_core.weights.teacher_weights import choose_levels
 
     assert choose_levels("t", None, 40) == (9, 19, 29, 39)
     assert choose_levels("t", None, 24) == (5, 11, 17, 23)

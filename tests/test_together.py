@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from cache.errors import StateMismatch
-from cache.loader import Loader
+from cache.loading.loader import Loader
 from cache.store import find_stores
-from pipeline.config import load_recipe
 from pipeline.errors import UserError
+from pipeline.recipes.config import load_recipe
+from pipeline.runs import Places
 from pipeline.training.distill import distill
-from pipeline.training.runs import Places
 from pipeline.training.together import Share, run_together
 from tests.conftest import sak
 

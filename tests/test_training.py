@@ -18,14 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import pipeline.training.distill
 from pipeline.cli import _explain
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
-from pipeline.stores import find_store
-from pipeline.studies.arms import build_model
-from pipeline.training import checkpoint
+from pipeline.recipes.arms import build_model
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.recipes.stores import find_store
+from pipeline.runs import Places, checkpoint, load_weights, read_recipe
 from pipeline.training.distill import distill
 from pipeline.training.ema import Ema
-from pipeline.training.runs import Places, load_weights, read_recipe
 from pipeline.training.watch import StepResult, Watch
 from tests.conftest import sak
 
@@ -149,7 +148,7 @@ def test_a_resume_from_something_else_is_refused(
     with pytest.raises(UserError, match=r"another recipe: .*seed: 0 against 1"):
         distilled(features, run, "seed=1")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.runs.__version__", "9.9")
+        patch.setattr("pipeline.runs.__version__", "9.9")
         with pytest.raises(UserError, match=r"something else: code\.sak: '0\.1\.0' against '9\.9'"):
             distilled(features, run)
     with monkeypatch.context() as patch:

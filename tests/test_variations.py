@@ -10,13 +10,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import Recipe, StudentOptions
-from sak_core.balance import BALANCES
-from sak_core.decoder import ROUTERS
-from sak_core.heads import HEADS
-from sak_core.parts import TRAINS
-from sak_core.row_losses import DISTILLATION
-from sak_core.student import ADAPTERS
+from pipeline.recipes.config import Recipe, StudentOptions
+from sak_core.losses.balance import BALANCES
+from sak_core.losses.rows import DISTILLATION
+from sak_core.student.decoder import ROUTERS
+from sak_core.student.heads import HEADS
+from sak_core.student.network import ADAPTERS
+from sak_core.student.parts import TRAINS
 from tests.conftest import sak
 
 VARIATIONS = {
@@ -199,10 +199,10 @@ def test_the_choices_are_those_of_the_core() -> None:
     ],
 )
 def test_wrong_values_are_answered_with_right_ones(features: Path, tmp_path: Path, assignment: str, hint: str) -> None:
-    from pipeline.config import load_recipe, parse_set
     from pipeline.errors import UserError
+    from pipeline.recipes.config import load_recipe, parse_set
+    from pipeline.runs import Places
     from pipeline.training.distill import distill
-    from pipeline.training.runs import Places
 
     with pytest.raises(UserError) as caught:
         recipe = load_recipe("demo", "distill", {**BASE, **parse_set([assignment])})

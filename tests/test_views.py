@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from sak_core.colour import ColourChange, change_colour
 from sak_core.names import UnknownName
-from sak_core.views import (
+from sak_core.views.colour import ColourChange, change_colour
+from sak_core.views.view import (
     EVALUATION,
     NYUD_SIZE,
     PASCAL_SIZE,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.config import load_recipe, parse_set
 from pipeline.errors import UserError
+from pipeline.recipes.config import load_recipe, parse_set
+from pipeline.runs import Places, find_run
 from pipeline.training.distill import distill
 from pipeline.training.probes import cosines
-from pipeline.training.runs import Places, find_run
 from tests.conftest import sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=2", "--set", "threads=1"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cache.codecs.base import Array, Codec, Encoded, Float32, Sample, Target
-from cache.fidelity import FidelityMeter
+from cache.codecs.fidelity import FidelityMeter
 
 if TYPE_CHECKING:
     import torch

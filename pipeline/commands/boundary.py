@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.commands.options import JSON, show
 
 
 @click.command()
@@ -34,7 +34,7 @@ def boundary(
     Predictions are 8-bit grey PNGs, NAME.png, 255 being 1. Annotations are PNGs of the same names (boundaries where
     not 0), or several an image: NAME.mat as BSDS has them, or numbered PNGs (NAME-1.png ..., or NAME/1.png ...).
     """
-    from pipeline.boundary import BoundaryRequest, score_folders, scores_text
+    from pipeline.boundary_scores import BoundaryRequest, score_folders, scores_text
 
     request = BoundaryRequest(max_dist, thresholds, nms, workers)
     show(score_folders(predictions, truths, request), as_json, scores_text)

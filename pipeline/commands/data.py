@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.commands.options import JSON, show
 
 
 @click.group()
@@ -50,7 +50,7 @@ def check(
     Files that are missing, unreadable, of another size than their image or with values out of range are listed with
     what was expected; the exit code is then 1.
     """
-    from pipeline.datacheck import check_dataset, check_text
+    from pipeline.data.check import check_dataset, check_text
 
     report = check_dataset(dataset, root, splits, limit, sheet, workers)
     show(report, as_json, check_text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.commands.options import JSON, show
 
 
 @click.command()

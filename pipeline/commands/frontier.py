@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import JSON, show
+from pipeline.commands.options import JSON, show
 
 
 @click.command()
@@ -29,8 +29,8 @@ def frontier(
     SOURCES are caches or .npy arrays (rows, tokens, width); several are levels of one teacher, row for row. Codecs are
     fitted on one half of the rows and reported on the other. Speeds are of one core; decoding is bytes to integers.
     """
-    from pipeline.frontier import frontier as measure
-    from pipeline.frontier import frontier_text, read_source
+    from pipeline.maintenance.frontier import frontier as measure
+    from pipeline.maintenance.frontier import frontier_text, read_source
 
     read = [read_source(path, teacher, level) for path in sources for level in levels or (None,)]
     show(measure(read, fidelity, save), as_json, frontier_text)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.commands.options import JSON, show
 from pipeline.errors import UserError
-from pipeline.options import JSON, show
 
 
 @click.group()
@@ -23,9 +23,9 @@ def miniature() -> None:
 def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) -> None:
     """Train the miniature teacher NAME again, from rendered scenes; goes on where it stopped."""
     from pipeline.console import say
-    from pipeline.miniatures.training import train
+    from pipeline.miniature.trainer import train
+    from sak_core.miniature.network import MINIATURES
     from sak_core.names import unknown
-    from sak_core.teachers.miniature import MINIATURES
 
     if name not in MINIATURES:
         raise UserError(unknown("miniature teacher", name, MINIATURES))
@@ -38,6 +38,6 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
 def miniature_probe(out: Path, as_json: bool) -> None:
     """Score the miniature teachers' frozen features under one head on all six tasks."""
     from pipeline.console import say
-    from pipeline.miniatures.probe import probe, render_table
+    from pipeline.miniature.probe import probe, render_table
 
     show(probe(out=out, report=say), as_json, render_table)

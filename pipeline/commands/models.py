@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import FEATURES, JSON, RUNS, SET, places, show
+from pipeline.commands.options import FEATURES, JSON, RUNS, SET, places, show
 
 if TYPE_CHECKING:
-    from pipeline.config import Stage
+    from pipeline.recipes.config import Stage
 
 
 @click.command()
@@ -24,8 +24,8 @@ def params(
     name: str, stage: Stage | None, assignments: tuple[str, ...], features: Path | str, runs: Path, as_json: bool
 ) -> None:
     """Count the parameters of a recipe's or a run's model, by part."""
-    from pipeline.config import parse_set
-    from pipeline.takeaway.params import params_text, recipe_parameters, run_parameters
+    from pipeline.export.params import params_text, recipe_parameters, run_parameters
+    from pipeline.recipes.config import parse_set
 
     run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
     if run is not None:
@@ -42,8 +42,8 @@ def params(
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
     """Read a checkpoint of the authors' release (stage 1 or 2) into the folder OUT."""
-    from pipeline.stores import parse_size
-    from pipeline.takeaway.reference import import_checkpoint
+    from pipeline.export.reference_checkpoint import import_checkpoint
+    from pipeline.recipes.stores import parse_size
 
     result = import_checkpoint(checkpoint, out, parse_size(size) if size else None)
     show(result, as_json, lambda r: f"{out}: {r['stage']}, teachers {', '.join(r['teachers'])}")
@@ -56,7 +56,7 @@ def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: boo
 @JSON
 def export_reference(run: Path, out: Path, runs: Path, as_json: bool) -> None:
     """Write a student under the names of the authors' release, as a file for torch.load."""
-    from pipeline.takeaway.reference import export_checkpoint
+    from pipeline.export.reference_checkpoint import export_checkpoint
 
     source = run if run.exists() else runs / run
     show(export_checkpoint(source, out), as_json, lambda r: f"{r['file']}: {r['entries']} entries of {r['stage']}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import CODE, DRY, JSON, WEIGHTS, WHERE, paths_by_name, show
+from pipeline.commands.options import CODE, DRY, JSON, WEIGHTS, WHERE, paths_by_name, show
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
@@ -20,7 +20,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="Where
 @JSON
 def info(store: Path | str, as_json: bool) -> None:
     """What STORE holds, what of it is committed, its bytes, fidelity and provenance."""
-    from pipeline.upkeep.inspect import info_text, store_info
+    from pipeline.maintenance.inspect import info_text, store_info
 
     show(store_info(store), as_json, info_text)
 
@@ -36,7 +36,7 @@ def verify(
     store: Path | str, live: int | None, weights: tuple[str, ...], device: str, allow_code: bool, as_json: bool
 ) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
-    from pipeline.upkeep import inspect
+    from pipeline.maintenance import inspect
 
     result = inspect.verify(store, live or 0, paths_by_name(weights), device, allow_code)
     show(result, as_json, inspect.verify_text)
@@ -62,7 +62,7 @@ def repair(
     as_json: bool,
 ) -> None:
     """Make again what is damaged in STORE, byte for byte; exit code 1 if something cannot be."""
-    from pipeline.upkeep.repair import RepairRequest, repair_store, repair_text
+    from pipeline.maintenance.repair import RepairRequest, repair_store, repair_text
 
     result = repair_store(store, RepairRequest(root, paths_by_name(weights), device, allow_code, dry_run))
     show(result, as_json, repair_text)
@@ -79,7 +79,7 @@ def repair(
 @JSON
 def drop(store: Path | str, teacher: str | None, views: int | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Take a teacher or the last views out of STORE."""
-    from pipeline.upkeep.drop import DropRequest, drop_text
-    from pipeline.upkeep.drop import drop as run
+    from pipeline.maintenance.drop import DropRequest, drop_text
+    from pipeline.maintenance.drop import drop as run
 
     show(run(store, DropRequest(teacher, views, yes, dry_run)), as_json, drop_text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.options import CODE, JSON, show
+from pipeline.commands.options import CODE, JSON, show
 
 
 @click.command()
@@ -17,6 +17,6 @@ def teachers(names: tuple[str, ...], size: str | None, allow_code: bool, as_json
 
     All rows without NAMES; any other by LIBRARY:MODEL (timm:resnet50, open_clip:ViT-B-32/openai, sam:vit_l, hf:ID).
     """
-    from pipeline.teachers import list_teachers, teachers_text
+    from pipeline.extraction.teacher_list import list_teachers, teachers_text
 
     show(list_teachers(names, size, allow_code), as_json, teachers_text)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.addresses import as_place
 from cache.codecs import get_codec
-from cache.layout import ArraySpec, source_arrays, teacher_arrays
-from cache.local import LocalPlace
-from cache.manifest import SOURCE, PartManifest, teacher_part
-from cache.spec import LevelSpec, SourceSpec
+from cache.format.layout import ArraySpec, source_arrays, teacher_arrays
+from cache.format.manifest import SOURCE, PartManifest, teacher_part
+from cache.format.spec import LevelSpec, SourceSpec
+from cache.places.addresses import as_place
+from cache.places.local import LocalPlace
 from cache.store import Store
 from pipeline.console import amount
 from pipeline.errors import UserError

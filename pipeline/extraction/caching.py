@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from cache.addresses import as_place
-from cache.calibration import calibration_order
+from cache.calibration.statistics import calibration_order
 from cache.codecs import get_codec
 from cache.errors import SpecMismatch
-from cache.spec import SourceSpec, first_difference
+from cache.format.spec import SourceSpec, first_difference
+from cache.places.addresses import as_place
 from cache.store import Store
 from pipeline.console import amount, say
 from pipeline.extraction.amounts import (
@@ -23,7 +23,7 @@ from pipeline.extraction.amounts import (
 )
 from pipeline.extraction.prepare import preparing, source_spec
 from pipeline.extraction.request import CacheRequest
-from pipeline.training.frozen import is_frozen_part
+from pipeline.recipes.frozen import is_frozen_part
 
 if TYPE_CHECKING:
     from pipeline.extraction.cluster_tasks import Described

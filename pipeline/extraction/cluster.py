@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
-from cache.manifest import teacher_part
-from cache.spec import first_difference
+from cache.format.manifest import teacher_part
+from cache.format.spec import first_difference
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
+from cache.writing.teacher_writer import TeacherWriter
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction import cluster_tasks as tasks

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from distributed import WorkerPlugin
 
+from cache.codecs.fidelity import FidelityMeter
 from cache.errors import CacheError
-from cache.fidelity import FidelityMeter
-from cache.manifest import SOURCE
-from cache.spec import LevelSpec, first_difference
+from cache.format.manifest import SOURCE
+from cache.format.spec import LevelSpec, first_difference
 from cache.store import Store
-from cache.teacher_writer import EncodedRows, TeacherWriter
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
+from cache.writing.teacher_writer import EncodedRows, TeacherWriter
 from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
@@ -32,9 +32,9 @@ from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches,
 from pipeline.extraction.samples import DatasetRequest, Task, join, make_block
 from pipeline.extraction.sampling import TeacherSample
 from pipeline.extraction.stored_fidelity import StoredFidelity
-from sak_core.datasets.base import Dataset, DatasetError
+from sak_core.interfaces.dataset import Dataset, DatasetError
+from sak_core.interfaces.teacher import TeacherUnavailable
 from sak_core.names import UnknownName
-from sak_core.teachers.base import TeacherUnavailable
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cache.calibration import Calibrator, Validity, calibration_rows
-from cache.layout import teacher_arrays
-from cache.spec import SourceSpec
+from cache.calibration.statistics import Calibrator, Validity, calibration_rows
+from cache.format.layout import teacher_arrays
+from cache.format.spec import SourceSpec
 from cache.store import Store
-from cache.teacher_writer import EncodedRows, TeacherWriter, check_storable
+from cache.writing.teacher_writer import EncodedRows, TeacherWriter, check_storable
 from pipeline.console import amount, progress, say, warn
 from pipeline.extraction.overlap import Ahead, Behind
 from pipeline.extraction.prepare import Source

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.config import STAGES, Recipe, load_recipe
+from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.training import lineage, runs
-from pipeline.training.frozen import PREFIXES, STEM, frozen_digest
-from sak_core.decoder import to_map
-from sak_core.stem import normalize
-from sak_core.student import Student
-from sak_core.student_config import StudentConfig
-from sak_core.teachers.base import Teacher, TeacherSpec, freeze
+from pipeline.recipes.config import STAGES, Recipe, load_recipe
+from pipeline.recipes.frozen import PREFIXES, STEM, frozen_digest
+from pipeline.runs import lineage
+from sak_core.interfaces.teacher import Teacher, TeacherSpec, freeze
+from sak_core.student.config import StudentConfig
+from sak_core.student.decoder import to_map
+from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import normalize
 
 
 class FrozenTeacher(Teacher):
@@ -23,8 +24,8 @@ class FrozenTeacher(Teacher):
     prefix tokens; under "routers" the stem's tapped maps, then each path's, without prefix tokens.
     """
 
-    def __init__(self, name: str, student: Student, size: tuple[int, int], kind: str) -> None:
-        """student: whose parts. size: (H, W) of the views in px. kind: a key of sak_core.parts.TRAINS."""
+    def __init__(self, name: str, student: StudentNetwork, size: tuple[int, int], kind: str) -> None:
+        """student: whose parts. size: (H, W) of the views in px. kind: a key of sak_core.student.parts.TRAINS."""
         grid, depth, width = student.stem.grid(*size), student.stem.depth, student.stem.width
         blocks = tuple(range(depth + 1)) if kind == "adapters" else student.levels * student.num_experts
         spec = TeacherSpec(
@@ -83,20 +84,20 @@ def build_frozen(name: str, size: tuple[int, int]) -> FrozenTeacher:
     return teacher
 
 
-def _of_run(run: Path, size: tuple[int, int]) -> Student:
+def _of_run(run: Path, size: tuple[int, int]) -> StudentNetwork:
     made = lineage.read(run)
     described = made.student
     if described is None:
         raise UserError(f"{run} has no student whose parts could be cached")
     stem = {**described["stem"], "image_size": list(size)}
-    student = Student(StudentConfig.from_dict({**described, "stem": stem}))
+    student = StudentNetwork(StudentConfig.from_dict({**described, "stem": stem}))
     runs.start_from(run, student, made.image_size)
     return student
 
 
-def _of_recipe(name: str, size: tuple[int, int]) -> Student:
+def _of_recipe(name: str, size: tuple[int, int]) -> StudentNetwork:
     """The stem of a recipe before any training; teachers and tasks have no part in it."""
-    from pipeline.studies.arms import initialize, stem_of
+    from pipeline.recipes.arms import initialize, stem_of
 
     recipe = _any_stage(name)
     student = stem_of(recipe, size)

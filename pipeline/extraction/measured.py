@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cache.manifest import teacher_part
-from cache.spec import SourceSpec
+from cache.format.manifest import teacher_part
+from cache.format.spec import SourceSpec
 from pipeline.console import say
 from pipeline.extraction.amounts import PartAmount, coded
 from pipeline.extraction.request import CacheRequest

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cache.calibration import calibration_order
-from cache.spec import SourceSpec
+from cache.calibration.statistics import calibration_order
+from cache.format.spec import SourceSpec
 from cache.store import Store
 from pipeline.console import amount, duration, table, warn
 from pipeline.extraction.amounts import PartAmount, existing_store, is_calibrated
@@ -68,7 +68,7 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
 def _teachers(request: CacheRequest) -> list[RunningTeacher]:
     if not request.teachers:
         return []
-    from sak_core.teachers.base import TeacherUnavailable
+    from sak_core.interfaces.teacher import TeacherUnavailable
 
     try:
         return start_teachers(request)

@@ -13,17 +13,17 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from cache.calibration import Validity
-from cache.layout import source_arrays
-from cache.spec import LabelSpec, SourceSpec, id_width, samples_digest
+from cache.calibration.statistics import Validity
+from cache.format.layout import source_arrays
+from cache.format.spec import LabelSpec, SourceSpec, id_width, samples_digest
 from cache.store import Store
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
 from pipeline.console import amount, progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk, existing_store, source_amount
 from pipeline.extraction.contents import check_contents
 from pipeline.extraction.samples import Block, DatasetRequest, Task, blocks_in_flight, join, make_blocks, num_decoders
-from sak_core.datasets.base import Dataset
+from sak_core.interfaces.dataset import Dataset
 from sak_core.tasks import KINDS
 from sak_core.tasks import Task as DatasetTask
 

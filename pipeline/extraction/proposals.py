@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration import Calibrator, calibration_rows
+from cache.calibration.statistics import Calibrator, calibration_rows
 from cache.codecs import CODECS
+from cache.codecs.fidelity import Fidelity
 from cache.errors import CacheError
-from cache.fidelity import Fidelity
-from cache.spec import LevelSpec, SourceSpec
+from cache.format.spec import LevelSpec, SourceSpec
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
+from cache.writing.teacher_writer import TeacherWriter
 from pipeline.console import say
 from pipeline.extraction.amounts import coded, existing_store, source_amount, teacher_amount
 from pipeline.extraction.extract import CALIBRATION_ROWS

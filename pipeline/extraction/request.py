@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.options import numbers
 from pipeline.errors import UserError
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.options import numbers
-from pipeline.stores import parse_size
+from pipeline.recipes.stores import parse_size
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""

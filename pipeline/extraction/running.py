@@ -15,15 +15,15 @@ import torch.nn.functional as F
 
 from cache.codecs import get_codec
 from cache.codecs.coders import get_coder
-from cache.spec import LevelSpec
+from cache.format.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.extraction.frozen_teacher import build_frozen
 from pipeline.machine import processor
-from pipeline.stores import REGISTERS
-from pipeline.training.frozen import cached_name, is_frozen_part
+from pipeline.recipes.frozen import cached_name, is_frozen_part
+from pipeline.recipes.stores import REGISTERS
+from sak_core.interfaces.teacher import Teacher
 from sak_core.names import part_name
 from sak_core.teachers import build_teacher
-from sak_core.teachers.base import Teacher
 
 LIBRARIES = {
     "timm": "timm",

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.spec import SourceSpec, encode_ids
+from cache.format.spec import SourceSpec, encode_ids
 from pipeline.console import start_worker
 from sak_core.datasets import open_dataset
-from sak_core.datasets.base import Dataset, UnreadableSample
+from sak_core.interfaces.dataset import Dataset, UnreadableSample
 from sak_core.labels import IGNORE
-from sak_core.views import ViewPolicy, apply_view, draw_view
+from sak_core.views.view import ViewPolicy, apply_view, draw_view
 
 Array = npt.NDArray[Any]
 Views = dict[int, dict[str, Array]]

@@ -13,15 +13,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.addresses import as_place
 from cache.codecs import get_codec
-from cache.layout import index_bytes, source_arrays, teacher_arrays
-from cache.local import LocalPlace
-from cache.manifest import teacher_part
-from cache.spec import LevelSpec, SourceSpec
+from cache.format.layout import index_bytes, source_arrays, teacher_arrays
+from cache.format.manifest import teacher_part
+from cache.format.spec import LevelSpec, SourceSpec
+from cache.places.addresses import as_place
+from cache.places.local import LocalPlace
 from cache.store import Store
-from cache.teacher_writer import TeacherWriter
-from cache.writer import SourceWriter
+from cache.writing.source_writer import SourceWriter
+from cache.writing.teacher_writer import TeacherWriter
 from pipeline.errors import UserError
 from pipeline.extraction.extract import calibrate, write_shards
 from pipeline.extraction.prepare import ROWS_PER_BLOCK, Source, source_spec

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cache.fidelity import FidelityMeter
-from cache.spec import LevelSpec
+from cache.codecs.fidelity import FidelityMeter
+from cache.format.spec import LevelSpec
 from cache.store import Store
 
 STAGE = "stored fidelity"

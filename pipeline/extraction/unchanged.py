@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cache.spec import first_difference
+from cache.format.spec import first_difference
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.samples import DatasetRequest
-from sak_core.datasets.base import DatasetError
+from sak_core.interfaces.dataset import DatasetError
 from sak_core.names import UnknownName
 
 

@@ -13,14 +13,14 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe, Study
+from pipeline import runs
 from pipeline.console import say, start_worker
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
-from pipeline.studies.arms import find_arm
+from pipeline.recipes.arms import find_arm
+from pipeline.recipes.config import Recipe, Study
 from pipeline.studies.jobs import Job, check, plan, single_jobs
 from pipeline.studies.study_table import as_csv, collect, markdown
-from pipeline.training import runs
 
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution

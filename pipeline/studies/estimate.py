@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe
+from pipeline import runs
 from pipeline.console import amount, duration, say
 from pipeline.errors import UserError
-from pipeline.studies.arms import find_arm
+from pipeline.recipes.arms import find_arm
+from pipeline.recipes.config import Recipe
+from pipeline.runs import checkpoint
 from pipeline.studies.jobs import Job, single_jobs
-from pipeline.training import checkpoint, runs
 
 SAMPLE_STEPS = 3
 WORTH_MEASURING = 50

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import Store
-from pipeline.config import Recipe, Study, differences, load_recipe
+from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.stores import find_store, store_tasks, training_store
-from pipeline.studies.arms import (
+from pipeline.recipes.arms import (
     ORACLE,
     TEACHER_PREFIX,
     find_arm,
@@ -20,7 +19,8 @@ from pipeline.studies.arms import (
     starts_from_stage1,
     teachers_read,
 )
-from pipeline.training import runs
+from pipeline.recipes.config import Recipe, Study, differences, load_recipe
+from pipeline.recipes.stores import find_store, store_tasks, training_store
 from pipeline.training.class_tokens import check_class_tokens
 from sak_core.names import part_name, unknown
 

@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache.batch import Batch
-from cache.loader import Loader
-from pipeline import pictures
-from pipeline.config import Data
-from pipeline.stores import find_store
-from pipeline.studies.arms import run_model
-from pipeline.training import runs
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from pipeline import pictures, runs
+from pipeline.recipes.arms import run_model
+from pipeline.recipes.config import Data
+from pipeline.recipes.stores import find_store
 from pipeline.training.evaluate import load_model, open_evaluation, without_padding
 from sak_core.datasets import open_dataset
-from sak_core.stem import normalize
-from sak_core.student import Student
+from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import normalize
 from sak_core.tasks import Task
 
 Picture = npt.NDArray[np.uint8]
@@ -63,7 +62,7 @@ def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
     Both maps are projected on the same basis, fitted on the teacher's, so equal colours mean equal features.
     """
     model, _ = load_model(run, places)
-    assert isinstance(model, Student)
+    assert isinstance(model, StudentNetwork)
     recipe = runs.read_recipe(run)
     store = find_store(places.features, data, recipe.teachers)
     batch = _first(Loader(store, recipe.teachers, batch_size=SHEET_ROWS, num_views=1, shuffle=False))

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Study
+from pipeline import runs
 from pipeline.console import table
-from pipeline.stores import find_store, store_tasks
-from pipeline.studies.arms import ORACLE, TEACHER_PREFIX
+from pipeline.recipes.arms import ORACLE, TEACHER_PREFIX
+from pipeline.recipes.config import Study
+from pipeline.recipes.stores import find_store, store_tasks
 from pipeline.studies.jobs import Job
-from pipeline.training import runs
 
 if TYPE_CHECKING:
     from sak_core.tasks import Task

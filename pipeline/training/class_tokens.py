@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from cache.calibration import calibration_order
+from cache.calibration.statistics import calibration_order
 from cache.store import Store
-from pipeline.config import Recipe
 from pipeline.errors import UserError
-from pipeline.stores import REGISTERS
-from pipeline.studies.arms import class_tokens_read
-from sak_core.balance import ChannelStatistics
+from pipeline.recipes.arms import class_tokens_read
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.stores import REGISTERS
+from sak_core.losses.balance import ChannelStatistics
 
 STATISTICS_SAMPLES = 1024
 """Whose class tokens of view 0 give the statistics: a token a sample, where the calibration has hundreds."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from pipeline import console
-from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.recipes.config import Recipe
 from pipeline.training.boards import require_wandb
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from sak_core.task_losses import OverRanks
+    from sak_core.tasks.losses import OverRanks
 
 
 @dataclass(frozen=True)

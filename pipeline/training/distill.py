@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cache.batch import Batch
-from cache.loader import Loader
-from cache.local import LocalPlace
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from cache.places.local import LocalPlace
 from cache.store import Store
-from pipeline.config import Recipe
+from pipeline import runs
 from pipeline.console import duration, say
 from pipeline.errors import UserError
-from pipeline.stores import digest, find_store, random_teachers, training_store, warn_of_random, weights_of
-from pipeline.studies.arms import (
+from pipeline.recipes.arms import (
     build_model,
     class_tokens_read,
     find_arm,
@@ -26,19 +25,21 @@ from pipeline.studies.arms import (
     prefixes_read,
     teachers_read,
 )
-from pipeline.training import lineage, runs
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.frozen import check_frozen, frozen_part, student_input
+from pipeline.recipes.stores import digest, find_store, random_teachers, training_store, warn_of_random, weights_of
+from pipeline.runs import lineage
 from pipeline.training.class_tokens import check_class_tokens
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.evaluate import evaluation_loader
-from pipeline.training.frozen import check_frozen, frozen_part, student_input
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
 from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.noise import RowNoise
-from sak_core.parts import freeze
-from sak_core.task_losses import OverRanks
+from sak_core.student.parts import freeze
+from sak_core.tasks.losses import OverRanks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

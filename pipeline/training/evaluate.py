@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache.batch import Batch
-from cache.loader import Loader
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from cache.store import Store
-from pipeline.config import Boundary, Data, Recipe
+from pipeline import runs
 from pipeline.console import progress, say, start_worker, warn
 from pipeline.errors import UserError
-from pipeline.stores import find_store, store_tasks, training_store, warn_of_random
-from pipeline.studies.arms import build_model, find_arm, run_model, teachers_read
-from pipeline.training import runs
+from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
+from pipeline.recipes.config import Boundary, Data, Recipe
+from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
 from sak_core.boundary import even_thresholds
-from sak_core.constant import ConstantPredictor
 from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
 from sak_core.tasks import Task, published_max_dist
+from sak_core.tasks.constant import ConstantPredictor
 
 EVALUATION_BATCH = 16
 POOL_FROM = 500_000_000

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cache.batch import Batch
-from pipeline.config import Recipe
+from cache.loading.batch import Batch
+from pipeline import runs
 from pipeline.console import duration, say
 from pipeline.errors import UserError
-from pipeline.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
-from pipeline.studies.arms import (
+from pipeline.recipes.arms import (
     build_model,
     find_arm,
     initialize,
@@ -23,20 +22,22 @@ from pipeline.studies.arms import (
     starts_from_stage1,
     teachers_read,
 )
-from pipeline.training import lineage, runs
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.frozen import check_frozen
+from pipeline.recipes.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
+from pipeline.runs import lineage
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
-from pipeline.training.frozen import check_frozen
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
 from pipeline.training.targets import Targets
 from pipeline.training.validation import measure, validation_of
 from pipeline.training.watch import StepResult
-from sak_core.losses import task_losses
-from sak_core.parts import freeze
-from sak_core.task_losses import OverRanks
+from sak_core.losses.step import task_losses
+from sak_core.student.parts import freeze
 from sak_core.tasks import Task
+from sak_core.tasks.losses import OverRanks
 
 
 def finetune(

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.batch import Batch
-from cache.loader import Loader
-from cache.sampler import Requests, epoch_requests
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
+from cache.loading.sampler import Requests, epoch_requests
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents

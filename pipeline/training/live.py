@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from cache.batch import Batch
-from cache.spec import first_difference
+from cache.format.spec import first_difference
+from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.running import RunningTeacher, request_of, start_teacher

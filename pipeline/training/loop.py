@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from cache.batch import Batch
-from pipeline.config import Recipe, Schedule, differences
+from cache.loading.batch import Batch
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
-from pipeline.training import checkpoint
+from pipeline.recipes.config import Recipe, Schedule, differences
+from pipeline.runs import checkpoint
 from pipeline.training.ema import Ema
 from pipeline.training.sync_norm import synchronise_norms
 from pipeline.training.validation import Validation
@@ -36,7 +36,7 @@ BY_PROCESS = ("rank", "world_size", "batch_size")
 
 
 class Batches(Protocol):
-    """What the loop asks of a loader (`cache.loader.Loader`, or one that runs teachers): epochs of batches."""
+    """What the loop asks of a loader (`cache.loading.loader.Loader`, or one that runs teachers): epochs of batches."""
 
     @property
     def epoch(self) -> int: ...

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sak_core.row_losses import on_finer_grid
-from sak_core.student import StudentOutput
+from sak_core.losses.rows import on_finer_grid
+from sak_core.student.network import StudentOutput
 
 
 @torch.no_grad()

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cache.batch import Batch
+from cache.loading.batch import Batch
 from cache.store import Store
-from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.recipes.config import Recipe
 from pipeline.training.class_tokens import check_class_tokens, class_token_statistics
-from sak_core.balance import Balance, ChannelStatistics
-from sak_core.dropping import TeacherDropping
-from sak_core.losses import distillation_loss
+from sak_core.losses.balance import Balance, ChannelStatistics
+from sak_core.losses.dropping import TeacherDropping
+from sak_core.losses.step import distillation_loss
 from sak_core.names import unknown
 from sak_core.noise import NoiseSource
-from sak_core.student import StudentOutput
-from sak_core.task_losses import OverRanks
+from sak_core.student.network import StudentOutput
+from sak_core.tasks.losses import OverRanks
 
 
 class Targets:

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from cache.batch import Batch
-from cache.loader import Loader
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from pipeline import interrupts
 from pipeline.errors import UserError
-from pipeline.training.checkpoint import random_state, set_random_state
+from pipeline.runs.checkpoint import random_state, set_random_state
 from pipeline.training.loop import Batches, endless
 
 Result = TypeVar("Result")

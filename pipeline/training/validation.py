@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cache.batch import Batch
-from cache.loader import Loader
-from pipeline.config import Boundary, Recipe
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from pipeline.errors import UserError
+from pipeline.recipes.config import Boundary, Recipe
 from pipeline.training.evaluate import score, without_padding
 from pipeline.training.watch import StepLoss
 from sak_core.names import unknown

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.batch import Batch
-from pipeline.config import Recipe
+from cache.loading.batch import Batch
 from pipeline.errors import UserError
+from pipeline.recipes.config import Recipe
 from pipeline.training.boards import Boards
 from pipeline.training.devices import gather
-from sak_core.student import StudentOutput
+from sak_core.student.network import StudentOutput
 from sak_core.tasks import Task
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sak_core.datasets.base import Dataset, DatasetError, FirstSamples
+from sak_core.interfaces.dataset import Dataset, DatasetError, FirstSamples
 from sak_core.names import UnknownName, unknown
 from sak_core.tasks import Task
 
@@ -33,7 +33,7 @@ class DatasetRow:
 
 
 def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
-    from sak_core.datasets.rooms import Rooms
+    from sak_core.miniature.rooms import Rooms
 
     if size is None:
         return Rooms(split)
@@ -90,7 +90,7 @@ def _labelled(split: str, root: Path | None, size: Size | None) -> Dataset:
 
 
 def _rooms_tasks() -> tuple[Task, ...]:
-    from sak_core.datasets.rooms import Rooms
+    from sak_core.miniature.rooms import Rooms
 
     return Rooms("train").tasks
 

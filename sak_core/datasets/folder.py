@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from sak_core.datasets.base import DatasetError, Sample
 from sak_core.datasets.published import Stage1Images
 from sak_core.images import EXTENSIONS, file_size, read_image
+from sak_core.interfaces.dataset import DatasetError, Sample
 
 
 @dataclass(frozen=True)

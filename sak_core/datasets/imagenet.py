@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sak_core.datasets.base import DatasetError
 from sak_core.datasets.folder import ImageFolder, check_root
+from sak_core.interfaces.dataset import DatasetError
 
 _INNER = Path("ILSVRC") / "Data" / "CLS-LOC"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sak_core.tasks import Task
-from sak_core.views import EVALUATION, STAGE1, STAGE2, ViewPolicy
+from sak_core.views.view import EVALUATION, STAGE1, STAGE2, ViewPolicy
 
 
 class FilesAlone:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sak_core.datasets.base import DatasetError
 from sak_core.datasets.folder import files_below
+from sak_core.interfaces.dataset import DatasetError
 
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """How file and folder names call a split."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from sak_core.datasets.base import DatasetError, Sample, UnreadableSample
 from sak_core.datasets.folder import as_text, check_root
 from sak_core.datasets.labels import check_unique
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
 from sak_core.images import EXTENSIONS, decode_image
+from sak_core.interfaces.dataset import DatasetError, Sample, UnreadableSample
 
 
 @dataclass(frozen=True)

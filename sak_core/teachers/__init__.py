@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sak_core.interfaces.teacher import Teacher, TeacherUnavailable
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Teacher, TeacherUnavailable
 from sak_core.teachers.own_code import build_own, is_own_code
-from sak_core.teachers.weights import BuildOptions
+from sak_core.weights.teacher_weights import BuildOptions
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ TEACHERS: dict[str, TeacherRow] = {
 
 
 def _miniature(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.miniature import build_miniature
+    from sak_core.miniature.network import build_miniature
 
     return build_miniature(model, options.size, options.levels, options.weights, options.random_weights, options.seed)
 

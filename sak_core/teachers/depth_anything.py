@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from sak_core.interfaces.teacher import Teacher
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Teacher
 from sak_core.teachers.hf import hf_teacher, model_without_hub, tower_of
-from sak_core.teachers.weights import BuildOptions, hub
+from sak_core.weights.teacher_weights import BuildOptions, hub
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sak_core.hub import quiet
-from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
-from sak_core.teachers.weights import (
+from sak_core.interfaces.teacher import (
+    Size,
+    Teacher,
+    TeacherSpec,
+    TeacherUnavailable,
+    fit_to_patch,
+    freeze,
+    prefix_as_map,
+)
+from sak_core.weights.hub import quiet
+from sak_core.weights.teacher_weights import (
     BuildOptions,
     choose_levels,
     hub,
@@ -22,7 +30,7 @@ from sak_core.teachers.weights import (
     read_state,
     seeded,
 )
-from sak_core.tensor_files import listed
+from sak_core.weights.tensor_files import listed
 
 # names of PIL's resampling filters, by the number that image processors store
 _FILTERS = {2: "bilinear", 3: "bicubic"}

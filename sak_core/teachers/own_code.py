@@ -14,8 +14,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sak_core.teachers.base import Teacher, TeacherUnavailable, freeze
-from sak_core.teachers.weights import BuildOptions
+from sak_core.interfaces.teacher import Teacher, TeacherUnavailable, freeze
+from sak_core.weights.teacher_weights import BuildOptions
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -55,7 +55,7 @@ def build_own(name: str, options: BuildOptions) -> Teacher:
         seed=options.seed,
     )
     if not isinstance(teacher, Teacher):
-        raise TeacherUnavailable(f"{name} gave a {type(teacher).__name__}, not a sak_core.teachers.base.Teacher")
+        raise TeacherUnavailable(f"{name} gave a {type(teacher).__name__}, not a sak_core.interfaces.teacher.Teacher")
     digest = hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest()
     teacher.spec = replace(teacher.spec, name=name, library="code", model=f"{name}@sha256:{digest}")
     return freeze(teacher)

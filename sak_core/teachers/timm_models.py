@@ -13,10 +13,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sak_core.interfaces.teacher import (
+    Size,
+    Teacher,
+    TeacherSpec,
+    TeacherUnavailable,
+    fit_to_patch,
+    freeze,
+    prefix_as_map,
+)
 from sak_core.names import UnknownName, unknown
-from sak_core.teachers.base import Size, Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
-from sak_core.teachers.positions import resample_positions
-from sak_core.teachers.weights import (
+from sak_core.weights.positions import resample_positions
+from sak_core.weights.teacher_weights import (
     BuildOptions,
     State,
     choose_levels,

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import pipeline.extraction.prepare
-from cache.calibration import needed_tables
+from cache.calibration.statistics import needed_tables
 from cache.errors import CacheError
-from cache.layout import index_bytes
+from cache.format.layout import index_bytes
+from cache.maintenance.verification import Problem, verify_store
 from cache.store import Store
-from cache.verify import Problem, verify_store
-from pipeline.commands.caching import cache
+from pipeline.commands.cache import cache
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.request import CacheRequest
-from pipeline.upkeep.repair import RepairRequest, repair_store
+from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
 
 NUM_IMAGES, ROWS_PER_SHARD = 10, 4

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.manifest import SOURCE, PartManifest
+from cache.format.manifest import SOURCE, PartManifest
+from cache.maintenance.verification import verify_store
 from cache.store import Store
-from cache.verify import verify_store
 from tests.cache_toy import tree
 from tests.small_images import cache_arguments, make_images
 from tests.torture.warm import ROOT, Warm

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.verify import verify_store
+from cache.maintenance.verification import verify_store
 from tests.cache_toy import tree
 from tests.small_images import TEACHERS, cache_arguments, make_images
 from tests.torture.warm import Warm

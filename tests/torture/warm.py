@@ -71,7 +71,7 @@ def _serve() -> None:
     from PIL import Image
 
     import sak_core.datasets.folder
-    import sak_core.teachers.miniature  # noqa: F401
+    import sak_core.miniature.network  # noqa: F401
 
     Image.init()
     answers = os.fdopen(os.dup(1), "w")

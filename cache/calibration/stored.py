@@ -1,0 +1,136 @@
+"""A teacher's calibration as files: each array is plain Zarr with one chunk, followed by its crc32c."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.codecs import CODECS
+from cache.errors import BadInput, CacheError, CorruptFile
+from cache.format.checksums import CRC_BYTES, crc_suffix
+from cache.format.layout import group_json
+from cache.format.manifest import PartManifest
+from cache.format.spec import FORMAT_VERSION, GRID_FORMAT_VERSION
+from cache.places.files import Buffers, FileDigest, digest_of, readable_json
+from cache.places.place import Place
+
+Array = npt.NDArray[Any]
+
+
+def calibration_folder(teacher: str) -> str:
+    """Path of a teacher's calibration group below the store."""
+    return f"teachers/{teacher}/calibration"
+
+
+def calibration_format(files: Iterable[str]) -> int:
+    """The format version of a calibration with these files."""
+    newer = {name for codec in CODECS.values() for name in codec.may_need}
+    return GRID_FORMAT_VERSION if any(path.split("/")[-2] in newer for path in files) else FORMAT_VERSION
+
+
+def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Buffers]:
+    """The files of a calibration group, path below the store -> bytes.
+
+    Args:
+        arrays: ``level_<i>/<name>`` -> float16, float32 or float64, (n,) or (n, m).
+
+    Raises:
+        BadInput: an array of another kind, or with a value that is not finite.
+    """
+    folder = calibration_folder(teacher)
+    groups = {folder, *(f"{folder}/{name.rpartition('/')[0]}" for name in arrays if "/" in name)}
+    files: dict[str, Buffers] = {f"{group}/zarr.json": [readable_json(group_json({}))] for group in sorted(groups)}
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32, np.float64) or not 1 <= array.ndim <= 2 or not array.size:
+            raise BadInput(f"calibration {name}: {array.dtype} {array.shape}; floats (n,) or (n, m) are stored")
+        if not np.isfinite(array).all():
+            raise BadInput(f"calibration {name}: a value is NaN or infinite")
+        data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(array))]
+        files[f"{folder}/{name}/c." + ".".join("0" * array.ndim)] = [data, crc_suffix(data)]
+    return files
+
+
+def _array_json(array: Array) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "fill_value": 0.0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "attributes": {},
+    }
+
+
+def remade_files(
+    place: Place, teacher: str, committed: Mapping[str, FileDigest], files: Mapping[str, Buffers]
+) -> dict[str, Buffers]:
+    """Those of a calibration's `files`, made anew, that are damaged where they lie; none where nothing is.
+
+    Damaged ones must come out as they were committed, and all of them where none is damaged. Ones that are intact
+    need not: another version may come to other steps from the same statistics.
+
+    Args:
+        committed: path below the store -> what the manifest recorded.
+
+    Raises:
+        CacheError: one does not; says what may have changed, and what to do.
+    """
+    damaged = {name for name, digest in committed.items() if _digest(place, name) != digest}
+    for name in sorted(damaged or {*committed, *files}):
+        if name not in files or digest_of(files[name]) != committed.get(name):
+            raise CacheError(
+                f"teacher {teacher}: {name} differs from the committed calibration; the teacher, the device, the "
+                "number of threads or the version of sak is not the one that made it. Use that, put the file of "
+                f"another copy of this store in its place, or `sak drop --teacher {teacher}` and extract it again"
+            )
+    return {name: files[name] for name in sorted(damaged)}
+
+
+def _digest(place: Place, name: str) -> FileDigest | None:
+    try:
+        return place.digest(name)
+    except OSError:
+        return None
+
+
+def read_calibration(
+    place: Place, teacher: str, manifest: PartManifest, names: Collection[str] | None = None
+) -> dict[str, Array] | None:
+    """A teacher's committed calibration arrays, or None; only those of `names` (``level_<i>/<name>``) if given.
+
+    Files of other arrays are not looked at: damage to them refuses nothing.
+
+    Raises:
+        CorruptFile: a file is not what was committed.
+    """
+    committed = manifest.calibration()
+    if committed is None:
+        return None
+    folder = calibration_folder(teacher)
+    contents = {}
+    for name, digest in committed.items():
+        if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
+            continue
+        try:
+            contents[name] = place.read(name)
+        except OSError as error:
+            raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
+        if digest_of([contents[name]]) != digest:
+            raise CorruptFile(place.show(name), "it is not the file that was committed")
+    arrays = {}
+    for name, raw in contents.items():
+        path, _, file = name.rpartition("/")
+        if file == "zarr.json":
+            continue
+        document = json.loads(contents[f"{path}/zarr.json"])
+        values = np.frombuffer(raw[:-CRC_BYTES], np.dtype(document["data_type"]).newbyteorder("<"))
+        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(document["data_type"])
+    return arrays

@@ -1,0 +1,1 @@
+"""What lies on disk: spec, layout, manifest and parts of a store."""

@@ -1,0 +1,124 @@
+"""A part's metadata: creating it, growing its number of views, reading it. Metadata files first, the manifest last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from cache.errors import AlreadyThere, CorruptFile
+from cache.faults import fault_point
+from cache.format.entries import PartMetadata
+from cache.format.layout import ArraySpec
+from cache.format.manifest import PartManifest
+from cache.places.files import FileDigest, digest_of, readable_json
+from cache.places.place import Place
+
+ATTRIBUTE = "sak"
+"""Key of this project's attributes in ``zarr.json``."""
+
+
+def array_json(array: ArraySpec, num_views: int, num_samples: int, rows_per_shard: int) -> bytes:
+    """The bytes of an array's ``zarr.json``."""
+    return readable_json(array.zarr_json(num_views, num_samples, rows_per_shard))
+
+
+def create_part(
+    place: Place,
+    manifest: PartManifest,
+    groups: Mapping[str, Mapping[str, Any]],
+    arrays: Iterable[ArraySpec],
+    num_samples: int,
+    rows_per_shard: int,
+) -> None:
+    """Write a part's metadata, with no views yet, and commit it, unless another machine does so in this moment.
+
+    Args:
+        groups: path below `place` of each group's ``zarr.json`` -> its document.
+        arrays: the part's arrays.
+    """
+    files = {path: readable_json(document) for path, document in groups.items()}
+    by_path = {array.path: array for array in arrays}
+    for path, array in by_path.items():
+        files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
+    try:
+        digests = place.write({path: [data] for path, data in files.items()})
+        attributes = {path: document["attributes"] for path, document in groups.items() if document["attributes"]}
+        manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests, attributes))
+    except AlreadyThere:
+        if not manifest.exists:
+            raise
+        # it was created, and has grown, since the caller looked
+
+
+def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
+    """Make room for `num_views` views; does nothing where there is room already. No shard is touched.
+
+    Several machines may grow a part at once, where they hold no lock, each to its own number of views: nothing is ever
+    replaced by what knows of fewer, so the largest stays.
+
+    Raises:
+        CorruptFile: an array's ``zarr.json`` is not there.
+        StoreFull, WriteFailed: metadata cannot be written; the part is as it was.
+    """
+    old = manifest.metadata
+    if num_views <= old.num_views:
+        return
+    grown = {
+        f"{path}/zarr.json": (array, array_json(array, num_views, old.num_samples, old.rows_per_shard))
+        for path, array in old.arrays.items()
+        if array.has_views
+    }
+
+    def larger(array: ArraySpec, data: bytes, now: bytes) -> bytes | None:
+        return data if _promised_views(old, array, now) < num_views else None
+
+    try:
+        place.update({path: partial(larger, *new) for path, new in grown.items()})
+    except FileNotFoundError as error:
+        raise CorruptFile(manifest.folder, f"a file of the part is missing ({error}); `sak repair` it first") from error
+    fault_point("grow")
+    digests = {path: digest_of([data]) for path, (_, data) in grown.items()}
+    manifest.grow_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
+
+
+def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
+    """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
+
+    A run that is killed between `grow_part`'s two steps leaves this; the same command goes on from it.
+    """
+    array = metadata.arrays.get(path.removesuffix("/zarr.json"))
+    if array is None or not array.has_views:
+        return False
+    return any(
+        digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
+        for views in range(metadata.num_views + 1, max_views)
+    )
+
+
+def _promised_views(metadata: PartMetadata, array: ArraySpec, raw: bytes) -> int:
+    """The number of views that an array's ``zarr.json`` promises; 0 where it is not as this project writes it."""
+    try:
+        views = int(json.loads(raw)["shape"][0])
+    except (ValueError, LookupError, TypeError):
+        return 0
+    return views if raw == array_json(array, views, metadata.num_samples, metadata.rows_per_shard) else 0
+
+
+def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dict[str, Any]:
+    """This project's attributes in a group's ``zarr.json``, named by its path below `place`.
+
+    Raises:
+        CorruptFile: it cannot be read, or is not the file that was committed.
+    """
+    path = place.show(name)
+    try:
+        raw = place.read(name)
+    except OSError as error:
+        raise CorruptFile(path, f"it cannot be read: {error}") from error
+    if digest_of([raw]) != manifest.metadata.files[name]:
+        raise CorruptFile(path, "it is not the file that was committed")
+    attributes: dict[str, Any] = json.loads(raw)["attributes"][ATTRIBUTE]
+    return attributes

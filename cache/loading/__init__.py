@@ -1,0 +1,1 @@
+"""Batches for training: order, read-ahead, ring of buffers."""

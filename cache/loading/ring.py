@@ -1,0 +1,77 @@
+"""A ring of reused buffers that batches are read into and seen through, without a copy.
+
+New memory is what caps a reader: the kernel clears every page first. So a few slots, each large enough for a
+batch, are made once (of huge pages, or pinned where there is a GPU) and go round.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.reading.rows import RowReader
+
+_FIELD_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array that a batch carries: (B, *row_shape) of `dtype`, read by `rows`."""
+
+    rows: RowReader
+    dtype: str
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.rows.array.row_bytes
+
+
+class Slot:
+    """Memory for one batch.
+
+    Attributes:
+        tensors: a field each, (B, *row_shape), views of this slot's memory.
+        arrays: the same as numpy sees it.
+        targets: a field each, B writable buffers of a row.
+        generation: counts how often this slot was given back; a batch of an earlier one is stale.
+        copies: work on the GPU that still reads this slot.
+    """
+
+    def __init__(self, fields: Sequence[Field], batch_size: int, pin: bool) -> None:
+        starts, size = [], 0
+        for field in fields:
+            starts.append(size)
+            num_bytes = field.row_bytes * batch_size
+            size += -(-num_bytes // _FIELD_ALIGNMENT) * _FIELD_ALIGNMENT
+        memory = _pinned(size) if pin else _huge_pages(size)
+        self.generation = 0
+        self.copies: torch.cuda.Event | None = None
+        self.arrays: list[np.ndarray[Any, Any]] = []
+        self.targets: list[list[memoryview]] = []
+        for field, start in zip(fields, starts, strict=True):
+            part = memory[start : start + field.row_bytes * batch_size]
+            self.arrays.append(part.view(field.dtype).reshape(batch_size, *field.row_shape))
+            view = part.data
+            step = field.row_bytes
+            self.targets.append([view[row * step : (row + 1) * step] for row in range(batch_size)])
+        self.tensors = [torch.from_numpy(array) for array in self.arrays]
+
+
+def _huge_pages(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    memory = mmap.mmap(-1, max(size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them: ordinary pages serve, a little slower
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+def _pinned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True).numpy())

@@ -1,0 +1,1 @@
+"""Stores checked, mended, copied and made smaller."""

@@ -1,0 +1,299 @@
+"""Copying a store, or the teachers, levels and views of it that somebody reads, from one place to another.
+
+A copy is written as a store is: a shard's files first, whole and durable, then its manifest entry. So it can be
+killed and gone on with, opens for reading what has arrived, and a whole copy is the same store byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.calibration.stored import calibration_folder, calibration_format
+from cache.errors import BadInput, CorruptFile, SpecMismatch
+from cache.format.entries import ViewEntries
+from cache.format.groups import with_lower
+from cache.format.layout import ArraySpec
+from cache.format.manifest import SOURCE, PartManifest, teacher_part
+from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
+from cache.format.spec import first_difference
+from cache.places.addresses import as_place
+from cache.places.files import FileDigest, digest_of
+from cache.places.place import Place
+from cache.store import Store
+from cache.writing.shard_files import clean_part
+
+_IN_FLIGHT = 2
+"""Batches of shards in memory at once: one is read while another is written."""
+BATCH_BYTES = 64 << 20
+"""Shards of so many bytes together, or a single larger one, are made durable and then committed at once: a disk takes
+many small files together in about the time of one."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a store is copied; its source part always is.
+
+    Attributes:
+        num_views: the first so many views.
+        teachers: name -> levels, ascending.
+    """
+
+    num_views: int
+    teachers: Mapping[str, tuple[int, ...]]
+
+
+def select(
+    store: Store,
+    num_views: int | None = None,
+    teachers: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+) -> Selection:
+    """A selection, by default of everything.
+
+    Raises:
+        UnknownName: a teacher, or a level of one, is not in the store.
+        BadInput: the store has fewer views.
+    """
+    if num_views is not None and not 1 <= num_views <= store.num_views:
+        raise BadInput(f"{num_views} views asked for; {store} has {store.num_views}")
+    chosen = {}
+    for name in store.teachers if teachers is None else teachers:
+        stored = store.teacher(name).maps
+        wanted = [spec.level for spec in stored] if levels is None else levels
+        chosen[name] = tuple(with_lower(stored, [store.level(name, level).level for level in wanted]))
+    return Selection(num_views or store.num_views, chosen)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The files of one shard that are still to be copied: array -> what is committed of its file."""
+
+    view: int
+    shard: int
+    files: Mapping[str, FileDigest]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a copy: its arrays, and its shards that are committed in the source and not in the copy."""
+
+    name: str
+    arrays: Mapping[str, ArraySpec]
+    num_views: int
+    shards: Sequence[_Shard]
+
+
+@dataclass(frozen=True)
+class CopyPlan:
+    """A copy to be made.
+
+    Attributes:
+        store: to copy from.
+        root: the folder of caches to copy into.
+        selection: what of it.
+        parts: source and teachers.
+    """
+
+    store: Store
+    root: Place
+    selection: Selection
+    parts: Sequence[_Part]
+
+    @property
+    def target(self) -> Place:
+        """Where the copy lies."""
+        return self.root / self.store.spec.store_name
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of shards that are still to be copied."""
+        return sum(shard.num_bytes for part in self.parts for shard in part.shards)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards still to be copied, of all parts."""
+        return sum(len(part.shards) for part in self.parts)
+
+
+def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> CopyPlan:
+    """What copying `selection` of `store` into the folder of caches `root` still takes; writes nothing.
+
+    Raises:
+        CorruptFile: a manifest file of either side is damaged.
+    """
+    root = as_place(root)
+    target = root / store.spec.store_name
+    parts = []
+    for part in (SOURCE, *map(teacher_part, selection.teachers)):
+        manifest = store.part(part)
+        arrays = manifest.metadata.arrays
+        if part != SOURCE:
+            name = part.removeprefix("teachers/")
+            specs = store.teacher(name).levels
+            kept = {f"{part}/{spec.array}" for spec in specs if spec.level in selection.teachers[name]}
+            every = {f"{part}/{spec.array}" for spec in specs}
+            arrays = {path: array for path, array in arrays.items() if path in kept or path not in every}
+        num_views = min(selection.num_views, manifest.metadata.num_views)
+        shards = list(_shards(manifest, PartManifest(target, part), arrays, num_views))
+        parts.append(_Part(part, arrays, num_views, shards))
+    return CopyPlan(store, root, selection, parts)
+
+
+def _shards(
+    source: PartManifest, target: PartManifest, arrays: Mapping[str, ArraySpec], num_views: int
+) -> Iterator[_Shard]:
+    exists = target.exists
+    for view in range(num_views):
+        entries = source.view(view, refresh=True)
+        there = target.view(view).shards if exists else {}
+        paths = [array.path for array in source.metadata.arrays_of(view) if array.path in arrays]
+        for shard in sorted(entries.shards.keys() - there.keys()):
+            yield _Shard(view, shard, {path: entries.file(shard, path) for path in paths})
+
+
+def copy_store(plan: CopyPlan, progress: Callable[[int], None] | None = None) -> Store:
+    """Make the copy, or go on with one that was interrupted, and return it.
+
+    Memory in flight: the files of two shards, or twice `BATCH_BYTES`. `progress` is told the bytes of each shard that
+    is committed.
+
+    Raises:
+        CorruptFile: a file of the source is not what was committed; nothing of its shard is copied.
+        SpecMismatch: the target holds this store or teacher made otherwise, or with other levels.
+        StoreFull, WriteFailed: the target refuses bytes.
+    """
+    copy = Store.create(plan.root, plan.store.spec)
+    for part in plan.parts:
+        with copy.lock(part.name):
+            _copy_metadata(plan, part, copy)
+            _copy_shards(plan.store, part, copy, progress)
+    return copy
+
+
+def _copy_metadata(plan: CopyPlan, part: _Part, copy: Store) -> None:
+    store, manifest, theirs = plan.store, plan.store.part(part.name), copy.part(part.name)
+    if part.name != SOURCE:
+        name = part.name.removeprefix("teachers/")
+        group = f"{part.name}/zarr.json"
+        attributes = committed_attributes(store.place, manifest, group)
+        levels = plan.selection.teachers[name]
+        asked = {**attributes, "levels": [spec for spec in attributes["levels"] if spec["level"] in levels]}
+        if theirs.exists:
+            if difference := first_difference(committed_attributes(copy.place, theirs, group), asked):
+                raise SpecMismatch(f"teacher {name} in {copy}", *difference, "Copy it to another folder.")
+        else:
+            documents = {
+                path: json.loads(_checked(store.place, path, digest))
+                for path, digest in manifest.metadata.files.items()
+                if path.removesuffix("/zarr.json") not in manifest.metadata.arrays
+            }
+            documents[group]["attributes"][ATTRIBUTE] = asked
+            metadata = manifest.metadata
+            copy.place.discard(part.name)
+            create_part(
+                copy.place, theirs, documents, part.arrays.values(), metadata.num_samples, metadata.rows_per_shard
+            )
+        if theirs.calibration() is None:
+            _copy_calibration(store, name, levels, copy)
+    clean_part(copy, theirs)
+    grow_part(copy.place, theirs, part.num_views)
+
+
+def _copy_calibration(store: Store, teacher: str, levels: Sequence[int], copy: Store) -> None:
+    folder = calibration_folder(teacher)
+    others = [spec.array for spec in store.teacher(teacher).levels if spec.level not in levels]
+    files = {
+        path: [_checked(store.place, path, digest)]
+        for path, digest in (store.part(teacher_part(teacher)).calibration() or {}).items()
+        if not any(path.startswith(f"{folder}/{array}/") for array in others)
+    }
+    if files:
+        copy.part(teacher_part(teacher)).commit_calibration(copy.place.write(files), calibration_format(files))
+
+
+def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int], None] | None) -> None:
+    manifest, theirs = store.part(part.name), copy.part(part.name)
+    waiting: deque[tuple[Sequence[_Shard], Future[None]]] = deque()
+    with ThreadPoolExecutor(store.place.num_readers) as readers, ThreadPoolExecutor(_IN_FLIGHT) as writers:
+
+        def carry(batch: Sequence[_Shard]) -> None:
+            names = {
+                part.arrays[path].file(shard.view, shard.shard): file
+                for shard in batch
+                for path, file in shard.files.items()
+            }
+            contents = readers.map(lambda name: _read(store.place, name), names)
+            files = {name: [data] for name, data in zip(names, contents, strict=True)}
+            copy.place.write(files, before_commit=lambda found: _check(store.place, found, names))
+
+        def finish() -> None:
+            batch, written = waiting.popleft()
+            written.result()
+            theirs.commit_entries([(shard.view, _entry(store, manifest, shard)) for shard in batch])
+            if progress is not None:
+                for shard in batch:
+                    progress(shard.num_bytes)
+
+        try:
+            for batch in _batches(part.shards):
+                if len(waiting) == _IN_FLIGHT:
+                    finish()
+                waiting.append((batch, writers.submit(carry, batch)))
+            while waiting:
+                finish()
+        finally:
+            for _, written in waiting:
+                written.cancel()
+
+
+def _batches(shards: Sequence[_Shard]) -> Iterator[list[_Shard]]:
+    """Neighbouring shards of at most `BATCH_BYTES` together, or a larger one by itself."""
+    batch: list[_Shard] = []
+    for shard in shards:
+        if batch and sum(other.num_bytes for other in batch) + shard.num_bytes > BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(shard)
+    if batch:
+        yield batch
+
+
+def _entry(store: Store, manifest: PartManifest, shard: _Shard) -> ViewEntries:
+    """What is to be committed of a shard that was copied from the part of `manifest`."""
+    entries = manifest.view(shard.view)
+    rows, position = store.spec.rows(shard.shard), entries.shards[shard.shard]
+    return ViewEntries.of_shard(
+        shard.shard,
+        shard.files,
+        {sample: why for sample, why in entries.invalid.items() if sample in rows},
+        {path: counts[position] for path, counts in entries.clipped.items() if path in shard.files},
+    )
+
+
+def _checked(place: Place, name: str, digest: FileDigest) -> bytes:
+    """A committed file's bytes."""
+    data = _read(place, name)
+    _check(place, {name: digest_of([data])}, {name: digest})
+    return data
+
+
+def _read(place: Place, name: str) -> bytes:
+    try:
+        return place.read(name)
+    except OSError as error:
+        raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
+
+
+def _check(place: Place, found: Mapping[str, FileDigest], committed: Mapping[str, FileDigest]) -> None:
+    for name, digest in found.items():
+        if digest != committed[name]:
+            raise CorruptFile(place.show(name), "it is not the file that was committed")

@@ -1,0 +1,216 @@
+"""Checking every byte of a store against its manifest, and saying what is damaged as exactly as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import CorruptFile, StoreNotFound
+from cache.format.checksums import CRC_BYTES, matches
+from cache.format.entries import PartMetadata
+from cache.format.layout import ArraySpec, index_bytes, parse_index
+from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
+from cache.format.parts import is_interrupted_growth
+from cache.places.addresses import as_place
+from cache.places.files import FileDigest
+from cache.places.place import Place
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was committed.
+
+    Attributes:
+        part: ``source`` or ``teachers/<name>``.
+        level: the array below the part, e.g. ``pixels`` or ``level_2``; None for metadata.
+        view, shard: where they apply.
+        file: path below the store.
+        what: in words.
+        rows: samples whose bytes are damaged, where that can be told; empty where it cannot, or where the
+            damage is in padding only.
+    """
+
+    part: str
+    level: str | None
+    view: int | None
+    shard: int | None
+    file: str
+    what: str
+    rows: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        place = [self.part, *([self.level] if self.level else [])]
+        place += [
+            f"{name} {value}" for name, value in (("view", self.view), ("shard", self.shard)) if value is not None
+        ]
+        rows = f" (samples {', '.join(map(str, self.rows))})" if self.rows else ""
+        return f"{', '.join(place)}: {self.file}: {self.what}{rows}"
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One committed file, still to be checked."""
+
+    part: str
+    file: str
+    digest: FileDigest
+    metadata: PartMetadata | None = None
+    array: ArraySpec | None = None
+    view: int | None = None
+    shard: int | None = None
+
+
+def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
+    """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
+
+    Works on a store that does not open any more. What is not committed is no problem; see `unlisted_files`.
+
+    Args:
+        progress: is told (bytes checked, bytes in all) as it goes.
+
+    Raises:
+        StoreNotFound: there is no store at `path`.
+    """
+    return _verify(as_place(path), progress, everything=True)
+
+
+def verify_metadata(path: Place | Path | str) -> list[Problem]:
+    """`verify_store` of everything but the shards' files: manifest, ``zarr.json`` and calibration."""
+    return _verify(as_place(path), None, everything=False)
+
+
+def _verify(place: Place, progress: Progress | None, everything: bool) -> list[Problem]:
+    if not place.sizes(f"{FOLDER}/{SOURCE}"):
+        raise StoreNotFound(f"{place.shown} is no store: it has no manifest")
+    problems: list[Problem] = []
+    checks: list[_Check] = []
+    for part in _parts(place):
+        for item in _plan(place, part):
+            if isinstance(item, Problem):
+                problems.append(item)
+            elif everything or item.array is None:
+                checks.append(item)
+    total = sum(check.digest.num_bytes for check in checks)
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress is not None:
+            progress(done, total)
+
+    for check in checks:
+        if problem := _check_file(place, check, count):
+            problems.append(problem)
+    return problems
+
+
+def unlisted_files(path: Place | Path | str) -> list[str]:
+    """Files below a store that its manifest does not list: leftovers of a killed run, or strangers.
+
+    Manifest, locks and ``log.jsonl`` are not meant. Damaged manifests make their files look unlisted.
+    """
+    place = as_place(path)
+    listed = {"log.jsonl"}
+    for part in _parts(place):
+        listed |= {item.file for item in _plan(place, part) if isinstance(item, _Check)}
+    return [
+        name
+        for name in place.sizes()
+        if name not in listed and (not name.startswith(f"{FOLDER}/") or name.endswith(".tmp"))
+    ]
+
+
+def _parts(place: Place) -> list[str]:
+    return [SOURCE, *map(teacher_part, place.folders(f"{FOLDER}/teachers"))]
+
+
+def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
+    """The committed files of a part, or why they cannot be known."""
+    manifest = PartManifest(place, part)
+    for name in manifest.entry_files():
+        try:
+            manifest.read(name)
+        except CorruptFile as error:
+            yield Problem(part, None, *view_and_shard(name), name, error.what)
+    if not manifest.exists:
+        if manifest.entry_files():
+            file = f"{manifest.folder}/metadata.json"
+            yield Problem(part, None, None, None, file, "it is missing, so the part cannot be read")
+        return
+    try:
+        metadata = manifest.metadata
+    except CorruptFile:
+        return
+    for file, digest in metadata.files.items():
+        yield _Check(part, file, digest, metadata)
+    try:
+        for file, digest in (manifest.calibration() or {}).items():
+            yield _Check(part, file, digest)
+    except CorruptFile:
+        pass
+    for view in range(metadata.num_views):
+        try:
+            entries = manifest.view(view)
+        except CorruptFile:
+            continue
+        for array in metadata.arrays_of(view):
+            for shard in sorted(entries.shards):
+                digest = entries.file(shard, array.path)
+                yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
+
+
+def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Problem | None:
+    level = check.array.path.removeprefix(f"{check.part}/") if check.array else None
+
+    def problem(what: str, rows: tuple[int, ...] = ()) -> Problem:
+        return Problem(check.part, level, check.view, check.shard, check.file, what, rows)
+
+    try:
+        found = place.digest(check.file, count)
+    except FileNotFoundError:
+        return problem("it is missing", _all_rows(check))
+    except OSError as error:
+        return problem(f"it cannot be read: {error}", _all_rows(check))
+    if found == check.digest:
+        return None
+    if check.array is None:
+        if check.metadata is not None and is_interrupted_growth(check.metadata, check.file, found):
+            return None
+        return problem("its bytes are not those that were committed")
+    if found.num_bytes != check.digest.num_bytes:
+        what = f"it has {found.num_bytes} bytes, {check.digest.num_bytes} were committed"
+        return problem(what, _all_rows(check))
+    return problem(*_damage(place, check))
+
+
+def _all_rows(check: _Check) -> tuple[int, ...]:
+    if check.metadata is None or check.shard is None:
+        return ()
+    first = check.shard * check.metadata.rows_per_shard
+    return tuple(range(first, min(first + check.metadata.rows_per_shard, check.metadata.num_samples)))
+
+
+def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:
+    """What is wrong in a shard's file that has the right size, and which samples it touches."""
+    assert check.array is not None and check.metadata is not None
+    rows = _all_rows(check)
+    if not check.array.sharded:
+        return "its bytes are not those that were committed", rows
+    size = index_bytes(check.metadata.rows_per_shard)
+    file = place.open(check.file, check.digest.num_bytes)
+    try:
+        index = parse_index(file.read(check.digest.num_bytes - size, size), file.shown)
+    except CorruptFile:
+        return "its index is damaged", rows
+    damaged = []
+    for row, sample in enumerate(rows):
+        data = file.read(int(index[row, 0]), int(index[row, 1]))
+        if not matches(data[:-CRC_BYTES], data[-CRC_BYTES:]):
+            damaged.append(sample)
+    if damaged:
+        return "rows fail their crc32c", tuple(damaged)
+    return "bytes between rows (padding) are not those that were committed", ()

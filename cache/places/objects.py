@@ -1,0 +1,317 @@
+"""Stores in object storage: ``s3://``, ``gs://`` and ``az://``, through obstore.
+
+obstore is the client below zarr's own `zarr.storage.ObjectStore`, see `Store.zarr`; it asks again after
+answers of 5xx, dropped connections and time-outs. Addresses, keys and endpoints come from the environment that
+the provider's own tools read (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``,
+``AZURE_STORAGE_ACCOUNT_NAME``, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
+from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
+from cache.places.locks import OnWait
+from cache.places.open_files import OpenFile, Range, fill
+from cache.places.place import Change, Place
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import ObjectStore
+
+Answer = TypeVar("Answer")
+
+SCHEMES = ("az", "gs", "s3")
+_NUM_WRITERS = 16
+_COALESCED_GAP = 256 << 10
+"""Ranges of one object that are no farther apart are fetched by one request: bytes are cheaper than round trips."""
+_ATTEMPTS = 4
+"""Of a request that obstore does not repeat by itself: an answer that broke off, a write of which none came.
+
+All may be repeated: a file that is created twice is compared.
+"""
+
+
+class ObjectPlace(Place):
+    """A prefix in a bucket. What lies there is written once: created if absent, compared otherwise.
+
+    Args:
+        store: an obstore store.
+        prefix: of every name, empty or ending in a slash.
+        shown: its address.
+    """
+
+    num_readers = 32
+
+    def __init__(self, store: ObjectStore, prefix: str = "", shown: str = "memory://") -> None:
+        self.store, self.prefix = store, prefix
+        self.shown, self.name = shown, shown.rstrip("/").rpartition("/")[2]
+
+    @classmethod
+    def at(cls, address: str) -> ObjectPlace:
+        """The place at an address.
+
+        Raises:
+            UnknownName: an address of another kind than ``s3://``, ``gs://`` or ``az://``.
+            BadInput: obstore is not installed, or refuses the address.
+        """
+        scheme = address.partition("://")[0]
+        if scheme not in SCHEMES:
+            raise UnknownName("kind of address", scheme, SCHEMES)
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise BadInput(f"{address}: object storage needs obstore; pip install 'sak[objects]'") from error
+        try:
+            return cls(from_url(address.rstrip("/")), "", address.rstrip("/"))
+        except (BaseError, ValueError) as error:
+            raise BadInput(f"{address}: {_first_line(error)}") from error
+
+    def zarr(self) -> Any:
+        """See `Place`."""
+        from zarr.storage import ObjectStore as ZarrStore
+        from zarr.storage import StorePath
+
+        return StorePath(ZarrStore(self.store, read_only=True), self.prefix.rstrip("/"))
+
+    def child(self, name: str) -> ObjectPlace:
+        """See `Place`."""
+        return ObjectPlace(self.store, f"{self.prefix}{name}/", f"{self.shown.rstrip('/')}/{name}")
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read(self, name: str) -> bytes:
+        """See `Place`."""
+        import obstore
+
+        return _again(lambda: bytes(obstore.get(self.store, self.prefix + name).bytes()))
+
+    def exists(self, name: str) -> bool:
+        """See `Place`."""
+        import obstore
+
+        try:
+            _again(lambda: obstore.head(self.store, self.prefix + name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See `Place`."""
+        import obstore
+
+        prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
+        found = _again(lambda: obstore.list(self.store, prefix or None, chunk_size=1000).collect())
+        return {item["path"].removeprefix(self.prefix): item["size"] for item in sorted(found, key=_path)}
+
+    def folders(self, folder: str = "") -> list[str]:
+        """See `Place`."""
+        import obstore
+
+        prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
+        found = _again(lambda: obstore.list_with_delimiter(self.store, prefix or None)["common_prefixes"])
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """See `Place`; asks nothing."""
+        return _ObjectFile(self.store, self.prefix + name, self.show(name))
+
+    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+        """See `Place`."""
+        import obstore
+
+        def once() -> FileDigest:
+            sha, size = hashlib.sha256(), 0
+            for piece in obstore.get(self.store, self.prefix + name).stream(min_chunk_size=4 << 20):
+                sha.update(piece)
+                size += len(piece)
+            return FileDigest(size, sha.hexdigest())
+
+        found = _again(once)
+        if progress is not None:
+            progress(found.num_bytes)
+        return found
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def write(
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
+    ) -> dict[str, FileDigest]:
+        """See `Place`."""
+        with ThreadPoolExecutor(min(_NUM_WRITERS, len(files))) as pool:
+            digests = dict(zip(files, pool.map(digest_of, files.values()), strict=True))
+            if before_commit is not None:
+                before_commit(digests)
+            for _ in pool.map(lambda name: self._put(name, files[name], digests[name], replace), files):
+                pass
+        return digests
+
+    def _put(self, name: str, buffers: Buffers, digest: FileDigest, replace: bool) -> None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        data = b"".join(buffers)
+        mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
+        for attempt in range(_ATTEMPTS):
+            try:
+                _again(lambda: obstore.put(self.store, self.prefix + name, data, mode=mode, use_multipart=False))
+                return
+            except AlreadyExistsError as error:
+                # by another machine, by a run before this one, or by this very request, its answer lost
+                try:
+                    found = self.digest(name)
+                except FileNotFoundError:  # and deleted since: a manifest's entry that was compacted
+                    if attempt < _ATTEMPTS - 1:
+                        continue
+                    raise
+                if found == digest:
+                    return
+                raise AlreadyThere(
+                    f"{self.show(name)} is there already with other bytes: a teacher, device or number of threads "
+                    "is not the one that made it. Nothing was written over it; match them, or delete it"
+                ) from error
+            except OSError as error:
+                raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
+        raise AssertionError("unreachable")
+
+    def update(self, changes: Mapping[str, Change]) -> None:
+        """See `Place`; by PUTs that go through where the object is still the one that was read (If-Match)."""
+        with ThreadPoolExecutor(min(_NUM_WRITERS, len(changes))) as pool:
+            for _ in pool.map(self._update, changes, changes.values()):
+                pass
+
+    def _update(self, name: str, change: Change) -> None:
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        path = self.prefix + name
+        while True:  # every turn that this loses, another machine has won
+            raw, e_tag, version = _again(partial(_get, self.store, path))
+            mode: UpdateVersion = {**({"e_tag": e_tag} if e_tag else {}), **({"version": version} if version else {})}
+            data = change(raw)
+            if data is None:
+                return
+            try:
+                _again(partial(obstore.put, self.store, path, data, mode=mode, use_multipart=False))
+                return
+            except PreconditionError:
+                continue
+            except OSError as error:
+                raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
+
+    def remove(self, folder: str) -> None:
+        """See `Place`."""
+        self.delete(list(self.sizes(folder)))
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Place`."""
+        import obstore
+
+        for first in range(0, len(names), 1000):
+            with suppress(FileNotFoundError):
+                _again(
+                    partial(obstore.delete, self.store, [self.prefix + name for name in names[first : first + 1000]])
+                )
+
+    def append(self, name: str, line: bytes) -> None:
+        """See `Place`; lines that two machines add in the same moment may get lost."""
+        import obstore
+
+        before = self.read(name) if self.exists(name) else b""
+        _again(lambda: obstore.put(self.store, self.prefix + name, before + line))
+
+    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
+        """See `Place`."""
+        return nullcontext()
+
+    def discard(self, folder: str) -> None:
+        """See `Place`."""
+
+    def remove_temporaries(self, folders: Sequence[str]) -> None:
+        """See `Place`; there are none."""
+
+
+class _ObjectFile(OpenFile):
+    __slots__ = ("_path", "_store", "shown")
+
+    def __init__(self, store: ObjectStore, path: str, shown: str) -> None:
+        self._store, self._path, self.shown = store, path, shown
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        import obstore
+
+        return _again(lambda: bytes(obstore.get_range(self._store, self._path, start=start, length=num_bytes)))
+
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        import obstore
+
+        starts = [start for start, _ in ranges]
+        lengths = [sum(map(len, targets)) for _, targets in ranges]
+        answers = _again(
+            lambda: obstore.get_ranges(self._store, self._path, starts=starts, lengths=lengths, coalesce=_COALESCED_GAP)
+        )
+        for answer, (_, targets) in zip(answers, ranges, strict=True):
+            fill(targets, memoryview(answer))
+
+
+def _get(store: ObjectStore, path: str) -> tuple[bytes, str | None, str | None]:
+    """An object's bytes, and what tells it from later ones of that name."""
+    import obstore
+
+    found = obstore.get(store, path)
+    return bytes(found.bytes()), found.meta["e_tag"], found.meta["version"]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]  # what follows is a dump of obstore's own structures
+
+
+def _path(item: Any) -> str:
+    path: str = item["path"]
+    return path
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """obstore's errors as the ones that local files raise; those of conditional writes as they are."""
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError):
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_first_line(error)) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(_first_line(error)) from error
+    except BaseError as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _again(request: Callable[[], Answer]) -> Answer:
+    """What `request` gives, asked again where that may help; errors as `_as_os_error`."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _as_os_error():
+                return request()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")

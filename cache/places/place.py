@@ -1,0 +1,147 @@
+"""Where a store's files lie: a folder of this machine (`cache.places.local`), or a prefix in a bucket (`cache.places.objects`).
+
+Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
+the store's place for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from cache.places.files import BeforeCommit, Buffers, FileDigest
+from cache.places.locks import OnWait
+from cache.places.open_files import OpenFile
+
+Change = Callable[[bytes], bytes | None]
+"""What becomes of a file's bytes; None: they stay."""
+
+
+class Place(ABC):
+    """A tree of files, named by their paths below it.
+
+    Attributes:
+        shown: its path or address, for messages and for `cache.places.addresses.as_place`.
+        name: the last part of that.
+        num_readers: threads that read it well at once, unless asked otherwise.
+    """
+
+    shown: str
+    name: str
+    num_readers: int
+
+    def __truediv__(self, name: str) -> Place:
+        return self.child(name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shown!r})"
+
+    def show(self, name: str) -> str:
+        """The path or address of a file, for messages."""
+        return f"{self.shown}/{name}"
+
+    @abstractmethod
+    def child(self, name: str) -> Place:
+        """The place below this one."""
+
+    @abstractmethod
+    def zarr(self) -> Any:
+        """This place as zarr-python's own store, for reading: ``zarr.open_group(place.zarr())``."""
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises OSError (FileNotFoundError where there is none)."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    @abstractmethod
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Every file below `folder`, name -> bytes, in order; none where there is no such folder."""
+
+    @abstractmethod
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in `folder`, in order."""
+
+    @abstractmethod
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """Open a file of `num_bytes`.
+
+        Raises:
+            CorruptFile: it has another size (in object storage, where asking costs a request, reading tells).
+            OSError: it cannot be opened.
+        """
+
+    @abstractmethod
+    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+        """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError."""
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write(
+        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
+    ) -> dict[str, FileDigest]:
+        """Write files, each whole or not at all; all are durable when this returns.
+
+        Args:
+            files: name -> its bytes, in pieces.
+            replace: they may differ from what is there. Where several machines write without a lock (object
+                storage), files that may not are created if absent, and otherwise compared.
+            before_commit: called with all digests when no file has its name yet; what it raises stops all.
+
+        Returns:
+            name -> size and SHA-256.
+
+        Raises:
+            StoreFull, WriteFailed: the bytes were refused.
+        """
+
+    @abstractmethod
+    def update(self, changes: Mapping[str, Change]) -> None:
+        """Replace files by what is made of their present bytes; all are durable when this returns.
+
+        Args:
+            changes: name -> present bytes to new ones, or to None where they stay. Where writers hold no lock (object
+                storage) it is asked again as often as another machine replaced the file since it was read, so that
+                nothing that machine wrote is lost.
+
+        Raises:
+            StoreFull, WriteFailed: the bytes were refused.
+            OSError: a file cannot be read.
+        """
+
+    @abstractmethod
+    def remove(self, folder: str) -> None:
+        """Delete a folder with everything below it; it is no error where there is none."""
+
+    @abstractmethod
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files, for good when this returns; it is no error where there is none of a name."""
+
+    @abstractmethod
+    def append(self, name: str, line: bytes) -> None:
+        """Add a line to a file that is outside of every digest."""
+
+    @abstractmethod
+    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
+        """Be the only writer of `what` while the block runs, see `cache.places.locks.file_lock`.
+
+        Object storage needs no lock: equal inputs give equal bytes, and `write` compares.
+        """
+
+    @abstractmethod
+    def discard(self, folder: str) -> None:
+        """Delete what a killed writer left below `folder`, of which nothing is committed; called under the lock.
+
+        In object storage other writers may be at work there, and what they write is the same.
+        """
+
+    @abstractmethod
+    def remove_temporaries(self, folders: Sequence[str]) -> None:
+        """Delete the half-written files that killed writers left directly in `folders`."""

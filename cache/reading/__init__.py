@@ -1,0 +1,1 @@
+"""Rows and arrays by position."""

@@ -1,0 +1,1 @@
+"""Shards of the source part and of teachers: whole, durable, then committed."""

@@ -1,0 +1,97 @@
+"""Options that several commands share, and how they show their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.runs import Places
+
+
+class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
+    """A path, or an address such as ``s3://bucket/features``, which stays text: pathlib would fold its slashes."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """See click."""
+        return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
+WHERE = Where()
+
+FEATURES = click.option(
+    "--out",
+    "features",
+    type=WHERE,
+    default="features",
+    help="Folder of the caches, or an address such as s3://bucket/features.",
+)
+RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+ROOTS = click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="[DATASET=]DIR",
+    help="Folder of the data set, for recipes with source = 'live'; DATASET=DIR where stages read several.",
+)
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    metavar="[TEACHER=]FILE",
+    help="A teacher's weights, where it was extracted with a file (in training: for recipes with source = 'live').",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
+DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+DEVICES = click.option(
+    "--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes: a GPU each, or CPU cores."
+)
+WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
+CODE = click.option(
+    "--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run."
+)
+SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`0,3` as (0, 3), None as None; `UserError` for anything else."""
+    if not text:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
+
+
+def places(features: Path | str, runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()) -> Places:
+    """The folders of caches, runs and data sets, and the files of teachers' weights, that a command was given."""
+    from pipeline.runs import Places
+
+    return Places(features, runs, paths_by_name(roots), paths_by_name(weights))
+
+
+def paths_by_name(given: Sequence[str]) -> dict[str, Path]:
+    """``[NAME=]PATH`` options as name -> path; a path without a name is under ""."""
+    return dict(map(_named_path, given))
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    """`nyud=data/nyud` as (nyud, data/nyud), `data/nyud` and `data/a=b` as they are, under ""."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and "/" not in name else ("", Path(text))
+
+
+def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print a command's result to stdout: one JSON value, or what `text` makes of it."""
+    from pipeline.console import is_silent
+
+    if is_silent():
+        return
+    print(json.dumps(result, indent=1) if as_json else text(result))

@@ -1,0 +1,1 @@
+"""What lies in a folder of images and labels, and what is wrong with it."""

@@ -1,0 +1,129 @@
+"""`sak copy`: stores, or what of them a recipe reads, from one place to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.format.manifest import SOURCE, PartManifest
+from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
+from cache.places.addresses import as_place
+from cache.store import Store, find_stores
+from pipeline.console import amount, progress, say
+from pipeline.errors import UserError
+from pipeline.extraction.amounts import check_disk
+from pipeline.recipes.config import Data, load_recipe, recipe_stages
+from pipeline.recipes.stores import find_store, is_store_of
+
+
+@dataclass(frozen=True)
+class CopyRequest:
+    """What `sak copy` was asked for; what is None or empty is not narrowed.
+
+    source: a store, or a folder of stores.
+    target: the folder of caches that the copies go into.
+    """
+
+    source: Path | str
+    target: Path | str
+    recipe: str | None = None
+    teachers: tuple[str, ...] | None = None
+    levels: tuple[int, ...] | None = None
+    views: int | None = None
+
+
+def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
+    """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
+    plans = [plan_copy(store, request.target, selection) for store, selection in _selections(request)]
+    for plan in plans:
+        if request.levels is not None:
+            _tell_company(plan, request.levels)
+    check_disk(request.target, sum(plan.num_bytes for plan in plans), "the copies")
+    results = []
+    for plan in plans:
+        if not dry_run:
+            _copy(plan)
+        results.append(
+            {
+                "store": str(plan.store),
+                "copy": plan.target.shown,
+                "views": plan.selection.num_views,
+                "teachers": {name: list(levels) for name, levels in plan.selection.teachers.items()},
+                "shards": plan.num_shards,
+                "bytes": plan.num_bytes,
+            }
+        )
+    return {"copied": not dry_run, "stores": results}
+
+
+def copy_text(result: dict[str, Any]) -> str:
+    """`copy`'s result for people."""
+    what = "copied" if result["copied"] else "would copy"
+    return "\n".join(
+        f"{what} {amount(store['bytes'])} in {store['shards']} shards: {store['copy']}  ({store['views']} views, "
+        f"{', '.join(f'{name} levels {levels}' for name, levels in store['teachers'].items()) or 'no teachers'})"
+        for store in result["stores"]
+    )
+
+
+def _tell_company(plan: CopyPlan, asked: Sequence[int]) -> None:
+    """Say which levels come along that nobody asked for: levels coded together are read together."""
+    for name, levels in plan.selection.teachers.items():
+        company = [level for level in levels if level not in asked]
+        if company:
+            wanted = [level for level in levels if level in asked]
+            say(f"{plan.store.name}: levels {company} of {name} come too: {wanted} are coded against them")
+
+
+def _copy(plan: CopyPlan) -> None:
+    if not plan.num_shards:
+        say(f"{plan.store.name}: all there already")
+    total = max(round(plan.num_bytes / 1e6), 1)
+    with progress(plan.store.name, total, "MB") as advance:
+        done = 0
+
+        def tell(num_bytes: int) -> None:
+            nonlocal done
+            before, done = done, done + num_bytes
+            advance(round(done / 1e6) - round(before / 1e6))
+
+        copy_store(plan, tell)
+
+
+def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
+    """The stores to copy, and what of each."""
+    place = as_place(request.source)
+    one = Store.open(place) if PartManifest(place, SOURCE).exists else None
+    if request.recipe is None:
+        for store in [one] if one else find_stores(place):
+            yield store, select(store, request.views, request.teachers, request.levels)
+        if one is None and not find_stores(place):
+            raise UserError(f"{place.shown} is no store, and no folder that holds one")
+        return
+    wanted: dict[str, tuple[Store, int, tuple[str, ...]]] = {}
+    for data, teachers in _reads(request.recipe):
+        if one and not is_store_of(one, data):
+            continue
+        store = one or find_store(request.source, data, teachers)
+        _, views, names = wanted.get(store.name, (store, 0, ()))
+        wanted[store.name] = store, max(views, data.views), tuple(dict.fromkeys([*names, *teachers]))
+    if not wanted:
+        raise UserError(f"recipe {request.recipe} reads nothing of {place.shown}")
+    for store, views, names in wanted.values():
+        chosen = names if request.teachers is None else request.teachers
+        yield store, select(store, request.views or views, chosen, request.levels)
+
+
+def _reads(recipe: str) -> Iterator[tuple[Data, Sequence[str]]]:
+    """The caches that the stages of a recipe read, with their teachers."""
+    from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+
+    for stage in recipe_stages(recipe):
+        loaded = load_recipe(recipe, stage)
+        arm = find_arm(loaded.arm)
+        # a student that has a path a teacher asks for its widths, also where it does not read its features
+        yield loaded.data, tuple(dict.fromkeys([*(loaded.teachers if arm.distils else ()), *parts_read(loaded)]))
+        if loaded.validation:
+            yield loaded.validation, teachers_read(loaded) if arm.frozen_features else ()

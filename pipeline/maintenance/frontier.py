@@ -1,0 +1,350 @@
+"""`sak frontier`: how many bits each codec takes for features as they are, at a fidelity; nothing is promised, all is
+measured, on rows that nothing was fitted on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.calibration.statistics import FittedTokens, calibration_rows, fit_level, level_constants
+from cache.codecs import Codec, Sample, Target, get_codec
+from cache.codecs.coders import get_coder
+from cache.codecs.fidelity import Fidelity, FidelityMeter
+from cache.errors import CacheError
+from cache.format.groups import PREDICTOR
+from cache.format.layout import ArraySpec, index_bytes, parse_index, shard_buffers
+from cache.format.parts import array_json
+from cache.format.spec import LevelSpec
+from cache.store import Store
+from pipeline.console import say, table, warn
+from pipeline.errors import UserError
+
+SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec", "klt+trellis")
+TOGETHER = "+levels"
+"""Ends the name of a setting in which every level is coded against the decoded one before it."""
+STORE_ROWS = 512
+"""Of a store that are drawn, half of them for the report."""
+
+_SEARCH_TOKENS = 1 << 15
+_ROWS_AT_ONCE = 32
+_TIMED_PASSES = 3
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One level's features, cut in two.
+
+    Attributes:
+        fit: float32 (n, tokens, C), what is calibrated on.
+        report: float32 (m, tokens, C), what is reported on.
+        rows: int64 (m,): which rows of the source these are.
+        grid: (h, w) of the tokens.
+    """
+
+    fit: Array
+    report: Array
+    rows: Array
+    grid: tuple[int, int]
+
+
+def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
+    """A store's level, or an array file (rows, tokens, C); one half of the rows to fit on, the other to report on.
+
+    Raises `UserError` for what is neither, and for less than two rows.
+    """
+    if path.suffix != ".npy":
+        return _read_store(path, teacher, level)
+    if teacher is not None or level is not None:
+        raise UserError(f"--teacher and --level go with a cache; {path} is an array")
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no array that can be read: {error}") from error
+    if features.ndim != 3 or len(features) < 2 or not features.size or features.dtype.kind != "f":
+        raise UserError(
+            f"{path} holds {features.dtype} {features.shape}; "
+            "floats (rows, tokens, width), two rows or more, are needed"
+        )
+    order = np.random.default_rng(0).permutation(len(features))
+    half = len(order) // 2
+    fit, report = np.sort(order[:half]), np.sort(order[half:])
+    return _source(lambda rows: features[rows], fit, report, square(features.shape[1]), str(path))
+
+
+def square(tokens: int) -> tuple[int, int]:
+    """The grid that an array's tokens are taken for: a square where they fill one, else a line."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
+
+
+def _read_store(path: Path, teacher: str | None, level: int | None) -> Source:
+    store = Store.open(path)
+    if teacher is None or level is None:
+        raise UserError(f"say which features of {path}: --teacher ({', '.join(store.teachers)}) and --level")
+    features = store.features(teacher, level)
+    fit, report = calibration_rows(store.valid(1), store.spec.seed, STORE_ROWS)
+    width, grid = features.level.width, features.level.grid
+    return _source(lambda rows: features[rows, 0].reshape(len(rows), -1, width), fit, report, grid, str(path))
+
+
+def _source(read: Callable[[Array], Array], fit: Array, report: Array, grid: tuple[int, int], name: str) -> Source:
+    source = Source(np.asarray(read(fit), np.float32), np.asarray(read(report), np.float32), report, grid)
+    if not (np.isfinite(source.fit).all() and np.isfinite(source.report).all()):
+        raise UserError(f"{name}: a feature is NaN or infinite")
+    return source
+
+
+def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = None) -> dict[str, Any]:
+    """Every codec setting's bits, fidelity and speed on `sources`, the levels of one teacher, row for row.
+
+    Args:
+        fidelity: plain token cosine that codecs with a rate reach, on the reported rows.
+        save: folder for the coded and decoded rows of every setting.
+
+    Returns:
+        ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`. A setting that these features do not allow
+        is left out, and a warning says why.
+    """
+    if len({source.report.shape[:2] for source in sources}) > 1:
+        raise UserError("several sources are levels of one teacher: the same rows and tokens in each")
+    samples = [_sample(source) for source in sources]
+    settings = [*SETTINGS, *(name + TOGETHER for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
+    results = []
+    for setting in settings:
+        say(f"frontier: {setting}")
+        codec = get_codec(setting.removesuffix(TOGETHER))
+        together = setting.endswith(TOGETHER)
+        levels = [
+            LevelSpec(place, source.grid, source.fit.shape[2], codec.name) for place, source in enumerate(sources)
+        ]
+        if together:
+            levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
+        try:
+            _check_storable(codec, sources)
+            fitted = _fit(levels, sources, samples, fidelity)
+        except CacheError as error:
+            warn(f"{setting} is left out: {error}")
+            continue
+        results.append(_report(setting, codec, levels, sources, samples, fitted, save))
+    return {"results": results}
+
+
+def _check_storable(codec: Codec, sources: Sequence[Source]) -> None:
+    """Raises CacheError where a value is beyond what the codec can hold."""
+    for source in sources:
+        for features in (source.fit, source.report):
+            refused = codec.find_unstorable(features)
+            if refused is not None:
+                raise CacheError(f"a feature is {refused.value:g}: {refused.why}")
+
+
+def _sample(source: Source) -> Sample:
+    width = source.fit.shape[-1]
+    tokens = source.fit.reshape(-1, width)
+    mean = tokens.mean(0, dtype=np.float64)
+    second = np.zeros((width, width))
+    for start in range(0, len(tokens), _SEARCH_TOKENS):
+        centred = tokens[start : start + _SEARCH_TOKENS] - mean
+        second += centred.T @ centred
+    return Sample(mean, second / len(tokens), _thin(source.fit), _thin(source.report), grid=source.grid)
+
+
+def _thin(maps: Array) -> Array:
+    """Evenly spread maps (n, tokens, C) as tokens: at most `_SEARCH_TOKENS`, or one map."""
+    at_most = max(1, _SEARCH_TOKENS // maps.shape[1])
+    return maps[:: -(-len(maps) // at_most)].reshape(-1, maps.shape[-1])
+
+
+def _statistics(levels: Sequence[LevelSpec], sources: Sequence[Source]) -> dict[str, Array]:
+    return {
+        f"{level.array}/{name}": reduce(source.fit, (0, 1))
+        for level, source in zip(levels, sources, strict=True)
+        for name, reduce in (("min", np.min), ("max", np.max))
+    }
+
+
+def _fit(
+    levels: Sequence[LevelSpec], sources: Sequence[Source], samples: Sequence[Sample], fidelity: float
+) -> list[FittedTokens]:
+    """Each level's tables; where the search's tokens flattered, the target is raised until all of them reach it."""
+    statistics = _statistics(levels, sources)
+    fitted: list[FittedTokens] = []
+    decoded: Array | None = None
+    for level, source, sample in zip(levels, sources, samples, strict=True):
+        lower = None if level.predicts_from is None else fitted[level.predicts_from]
+        below = decoded
+        target = fidelity
+        for _ in range(4):
+            done = fit_level(level, sample, Target(target, centred=False), statistics, lower)
+            decoded = _through(level, _constants(level, done, statistics), source.report, below)
+            meter = FidelityMeter(sample.mean)
+            meter.update(source.report, decoded)
+            missing = fidelity - meter.compute().cosine
+            if missing <= 0 or not get_codec(level.codec).has_rate:
+                break
+            target = min(target + missing + 1e-6, 1 - 1e-7)
+        fitted.append(done)
+    return fitted
+
+
+def _constants(level: LevelSpec, done: FittedTokens, statistics: Mapping[str, Array]) -> dict[str, Array]:
+    named = {f"{level.array}/{name}": array for name, array in done.tables.items()}
+    return level_constants(level, {**statistics, **named})
+
+
+def _predicted(level: LevelSpec, constants: Mapping[str, Array], below: Array | None) -> Array:
+    """What the level below tells of one, (n, tokens, C); 0 where it is coded by itself."""
+    if level.predicts_from is None or below is None:
+        return np.zeros(1, np.float32)
+    return np.asarray(below @ constants[PREDICTOR])
+
+
+def _through(level: LevelSpec, constants: Mapping[str, Array], features: Array, below: Array | None) -> Array:
+    """Features (n, tokens, C), encoded and decoded, without an entropy coder."""
+    codec, decoded = get_codec(level.codec), np.empty_like(features)
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        predicted = _predicted(level, constants, None if below is None else below[rows])
+        residual = features[rows] - predicted
+        stored = codec.encode(residual.reshape(-1, *level.grid, level.width), constants).stored
+        decoded[rows] = codec.decode_numpy(stored, constants).reshape(features[rows].shape) + predicted
+    return decoded
+
+
+def _report(
+    setting: str,
+    codec: Codec,
+    levels: Sequence[LevelSpec],
+    sources: Sequence[Source],
+    samples: Sequence[Sample],
+    fitted: Sequence[FittedTokens],
+    save: Path | None,
+) -> dict[str, Any]:
+    """Code the reported rows as a store would, decode them from these bytes, and say what came of it.
+
+    ``bits``: of all files of coded rows, a value. ``cosine``, ``centred_cosine`` (means over tokens), ``relative_mse``
+    and ``relative_mse_worst`` (median and worst channel): the worst level's. ``encode_values_per_s``: features to
+    coded bytes; ``decode_values_per_s``: coded bytes to stored integers (what reading threads do; floats and basis are
+    the training device's part); both a second of one core's time.
+    """
+    statistics = _statistics(levels, sources)
+    num_values = coded_bytes = side_bytes = clipped = 0
+    encode_s = decode_s = 0.0
+    figures: list[Fidelity] = []
+    decoded: Array | None = None
+    for place, (level, source, sample, done) in enumerate(zip(levels, sources, samples, fitted, strict=True)):
+        constants = _constants(level, done, statistics)
+        spec = ArraySpec(
+            level.array,
+            codec.stored_dtype,
+            codec.row_shape(level.grid, level.width),
+            codec.dims,
+            has_views=False,
+            fill_value=codec.fill_value,
+            coder=codec.coder,
+        )
+        below, num_rows = decoded, len(source.report)
+        stored = np.empty((num_rows, *spec.row_shape), spec.dtype)
+        started = time.process_time()
+        for start in range(0, num_rows, _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            predicted = _predicted(level, constants, None if below is None else below[rows])
+            residual = source.report[rows] - predicted
+            encoded = codec.encode(residual.reshape(-1, *level.grid, level.width), constants)
+            stored[rows] = encoded.stored
+            clipped += encoded.num_clipped
+        shard = b"".join(shard_buffers(spec, [stored], num_rows))
+        encode_s += time.process_time() - started
+        back, seconds = _decode(spec, shard, num_rows)
+        decode_s += seconds
+        assert np.array_equal(back, stored), f"{setting}: decoded integers differ"
+        decoded = np.empty_like(source.report)
+        for start in range(0, num_rows, _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            predicted = _predicted(level, constants, None if below is None else below[rows])
+            decoded[rows] = codec.decode_numpy(back[rows], constants).reshape(decoded[rows].shape) + predicted
+        meter = FidelityMeter(sample.mean)
+        meter.update(source.report, decoded)
+        figures.append(meter.compute())
+        needed = {name: statistics[f"{level.array}/{name}"] for name in codec.needs if name not in done.tables}
+        side = {**needed, **done.tables}
+        metadata = array_json(spec, 0, num_rows, num_rows)
+        num_values += source.report.size
+        coded_bytes += len(shard) + len(metadata)
+        side_bytes += sum(array.nbytes for array in side.values())
+        if save is not None:
+            folder = save / setting
+            _write(folder / "coded" / f"{level.array}/zarr.json", metadata)
+            _write(folder / "coded" / spec.file(0, 0), shard)
+            (folder / "side").mkdir(exist_ok=True)
+            for name, array in side.items():
+                np.save(folder / "side" / f"{level.array}-{name}.npy", array)
+            np.save(folder / ("decoded.npy" if len(sources) == 1 else f"decoded-{place}.npy"), decoded)
+            np.save(folder / "rows.npy", source.rows)
+    return {
+        "codec": setting,
+        "bits": 8 * coded_bytes / num_values,
+        "cosine": min(figure.cosine for figure in figures),
+        "centred_cosine": min(figure.centred_cosine for figure in figures),
+        "relative_mse": max(figure.relative_mse_median for figure in figures),
+        "relative_mse_worst": max(figure.relative_mse_worst for figure in figures),
+        "clipped": clipped,
+        "side_bytes": side_bytes,
+        "encode_values_per_s": num_values / max(encode_s, 1e-9),
+        "decode_values_per_s": num_values / max(decode_s, 1e-9),
+    }
+
+
+def _decode(spec: ArraySpec, shard: bytes, num_rows: int) -> tuple[Array, float]:
+    """The stored integers of a shard's rows (n, *row_shape), and the seconds of one core that this took."""
+    index = parse_index(shard[-index_bytes(num_rows) :], spec.path)
+    out = np.empty((num_rows, *spec.row_shape), spec.dtype)
+    out.view(np.uint8).fill(0)  # memory that is there: readers reuse theirs
+    rows = [memoryview(shard)[start : start + size - 4] for start, size in index.astype(int).tolist()]
+    seconds = []
+    for _ in range(_TIMED_PASSES):
+        started = time.process_time()
+        for row, data in enumerate(rows):
+            target = out[row].reshape(-1)
+            if spec.coder is None:
+                np.copyto(target, np.frombuffer(data, spec.dtype))
+            else:
+                get_coder(spec.coder).decode_into(data, target)
+        seconds.append(time.process_time() - started)
+    return out, min(seconds)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def frontier_text(result: dict[str, Any]) -> str:
+    """`frontier` for people."""
+    columns = ["codec", "bits", "cosine", "centred", "relative mse", "worst", "side kB", "encode M/s", "decode M/s"]
+    return table(
+        columns,
+        [
+            [
+                row["codec"],
+                f"{row['bits']:.3f}",
+                f"{row['cosine']:.5f}",
+                f"{row['centred_cosine']:.5f}",
+                f"{row['relative_mse']:.4f}",
+                f"{row['relative_mse_worst']:.4f}",
+                f"{row['side_bytes'] / 1e3:.0f}",
+                f"{row['encode_values_per_s'] / 1e6:.0f}",
+                f"{row['decode_values_per_s'] / 1e6:.0f}",
+            ]
+            for row in result["results"]
+        ],
+    )

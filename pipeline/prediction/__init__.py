@@ -1,0 +1,1 @@
+"""A student's predictions for images, folders and videos."""

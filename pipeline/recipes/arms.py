@@ -1,0 +1,216 @@
+"""Arms: the systems a study compares. An arm is a row of configuration; the trainer is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache.loading.batch import Batch
+from cache.store import Store
+from pipeline.errors import UserError
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.frozen import frozen_part, student_input
+from sak_core.names import unknown
+from sak_core.noise import NoiseSource
+from sak_core.student.config import StudentConfig
+from sak_core.student.feature_model import FeatureModel
+from sak_core.student.initial_weights import load_vit
+from sak_core.student.network import StudentNetwork, StudentOutput
+from sak_core.student.stem import StemConfig
+from sak_core.tasks import Task
+
+TEACHER_PREFIX = "teacher:"
+SINGLE_TASK = "single-task"
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system.
+
+    distils: whether it learns from teachers' features, in stage 1 and (times alpha) in stage 2.
+    paths: whether the student has an adapter path a teacher.
+    frozen_features: whether cached teachers' features take the student's place under the heads; such an arm needs
+    the teachers cached on the splits it is scored on, too.
+    per_task: whether it is one model a task.
+    derived: whether its scores follow from other arms', nothing is trained.
+    """
+
+    name: str
+    about: str
+    distils: bool = False
+    paths: bool = False
+    frozen_features: bool = False
+    per_task: bool = False
+    derived: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(SINGLE_TASK, "stem and one head, a student a task, no teachers", per_task=True),
+        Arm("multi-task", "stem and heads, no teachers"),
+        Arm("teacher:<name>", "one teacher's frozen cached features under the same heads", frozen_features=True),
+        Arm(ORACLE, "each task's best teacher:<name>, which a study picks", derived=True),
+        Arm("teachers", "all teachers' frozen cached features through routers", frozen_features=True),
+        Arm("many-to-one", "one representation, a projector a teacher and level", distils=True),
+        Arm("sak", "stem, an adapter path a teacher, routers", distils=True, paths=True),
+    )
+}
+"""All arms, one row each."""
+
+
+def find_arm(name: str) -> Arm:
+    """The arm called `name`; `teacher:mini-sam` is the row `teacher:<name>`. Raises `UserError` for unknown ones."""
+    if name.startswith(TEACHER_PREFIX) and len(name) > len(TEACHER_PREFIX):
+        return ARMS["teacher:<name>"]
+    if name not in ARMS:
+        raise UserError(unknown("arm", name, ARMS))
+    return ARMS[name]
+
+
+def teachers_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features a run of this recipe reads in training."""
+    arm = find_arm(recipe.arm)
+    if recipe.arm.startswith(TEACHER_PREFIX):
+        return (recipe.arm.removeprefix(TEACHER_PREFIX),)
+    # routers and heads have no part in the distillation loss: where they alone train, it would change nothing
+    compares = recipe.stage == "distill" or (recipe.alpha > 0 and recipe.trains != "routers")
+    needed = arm.frozen_features or (arm.distils and compares)
+    if (arm.distils or arm.frozen_features) and not recipe.teachers:
+        raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
+    return recipe.teachers if needed else ()
+
+
+def parts_read(recipe: Recipe) -> tuple[str, ...]:
+    """The cached parts that training reads beside pixels and labels: teachers, and frozen parts of its own."""
+    frozen = frozen_part(recipe)
+    return (*teachers_read(recipe), *([frozen] if frozen else []))
+
+
+def class_tokens_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached class tokens a run of this recipe reads in training.
+
+    Raises `UserError` where class tokens are asked of others than the recipe's teachers, or have nothing to compare.
+    """
+    if not recipe.class_tokens or not find_arm(recipe.arm).distils:
+        return ()
+    if recipe.loss == "relational":
+        raise UserError("class_tokens: one token has no relations to others; choose loss = 'cos+l1', 'cos' or 'l2'")
+    for name in recipe.class_tokens:
+        if name not in recipe.teachers:
+            raise UserError(f"class_tokens: {unknown('teacher', name, recipe.teachers)}")
+    return tuple(name for name in teachers_read(recipe) if name in recipe.class_tokens)
+
+
+def prefixes_read(recipe: Recipe) -> tuple[str, ...]:
+    """The cached parts whose prefix tokens training reads: of teachers as targets, of a frozen stem as they are."""
+    frozen = frozen_part(recipe)
+    return (*class_tokens_read(recipe), *([frozen] if frozen and recipe.trains == "adapters" else []))
+
+
+def starts_from_stage1(recipe: Recipe) -> bool:
+    """Whether stage 2 of a recipe starts from a distilled run."""
+    return find_arm(recipe.arm).distils and recipe.stage1 == "on"
+
+
+def one_a_task(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Recipe]:
+    """What the students of an arm `per_task` train by, one a task."""
+    singles = {}
+    for task in tasks:
+        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
+        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
+        if recipe.best_by in tasks:
+            changes["best_by"] = task
+        singles[task] = recipe.model_copy(update=changes)
+    return singles
+
+
+def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Module:
+    """The model that a recipe's arm trains, with random weights that depend on the recipe's seed alone.
+
+    `store` gives the image size and the teachers' widths; `tasks` is () in stage 1.
+    """
+    widths = {name: _widths(store, name) for name in teachers_built(recipe)}
+    return model_of(recipe, store.spec.size, widths, tasks)
+
+
+def teachers_built(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers that a recipe's model has parts for."""
+    return recipe.teachers if find_arm(recipe.arm).distils else teachers_read(recipe)
+
+
+def model_of(
+    recipe: Recipe, size: tuple[int, int], widths: Mapping[str, tuple[int, ...]], tasks: Sequence[Task]
+) -> nn.Module:
+    """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`."""
+    arm, options = find_arm(recipe.arm), recipe.student
+    torch.manual_seed(recipe.seed)
+    if arm.frozen_features:
+        return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router)
+    config = StudentConfig(
+        stem=_stem_config(recipe, size),
+        teachers=dict(widths),
+        levels=options.levels,
+        paths=arm.paths,
+        adapter=options.adapter,
+        aligner=options.aligner,
+        class_tokens=tuple(name for name in recipe.teachers if name in recipe.class_tokens) if arm.distils else (),
+        router=options.router,
+        head=options.head,
+        tasks=tuple(tasks),
+    )
+    return StudentNetwork(config)
+
+
+def stem_of(recipe: Recipe, size: tuple[int, int]) -> StudentNetwork:
+    """A student of nothing but the recipe's stem, for views of `size`, with the weights that `build_model` draws."""
+    torch.manual_seed(recipe.seed)
+    return StudentNetwork(StudentConfig(stem=_stem_config(recipe, size), levels=recipe.student.levels))
+
+
+def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
+    options = recipe.student.stem
+    return StemConfig(
+        name=options.name,
+        image_size=size,
+        patch_size=options.patch_size,
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        checkpointing=recipe.student.checkpointing,
+    )
+
+
+def initialize(recipe: Recipe, model: nn.Module) -> None:
+    """Load the stem's weights where the recipe names some and the model has a stem.
+
+    Raises `UserError` where they are not to be had or do not fit.
+    """
+    source = recipe.student.stem.weights
+    if source is None or not isinstance(model, StudentNetwork):
+        return
+    try:
+        load_vit(model.stem, source)
+    except (ValueError, OSError) as error:
+        raise UserError(f"student.stem.weights = {source!r}: {error}") from error
+
+
+def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:
+    """What the arm's `model` makes of a batch: of its teachers' features where the arm is frozen, else of its pixels.
+
+    noise: where routers draw from in training.
+    """
+    if find_arm(recipe.arm).frozen_features:
+        output: StudentOutput = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2]), generator=noise)
+    else:
+        output = model(student_input(recipe, batch), generator=noise)
+    return output
+
+
+def _widths(store: Store, teacher: str) -> tuple[int, ...]:
+    return tuple(level.width for level in store.teacher(teacher).maps)

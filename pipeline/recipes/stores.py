@@ -1,0 +1,135 @@
+"""Which cache a recipe reads: the one store of a data set, split and size, or an error that lists the candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cache.format.manifest import SOURCE, teacher_part
+from cache.store import Store, find_stores
+from pipeline.console import warn
+from pipeline.errors import UserError
+from pipeline.recipes.config import Data, Recipe
+from sak_core.tasks import Task, published_weight
+
+REGISTERS = "registers"
+"""A provenance's `prefix` where a teacher's prefix tokens are registers alone; true where a class token comes first."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`S` or `HxW` in px to (H, W).
+
+    >>> parse_size("448x576"), parse_size("96")
+    ((448, 576), (96, 96))
+    """
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UserError(f"size {text!r}: expected S or HxW in pixels, for example 384 or 448x576")
+    return (int(parts[0]), int(parts[-1]))
+
+
+def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
+    """The one store below `features` that holds `data`, with its views and `teachers` complete.
+
+    live: the teachers will run anew, so that knowing them is enough."""
+    size = parse_size(data.size) if data.size else None
+    is_there = isinstance(features, str) or features.is_dir()
+    found = find_stores(features, data.dataset, data.split, size) if is_there else []
+    want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
+    if not found:
+        raise UserError(
+            f"no cache of {want} below {features}. Make it: make cache DATASET={data.dataset} SPLIT={data.split}"
+            f" VIEWS={data.views}" + (f" TEACHER={','.join(teachers)}" if teachers else "")
+        )
+    if len(found) > 1:
+        names = "\n  ".join(store.name for store in found)
+        raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
+    store = found[0]
+    for teacher in teachers:
+        if teacher not in store.teachers:
+            have = ", ".join(store.teachers) or "none"
+            raise UserError(
+                f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
+                f"TEACHER={teacher} DATASET={data.dataset} SPLIT={data.split} VIEWS={data.views}"
+            )
+    for part in ("source", *(teacher_part(teacher) for teacher in teachers if not live)):
+        if not store.is_complete(part, data.views):
+            raise UserError(
+                f"{store.name}: {part} is not complete for {data.views} views; "
+                "run the same `make cache` again to finish it"
+            )
+    return store
+
+
+def training_store(features: Path | str, recipe: Recipe, teachers: Sequence[str]) -> Store:
+    """The store that a recipe trains on, with `teachers` as its `source` needs them."""
+    return find_store(features, recipe.data, teachers, live=recipe.source == "live")
+
+
+def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:
+    """What the store holds for a run that reads `teachers` in `views` views: part -> SHA-256 over the committed digests
+    of its files. Views that are appended later change nothing."""
+    found = {}
+    for part in (SOURCE, *map(teacher_part, teachers)):
+        manifest = store.part(part)
+        entries = [manifest.view(view).to_dict(part, view) for view in range(views)]
+        text = json.dumps([entry["files"] for entry in entries], sort_keys=True)
+        found[part] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def is_store_of(store: Store, data: Data) -> bool:
+    """Whether `store` is one that `data` asks for."""
+    size = parse_size(data.size) if data.size else store.spec.size
+    return (store.spec.dataset, store.spec.split, store.spec.size) == (data.dataset, data.split, size)
+
+
+def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
+    """Weights by the store's teachers; under the name "" is the file of its only one.
+
+    Raises `UserError` where that does not say which teacher is meant.
+    """
+    weights = dict(given)
+    if "" in weights:
+        if len(store.teachers) != 1:
+            have = ", ".join(store.teachers) or "none"
+            raise UserError(f"--weights FILE does not say whose (the store has {have}): --weights TEACHER=FILE")
+        weights[store.teachers[0]] = weights.pop("")
+    for name in weights:
+        store.teacher(name)
+    return weights
+
+
+def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
+    """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
+    made = {name: store.teacher(name).provenance.get("teacher", {}) for name in teachers}
+    return [name for name, teacher in made.items() if teacher.get("weights", "").startswith("random:")]
+
+
+def warn_of_random(what: str, teachers: Sequence[str]) -> None:
+    """Say in red, where `what` uses them, that these teachers were never trained."""
+    if teachers:
+        warn(f"{what}: {', '.join(teachers)} ran with RANDOM WEIGHTS: good for trials, meaningless as a teacher")
+
+
+def store_tasks(
+    store: Store, names: Sequence[str] | None = None, weights: dict[str, float] | None = None
+) -> list[Task]:
+    """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own.
+
+    Their own is what the data set's description says, or else the published one of a task of that name.
+    """
+    have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
+    if not have:
+        raise UserError(f"{store.name} has no labels; fine-tuning and evaluation need a labelled split")
+    for name in (*(names or ()), *(weights or {})):
+        if name not in have:
+            raise UserError(f"{store.name} has no labels for task {name!r}; it has {', '.join(have)}")
+    described = {name: told.get("weight") for name, told in store.spec.dataset_info.get("coding", {}).items()}
+    own = {name: published_weight(name) if described.get(name) is None else described[name] for name in have}
+    return [
+        Task(name, kind=have[name][0], classes=have[name][1], weight={**own, **(weights or {})}[name])
+        for name in (names or have)
+    ]

@@ -1,0 +1,116 @@
+"""What a finished run's model is and what it was made of: `model.json` in the run's folder.
+
+Written while the caches are at hand, so that a run can be exported and used where they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from cache.store import Store
+from pipeline import runs
+from pipeline.console import is_silent
+from pipeline.errors import UserError
+from pipeline.recipes.config import Recipe, Strict
+from sak_core.student.network import StudentNetwork
+
+
+class TeacherOrigin(Strict):
+    """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs."""
+
+    name: str
+    library: str
+    model: str
+    weights: str
+    licence: str
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it was never trained."""
+        return self.weights.startswith("random:")
+
+
+class DataOrigin(Strict):
+    """A cache the model was trained on. size: of its views, HxW px. views: that the epochs cycled through."""
+
+    stage: str
+    dataset: str
+    split: str
+    size: str
+    samples: int
+    views: int
+    cache: str
+
+
+class Lineage(Strict):
+    """The model and what it was made of, earlier stages first.
+
+    student: `StudentConfig.to_dict`, None for arms without a student. stem_weights: where the stem began.
+    """
+
+    arm: str
+    student: dict[str, Any] | None
+    stem_weights: str | None
+    teachers: tuple[TeacherOrigin, ...] = Field(())
+    data: tuple[DataOrigin, ...] = Field(())
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) in px that the student's position embedding is made for; None for arms without a student."""
+        if self.student is None:
+            return None
+        height, width = self.student["stem"]["image_size"]
+        return int(height), int(width)
+
+
+def record(
+    run: Path, recipe: Recipe, model: nn.Module, store: Store, teachers: Sequence[str], stage1: Path | None = None
+) -> None:
+    """Write `model.json` of a run of `recipe` that read `teachers` from `store` and began from the run `stage1`.
+
+    One process of several does so.
+    """
+    if is_silent():
+        return
+    before = read(stage1) if stage1 is not None else None
+    height, width = store.spec.size
+    data = DataOrigin(
+        stage=recipe.stage,
+        dataset=store.spec.dataset,
+        split=store.spec.split,
+        size=f"{height}x{width}",
+        samples=int(store.valid(recipe.data.views).sum()),
+        views=recipe.data.views,
+        cache=store.name,
+    )
+    origins = {origin.name: origin for origin in (before.teachers if before else ())}
+    origins.update({name: _teacher(store, name) for name in teachers})
+    lineage = Lineage(
+        arm=recipe.arm,
+        student=model.config.to_dict() if isinstance(model, StudentNetwork) else None,
+        stem_weights=before.stem_weights if before else recipe.student.stem.weights,
+        teachers=tuple(origins.values()),
+        data=(*(before.data if before else ()), data),
+    )
+    runs.write_atomically(run / "model.json", lineage.model_dump_json(indent=1))
+
+
+def read(run: Path) -> Lineage:
+    """A finished run's `model.json`. Raises `UserError` where there is none, or a damaged one."""
+    path = run / "model.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a finished run (no model.json); train it to its end first")
+    try:
+        return Lineage.model_validate_json(path.read_text())
+    except (ValidationError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _teacher(store: Store, name: str) -> TeacherOrigin:
+    facts = store.teacher(name).provenance["teacher"]
+    return TeacherOrigin(name=name, **{key: facts[key] for key in ("library", "model", "weights", "licence")})

@@ -1,0 +1,1 @@
+"""What a data set and a teacher must offer."""

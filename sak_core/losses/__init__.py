@@ -1,0 +1,1 @@
+"""How far the student is from its teachers and its labels."""

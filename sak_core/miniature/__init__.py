@@ -1,0 +1,1 @@
+"""A small world for demos and tests: rendered rooms and small teachers."""

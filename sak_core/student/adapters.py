@@ -1,0 +1,56 @@
+"""Adapter paths: beside the shared stem, a light path for each teacher (SAK paper, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sak_core.student.init import init_linear
+
+
+class Adapter(nn.Module):
+    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
+
+    def __init__(self, width: int, reduction: int = 4) -> None:
+        """width: channels C. reduction: C over the channels in the middle."""
+        super().__init__()
+        self.down = init_linear(nn.Linear(width, width // reduction))
+        self.up = init_linear(nn.Linear(width // reduction, width))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        return torch.addcmul(x, self.up(nn.functional.gelu(self.down(x))), self.scale)
+
+
+class AdapterPath(nn.Module):
+    """One teacher's path: r = A_0(x_0), then after every block r <- A_{i+1}(r + x_{i+1}); LayerNorm where it
+    is tapped.
+    """
+
+    def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int, *, adapts: bool = True) -> None:
+        """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens
+        before patches. adapts: False leaves the adapters out, A(x) = x, so that only the norm is the teacher's own.
+        """
+        super().__init__()
+        self.levels = tuple(levels)
+        self.num_prefix = num_prefix
+        self.adapters = nn.ModuleList(Adapter(width) if adapts else nn.Identity() for _ in range(depth + 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
+
+    def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
+        """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level.
+
+        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        """
+        features: list[Tensor] = []
+        class_tokens: list[Tensor] = []
+        r = self.adapters[0](tokens[0])
+        for block in range(self.levels[-1] + 1):
+            r = self.adapters[block + 1](r + tokens[block + 1])
+            if block == self.levels[len(features)]:
+                norm = self.norms[len(features)]
+                if class_token:
+                    class_tokens.append(norm(r[:, :1]))
+                features.append(norm(r[:, self.num_prefix :]))
+        return [*features, *class_tokens]

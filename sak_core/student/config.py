@@ -1,0 +1,95 @@
+"""Which student: its stem, teachers, paths, routers and heads in words and numbers, as JSON can hold them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sak_core.student.stem import StemConfig
+from sak_core.tasks import Task
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Which student.
+
+    stem: its ViT. levels: the tapped blocks, ascending; None taps four, evenly spaced (2, 5, 8, 11 of 12).
+    teachers: feature width a teacher, or a tuple of widths, one a level. May be empty.
+    paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation;
+      for every teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens
+      (without prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
+    adapter: what a path is made of, a key of `ADAPTERS`: "standard" (published), "none" (the path only sums the
+      stem's tokens), "lora" (sak_core.student.lora).
+    aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
+    widths must agree.
+    class_tokens: teachers whose class token is a further target: a linear layer a level maps the class token of
+      the teacher's path (without paths, of the stem) to the teacher's width.
+    router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
+    head: a key of sak_core.student.heads.HEADS. tasks: what to predict; () for distillation alone.
+    """
+
+    stem: StemConfig = field(default_factory=StemConfig)
+    teachers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    levels: tuple[int, ...] | None = None
+    paths: bool = True
+    adapter: str = "standard"
+    aligner: bool = True
+    class_tokens: tuple[str, ...] = ()
+    router: str = "mor"
+    head: str = "sak"
+    tasks: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must differ: {names}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "stem": self.stem.to_dict(),
+            "teachers": {
+                name: width if isinstance(width, int) else list(width) for name, width in self.teachers.items()
+            },
+            "levels": None if self.levels is None else list(self.levels),
+            "paths": self.paths,
+            "adapter": self.adapter,
+            "aligner": self.aligner,
+            "class_tokens": list(self.class_tokens),
+            "router": self.router,
+            "head": self.head,
+            "tasks": [task.to_dict() for task in self.tasks],
+        }
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "StudentConfig":
+        """The configuration that `to_dict` described."""
+        return StudentConfig(
+            **{
+                **value,
+                "stem": StemConfig.from_dict(value["stem"]),
+                "teachers": {k: v if isinstance(v, int) else tuple(v) for k, v in value["teachers"].items()},
+                "levels": None if value["levels"] is None else tuple(value["levels"]),
+                "class_tokens": tuple(value.get("class_tokens", ())),
+                "tasks": tuple(Task.from_dict(task) for task in value["tasks"]),
+            }
+        )
+
+
+def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
+    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones up to the last."""
+    chosen = tuple(depth * (k + 1) // 4 - 1 for k in range(4)) if levels is None else tuple(levels)
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
+        raise ValueError(f"levels {chosen} are not ascending block numbers of a stem of {depth} blocks")
+    return chosen
+
+
+def teacher_widths(teachers: Mapping[str, int | Sequence[int]], num_levels: int) -> dict[str, tuple[int, ...]]:
+    """A width a level for every teacher; one number stands for all levels. Raises ValueError where the
+    lengths differ.
+    """
+    widths: dict[str, tuple[int, ...]] = {}
+    for name, width in teachers.items():
+        widths[name] = (width,) * num_levels if isinstance(width, int) else tuple(width)
+        if len(widths[name]) != num_levels:
+            raise ValueError(f"{name} has widths for {len(widths[name])} levels, the student taps {num_levels} blocks")
+    return widths

@@ -1,0 +1,244 @@
+"""The student: stem, adapter paths, aligners, routers and heads put together (SAK, arXiv 2410.14633)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sak_core.names import UnknownName, unknown
+from sak_core.noise import NoiseSource
+from sak_core.student.adapters import AdapterPath
+from sak_core.student.config import StudentConfig, tapped_levels, teacher_widths
+from sak_core.student.decoder import build_heads, build_routers, decode, to_map
+from sak_core.student.init import init_linear
+from sak_core.student.stem import Stem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sak_core.student.pretrained import Student
+
+
+@dataclass
+class StudentOutput:
+    """What a forward pass gives.
+
+    stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
+    aligned: for each teacher one (B, teacher's width, h, w) a level, to be compared with its features.
+    class_tokens: for each teacher that the configuration names one (B, teacher's width) a level, likewise.
+    outputs: for each task the raw output (B, channels, H, W).
+    router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
+      then the teachers. Empty without routers.
+    """
+
+    stem: list[Tensor]
+    aligned: dict[str, list[Tensor]]
+    outputs: dict[str, Tensor]
+    router_weights: dict[str, list[Tensor]]
+    class_tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass  # not frozen, as RowNoise
+class StemTokens:
+    """What a frozen stem gave for a batch, in place of images: x_0 .. x_depth, (B, prefix + h·w, C) each.
+
+    image_size: (H, W) in px of the images it saw.
+    """
+
+    tokens: Sequence[Tensor]
+    image_size: tuple[int, int]
+
+
+@dataclass  # not frozen, as RowNoise
+class Experts:
+    """What a frozen stem and its frozen paths gave: the stem, then each teacher's path, one (B, h·w, C) a level.
+
+    image_size: (H, W) in px of the images they saw.
+    """
+
+    experts: Sequence[Sequence[Tensor]]
+    image_size: tuple[int, int]
+
+
+class StudentNetwork(nn.Module):
+    """Stem, adapter paths, aligners, routers and heads."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        """Builds the student with initial weights drawn from torch's global generator.
+
+        Raises ValueError where levels or widths do not fit.
+        """
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.stem)
+        width = self.stem.width
+        self.levels = tapped_levels(self.stem.depth, config.levels)
+        self.paths = nn.ModuleDict()
+        self.projector_norms = nn.ModuleDict()
+        self.aligners = nn.ModuleDict()
+        for teacher, widths in teacher_widths(config.teachers, len(self.levels)).items():
+            if config.paths:
+                self.paths[teacher] = build_path(config.adapter, self.stem, teacher, self.levels)
+            else:
+                self.projector_norms[teacher] = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
+            if config.aligner or not config.paths:
+                self.aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(width, w)) for w in widths)
+            elif set(widths) != {width}:
+                raise ValueError(f"{teacher} is {widths} wide, the stem {width}: set aligner=True to map between them")
+        self.class_aligners = self._build_class_aligners()
+        self.num_experts = 1 + len(self.paths)
+        num_levels = len(self.levels)
+        self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
+        self.heads = build_heads(config.head, config.tasks, num_levels, width)
+
+    @staticmethod
+    def from_pretrained(source: "str | Path", *, revision: str | None = None) -> "Student":
+        """A saved student, from a folder or the Hugging Face hub; see sak_core.student.pretrained.from_pretrained."""
+        from sak_core.student.pretrained import from_pretrained
+
+        return from_pretrained(source, revision=revision)
+
+    def forward(
+        self, images: Tensor | StemTokens | Experts, *, tasks: bool = True, generator: NoiseSource = None
+    ) -> StudentOutput:
+        """images (B, 3, H, W), normalised (sak_core.student.stem.normalize), H and W multiples of the patch; or what frozen
+        parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
+
+        tasks: False leaves routers and heads out. generator: where routers draw their training noise from.
+        """
+        if isinstance(images, StemTokens):
+            return self.from_tokens(images.tokens, images.image_size, tasks=tasks, generator=generator)
+        if isinstance(images, Experts):
+            outputs, weights = self.decode(images.experts, images.image_size, generator=generator)
+            return StudentOutput(stem=[], aligned={}, outputs=outputs, router_weights=weights)
+        image_size = (images.shape[2], images.shape[3])
+        return self.from_tokens(self.stem(images), image_size, tasks=tasks, generator=generator)
+
+    def from_tokens(
+        self,
+        tokens: Sequence[Tensor],
+        image_size: tuple[int, int],
+        *,
+        tasks: bool = True,
+        generator: NoiseSource = None,
+    ) -> StudentOutput:
+        """The rest of the forward pass, from the stem's tokens x_0 .. x_depth, (B, prefix + n, C) each."""
+        grid = self.stem.grid(*image_size)
+        # contiguous once here, or every task's router would copy it
+        stem = [tokens[block + 1][:, self.stem.num_prefix :].contiguous() for block in self.levels]
+        features = self.features(tokens, class_tokens=True)
+        class_tokens = {
+            name: features[name][len(self.levels) :] for name in self.config.class_tokens if name in features
+        }
+        features = {name: levels[: len(self.levels)] for name, levels in features.items()}
+        outputs: dict[str, Tensor] = {}
+        weights: dict[str, list[Tensor]] = {}
+        if tasks and len(self.heads):
+            outputs, weights = self.decode([stem, *features.values()], image_size, generator=generator)
+        return StudentOutput(
+            stem=[to_map(x, grid) for x in stem],
+            aligned=self.align(stem, features, grid),
+            outputs=outputs,
+            router_weights=weights,
+            class_tokens=self.align_class_tokens(tokens, class_tokens),
+        )
+
+    def features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
+        """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher.
+
+        class_tokens: whether the class tokens that the configuration asks for follow, one (B, 1, C) a level.
+        """
+        wants = {name: class_tokens and name in self.config.class_tokens for name in self.paths}
+        if self.config.stem.checkpointing and torch.is_grad_enabled():
+            return {
+                name: checkpoint(path, tokens, wants[name], use_reentrant=False) for name, path in self.paths.items()
+            }
+        return {name: path(tokens, wants[name]) for name, path in self.paths.items()}
+
+    def align_class_tokens(
+        self, tokens: Sequence[Tensor], class_tokens: Mapping[str, Sequence[Tensor]]
+    ) -> dict[str, list[Tensor]]:
+        """The paths' class tokens, one (B, 1, C) a level, to (B, teacher's width) by teacher.
+
+        tokens: the stem's x_0 .. x_depth, of which the many-to-one student's projectors read the class token.
+        """
+        aligned: dict[str, list[Tensor]] = {}
+        for teacher in self.config.class_tokens:
+            levels: Sequence[Tensor]
+            if teacher in self.paths:
+                levels = class_tokens[teacher]
+            else:
+                norms = self._list(self.projector_norms, teacher)
+                levels = [norm(tokens[block + 1][:, :1]) for norm, block in zip(norms, self.levels, strict=True)]
+            linears = self._list(self.class_aligners, teacher)
+            aligned[teacher] = [linear(x[:, 0]) for linear, x in zip(linears, levels, strict=True)]
+        return aligned
+
+    def _build_class_aligners(self) -> nn.ModuleDict:
+        aligners = nn.ModuleDict()
+        for teacher in self.config.class_tokens:
+            if teacher not in self.config.teachers:
+                raise UnknownName(f"class tokens: {unknown('teacher', teacher, self.config.teachers)}")
+            if self.stem.vit.cls_token is None:
+                raise ValueError(f"stem {self.config.stem.name} has no class token to compare with {teacher}'s")
+            widths = teacher_widths(self.config.teachers, len(self.levels))[teacher]
+            aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(self.stem.width, w)) for w in widths)
+        return aligners
+
+    def align(
+        self, stem: Sequence[Tensor], features: Mapping[str, Sequence[Tensor]], grid: tuple[int, int]
+    ) -> dict[str, list[Tensor]]:
+        """Features, one (B, n, C) a level, to maps (B, teacher's width, h, w) by teacher.
+
+        stem: the tapped tokens without prefix; the many-to-one student's projectors read them.
+        """
+        aligned: dict[str, list[Tensor]] = {}
+        for teacher in self.config.teachers:
+            levels: Sequence[Tensor]
+            if teacher in self.paths:
+                levels = features[teacher]
+            else:
+                levels = [norm(x) for norm, x in zip(self._list(self.projector_norms, teacher), stem, strict=True)]
+            if teacher in self.aligners:
+                levels = [linear(x) for linear, x in zip(self._list(self.aligners, teacher), levels, strict=True)]
+            aligned[teacher] = [to_map(x, grid) for x in levels]
+        return aligned
+
+    def decode(
+        self,
+        experts: Sequence[Sequence[Tensor]],
+        image_size: tuple[int, int],
+        *,
+        generator: NoiseSource = None,
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router
+        weights.
+        """
+        by_level = list(zip(*experts, strict=True))
+        grid = self.stem.grid(*image_size)
+        return decode(self.routers, self.heads, by_level, experts[0], grid, image_size, generator)
+
+    @staticmethod
+    def _list(modules: nn.ModuleDict, name: str) -> nn.ModuleList:
+        found = modules[name]
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+ADAPTERS = ("standard", "none", "lora")
+"""What adapter paths are made of."""
+
+
+def build_path(adapter: str, stem: Stem, teacher: str, levels: Sequence[int]) -> nn.Module:
+    """A teacher's path beside `stem`. Raises ValueError for an adapter that is not in `ADAPTERS`."""
+    if adapter not in ADAPTERS:
+        raise UnknownName(unknown("adapter", adapter, ADAPTERS))
+    if adapter == "lora":
+        # peft takes seconds to import
+        from sak_core.student.lora import LoraPath
+
+        return LoraPath(stem, teacher, levels)
+    return AdapterPath(stem.width, stem.depth, levels, stem.num_prefix, adapts=adapter == "standard")

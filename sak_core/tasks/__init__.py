@@ -1,0 +1,219 @@
+"""Tasks: what a network predicts, how its labels look, and how it is trained and scored.
+
+A `Task` is a name, a kind and (for classes) class names; everything else follows from the kind, one row of
+`KINDS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sak_core.labels import IGNORE
+from sak_core.names import UnknownName, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sak_core.metrics.base import TaskMetric
+    from sak_core.tasks.losses import OverRanks
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+"""Tasks name parts of networks, and files and folders of predictions."""
+# fmt: off
+TAKEN_NAMES = frozenset((
+    "add_module", "apply", "bfloat16", "buffers", "children", "clear", "compile", "cpu", "cuda", "double", "eval",
+    "float", "forward", "half", "items", "keys", "modules", "parameters", "pop", "state_dict", "to", "to_empty",
+    "train", "training", "type", "update", "values", "zero_grad",
+))
+# fmt: on
+"""What torch's containers of parts call something else: no part can have these names. (Others that they have are long
+ones that no task is called by.)"""
+
+Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
+"""(output (B, C, H, W), label (B, H, W[, 3]), over_ranks) to a scalar."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all tasks of one kind share.
+
+    label_dtype: numpy dtype of stored labels.
+    label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
+    channels: output channels of the network, None for one a class.
+    loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is
+    slow to load).
+    score, higher_is_better: the primary score's name in the metric's result, and its sense.
+    """
+
+    name: str
+    label_dtype: np.dtype[Any]
+    label_channels: int
+    channels: int | None
+    loss: Loss
+    metric: Callable[[Task], TaskMetric]
+    score: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind
+    "classes" only).
+    weight: factor of its loss in the total.
+    max_dist: how far a boundary may be off and still count, as a share of the diagonal (kind "boundary" only;
+      published: 0.0075 on PASCAL-Context, 0.011 on NYUD-v2).
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...] = ()
+    weight: float = 1.0
+    max_dist: float = 0.0075
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UnknownName(f"task {self.name!r}: {unknown('kind', self.kind, KINDS)}")
+        if (self.kind == "classes") != bool(self.classes):
+            raise ValueError(
+                f"task {self.name!r} of kind {self.kind!r} has {len(self.classes)} class names: "
+                "kind 'classes' needs them, no other kind takes them"
+            )
+        if len(self.classes) > IGNORE:
+            raise ValueError(f"task {self.name!r}: {len(self.classes)} classes, but labels hold 0..{IGNORE - 1}")
+        object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def spec(self) -> Kind:
+        """The row of `KINDS` that this task belongs to."""
+        return KINDS[self.kind]
+
+    @property
+    def channels(self) -> int:
+        """Output channels of the network."""
+        fixed = self.spec.channels
+        return len(self.classes) if fixed is None else fixed
+
+    @property
+    def score(self) -> str:
+        """Name of the primary score."""
+        return self.spec.score
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger primary score is the better one."""
+        return self.spec.higher_is_better
+
+    def metric(self) -> TaskMetric:
+        """A fresh metric; its `compute()` has the primary score under `score`."""
+        return self.spec.metric(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `Task.from_dict` reads it back."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Task:
+        """The task that `to_dict` described."""
+        return Task(**{**value, "classes": tuple(value.get("classes", ()))})
+
+
+def published_weight(name: str) -> float:
+    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives a task of this name on NYUD and
+    PASCAL-Context.
+    """
+    return {
+        "human_parts": 2.0,
+        "sal": 5.0,
+        "saliency": 5.0,
+        "edge": 50.0,
+        "boundary": 50.0,
+        "normals": 10.0,
+    }.get(name, 1.0)
+
+
+def published_max_dist(dataset: str) -> float:
+    """How far boundaries may be off on a dataset in published scores, as a share of the diagonal."""
+    return {"nyud": 0.011}.get(dataset, 0.0075)
+
+
+def _classes_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.tasks.losses import cross_entropy
+
+    return cross_entropy(output, label, over_ranks)
+
+
+def _saliency_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.tasks.losses import balanced_cross_entropy
+
+    return balanced_cross_entropy(output, label, over_ranks)
+
+
+def _boundary_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.tasks.losses import boundary_cross_entropy
+
+    return boundary_cross_entropy(output, label, over_ranks)
+
+
+def _normals_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.tasks.losses import normals_l1
+
+    return normals_l1(output, label, over_ranks)
+
+
+def _depth_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+    from sak_core.tasks.losses import depth_l1
+
+    return depth_l1(output, label, over_ranks)
+
+
+def _classes_metric(task: Task) -> TaskMetric:
+    from sak_core.metrics import ClassesMetric
+
+    return ClassesMetric(task.channels)
+
+
+def _saliency_metric(task: Task) -> TaskMetric:
+    from sak_core.metrics import SaliencyMetric
+
+    return SaliencyMetric()
+
+
+def _boundary_metric(task: Task) -> TaskMetric:
+    from sak_core.metrics import BoundaryMetric
+
+    return BoundaryMetric(task.max_dist)
+
+
+def _normals_metric(task: Task) -> TaskMetric:
+    from sak_core.metrics import NormalsMetric
+
+    return NormalsMetric()
+
+
+def _depth_metric(task: Task) -> TaskMetric:
+    from sak_core.metrics import DepthMetric
+
+    return DepthMetric()
+
+
+_UINT8 = np.dtype(np.uint8)
+_FLOAT32 = np.dtype(np.float32)
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("classes", _UINT8, 0, None, _classes_loss, _classes_metric, "mIoU", True),
+        Kind("saliency", _UINT8, 0, 2, _saliency_loss, _saliency_metric, "maxF", True),
+        Kind("normals", _FLOAT32, 3, 3, _normals_loss, _normals_metric, "mErr", False),
+        Kind("depth", _FLOAT32, 0, 1, _depth_loss, _depth_metric, "RMSE", False),
+        Kind("boundary", _UINT8, 0, 1, _boundary_loss, _boundary_metric, "odsF", True),
+    )
+}
+"""The kinds of tasks, one row each."""

@@ -1,0 +1,1 @@
+"""Views: deterministic crops, flips and colour changes."""

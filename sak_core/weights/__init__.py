@@ -1,0 +1,1 @@
+"""Weights in files and on the hub: read without unpickling, named by their digest."""

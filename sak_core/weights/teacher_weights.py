@@ -1,0 +1,124 @@
+"""Teachers' weights: from a file, from a library's hub, or none; never unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sak_core.interfaces.teacher import Size, TeacherUnavailable
+from sak_core.weights.digests import state_digest
+from sak_core.weights.hub import hub_or_local, hub_reason
+from sak_core.weights.tensor_files import RefusedFile, check_state, read_tensors
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is asked of a teacher.
+
+    size: (H, W) of the views it will be given, px. levels: indices of tapped blocks, ascending; None for the
+    teacher's own. weights: a file; None for the library's hub. random_weights: leave the network untrained,
+    its start drawn from `seed`. prefix: whether class and register tokens are given, where there are some.
+    """
+
+    size: Size
+    levels: Sequence[int] | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    seed: int = 0
+    prefix: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.random_weights:
+            raise ValueError(f"either weights from {self.weights} or random ones, not both")
+        if min(self.size) < 1:
+            raise ValueError(f"views of {self.size[0]}x{self.size[1]} px")
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights must come from the library's hub."""
+        return self.weights is None and not self.random_weights
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's CPU random numbers from `seed` inside, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+OWN_OR_NO_WEIGHTS = "give a file (--weights FILE, safetensors or .pth), or try the untrained tower (--random-weights)"
+
+
+@contextmanager
+def hub(teacher: str, what: str = "weights", otherwise: str = OWN_OR_NO_WEIGHTS) -> Iterator[None]:
+    """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out."""
+    try:
+        with hub_or_local():
+            yield
+    except TeacherUnavailable:
+        raise
+    except Exception as error:  # every library has its own network errors
+        raise TeacherUnavailable(
+            f"no {what} for {teacher}: the hub did not give them ({hub_reason(error)}). Run where the hub can be "
+            f"reached, or {otherwise}"
+        ) from error
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`).
+
+    Raises:
+        TeacherUnavailable: no such file, or one that `read_tensors` refuses.
+    """
+    try:
+        return read_tensors(path)
+    except (FileNotFoundError, RefusedFile) as error:
+        raise TeacherUnavailable(str(error)) from None
+
+
+def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: Sequence[str] = ()) -> None:
+    """Load `state` into `net`, float16 and others as the network's own dtype.
+
+    Args:
+        ignore: prefixes of keys in `state` that the tower does without (a classifier, a text tower).
+
+    Raises:
+        TeacherUnavailable: keys missing, left over or of other shapes, named.
+    """
+    wanted = net.state_dict()
+    given = {key: value for key, value in state.items() if key in wanted or not key.startswith(tuple(ignore))}
+    try:
+        check_state(wanted, given, f"{path} does not fit the network")
+    except ValueError as error:
+        raise TeacherUnavailable(str(error)) from None
+    net.load_state_dict(given)
+
+
+def identity(net: nn.Module, options: BuildOptions) -> str:
+    """What names the weights in provenance: "sha256:<hex of the state>" or "random:<seed>"."""
+    return f"random:{options.seed}" if options.random_weights else state_digest(net.state_dict())
+
+
+def choose_levels(teacher: str, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """The tapped blocks: those asked for, or the ends of the four quarters (2, 5, 8, 11 of 12).
+
+    Raises ValueError for indices that do not ascend within 0..count-1.
+    """
+    if asked is None:
+        quarters = range(1, 5) if count >= 4 else range(0)
+        return tuple(count * quarter // 4 - 1 for quarter in quarters) or tuple(range(count))
+    levels = tuple(asked)
+    if not levels or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= count:
+        raise ValueError(
+            f"levels of {teacher} must ascend within 0..{count - 1} ({count} blocks), got "
+            f"{', '.join(map(str, levels)) or 'none'}"
+        )
+    return levels
