@@ -23,7 +23,8 @@ from cache.store import Store
 from cache.writing.teacher_writer import TeacherWriter
 from pipeline.extraction.extract import calibrate, extract
 from pipeline.extraction.prepare import preparing
-from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
+from pipeline.extraction.request import TeacherRequest
+from pipeline.extraction.running import RunningTeacher, batches, start_teacher
 from pipeline.extraction.samples import DatasetRequest
 
 GOAL = "extraction's wall time at most 1.05x the teacher's forward time alone on the same batches"

@@ -104,7 +104,7 @@ def _fine_tuning(case: Case, images: Tensor, head: str) -> tuple[Step, Step]:
     with torch.no_grad():
         tokens = frozen.stem(images)
         stem = [tokens[block + 1][:, frozen.stem.num_prefix :].contiguous() for block in frozen.levels]
-        experts = Experts([stem, *frozen.features(tokens).values()], (case.size, case.size))
+        experts = Experts([stem, *frozen.path_features(tokens).values()], (case.size, case.size))
 
     def loss(student: StudentNetwork, given: Tensor | Experts) -> Tensor:
         noise = torch.Generator(DEVICE).manual_seed(0)

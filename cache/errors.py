@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
+from sak_common.errors import SakError
 
-class CacheError(Exception):
+
+class CacheError(SakError):
     """Base of every error the cache raises on purpose."""
 
 
@@ -26,16 +26,6 @@ class SpecMismatch(CacheError):
     def __init__(self, where: str, field: str, stored: Any, asked: Any, advice: str) -> None:
         self.field, self.stored, self.asked = field, stored, asked
         super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}. {advice}")
-
-
-class UnknownName(CacheError):
-    """A name that is not in a table; the message lists the nearest right ones."""
-
-    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
-        near = get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}."
-        super().__init__(f"unknown {what} {name!r}; {hint}")
 
 
 class UncommittedRow(CacheError, LookupError):

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from cache.calibration.statistics import level_constants, needed_tables
 from cache.calibration.stored import read_calibration
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound, UnknownName
+from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound
 from cache.format.layout import group_json, source_arrays
 from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids, first_difference
+from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
 from cache.places.files import canonical_json
 from cache.places.local import LocalPlace
@@ -28,6 +28,8 @@ from cache.places.locks import OnWait
 from cache.places.place import Place
 from cache.reading.arrays import ArrayTable, FeatureArray, StoredArray
 from cache.reading.rows import OpenShards, RowReader
+from sak_common.differences import first_difference
+from sak_common.names import UnknownName, unknown
 
 Array = npt.NDArray[Any]
 
@@ -195,7 +197,7 @@ class Store:
             CorruptFile: its metadata is not what was committed.
         """
         if name not in self.teachers:
-            raise UnknownName(f"teacher in {self.name}", name, self.teachers)
+            raise UnknownName(unknown(f"teacher in {self.name}", name, self.teachers))
         manifest = self.part(teacher_part(name))
         attributes = committed_attributes(self.place, manifest, f"teachers/{name}/zarr.json")
         levels = tuple(LevelSpec(**level) for level in attributes["levels"])
@@ -325,7 +327,7 @@ class Store:
         """
         levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
         if str(level) not in levels:
-            raise UnknownName(f"level of {teacher}", str(level), levels)
+            raise UnknownName(unknown(f"level of {teacher}", str(level), levels))
         return levels[str(level)]
 
     def is_complete(self, part: str, num_views: int) -> bool:

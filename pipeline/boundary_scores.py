@@ -15,7 +15,7 @@ from pipeline.console import progress, start_worker
 from pipeline.errors import UserError
 from sak_core.boundary import Counts, best_counts, boundary_counts, boundary_scores, even_thresholds, nms
 from sak_core.datasets.boundary_files import pair_files, read_annotations, read_strengths
-from sak_core.interfaces.dataset import UnreadableSample
+from sak_core.errors import UnreadableSample
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pipeline.commands import copy as copying
 from pipeline.commands import export as takeaway
 from pipeline.commands import train as training
 from pipeline.interrupts import Interrupted
+from sak_common.errors import SakError
 
 FOLLOWER_PATIENCE_S = 10.0
 """How long a process that failed beside a leading one waits for that one to say so; it ends with it."""
@@ -84,11 +85,9 @@ def _interrupt(number: int, frame: object) -> None:
 def _explain(error: Exception) -> str | None:
     """What to tell the user of `error`, or None for a fault of the program, which keeps its traceback."""
     text = str(error)
-    names = {kind.__name__ for kind in type(error).__mro__}
-    known = {"UserError", "CacheError", "DatasetError", "UnknownName", "TeacherUnavailable", "TeacherError"}
-    known |= {"RefusedFile", "RefusedModel", "ModelNotFound"}
-    if names & known:
+    if isinstance(error, SakError):
         return text
+    names = {kind.__name__ for kind in type(error).__mro__}
     # torch.OutOfMemoryError is CUDA's; the CPU's allocator raises a RuntimeError
     exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in names
     if exhausted or "out of memory" in text.lower() or "can't allocate memory" in text:

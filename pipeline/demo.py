@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.console import duration, say, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
-from pipeline.extraction.request import CacheRequest
+from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.recipes.config import Data, Study, load_study
 from pipeline.runs import Places
@@ -115,9 +114,8 @@ def _source(split: Split) -> DatasetRequest:
     return DatasetRequest("rooms", split.name, limit=split.samples)
 
 
-def _request(split: Split, teacher: str, features: Path | str, coding: Mapping[str, Any]) -> CacheRequest:
-    run = {"threads": 1, **coding}
-    return CacheRequest(_source(split), (teacher,), split.views, features, run, decoders=0, strict=True)
+def _request(split: Split, teacher: str, features: Path | str, options: TeacherOptions) -> CacheRequest:
+    return CacheRequest(_source(split), (teacher,), split.views, features, options, decoders=0, strict=True)
 
 
 def cache_splits(
@@ -125,27 +123,27 @@ def cache_splits(
     teachers: Sequence[str],
     features: Path | str,
     workers: int,
-    coding: Mapping[str, Any] = MappingProxyType({"codec": "fp16"}),
+    options: TeacherOptions = TeacherOptions(threads=1),
 ) -> None:
     """Every teacher over every split; different teachers of one store may run at once, each with one thread.
 
-    The splits' sources must be there. `coding`: codec and fidelity, as in a `TeacherRequest`.
+    The splits' sources must be there. `options`: codec, fidelity and the like.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        requests = [_request(split, teacher, features, coding) for split in splits for teacher in teachers]
+        requests = [_request(split, teacher, features, options) for split in splits for teacher in teachers]
         for job in [pool.submit(run_cache, request) for request in requests]:
             job.result()
 
 
 def _draw(study: Study, places: Places) -> list[Path]:
-    from pipeline.studies import report
+    from pipeline.studies import sheets
 
     test: Data = study.test
     folder = places.runs / study.name
     run = next(job.run for job in jobs.plan(study, places) if job.label == "sak")
     return [
-        report.contact_sheet(run, test, places, folder / "contact-sheet.png"),
-        report.pca_sheet(run, test, places, folder / "pca.png"),
-        report.router_sheet(run, test, places, folder / "routers.png"),
+        sheets.contact_sheet(run, test, places, folder / "contact-sheet.png"),
+        sheets.pca_sheet(run, test, places, folder / "pca.png"),
+        sheets.router_sheet(run, test, places, folder / "routers.png"),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sak_common.errors import SakError
 
-class UserError(Exception):
+
+class UserError(SakError):
     """Something is wrong with what was asked or with what it was asked of; the message says what to do."""

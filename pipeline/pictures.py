@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +109,13 @@ def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: i
             scaled = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)
             canvas.paste(scaled, (GAP_PX + x * (cell[0] + GAP_PX), CAPTION_PX + GAP_PX + y * (cell[1] + GAP_PX)))
     return canvas
+
+
+def save_sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], out: Path) -> Path:
+    """Write rows of equally large pictures, captioned by column, as a PNG."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows, captions).save(out)
+    return out
 
 
 def letterbox(picture: Picture, shape: tuple[int, int] = (288, 384)) -> Picture:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sak_core.interfaces.dataset import UnreadableSample
+from sak_core.errors import UnreadableSample
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused before they are decoded, as Pillow does: a small file can unpack to many gigabytes."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sak_core.datasets import open_dataset
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.errors import DatasetError, UnreadableSample
 
 DATASETS = {"nyud": "nyud", "pascal-context": "pascal_context"}
 TOLERANCE = 1e-6

@@ -20,7 +20,8 @@ from cache.loading.loader import Loader
 from cache.maintenance.verification import verify_store
 from cache.store import Store
 from pipeline.extraction.prepare import Source
-from pipeline.extraction.running import TeacherRequest, start_teacher
+from pipeline.extraction.request import TeacherRequest
+from pipeline.extraction.running import start_teacher
 from sak_core.images import MAX_PIXELS
 from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers import build_teacher

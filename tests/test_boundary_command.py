@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.boundary_scores import BoundaryRequest, score_folders
 from sak_core.boundary import boundary_counts, f_measure, nms
 from sak_core.datasets.boundary_files import pair_files, read_annotations, read_strengths
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.errors import DatasetError, UnreadableSample
 from tests.conftest import sak
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -14,7 +14,7 @@ from scipy.fft import dctn
 
 from cache.codecs import CODECS, Sample, Target, get_codec
 from cache.codecs.grid import cosines, from_frequencies, to_frequencies
-from cache.errors import UnknownName
+from sak_common.names import UnknownName
 
 finite = hnp.arrays(
     np.float32,

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import BadInput, CacheError, StaleBatch, StateMismatch, UncommittedRow, UnknownName
+from cache.errors import BadInput, CacheError, StaleBatch, StateMismatch, UncommittedRow
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.loading.sampler import SamplerConfig, epoch_requests
 from cache.store import Store
+from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

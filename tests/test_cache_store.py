@@ -24,10 +24,11 @@ from cache.errors import (
     UnknownName,
 )
 from cache.format.layout import ALIGNED_ROW_BYTES, ArraySpec, shard_buffers
-from cache.format.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, first_difference, samples_digest
+from cache.format.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, samples_digest
 from cache.maintenance.verification import verify_store
 from cache.store import Store, find_stores
 from cache.writing.source_writer import SourceWriter, TeacherWriter
+from sak_common.differences import first_difference
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 

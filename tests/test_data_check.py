@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.data.sheet import over
 from sak_core.datasets.recognise import recognise
-from sak_core.interfaces.dataset import DatasetError
+from sak_core.errors import DatasetError
 from sak_core.tasks import Task
 from tests.conftest import sak
 

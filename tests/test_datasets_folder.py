@@ -14,10 +14,11 @@ import pytest
 import skimage
 from PIL import Image
 
+from sak_common.names import UnknownName
 from sak_core.datasets import DATASETS, open_dataset
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image
-from sak_core.interfaces.dataset import DatasetError, Sample, UnreadableSample, check_labels
-from sak_core.names import UnknownName
+from sak_core.interfaces.dataset import Sample, check_labels
 from sak_core.tasks import Task
 from sak_core.views.view import EVALUATION, STAGE1, apply_view, draw_view
 

@@ -15,9 +15,9 @@ from cache.format.spec import encode_ids
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.recipes.stores import store_tasks
+from sak_common.names import UnknownName
 from sak_core.datasets import open_dataset
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
-from sak_core.names import UnknownName
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.tasks import TAKEN_NAMES, published_weight
 from sak_core.views.view import EVALUATION, STAGE2, apply_view, draw_view
 

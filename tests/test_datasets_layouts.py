@@ -19,7 +19,7 @@ from sak_core.datasets import open_dataset
 from sak_core.datasets.nyud import CLASSES as NYUD_CLASSES
 from sak_core.datasets.pascal_context import boundaries
 from sak_core.datasets.pascal_parts import PART_CLASSES, PART_INDEX, draw_parts
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.views.view import EVALUATION, STAGE2, apply_view, draw_view
 from tests import layouts
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cache.format.spec import encode_ids
 from sak_core.datasets import open_dataset
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.views.view import EVALUATION, STAGE1
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import BadInput, StoreLocked, UnknownName
+from cache.errors import BadInput, StoreLocked
 from cache.maintenance.removal import drop_teacher, drop_views
 from cache.maintenance.verification import unlisted_files, verify_store
 from cache.store import Store
+from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.conftest import program, sak
 from tests.small_images import cache_arguments

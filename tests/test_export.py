@@ -18,7 +18,7 @@ from cache.store import find_stores
 from pipeline.runs import Places
 from pipeline.training.evaluate import load_model
 from sak_core.miniature.rooms.scene import render_scene
-from sak_core.student.pretrained import ModelNotFound, from_pretrained
+from sak_core.student.pretrained import ModelNotFound, Student
 from sak_core.student.stem import normalize
 from sak_core.tasks.outputs import readable
 from tests import hub
@@ -54,7 +54,7 @@ def test_the_exported_student_is_the_runs(exported: Path, trained: Path, feature
 def test_it_needs_neither_the_pipeline_nor_the_caches_nor_teachers(exported: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from sak_core.student.network import StudentNetwork\n"
+        "from sak_core.student import Student\n"
         f"found = Student.from_pretrained({str(exported)!r})(np.zeros((50, 70, 3), np.uint8))\n"
         "assert found['depth'].shape == (50, 70), found\n"
         "loaded = {name.partition('.')[0] for name in sys.modules} | "
@@ -108,7 +108,7 @@ def test_pil_images_are_seen_as_predict_sees_their_files(exported: Path, tmp_pat
         student(Image.fromarray(np.ones((8, 8), np.float32)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFound, match=r"holds no config\.json"):
-        from_pretrained(tmp_path / "empty")
+        Student.from_pretrained(tmp_path / "empty")
 
 
 @pytest.mark.slow
@@ -129,12 +129,12 @@ def test_random_teachers_are_marked_wherever_the_model_goes(tmp_path: Path) -> N
     assert "[!CAUTION]" in card and "**random weights** (random:0)" in card
     again = sak("export", tmp_path / "model", tmp_path / "copy")
     assert "random weights: mini-dino" in again.stderr
-    assert from_pretrained(tmp_path / "copy").config.random_weights == ("mini-dino",)
+    assert Student.from_pretrained(tmp_path / "copy").config.random_weights == ("mini-dino",)
 
 
 def test_a_distilled_student_is_a_backbone(trained: Path, tmp_path: Path) -> None:
     sak("export", "one", tmp_path / "model", "--runs", trained.parent)
-    student = from_pretrained(tmp_path / "model")
+    student = Student.from_pretrained(tmp_path / "model")
     assert student.tasks == ()
     maps = student.features(torch.zeros(2, 48, 96, 3, dtype=torch.uint8))
     assert set(maps) == {"stem", "mini-dino", "mini-clip", "mini-sam"}
@@ -184,4 +184,4 @@ def test_what_cannot_be_exported_is_said(trained: Path, features: Path, tmp_path
     assert done.returncode == 2 and "no earlier export" in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious.txt"]
     with pytest.raises(ModelNotFound, match="is no folder of a saved student"):
-        from_pretrained(tmp_path / "nowhere" / "at" / "all")
+        Student.from_pretrained(tmp_path / "nowhere" / "at" / "all")

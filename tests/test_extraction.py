@@ -20,7 +20,7 @@ from cache.store import Store, find_stores
 from pipeline.errors import UserError
 from pipeline.extraction import prepare, samples
 from pipeline.extraction.caching import run_cache
-from pipeline.extraction.request import CacheRequest
+from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
 from tests.cache_toy import tree
 from tests.conftest import sak
@@ -112,7 +112,7 @@ def test_a_dry_run_states_the_bytes_that_a_run_writes(tmp_path: Path) -> None:
 
 def request(out: Path, teachers: Sequence[str], views: int) -> CacheRequest:
     source = DatasetRequest("rooms", "unlabelled", limit=70)
-    return CacheRequest(source, tuple(teachers), views, out, {"codec": "fp16", "threads": 1}, decoders=0)
+    return CacheRequest(source, tuple(teachers), views, out, TeacherOptions(threads=1), decoders=0)
 
 
 def test_the_disk_must_hold_what_is_still_to_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_student_with_token_routers():
     with torch.no_grad():
         tokens = student.stem(students.images())
         stem = tokens[student.levels[0] + 1][:, 1:]
-        paths = student.features(tokens)
+        paths = student.path_features(tokens)
         weights = student.routers["depth"][0](stem)
         experts = torch.stack([stem, paths["dino"][0], paths["clip"][0]], 1)
         mixed = to_map((experts * weights[..., None]).sum(1), (4, 6))

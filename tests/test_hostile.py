@@ -15,7 +15,7 @@ from pipeline.export.models import from_run
 from pipeline.runs import checkpoint
 from sak_core.interfaces.teacher import TeacherUnavailable
 from sak_core.student.initial_weights import load_vit
-from sak_core.student.pretrained import PretrainedConfig, from_pretrained, save_pretrained
+from sak_core.student.pretrained import PretrainedConfig, Student, save_pretrained
 from sak_core.student.pretrained_config import RefusedModel
 from sak_core.student.stem import Stem
 from sak_core.teachers import build_teacher
@@ -108,19 +108,20 @@ def saved(tmp_path: Path) -> Path:
 def test_saved_students_refuse(make: Make, saved: Path) -> None:
     path = saved / "model.safetensors"
     make(path, read_tensors(path))
-    refused(RefusedFile, path, lambda: from_pretrained(saved))
+    refused(RefusedFile, path, lambda: Student.from_pretrained(saved))
 
 
 def test_saved_students_refuse_other_shapes_and_names(saved: Path) -> None:
     path = saved / "model.safetensors"
     state = read_tensors(path)
     hostile.honest(path, {**state, "stem.vit.cls_token": torch.ones(1, 1, 17)})
-    refused(RefusedModel, saved, lambda: from_pretrained(saved), r"cls_token \(1, 1, 17\) instead of \(1, 1, 16\)")
+    other = r"cls_token \(1, 1, 17\) instead of \(1, 1, 16\)"
+    refused(RefusedModel, saved, lambda: Student.from_pretrained(saved), other)
     hostile.honest(path, {**state, "../../etc/passwd": torch.ones(1)})
-    refused(RefusedModel, saved, lambda: from_pretrained(saved), "left over: ../../etc/passwd")
+    refused(RefusedModel, saved, lambda: Student.from_pretrained(saved), "left over: ../../etc/passwd")
     del state["stem.vit.cls_token"]
     hostile.honest(path, state)
-    refused(RefusedModel, saved, lambda: from_pretrained(saved), "missing: stem.vit.cls_token")
+    refused(RefusedModel, saved, lambda: Student.from_pretrained(saved), "missing: stem.vit.cls_token")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_hostile_configurations_are_refused(change: Callable, words: str, saved:
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
-    refused(RefusedModel, saved, lambda: from_pretrained(saved), words)
+    refused(RefusedModel, saved, lambda: Student.from_pretrained(saved), words)
 
 
 NAMED = {"patch_size": None, "width": None, "depth": None, "heads": None, "checkpointing": False}
@@ -168,7 +169,7 @@ NAMED = {"patch_size": None, "width": None, "depth": None, "heads": None, "check
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "[]", '{"format": 1}', "\0", '{"format": NaN}'])
 def test_damaged_configurations_are_refused(text: str, saved: Path) -> None:
     (saved / "config.json").write_text(text)
-    refused(RefusedModel, saved, lambda: from_pretrained(saved))
+    refused(RefusedModel, saved, lambda: Student.from_pretrained(saved))
 
 
 def run_checkpoint(folder: Path) -> tuple[Path, torch.nn.Module, torch.optim.Optimizer]:

@@ -11,7 +11,7 @@ import torch
 from pipeline.recipes.config import load_recipe
 from pipeline.runs import Places
 from pipeline.training.distill import distill
-from sak_core.student.pretrained import from_pretrained
+from sak_core.student.pretrained import Student
 from sak_core.student.reference import export_reference
 from tests.conftest import sak
 from tests.parity import student_for
@@ -38,7 +38,7 @@ def test_both_stages_go_there_and_back(tmp_path: Path) -> None:
         again = torch.load(back, weights_only=True)
         assert again.keys() == state.keys()
         assert all(torch.equal(again[key], state[key]) for key in state)
-    weights = from_pretrained(tmp_path / "finetune").student.state_dict()
+    weights = Student.from_pretrained(tmp_path / "finetune").network.state_dict()
     assert torch.equal(weights["routers.sal.0.gates.bias"], state["backbone.mor.2_sal.router.module.3.bias"])
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.extraction import sampling
 from pipeline.extraction.caching import dry_run, run_cache
 from pipeline.extraction.plan import plan, plan_text
-from pipeline.extraction.request import CacheRequest
+from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
 from tests.conftest import sak
 
@@ -59,8 +59,8 @@ def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_p
 
 def request(out: Path, codec: str = "fp32", views: int = 3) -> CacheRequest:
     source = DatasetRequest("rooms", "unlabelled", limit=70)
-    run = {"codec": codec, "threads": 1, "batch_size": 16}
-    return CacheRequest(source, ("mini-dino",), views, out, run, decoders=0)
+    options = TeacherOptions(codec=codec, threads=1)
+    return CacheRequest(source, ("mini-dino",), views, out, options, decoders=0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.export import portable
-from sak_core.student.pretrained import Student, from_pretrained
+from sak_core.student.pretrained import Student
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.student.stem import normalize
 from tests import students
@@ -81,7 +81,7 @@ def test_the_program_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, 
 
 @torch.inference_mode()
 def check(out: Path, folder: Path, found: dict[str, np.ndarray], names: list[str]) -> None:
-    student = from_pretrained(out).student
+    student = Student.from_pretrained(out).network
     expected = student(normalize(torch.from_numpy(np.load(folder / "pixels.npy")))).outputs
     assert list(expected) == names and set(found) == set(names)
     for name, output in expected.items():

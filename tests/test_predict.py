@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.prediction.drawing import KEY_MIN_PX, KEY_PX
 from sak_core.miniature.rooms.scene import render_scene
 from sak_core.student.network import StudentOutput
-from sak_core.student.pretrained import from_pretrained
+from sak_core.student.pretrained import Student
 from sak_core.student.tiling import OVERLAP, predict_raw, tile_starts
 from tests.conftest import sak
 
@@ -70,7 +70,7 @@ def test_every_image_and_task_has_its_picture(predicted: Path) -> None:
 
 def test_raw_arrays_and_pictures_are_the_students(predicted: Path, trained: Path, photos: Path, tmp_path: Path) -> None:
     sak("export", trained, tmp_path / "model")
-    student = from_pretrained(tmp_path / "model")
+    student = Student.from_pretrained(tmp_path / "model")
     for name, (height, width) in SIZES.items():
         raw = np.load(predicted / "raw" / f"{name}.npz")
         expected = student(Image.open(photos / f"{name}.png"))

@@ -85,7 +85,7 @@ def test_pixels_change_only_with_the_version() -> None:
 
 
 def test_shipped_teachers_were_trained_on_this_renderer() -> None:
-    cards = sorted((ROOT / "sak_core" / "teachers" / "weights").glob("mini-*.json"))
+    cards = sorted((ROOT / "sak_core" / "miniature" / "weights").glob("mini-*.json"))
     assert cards
     for card in cards:
         text = card.read_text()

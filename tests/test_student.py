@@ -123,7 +123,7 @@ def test_router_none_decodes_the_plain_sum():
     student = students.student(router="none").eval()
     with torch.no_grad():
         tokens = student.stem(students.images())
-        paths = student.features(tokens)
+        paths = student.path_features(tokens)
         out = student(students.images())
         stem = [tokens[i + 1][:, 1:] for i in student.levels]
         summed = [to_map(stem[i] + paths["dino"][i] + paths["clip"][i], (4, 6)) for i in range(4)]
@@ -310,7 +310,7 @@ def test_frozen_parts_from_stored_tokens_give_the_same_numbers():
         tokens = student.stem(students.images())
         from_tokens = student.from_tokens(tokens, students.SIZE)
         stem = [tokens[i + 1][:, 1:] for i in student.levels]
-        outputs, weights = student.decode([stem, *student.features(tokens).values()], students.SIZE)
+        outputs, weights = student.decode([stem, *student.path_features(tokens).values()], students.SIZE)
     for task in live.outputs:
         assert torch.equal(live.outputs[task], from_tokens.outputs[task])
         torch.testing.assert_close(live.outputs[task], outputs[task])
@@ -327,7 +327,7 @@ def test_fabric_passes_on_what_a_step_gives_the_student(precision, given):
     with torch.no_grad():
         tokens = student.stem(batch)
         stem = [tokens[i + 1][:, 1:] for i in student.levels]
-        experts = [stem, *student.features(tokens).values()]
+        experts = [stem, *student.path_features(tokens).values()]
     batch = {"images": batch, "tokens": StemTokens(tokens, students.SIZE), "experts": Experts(experts, students.SIZE)}
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     wrapped = fabric.setup(student)

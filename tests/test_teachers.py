@@ -12,11 +12,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from sak_common.names import UnknownName, part_name
 from sak_core.interfaces.teacher import (
     TeacherSpec,
     TeacherUnavailable,
 )
-from sak_core.names import UnknownName, part_name
 from sak_core.teachers import build_teacher, check_teacher
 from sak_core.weights.digests import state_digest
 from sak_core.weights.teacher_weights import read_state, seeded

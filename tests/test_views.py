@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from sak_core.names import UnknownName
+from sak_common.names import UnknownName
 from sak_core.views.colour import ColourChange, change_colour
 from sak_core.views.view import (
     EVALUATION,

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from cache.codecs import Sample, Target, get_codec
 from cache.codecs.fidelity import Fidelity, FidelityMeter
+from cache.draws import CALIBRATION, raw_draws
 from cache.errors import BadInput, CacheError
 from cache.format.groups import PREDICTOR, fit_predictor
 from cache.format.spec import LevelSpec
-from cache.loading.sampler import CALIBRATION, raw_draws
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from cache.codecs.int4 import Int4
 from cache.codecs.int8 import Int8
 from cache.codecs.klt import Klt
 from cache.codecs.klt_trellis import KltTrellis
-from cache.errors import UnknownName
+from sak_common.names import UnknownName, unknown
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -34,5 +34,5 @@ def get_codec(name: str) -> Codec:
         UnknownName: there is none; the message names the nearest ones.
     """
     if name not in CODECS:
-        raise UnknownName("codec", name, CODECS)
+        raise UnknownName(unknown("codec", name, CODECS))
     return CODECS[name]

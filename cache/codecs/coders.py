@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 from numcodecs import blosc
 
-from cache.errors import UnknownName
+from sak_common.names import UnknownName, unknown
 
 Array = npt.NDArray[Any]
 
@@ -144,5 +144,5 @@ def get_coder(name: str) -> Coder:
         UnknownName: there is none; the message names the nearest ones.
     """
     if name not in CODERS:
-        raise UnknownName("coder", name, CODERS)
+        raise UnknownName(unknown("coder", name, CODERS))
     return CODERS[name]

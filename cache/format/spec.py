@@ -209,24 +209,6 @@ def to_plain(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def first_difference(stored: Any, asked: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two JSON values differ: (dotted name, stored value, asked value), or None."""
-    if isinstance(stored, Mapping) and isinstance(asked, Mapping):
-        for key in sorted({*stored, *asked}):
-            name = f"{path}.{key}" if path else str(key)
-            if key not in stored or key not in asked:
-                return name, stored.get(key, "(nothing)"), asked.get(key, "(nothing)")
-            if difference := first_difference(stored[key], asked[key], name):
-                return difference
-        return None
-    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
-        for index, (left, right) in enumerate(zip(stored, asked, strict=True)):
-            if difference := first_difference(left, right, f"{path}[{index}]"):
-                return difference
-        return None
-    return None if stored == asked and isinstance(stored, bool) == isinstance(asked, bool) else (path, stored, asked)
-
-
 def samples_digest(ids: Sequence[str], fingerprints: Sequence[int]) -> str:
     """SHA-256 (hex) of the sample ids, in order, with a number for each (a file's size, or 0)."""
     sha = hashlib.sha256()

@@ -9,7 +9,6 @@ import torch
 
 from cache.errors import BadInput, StateMismatch, UncommittedRow
 from cache.format.manifest import SOURCE, teacher_part
-from cache.format.spec import first_difference
 from cache.loading.batch import Batch, guard
 from cache.loading.decoding import TeacherDecoder
 from cache.loading.prefetch import Prefetch
@@ -17,6 +16,7 @@ from cache.loading.ring import Field, Slot
 from cache.loading.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.loading.windows import WindowPrefetch
 from cache.store import Store
+from sak_common.differences import first_difference
 
 STATE_VERSION = 1
 

@@ -21,24 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cache.draws import BLOCKS, OFFSETS, ORDER, WINDOWS, raw_draws
 from cache.errors import BadInput
 
 Int64 = npt.NDArray[np.int64]
 
-# domains of the generator's counter, so that streams of equal keys do not meet
-_OFFSETS, _ORDER, CALIBRATION, _BLOCKS, _WINDOWS = range(1, 6)
-
-
-def raw_draws(seed: int, stream: int, domain: int, count: int) -> npt.NDArray[np.uint64]:
-    """The first `count` words, uint64, of Philox keyed by (seed, stream), counted from `domain`."""
-    # As uint64 arrays: numpy would turn lists with large words into float64 on the way.
-    key, counter = np.array([seed % 2**64, stream], np.uint64), np.array([0, 0, 0, domain], np.uint64)
-    return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), np.uint64)
-
 
 def view_offsets(seed: int, num_samples: int) -> npt.NDArray[np.uint64]:
     """offset(seed, i) of all samples, uint64 (N,); a sample's does not depend on how many there are."""
-    return raw_draws(seed, 0, _OFFSETS, num_samples)
+    return raw_draws(seed, 0, OFFSETS, num_samples)
 
 
 def views_in_epoch(offsets: npt.NDArray[np.uint64], epoch: int, num_views: int) -> Int64:
@@ -138,10 +129,10 @@ def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: i
     batches = num_batches(len(samples), config)
     blocks = samples // config.block_rows
     if config.shuffle == "block":
-        draws = raw_draws(config.seed, epoch, _BLOCKS, int(blocks[-1]) + 1)
+        draws = raw_draws(config.seed, epoch, BLOCKS, int(blocks[-1]) + 1)
         samples = samples[np.argsort(draws[blocks], kind="stable")]
     elif config.shuffle:
-        draws = raw_draws(config.seed, epoch, _ORDER, len(samples))
+        draws = raw_draws(config.seed, epoch, ORDER, len(samples))
         samples = samples[np.argsort(draws, kind="stable")]
     wanted = batches * config.world_size * config.batch_size
     weights = np.ones(wanted, np.float32)
@@ -150,7 +141,7 @@ def epoch_requests(valid: npt.NDArray[np.bool_], config: SamplerConfig, epoch: i
     if config.shuffle == "block":
         place = np.arange(wanted) % (wanted // config.world_size)  # in the rank's part
         window = place // (config.window_batches * config.batch_size)
-        draws = raw_draws(config.seed, epoch, _WINDOWS, wanted)
+        draws = raw_draws(config.seed, epoch, WINDOWS, wanted)
         shuffled = np.lexsort((draws, window, np.arange(wanted) // (wanted // config.world_size)))
         order, weights = order[shuffled], weights[shuffled]
         offsets = view_offsets(config.seed, len(valid))[order // config.block_rows]  # a block's, by its number

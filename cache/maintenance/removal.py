@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cache.errors import BadInput, UnknownName
+from cache.errors import BadInput
 from cache.faults import fault_point
 from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.format.parts import array_json, is_interrupted_growth
 from cache.places.files import digest_of
 from cache.places.place import Place
 from cache.store import Store
+from sak_common.names import UnknownName, unknown
 
 
 def drop_teacher(store: Store, name: str) -> None:
@@ -27,7 +28,7 @@ def drop_teacher(store: Store, name: str) -> None:
     """
     part = teacher_part(name)
     if name not in store.teachers and not store.place.sizes(part):
-        raise UnknownName(f"teacher in {store.name}", name, store.teachers)
+        raise UnknownName(unknown(f"teacher in {store.name}", name, store.teachers))
     with store.lock(part, wait=False):
         manifest = store.part(part)
         # By their names alone, so that a damaged part can go too: entries, views, calibration, metadata.

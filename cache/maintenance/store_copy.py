@@ -20,12 +20,12 @@ from cache.format.groups import with_lower
 from cache.format.layout import ArraySpec
 from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.format.spec import first_difference
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest, digest_of
 from cache.places.place import Place
 from cache.store import Store
 from cache.writing.shard_files import clean_part
+from sak_common.differences import first_difference
 
 _IN_FLIGHT = 2
 """Batches of shards in memory at once: one is read while another is written."""

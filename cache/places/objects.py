@@ -16,11 +16,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from cache.errors import AlreadyThere, BadInput, UnknownName, WriteFailed
+from cache.errors import AlreadyThere, BadInput, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import Change, Place
+from sak_common.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -64,7 +65,7 @@ class ObjectPlace(Place):
         """
         scheme = address.partition("://")[0]
         if scheme not in SCHEMES:
-            raise UnknownName("kind of address", scheme, SCHEMES)
+            raise UnknownName(unknown("kind of address", scheme, SCHEMES))
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url

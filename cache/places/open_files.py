@@ -1,4 +1,4 @@
-"""Files open for reading by position: through the page cache, or past it. (Objects in a bucket: `cache.places.objects`.)"""
+"""Files open for reading by position: through the page cache, or past it. (In a bucket: `objects`.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store's files lie: a folder of this machine (`cache.places.local`), or a prefix in a bucket (`cache.places.objects`).
+"""Where a store's files lie: a folder of this machine (`local`), or a prefix in a bucket (`objects`).
 
 Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
 the store's place for it.

@@ -147,10 +147,10 @@ class ArrayTable(Mapping[str, StoredArray]):
         self._what, self._arrays = what, arrays
 
     def __getitem__(self, name: str) -> StoredArray:
-        from cache.errors import UnknownName
+        from sak_common.names import UnknownName, unknown
 
         if name not in self._arrays:
-            raise UnknownName(self._what, name, self._arrays)
+            raise UnknownName(unknown(self._what, name, self._arrays))
         return self._arrays[name]
 
     def __contains__(self, name: object) -> bool:

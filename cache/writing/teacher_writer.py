@@ -19,9 +19,10 @@ from cache.format.groups import PREDICTOR, check_groups
 from cache.format.layout import group_json, teacher_arrays
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.parts import ATTRIBUTE, create_part, grow_part
-from cache.format.spec import FORMAT_VERSION, LevelSpec, check_name, first_difference, to_plain
+from cache.format.spec import FORMAT_VERSION, LevelSpec, check_name, to_plain
 from cache.store import Store
 from cache.writing.shard_files import clean_part, write_arrays
+from sak_common.differences import first_difference
 
 Array = npt.NDArray[Any]
 

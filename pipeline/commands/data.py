@@ -23,7 +23,7 @@ def data() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
 def preview(dataset: str, split: str, root: Path | None, count: int, out: Path) -> None:
     """Draw a sheet of samples with every label beside them."""
-    from pipeline.studies.report import preview_sheet
+    from pipeline.data.sheet import preview_sheet
 
     print(preview_sheet(dataset, split, root, count, out))
 

@@ -24,8 +24,8 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
     """Train the miniature teacher NAME again, from rendered scenes; goes on where it stopped."""
     from pipeline.console import say
     from pipeline.miniature.trainer import train
+    from sak_common.names import unknown
     from sak_core.miniature.network import MINIATURES
-    from sak_core.names import unknown
 
     if name not in MINIATURES:
         raise UserError(unknown("miniature teacher", name, MINIATURES))

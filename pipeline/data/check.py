@@ -16,13 +16,14 @@ import numpy as np
 from pipeline.console import progress, say, start_worker
 from pipeline.data.sample import LabelSeen, SampleSeen, look
 from pipeline.data.sheet import SHEET_ROWS, sheet_rows
-from pipeline.studies.report import save_sheet
+from pipeline.pictures import save_sheet
+from sak_common.names import UnknownName, unknown
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.datasets.folder import files_below
 from sak_core.datasets.recognise import nearby, recognise
+from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS
-from sak_core.interfaces.dataset import Dataset, DatasetError
-from sak_core.names import UnknownName, unknown
+from sak_core.interfaces.dataset import Dataset
 from sak_core.tasks import Task
 
 CHUNK = 8

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sak_core.interfaces.dataset import Dataset, HasFiles, UnreadableSample, check_labels
+from sak_core.errors import UnreadableSample
+from sak_core.interfaces.dataset import Dataset, HasFiles, check_labels
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
 

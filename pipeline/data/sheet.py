@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
-from pipeline.pictures import Picture, label_picture, letterbox
+from pipeline.pictures import Picture, label_picture, letterbox, save_sheet
+from sak_core.datasets import open_dataset
 from sak_core.interfaces.dataset import Dataset
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
@@ -47,3 +49,14 @@ def over(task: Task, image: Picture, label: npt.NDArray[Any]) -> Picture:
     tint = TINT * shown[..., None]
     mixed: Picture = (grey * (1 - tint) + colours * tint).round().astype(np.uint8)
     return mixed
+
+
+def preview_sheet(dataset: str, split: str, root: Path | None, count: int, out: Path) -> Path:
+    """Draw `count` samples of a data set with every label beside them into the PNG `out`."""
+    opened = open_dataset(dataset, split, root=root, limit=count)
+    rows = []
+    for index in range(min(count, len(opened.ids))):
+        sample = opened.load(index)
+        labels = [label_picture(task, sample.labels[task.name]) for task in opened.tasks]
+        rows.append([sample.image, *labels])
+    return save_sheet(rows, ["image", *(task.name for task in opened.tasks)], out)

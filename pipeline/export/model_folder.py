@@ -11,7 +11,7 @@ from pipeline.console import amount, say
 from pipeline.errors import UserError
 from pipeline.export.card import model_card, portable_section
 from pipeline.export.portable import ONNX, PROGRAM, write_onnx, write_program
-from sak_core.student.pretrained import CARD, CONFIG, Student, from_pretrained, save_pretrained
+from sak_core.student.pretrained import CARD, CONFIG, Student, save_pretrained
 from sak_core.weights.hub import hub_reason
 
 
@@ -36,7 +36,7 @@ def export(model: Student, out: Path, formats: Formats = Formats(), model_id: st
     card = model_card(model.config, model_id or out.name)
     for earlier in (*out.glob(f"{ONNX}*"), *out.glob(PROGRAM)):
         earlier.unlink()  # perhaps of another student
-    save_pretrained(model.student, model.config, out)
+    save_pretrained(model.network, model.config, out)
     _check(model, out)
     result: dict[str, Any] = {"folder": str(out)}
     size = formats.size or model.config.student.stem.image_size
@@ -79,7 +79,7 @@ def _check(model: Student, out: Path) -> None:
     """That what was written reads back as what was exported, bit for bit."""
     import torch
 
-    again = from_pretrained(out).student.state_dict()
-    for name, value in model.student.state_dict().items():
+    again = Student.from_pretrained(out).network.state_dict()
+    for name, value in model.network.state_dict().items():
         if not torch.equal(value.cpu(), again[name]):
             raise UserError(f"{out}: {name} reads back with other values; is the disk faulty?")

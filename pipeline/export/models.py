@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.runs import lineage
 from sak_core.student.config import StudentConfig
 from sak_core.student.network import StudentNetwork
-from sak_core.student.pretrained import Student, from_pretrained
+from sak_core.student.pretrained import Student
 from sak_core.student.pretrained_config import PretrainedConfig, check_plausible
 
 
@@ -25,7 +25,7 @@ def open_model(source: str, runs_folder: Path, revision: str | None = None) -> S
     raises.
     """
     run = next((path for path in (Path(source), runs_folder / source) if (path / "recipe.json").is_file()), None)
-    model = from_run(run) if run else from_pretrained(source, revision=revision)
+    model = from_run(run) if run else Student.from_pretrained(source, revision=revision)
     if model.config.random_weights:
         warn(f"{source} learned from teachers with random weights: {', '.join(model.config.random_weights)}")
     return model

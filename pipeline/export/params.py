@@ -15,8 +15,8 @@ from pipeline.recipes.arms import SINGLE_TASK, find_arm, model_of, parts_read, t
 from pipeline.recipes.config import STAGES, Recipe, Stage, load_recipe
 from pipeline.recipes.stores import parse_size, store_tasks, training_store
 from pipeline.runs import lineage
+from sak_common.names import part_name, unknown
 from sak_core.datasets import DATASETS, open_dataset
-from sak_core.names import part_name, unknown
 from sak_core.student.config import StudentConfig
 from sak_core.student.network import StudentNetwork
 from sak_core.student.parts import count_parameters, freeze

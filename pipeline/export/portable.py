@@ -46,14 +46,14 @@ class Portable(nn.Module):
         config = self.model.config.student
         if config.tasks:
             return [task.name for task in config.tasks]
-        parts = ["stem", *self.model.student.paths]
-        return [f"{part}_{level}" for part in parts for level in range(len(self.model.student.levels))]
+        parts = ["stem", *self.model.network.paths]
+        return [f"{part}_{level}" for part in parts for level in range(len(self.model.network.levels))]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """pixels: uint8 (B, H, W, 3)."""
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         if self.model.config.student.tasks:
-            return tuple(self.model.student(images * 2 - 1).outputs.values())
+            return tuple(self.model.network(images * 2 - 1).outputs.values())
         return tuple(level for levels in self.model.features(images).values() for level in levels)
 
 
@@ -117,7 +117,7 @@ def write_program(model: Student, out: Path, size: tuple[int, int]) -> dict[str,
 
 
 def _prepare(model: Student, size: tuple[int, int]) -> tuple[Portable, Tensor]:
-    patch = model.student.stem.patch
+    patch = model.network.stem.patch
     if size[0] % patch or size[1] % patch:
         raise UserError(f"size {size[0]}x{size[1]}: both sides must be multiples of the stem's patch of {patch} px")
     return Portable(model.cpu()).eval().requires_grad_(False), _pixels(2, size, seed=0)

@@ -14,7 +14,7 @@ from pipeline.runs import checkpoint, lineage
 from sak_core.student.config import StudentConfig
 from sak_core.student.network import StudentNetwork
 from sak_core.student.parts import count_parameters
-from sak_core.student.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+from sak_core.student.pretrained import CONFIG, WEIGHTS, Student, save_pretrained
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.student.reference import export_reference, import_reference
 from sak_core.student.reference_config import reference_config
@@ -83,7 +83,7 @@ def export_checkpoint(source: Path, out: Path) -> dict[str, Any]:
 
 def _student(source: Path) -> StudentNetwork:
     if not (source / "model.json").is_file() and (source / CONFIG).is_file():
-        return from_pretrained(source).student
+        return Student.from_pretrained(source).network
     described = lineage.read(source).student
     if described is None:
         raise UserError(f"{source} has no student")

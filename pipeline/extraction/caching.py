@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cache.calibration.statistics import calibration_order
 from cache.codecs import get_codec
 from cache.errors import SpecMismatch
-from cache.format.spec import SourceSpec, first_difference
+from cache.format.spec import SourceSpec
 from cache.places.addresses import as_place
 from cache.store import Store
 from pipeline.console import amount, say
@@ -24,10 +24,12 @@ from pipeline.extraction.amounts import (
 from pipeline.extraction.prepare import preparing, source_spec
 from pipeline.extraction.request import CacheRequest
 from pipeline.recipes.frozen import is_frozen_part
+from sak_common.differences import first_difference
 
 if TYPE_CHECKING:
     from pipeline.extraction.cluster_tasks import Described
-    from pipeline.extraction.running import RunningTeacher, TeacherRequest
+    from pipeline.extraction.request import TeacherRequest
+    from pipeline.extraction.running import RunningTeacher
     from pipeline.extraction.sampling import TeacherSample
 
 WHAT = "pixels, labels and features"
@@ -38,7 +40,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 
     Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
     """
-    get_codec(request.run["codec"])
+    get_codec(request.options.codec)
     if request.dry_run:
         return dry_run(request)
     store, timings = _on_cluster(request) if request.scheduler or request.workers else _in_this_process(request)
@@ -81,7 +83,7 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
         needed_resources,
     )
 
-    spec, device = source_spec(request.source.open(), request.source), request.run.get("device", "auto")
+    spec, device = source_spec(request.source.open(), request.source), request.options.device
     asked = teacher_requests(request)
     with connected(request.scheduler, request.workers, device) as client:
         resources = needed_resources(client, device) if asked else {}
@@ -137,13 +139,12 @@ def teacher_requests(request: CacheRequest) -> list[TeacherRequest]:
     """The teachers asked for, their names checked."""
     if not request.teachers:
         return []
-    from pipeline.extraction.running import TeacherRequest
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:
         if not is_frozen_part(name):
-            check_teacher(name, request.run.get("allow_code", False))
-    return [TeacherRequest(name, **request.run) for name in request.teachers]
+            check_teacher(name, request.options.allow_code)
+    return [request.options.of(name) for name in request.teachers]
 
 
 def start_teachers(request: CacheRequest, untrained: bool = False) -> list[RunningTeacher]:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
 from cache.format.manifest import teacher_part
-from cache.format.spec import first_difference
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import TeacherWriter
@@ -28,10 +27,11 @@ from pipeline.errors import UserError
 from pipeline.extraction import cluster_tasks as tasks
 from pipeline.extraction.cluster_tasks import Described, Job, ShardWork
 from pipeline.extraction.extract import Timing
-from pipeline.extraction.running import TeacherRequest
+from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.extraction.sampling import TeacherSample
 from pipeline.extraction.stored_fidelity import StoredFidelity
+from sak_common.differences import first_difference
 
 if TYPE_CHECKING:
     from distributed import Future

@@ -18,7 +18,7 @@ from distributed import WorkerPlugin
 from cache.codecs.fidelity import FidelityMeter
 from cache.errors import CacheError
 from cache.format.manifest import SOURCE
-from cache.format.spec import LevelSpec, first_difference
+from cache.format.spec import LevelSpec
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import EncodedRows, TeacherWriter
@@ -28,13 +28,16 @@ from pipeline.extraction.contents import check_contents
 from pipeline.extraction.extract import calibrate
 from pipeline.extraction.measured import measure_one
 from pipeline.extraction.prepare import source_spec, views_at_once
-from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, start_teacher
+from pipeline.extraction.request import TeacherRequest
+from pipeline.extraction.running import RunningTeacher, batches, start_teacher
 from pipeline.extraction.samples import DatasetRequest, Task, join, make_block
 from pipeline.extraction.sampling import TeacherSample
 from pipeline.extraction.stored_fidelity import StoredFidelity
-from sak_core.interfaces.dataset import Dataset, DatasetError
+from sak_common.differences import first_difference
+from sak_common.names import UnknownName
+from sak_core.errors import DatasetError
+from sak_core.interfaces.dataset import Dataset
 from sak_core.interfaces.teacher import TeacherUnavailable
-from sak_core.names import UnknownName
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class FrozenTeacher(Teacher):
         tokens = stem(images)
         if self.kind == "routers":
             tapped = [tokens[block + 1][:, stem.num_prefix :] for block in self.student.levels]
-            experts = [tapped, *self.student.features(tokens).values()]
+            experts = [tapped, *self.student.path_features(tokens).values()]
             return [to_map(x.contiguous(), grid) for levels in experts for x in levels]
         maps = [to_map(x[:, stem.num_prefix :].contiguous(), grid) for x in tokens]
         prefixes = [x[:, : stem.num_prefix].transpose(1, 2).unsqueeze(2) for x in tokens]

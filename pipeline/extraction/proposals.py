@@ -113,7 +113,7 @@ def proposals(
     """
     spec = source_spec(request.source.open(), request.source)
     store = existing_store(request.features, spec)
-    own = request.run["codec"]
+    own = request.options.codec
     is_fixed = any(store is not None and teacher.provenance["name"] in store.teachers for teacher in teachers)
     asked = [own] if is_fixed else [own, *(name for name in CODECS if name != own)]
     samples = [measure_codecs(t, request, num_rows[f"teachers/{t.provenance['name']}"], asked) for t in teachers]
@@ -162,14 +162,14 @@ class _Changed:
         """The codecs that write less than the asked one, the largest first."""
         kept = [codec for codec in CODECS if all(codec in sample for sample in self.samples)]
         size = {codec: self.to(codec=codec).pending_bytes for codec in kept}
-        return sorted((c for c in kept if size[c] < size[self.request.run["codec"]]), key=lambda codec: -size[codec])
+        return sorted((c for c in kept if size[c] < size[self.request.options.codec]), key=lambda codec: -size[codec])
 
     def to(
         self, *, views: int | None = None, codec: str | None = None, grid: tuple[int, int] | None = None
     ) -> Proposal:
         """The request with these options changed. At another grid a value is taken to cost what it does at the own."""
         request = self.request
-        used = [sample[codec or request.run["codec"]] for sample in self.samples]
+        used = [sample[codec or request.options.codec] for sample in self.samples]
         options, costs = [], []
         if views is not None:
             options.append(f"--views {views}")
@@ -181,7 +181,7 @@ class _Changed:
             native = max(level.grid for teacher in self.teachers for level in teacher.levels if not level.prefix)
             costs.append(f"{grid[0]}x{grid[1]} cells, means of {native[0]}x{native[1]}")
         fidelity = min((sample.fidelity for sample in used), default=1.0)
-        costs += [f"{codec or request.run['codec']}: token cosine {fidelity:.4f}"] if self.teachers else []
+        costs += [f"{codec or request.options.codec}: token cosine {fidelity:.4f}"] if self.teachers else []
         parts = [source_amount(self.spec, self.store, views or request.views)]
         for teacher, sample in zip(self.teachers, used, strict=True):
             levels = [

@@ -1,19 +1,55 @@
-"""What a person asks of `sak cache` and `sak plan`, from the command line's options."""
+"""What a person asks of `sak cache` and `sak plan`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from pipeline.commands.options import numbers
-from pipeline.errors import UserError
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.recipes.stores import parse_size
 
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """How teachers run and how their levels are stored; what decides a feature's bytes ends up in the provenance.
+
+    Attributes:
+        codec: a name of cache.codecs.CODECS.
+        fidelity: token cosine that is promised, in (0, 1); klt then finds the fewest bits.
+        together: code each level against the one below. prefix: class and register tokens, too.
+        levels: block numbers; four evenly spaced when None.
+        grid: (h, w) cells, area-averaged; the teacher's own when None.
+        weights: a file. random_weights: run untrained. allow_code: let a teacher of a user's own module run.
+        precision: fp32, bf16 or fp16 (autocast). threads: on the CPU; torch's own choice when None.
+    """
+
+    codec: str = "fp16"
+    fidelity: float | None = None
+    together: bool = False
+    levels: tuple[int, ...] | None = None
+    prefix: bool = False
+    grid: tuple[int, int] | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    allow_code: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+    batch_size: int = 16
+    threads: int | None = None
+
+    def of(self, name: str) -> TeacherRequest:
+        """These options for the teacher `name`."""
+        return TeacherRequest(name, **{field.name: getattr(self, field.name) for field in fields(TeacherOptions)})
+
+
+@dataclass(frozen=True)
+class TeacherRequest(TeacherOptions):
+    """Which teacher, run how."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -24,46 +60,9 @@ class CacheRequest:
     teachers: tuple[str, ...]
     views: int
     features: Path | str
-    run: Mapping[str, Any]
+    options: TeacherOptions = TeacherOptions()
     decoders: int | None = None
     strict: bool = False
     dry_run: bool = False
     scheduler: str | None = None
     workers: int = 0
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> CacheRequest:
-        """From the command line's options, checked. Raises `UserError` for values that cannot be."""
-        teachers = tuple(name.strip() for name in options["teachers"].split(",") if name.strip())
-        split = options["split"]
-        evaluation = split in ("val", "test")
-        views = options["views"] or (1 if evaluation else TRAINING_VIEWS)
-        if evaluation and views != 1:
-            raise UserError(f"split {split} has one padded evaluation view; leave VIEWS out")
-        if options["weights"] and len(teachers) != 1:
-            raise UserError("--weights FILE goes with exactly one teacher")
-        source = DatasetRequest(
-            options["dataset"],
-            split,
-            parse_size(options["size"]) if options["size"] else None,
-            options["root"],
-            options["limit"],
-            options["seed"],
-        )
-        run = {
-            **{key: options[key] for key in ("codec", "fidelity", "together", "prefix")},
-            "levels": numbers("--levels", options["levels"]),
-            "grid": None if options["grid"] == "native" else parse_size(options["grid"]),
-            **{
-                key: options[key]
-                for key in (
-                    *("weights", "random_weights", "allow_code"),
-                    *("device", "precision", "compile", "batch_size", "threads"),
-                )
-            },
-        }
-        flags = (options["decoders"], options["strict"], options["dry_run"])
-        cluster = {key: options[key] for key in ("scheduler", "workers") if key in options}
-        if cluster.get("scheduler") and cluster.get("workers"):
-            raise UserError("--scheduler uses the workers that are there; leave --workers out")
-        return cls(source, teachers, views, options["features"], run, *flags, **cluster)

@@ -18,11 +18,12 @@ from cache.codecs.coders import get_coder
 from cache.format.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.extraction.frozen_teacher import build_frozen
+from pipeline.extraction.request import TeacherRequest
 from pipeline.machine import processor
 from pipeline.recipes.frozen import cached_name, is_frozen_part
 from pipeline.recipes.stores import REGISTERS
+from sak_common.names import part_name
 from sak_core.interfaces.teacher import Teacher
-from sak_core.names import part_name
 from sak_core.teachers import build_teacher
 
 LIBRARIES = {
@@ -37,27 +38,6 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by `torch.autocast`; fp32 is everything in float32."""
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TeacherRequest:
-    """Which teacher, run how. Everything that decides a feature's bytes ends up in the provenance."""
-
-    name: str
-    codec: str = "fp16"
-    fidelity: float | None = None
-    together: bool = False
-    levels: tuple[int, ...] | None = None
-    prefix: bool = False
-    grid: tuple[int, int] | None = None
-    weights: Path | None = None
-    random_weights: bool = False
-    allow_code: bool = False
-    device: str = "auto"
-    precision: str = "fp32"
-    compile: bool = False
-    batch_size: int = 16
-    threads: int | None = None
 
 
 @dataclass(frozen=True)

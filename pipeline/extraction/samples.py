@@ -19,7 +19,8 @@ import numpy.typing as npt
 from cache.format.spec import SourceSpec, encode_ids
 from pipeline.console import start_worker
 from sak_core.datasets import open_dataset
-from sak_core.interfaces.dataset import Dataset, UnreadableSample
+from sak_core.errors import UnreadableSample
+from sak_core.interfaces.dataset import Dataset
 from sak_core.labels import IGNORE
 from sak_core.views.view import ViewPolicy, apply_view, draw_view
 

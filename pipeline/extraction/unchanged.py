@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cache.format.spec import first_difference
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.samples import DatasetRequest
-from sak_core.interfaces.dataset import DatasetError
-from sak_core.names import UnknownName
+from sak_common.differences import first_difference
+from sak_common.names import UnknownName
+from sak_core.errors import DatasetError
 
 
 def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequest:

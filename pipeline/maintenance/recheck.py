@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.extraction.running import RunningTeacher, TeacherRequest, batches, request_of, start_teacher
+from pipeline.extraction.request import TeacherRequest
+from pipeline.extraction.running import RunningTeacher, batches, request_of, start_teacher
+from sak_common.differences import differences
+from sak_common.names import UnknownName
 from sak_core.interfaces.teacher import TeacherUnavailable
-from sak_core.names import UnknownName
 
 MACHINE = ("device", "threads", "versions")
 """What of a provenance may be another here: it moves features less than their codec does."""
@@ -91,16 +93,6 @@ def _teacher(
         if min(level["cosine"], level["centred_cosine"]) < level["least"]
     ]
     return result
-
-
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every field in which two provenances differ: (dotted name, stored value, value now)."""
-    for key in sorted({*stored, *now}):
-        name, left, right = f"{prefix}{key}", stored.get(key), now.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from differences(left, right, f"{name}.")
-        elif left != right:
-            yield name, left, right
 
 
 def draw_rows(store: Store, name: str, num_rows: int, rng: np.random.Generator) -> list[Row]:

@@ -11,7 +11,6 @@ from typing import Any
 from cache.errors import CacheError
 from cache.faults import fault_point
 from cache.format.manifest import FOLDER, SOURCE, teacher_part
-from cache.format.spec import first_difference
 from cache.maintenance.metadata_repair import mend_metadata
 from cache.maintenance.verification import Problem
 from cache.store import Store
@@ -25,8 +24,9 @@ from pipeline.extraction.samples import join, num_decoders
 from pipeline.extraction.unchanged import unchanged_dataset
 from pipeline.maintenance.inspect import find_problems, problem_dict
 from pipeline.recipes.stores import weights_of
-from sak_core.interfaces.dataset import DatasetError
-from sak_core.names import UnknownName
+from sak_common.differences import first_difference
+from sak_common.names import UnknownName
+from sak_core.errors import DatasetError
 
 _FEW_SHARDS = 8
 """So many are decoded sooner than processes start."""

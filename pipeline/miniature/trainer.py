@@ -23,8 +23,9 @@ from torch import nn
 from pipeline.miniature.objectives import LESSONS
 from pipeline.miniature.pixels import PixelNet
 from pipeline.miniature.scenes import TRAINING_SEED, SceneStore, render_scenes
+from sak_common.names import UnknownName, unknown
+from sak_common.random import philox
 from sak_core.miniature.network import MINIATURES, PATCH, MiniatureNet, file_digest
-from sak_core.names import UnknownName, unknown
 from sak_core.weights.digests import state_digest
 
 
@@ -99,9 +100,7 @@ class MiniatureTraining:
         """Scenes of this step: epochs are permutations keyed by seed and epoch, cut into whole batches."""
         per_epoch = len(self.scenes) // self.config.batch_size
         epoch, position = divmod(self.step, per_epoch)
-        # as uint64 array: a list with a large seed would become float64 on the way and lose its last bits
-        key = np.array([self.config.seed % 2**64, epoch], np.uint64)
-        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.scenes))
+        order = np.random.Generator(philox(self.config.seed, epoch)).permutation(len(self.scenes))
         return order[position * self.config.batch_size :][: self.config.batch_size].astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:

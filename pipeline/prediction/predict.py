@@ -23,8 +23,8 @@ from pipeline.pictures import Picture as Drawn
 from pipeline.pictures import letterbox, sheet
 from pipeline.prediction.drawing import draw, with_key, without_key
 from pipeline.prediction.sources import Picture, Pixels, Source
-from pipeline.recipes.config import differences
-from sak_core.interfaces.dataset import UnreadableSample
+from pipeline.recipes.config import recipe_differences
+from sak_core.errors import UnreadableSample
 from sak_core.student.pretrained import Predictions, Student
 from sak_core.tasks import Task
 from sak_core.weights.digests import state_digest
@@ -146,7 +146,7 @@ def predict_text(result: dict[str, Any]) -> str:
 def _claim(model: Student, out: Path, settings: Settings) -> None:
     """Write down what the folder's predictions are made with, or refuse to mix them with others."""
     about = {
-        "model": state_digest(model.student.state_dict()),
+        "model": state_digest(model.network.state_dict()),
         "tasks": [task.name for task in model.tasks],
         "size": settings.size,
         "tile": settings.tile or model.default_tile,
@@ -158,7 +158,7 @@ def _claim(model: Student, out: Path, settings: Settings) -> None:
             before = json.loads(path.read_text())
         except ValueError:
             before = {}
-        if changed := differences(before, about):
+        if changed := recipe_differences(before, about):
             raise UserError(
                 f"{out} holds predictions made otherwise ({'; '.join(changed)}); choose another --out, or --overwrite"
             )

@@ -15,8 +15,8 @@ from pipeline.console import warn
 from pipeline.data.check import left_alone
 from pipeline.errors import UserError
 from sak_core.datasets.folder import ImageFolder
+from sak_core.errors import UnreadableSample
 from sak_core.images import read_image
-from sak_core.interfaces.dataset import UnreadableSample
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 Pixels = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import frozen_part, student_input
-from sak_core.names import unknown
+from sak_common.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.config import StudentConfig
 from sak_core.student.feature_model import FeatureModel

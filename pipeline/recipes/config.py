@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
-from sak_core.names import unknown
+from sak_common.differences import NOTHING, differences
+from sak_common.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
@@ -265,16 +266,13 @@ def recipe_json(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True)
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys at which two JSON objects differ, with both values."""
-    found = []
-    for key in sorted({*a, *b}):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            found.append(f"{prefix}{key}: {left!r} against {right!r}")
-    return found
+def recipe_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys at which two recipes differ, with both values; an absent key is one that is null."""
+    return [
+        f"{key}: {left!r} against {right!r}"
+        for key, left, right in differences(stored, now)
+        if not (left in (None, NOTHING) and right in (None, NOTHING))
+    ]
 
 
 def _shipped(folder: str) -> Path:

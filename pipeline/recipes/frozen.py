@@ -16,7 +16,7 @@ from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
-from sak_core.names import part_name
+from sak_common.names import part_name
 from sak_core.student.decoder import to_tokens
 from sak_core.student.network import Experts, StemTokens, StudentNetwork
 from sak_core.student.parts import FROZEN_PARTS

@@ -15,10 +15,10 @@ from torch import nn
 from pipeline import __version__
 from pipeline.console import is_silent
 from pipeline.errors import UserError
-from pipeline.recipes.config import Data, Recipe, differences, recipe_json
+from pipeline.recipes.config import Data, Recipe, recipe_differences, recipe_json
 from pipeline.runs import checkpoint
 from pipeline.runs.readme import run_readme
-from sak_core.names import unknown
+from sak_common.names import unknown
 from sak_core.student.initial_weights import load_student
 from sak_core.student.network import StudentNetwork
 from sak_core.weights.tensor_files import check_state
@@ -71,7 +71,7 @@ def begin(run: Path, recipe: Recipe) -> bool:
     """
     path = run / "recipe.json"
     if path.exists():
-        if changed := differences(json.loads(path.read_text()), recipe.model_dump(mode="json")):
+        if changed := recipe_differences(json.loads(path.read_text()), recipe.model_dump(mode="json")):
             raise UserError(
                 f"{run} holds a run of another recipe: {'; '.join(changed)}. Choose another --run, or delete the folder"
             )

@@ -19,10 +19,10 @@ from pipeline.recipes.arms import (
     starts_from_stage1,
     teachers_read,
 )
-from pipeline.recipes.config import Recipe, Study, differences, load_recipe
+from pipeline.recipes.config import Recipe, Study, load_recipe, recipe_differences
 from pipeline.recipes.stores import find_store, store_tasks, training_store
 from pipeline.training.class_tokens import check_class_tokens
-from sak_core.names import part_name, unknown
+from sak_common.names import part_name, unknown
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _same_training(a: Recipe, b: Recipe) -> bool:
     left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
     for side in (left, right):
         side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}
-    return not differences(left, right)
+    return not recipe_differences(left, right)
 
 
 def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:

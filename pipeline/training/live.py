@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from cache.format.spec import first_difference
 from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.running import RunningTeacher, request_of, start_teacher
 from pipeline.training.following import FollowingBatches
 from pipeline.training.loop import Batches
+from sak_common.differences import first_difference
 
 
 class LiveBatches(FollowingBatches):

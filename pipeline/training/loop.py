@@ -20,7 +20,7 @@ from cache.loading.batch import Batch
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
-from pipeline.recipes.config import Recipe, Schedule, differences
+from pipeline.recipes.config import Recipe, Schedule, recipe_differences
 from pipeline.runs import checkpoint
 from pipeline.training.ema import Ema
 from pipeline.training.sync_norm import synchronise_norms
@@ -196,7 +196,7 @@ def endless(loader: Batches, parts: int) -> Iterator[Batch]:
 
 def _check_origin(run: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises `UserError` naming where a checkpoint was made from something else than what there is `now`."""
-    if changed := differences({key: saved.get(key) for key in now}, now):
+    if changed := recipe_differences({key: saved.get(key) for key in now}, now):
         raise UserError(
             f"{run} was trained from something else: {'; '.join(changed)}. Choose another --run, or go on with what "
             "it was begun with"

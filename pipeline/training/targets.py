@@ -12,10 +12,10 @@ from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.training.class_tokens import check_class_tokens, class_token_statistics
+from sak_common.names import unknown
 from sak_core.losses.balance import Balance, ChannelStatistics
 from sak_core.losses.dropping import TeacherDropping
 from sak_core.losses.step import distillation_loss
-from sak_core.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.network import StudentOutput
 from sak_core.tasks.losses import OverRanks

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.recipes.config import Boundary, Recipe
 from pipeline.training.evaluate import score, without_padding
 from pipeline.training.watch import StepLoss
-from sak_core.names import unknown
+from sak_common.names import unknown
 from sak_core.tasks import Task
 
 LOSS = "loss"

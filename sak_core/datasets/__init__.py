@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sak_core.interfaces.dataset import Dataset, DatasetError, FirstSamples
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
+from sak_core.errors import DatasetError
+from sak_core.interfaces.dataset import Dataset, FirstSamples
 from sak_core.tasks import Task
 
 Size = tuple[int, int]

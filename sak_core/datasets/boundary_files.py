@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import read_levels, read_mat
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
+from sak_core.errors import DatasetError, UnreadableSample
 
 _NUMBERED = re.compile(r"(?P<name>.+)[-_.](?P<number>\d+)")
 

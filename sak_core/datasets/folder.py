@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from sak_core.datasets.published import Stage1Images
+from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS, file_size, read_image
-from sak_core.interfaces.dataset import DatasetError, Sample
+from sak_core.interfaces.dataset import Sample
 
 
 @dataclass(frozen=True)

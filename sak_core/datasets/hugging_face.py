@@ -15,8 +15,9 @@ from typing import Any
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import SPLIT_WORDS, files_of_split, locate
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import decode_image
-from sak_core.interfaces.dataset import DatasetError, Sample, UnreadableSample
+from sak_core.interfaces.dataset import Sample
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sak_core.datasets.folder import ImageFolder, check_root
-from sak_core.interfaces.dataset import DatasetError
+from sak_core.errors import DatasetError
 
 _INNER = Path("ILSVRC") / "Data" / "CLS-LOC"
 

@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sak_common.names import UnknownName, unknown
 from sak_core.datasets.folder import as_text, check_root, files_below
 from sak_core.datasets.labels import (
     check_unique,
@@ -53,10 +54,10 @@ from sak_core.datasets.labels import (
     read_ids,
     total_size,
 )
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image
-from sak_core.interfaces.dataset import DatasetError, Label, Sample, UnreadableSample, check_labels
+from sak_core.interfaces.dataset import Label, Sample, check_labels
 from sak_core.labels import IGNORE
-from sak_core.names import UnknownName, unknown
 from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task, published_weight
 from sak_core.views.view import EVALUATION, STAGE2, ViewPolicy
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import check_file, file_size, open_image
-from sak_core.interfaces.dataset import DatasetError, UnreadableSample
 
 
 def read_grey(path: Path) -> NDArray[Any]:

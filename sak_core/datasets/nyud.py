@@ -22,8 +22,9 @@ import numpy as np
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, read_mask, total_size
 from sak_core.datasets.published import Stage2Benchmark
+from sak_core.errors import UnreadableSample
 from sak_core.images import read_image
-from sak_core.interfaces.dataset import Label, Sample, UnreadableSample, check_labels
+from sak_core.interfaces.dataset import Label, Sample, check_labels
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task, published_max_dist, published_weight
 from sak_core.views.view import NYUD_SIZE

@@ -30,8 +30,9 @@ from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_ids, read_mat, total_size
 from sak_core.datasets.pascal_parts import PART_CLASSES, PERSON, draw_parts
 from sak_core.datasets.published import Stage2Benchmark
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image
-from sak_core.interfaces.dataset import DatasetError, Label, Sample, UnreadableSample, check_labels
+from sak_core.interfaces.dataset import Label, Sample, check_labels
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task, published_weight
 from sak_core.views.view import PASCAL_SIZE

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sak_core.interfaces.dataset import UnreadableSample
+from sak_core.errors import UnreadableSample
 from sak_core.labels import IGNORE
 
 PERSON = 15

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sak_core.datasets.folder import check_root, files_below
 from sak_core.datasets.labelled import DESCRIPTION
+from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS
-from sak_core.interfaces.dataset import DatasetError
 
 _LAYOUTS: dict[str, Callable[[Path], bool]] = {
     "labelled": lambda root: (root / DESCRIPTION).is_file(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sak_core.datasets.folder import files_below
-from sak_core.interfaces.dataset import DatasetError
+from sak_core.errors import DatasetError
 
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """How file and folder names call a split."""

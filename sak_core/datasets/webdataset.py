@@ -16,8 +16,9 @@ from sak_core.datasets.folder import as_text, check_root
 from sak_core.datasets.labels import check_unique
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import EXTENSIONS, decode_image
-from sak_core.interfaces.dataset import DatasetError, Sample, UnreadableSample
+from sak_core.interfaces.dataset import Sample
 
 
 @dataclass(frozen=True)

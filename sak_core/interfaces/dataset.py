@@ -14,34 +14,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
 from sak_core.views.view import ViewPolicy
 
 Label = NDArray[np.uint8] | NDArray[np.float32]
 """A dense label (H, W) or (H, W, 3); see sak_core.tasks for dtypes; 255 where there is none."""
-
-
-class DatasetError(Exception):
-    """A dataset cannot be opened: wrong folder, missing list, unknown split. The message says what to do."""
-
-
-class UnreadableSample(Exception):
-    """One sample cannot be read; the run can go on without it.
-
-    Attributes:
-        path: the file at fault (or the sample's id, where no file is).
-        reason: what is wrong with it, in words.
-    """
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[UnreadableSample], tuple[str, str]]:
-        # default pickling would hand the joined message to the two-argument constructor
-        return type(self), (self.path, self.reason)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sak_common.errors import SakError
+
 Size = tuple[int, int]
 
 
-class TeacherUnavailable(Exception):
+class TeacherUnavailable(SakError):
     """A teacher cannot be built here; the message says how to get its weights or its library."""
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sak_common.names import UnknownName, unknown
 from sak_core.losses.hadamard import hadamard
-from sak_core.names import UnknownName, unknown
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sak_common.names import UnknownName, unknown
 from sak_core.losses.dropping import TeacherDropping
 from sak_core.losses.rows import DISTILLATION
-from sak_core.names import UnknownName, unknown
 from sak_core.tasks import Task
 from sak_core.tasks.losses import OverRanks
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import (
     Teacher,
     TeacherSpec,
@@ -29,7 +30,6 @@ from sak_core.interfaces.teacher import (
     fit_to_patch,
     freeze,
 )
-from sak_core.names import UnknownName, unknown
 from sak_core.weights.digests import state_digest
 from sak_core.weights.teacher_weights import read_state
 

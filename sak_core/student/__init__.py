@@ -1,1 +1,5 @@
-"""The student: stem, adapter paths, routers, heads; as trained and as people load it."""
+"""The student: as it is trained (`network`), and as people load it (`Student`)."""
+
+from sak_core.student.pretrained import Student
+
+__all__ = ["Student"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.heads import build_head
 from sak_core.student.router import Router, TokenRouter, mix

@@ -2,24 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.adapters import AdapterPath
 from sak_core.student.config import StudentConfig, tapped_levels, teacher_widths
 from sak_core.student.decoder import build_heads, build_routers, decode, to_map
 from sak_core.student.init import init_linear
 from sak_core.student.stem import Stem
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sak_core.student.pretrained import Student
 
 
 @dataclass
@@ -94,18 +88,11 @@ class StudentNetwork(nn.Module):
         self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
         self.heads = build_heads(config.head, config.tasks, num_levels, width)
 
-    @staticmethod
-    def from_pretrained(source: "str | Path", *, revision: str | None = None) -> "Student":
-        """A saved student, from a folder or the Hugging Face hub; see sak_core.student.pretrained.from_pretrained."""
-        from sak_core.student.pretrained import from_pretrained
-
-        return from_pretrained(source, revision=revision)
-
     def forward(
         self, images: Tensor | StemTokens | Experts, *, tasks: bool = True, generator: NoiseSource = None
     ) -> StudentOutput:
-        """images (B, 3, H, W), normalised (sak_core.student.stem.normalize), H and W multiples of the patch; or what frozen
-        parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
+        """images (B, 3, H, W), normalised (sak_core.student.stem.normalize), H and W multiples of the patch; or what
+        frozen parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
 
         tasks: False leaves routers and heads out. generator: where routers draw their training noise from.
         """
@@ -129,7 +116,7 @@ class StudentNetwork(nn.Module):
         grid = self.stem.grid(*image_size)
         # contiguous once here, or every task's router would copy it
         stem = [tokens[block + 1][:, self.stem.num_prefix :].contiguous() for block in self.levels]
-        features = self.features(tokens, class_tokens=True)
+        features = self.path_features(tokens, class_tokens=True)
         class_tokens = {
             name: features[name][len(self.levels) :] for name in self.config.class_tokens if name in features
         }
@@ -146,7 +133,7 @@ class StudentNetwork(nn.Module):
             class_tokens=self.align_class_tokens(tokens, class_tokens),
         )
 
-    def features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
+    def path_features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
         """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher.
 
         class_tokens: whether the class tokens that the configuration asks for follow, one (B, 1, C) a level.

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 
 PARTS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),

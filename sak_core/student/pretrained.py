@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from sak_common.errors import SakError
+from sak_core.errors import UnreadableSample
 from sak_core.images import pixels_of
-from sak_core.interfaces.dataset import UnreadableSample
 from sak_core.student.decoder import to_map
 from sak_core.student.network import StudentNetwork
 from sak_core.student.pretrained_config import PretrainedConfig, RefusedModel, parse_config
@@ -46,20 +47,47 @@ Predictions = dict[str, npt.NDArray[Any]]
 """By task: (H, W), or (H, W, 3) for normals."""
 
 
-class ModelNotFound(Exception):
+class ModelNotFound(SakError):
     """There is no such folder, and the hub does not have it or cannot be reached. The message says which."""
 
 
 class Student(nn.Module):
     """A trained student that takes images as they are.
 
-    student: the network itself, for fine-tuning. config: what it is and where it comes from.
+    network: stem, paths, routers and heads, for fine-tuning. config: what it is and where it comes from.
     """
 
-    def __init__(self, student: StudentNetwork, config: PretrainedConfig) -> None:
+    def __init__(self, network: StudentNetwork, config: PretrainedConfig) -> None:
         super().__init__()
-        self.student = student
+        self.network = network
         self.config = config
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """The student saved in the folder `source`, or in the model `source` ("owner/name") of the Hugging Face hub.
+
+        revision: branch, tag or commit on the hub. The weights are on the CPU and the student in evaluation mode.
+        Nothing from the files is executed: JSON and safetensors alone, both checked before memory is taken.
+
+        Raises:
+            ModelNotFound: no such folder and no such model, or the hub cannot be reached.
+            RefusedModel: a configuration that is damaged, hostile or of another format; weights that do not fit it.
+            RefusedFile: weights that are damaged or hostile.
+        """
+        folder = _locate(source, revision)
+        config = parse_config(folder / CONFIG)
+        state = read_tensors(folder / WEIGHTS)
+        try:
+            with torch.device("meta"):
+                check_state(
+                    StudentNetwork(config.student).state_dict(), state, f"{folder / WEIGHTS} does not fit its {CONFIG}"
+                )
+            with torch.random.fork_rng(devices=[]):
+                network = StudentNetwork(config.student)
+        except (ValueError, RuntimeError, KeyError, AssertionError) as error:
+            raise RefusedModel(f"{folder}: {error}") from None
+        network.load_state_dict(state)
+        return cls(network.eval(), config)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -90,15 +118,15 @@ class Student(nn.Module):
         """
         if not self.tasks:
             raise ValueError("this student has no tasks: it was distilled only; use features(), or fine-tune it")
-        patch = self.student.stem.patch
+        patch = self.network.stem.patch
         side = max((tile or self.default_tile) // patch, 1) * patch
         pixels = [to_pixels(image) for image in images]
-        was_training = self.student.training
-        self.student.eval()
+        was_training = self.network.training
+        self.network.eval()
         try:
-            raw = predict_raw(self.student, [_fit(image, size) for image in pixels], side, batch_size)
+            raw = predict_raw(self.network, [_fit(image, size) for image in pixels], side, batch_size)
         finally:
-            self.student.train(was_training)
+            self.network.train(was_training)
         return [
             {task.name: readable(task, _enlarge(maps[task.name], image.shape)) for task in self.tasks}
             for image, maps in zip(pixels, raw, strict=True)
@@ -111,48 +139,21 @@ class Student(nn.Module):
         multiples of the stem's patch. Levels come shallowest first, all C = stem.width channels wide on the grid
         (h, w) = (H, W) / patch. Gradients flow unless the caller says otherwise.
         """
-        student = self.student
-        batch = as_batch(images).to(next(student.parameters()).device)
-        grid = student.stem.grid(batch.shape[2], batch.shape[3])
-        tokens = student.stem(batch)
-        stem = [tokens[block + 1][:, student.stem.num_prefix :] for block in student.levels]
+        network = self.network
+        batch = as_batch(images).to(next(network.parameters()).device)
+        grid = network.stem.grid(batch.shape[2], batch.shape[3])
+        tokens = network.stem(batch)
+        stem = [tokens[block + 1][:, network.stem.num_prefix :] for block in network.levels]
         return {
             name: [to_map(level.contiguous(), grid) for level in levels]
-            for name, levels in {STEM: stem, **student.features(tokens)}.items()
+            for name, levels in {STEM: stem, **network.path_features(tokens)}.items()
         }
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None) -> Student:
-    """The student saved in the folder `source`, or in the model `source` ("owner/name") of the Hugging Face hub.
-
-    revision: branch, tag or commit on the hub. The weights are on the CPU and the student in evaluation mode.
-    Nothing from the files is executed: JSON and safetensors alone, both checked before memory is taken.
-
-    Raises:
-        ModelNotFound: no such folder and no such model, or the hub cannot be reached.
-        RefusedModel: a configuration that is damaged, hostile or of another format; weights that do not fit it.
-        RefusedFile: weights that are damaged or hostile.
-    """
-    folder = _locate(source, revision)
-    config = parse_config(folder / CONFIG)
-    state = read_tensors(folder / WEIGHTS)
-    try:
-        with torch.device("meta"):
-            check_state(
-                StudentNetwork(config.student).state_dict(), state, f"{folder / WEIGHTS} does not fit its {CONFIG}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            student = StudentNetwork(config.student)
-    except (ValueError, RuntimeError, KeyError, AssertionError) as error:
-        raise RefusedModel(f"{folder}: {error}") from None
-    student.load_state_dict(state)
-    return Student(student.eval(), config)
-
-
-def save_pretrained(student: StudentNetwork, config: PretrainedConfig, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, which `from_pretrained` reads back."""
+def save_pretrained(network: StudentNetwork, config: PretrainedConfig, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`, which `Student.from_pretrained` reads back."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_tensors(folder / WEIGHTS, state, {"format": "pt"})
     (folder / CONFIG).write_text(config.to_json())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sak_common.errors import SakError
 from sak_core.student.config import StudentConfig
 from sak_core.tasks import TASK_NAME
 
@@ -22,7 +23,7 @@ MOST_PARTS = 64
 """Of teachers, of tasks and of levels."""
 
 
-class RefusedModel(ValueError):
+class RefusedModel(SakError, ValueError):
     """A saved student that is damaged, hostile or of another format. The message names the file and says why."""
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sak_common.names import UnknownName, unknown
 from sak_core.labels import IGNORE
-from sak_core.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Teacher, TeacherUnavailable
-from sak_core.names import UnknownName, unknown
 from sak_core.teachers.own_code import build_own, is_own_code
 from sak_core.weights.teacher_weights import BuildOptions
 

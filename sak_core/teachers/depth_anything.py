@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Teacher
-from sak_core.names import UnknownName, unknown
 from sak_core.teachers.hf import hf_teacher, model_without_hub, tower_of
 from sak_core.weights.teacher_weights import BuildOptions, hub
 

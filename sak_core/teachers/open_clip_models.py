@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
-from sak_core.names import UnknownName, unknown
 from sak_core.teachers.timm_models import timm_teacher
 from sak_core.weights.hub import quiet
 from sak_core.weights.positions import resample_positions

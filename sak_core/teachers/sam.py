@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, TeacherUnavailable, freeze, nearest_multiple
-from sak_core.names import UnknownName, unknown
 from sak_core.weights.teacher_weights import (
     BuildOptions,
     State,

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import (
     Size,
     Teacher,
@@ -22,7 +23,6 @@ from sak_core.interfaces.teacher import (
     freeze,
     prefix_as_map,
 )
-from sak_core.names import UnknownName, unknown
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import (
     BuildOptions,

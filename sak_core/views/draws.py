@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import zlib
 
-import numpy as np
-
-_MASK = (1 << 64) - 1
+from sak_common.random import philox
 
 
 class Stream:
     """Random numbers for one purpose of one (seed, sample, view)."""
 
     def __init__(self, seed: int, sample: int, view: int, purpose: str) -> None:
-        key = np.array([seed & _MASK, zlib.crc32(purpose.encode())], np.uint64)
-        counter = np.array([0, 0, sample, view], np.uint64)
-        self._bits = np.random.Philox(key=key, counter=counter)
+        self._bits = philox(seed, zlib.crc32(purpose.encode()), (0, 0, sample, view))
 
     def uniform(self, low: float, high: float) -> float:
         """A number in [low, high), from 53 bits."""

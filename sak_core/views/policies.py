@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 
 Size = tuple[int, int]
 Range = tuple[float, float]

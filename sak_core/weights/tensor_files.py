@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sak_common.errors import SakError
+
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its own library has it."""
 
@@ -19,7 +21,7 @@ WRAPPERS = ("state_dict", "model")
 """Keys under which a torch file may hold its state dict."""
 
 
-class RefusedFile(ValueError):
+class RefusedFile(SakError, ValueError):
     """A file of weights that is damaged, hostile or no file of weights. The message names it and says why."""
 
     def __init__(self, path: Path, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Heads turn four levels of features into a task's output; a new head is a file here and a row in `HEADS`."""
 
-from sak_core.names import UnknownName, unknown
+from sak_common.names import UnknownName, unknown
 from sak_core.student.heads.base import Head
 from sak_core.student.heads.dpt import DPTHead
 from sak_core.student.heads.linear import LinearHead

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from sak_common.errors import SakError
+
 
 def part_name(teacher: str) -> str:
     """A teacher's name as a folder and a module can have it.
@@ -16,8 +18,8 @@ def part_name(teacher: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", teacher)
 
 
-class UnknownName(ValueError):
-    """A teacher, task, dataset or option of this name does not exist; the message offers the nearest."""
+class UnknownName(SakError, ValueError):
+    """A name that is in no table: of a teacher, task, data set, codec, option. The message offers the nearest."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -28,5 +30,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return f"unknown {kind} {name!r}; {hint}"

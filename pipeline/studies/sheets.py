@@ -19,31 +19,12 @@ from pipeline.recipes.arms import run_model
 from pipeline.recipes.config import Data
 from pipeline.recipes.stores import find_store
 from pipeline.training.evaluate import load_model, open_evaluation, without_padding
-from sak_core.datasets import open_dataset
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
 from sak_core.tasks import Task
 
 Picture = npt.NDArray[np.uint8]
 SHEET_ROWS = 6
-
-
-def preview_sheet(dataset: str, split: str, root: Path | None, count: int, out: Path) -> Path:
-    """Draw `count` samples of a data set with every label beside them into the PNG `out`."""
-    opened = open_dataset(dataset, split, root=root, limit=count)
-    rows = []
-    for index in range(min(count, len(opened.ids))):
-        sample = opened.load(index)
-        labels = [pictures.label_picture(task, sample.labels[task.name]) for task in opened.tasks]
-        rows.append([sample.image, *labels])
-    return save_sheet(rows, ["image", *(task.name for task in opened.tasks)], out)
-
-
-def save_sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], out: Path) -> Path:
-    """Write rows of equally large pictures, captioned by column, as a PNG."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.sheet(rows, captions).save(out)
-    return out
 
 
 def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
@@ -53,7 +34,7 @@ def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path
     batch = _first(open_evaluation(recipe, tasks, data, places, SHEET_ROWS))
     with torch.inference_mode():
         outputs = run_model(recipe, model, batch).outputs
-    return save_sheet(*pictures.prediction_rows(tasks, batch, outputs), out)
+    return pictures.save_sheet(*pictures.prediction_rows(tasks, batch, outputs), out)
 
 
 def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
@@ -75,7 +56,7 @@ def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
         for caption, colours in zip((teacher, "student"), _shared_pca(theirs, ours), strict=True):
             columns.append(_enlarge(colours, (batch.pixels.shape[1], batch.pixels.shape[2])))
             captions.append(caption)
-    return save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
+    return pictures.save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
 
 
 def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,37 @@
+"""Where two JSON values differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+NOTHING = "(nothing)"
+"""Stands for a field that one side lacks."""
+
+Difference = tuple[str, Any, Any]
+"""A field's dotted name, its stored value, its value now."""
+
+
+def differences(stored: Any, now: Any, path: str = "") -> Iterator[Difference]:
+    """Every field in which two JSON values differ, in alphabetical order; true and 1 differ.
+
+    >>> list(differences({"a": [1, 2], "b": 3}, {"a": [1, 4]}))
+    [('a[1]', 2, 4), ('b', 3, '(nothing)')]
+    """
+    if isinstance(stored, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*stored, *now}):
+            name = f"{path}.{key}" if path else str(key)
+            if key in stored and key in now:
+                yield from differences(stored[key], now[key], name)
+            else:
+                yield name, stored.get(key, NOTHING), now.get(key, NOTHING)
+    elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        for index, (left, right) in enumerate(zip(stored, now, strict=True)):
+            yield from differences(left, right, f"{path}[{index}]")
+    elif stored != now or isinstance(stored, bool) != isinstance(now, bool):
+        yield path, stored, now
+
+
+def first_difference(stored: Any, now: Any) -> Difference | None:
+    """The first of `differences`, or None where there are none."""
+    return next(differences(stored, now), None)

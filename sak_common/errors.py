@@ -1,0 +1,10 @@
+"""The base of every error that a user can mend."""
+
+from __future__ import annotations
+
+
+class SakError(Exception):
+    """Something is wrong with what was asked, or with what it was asked of; the message says what, where, what to do.
+
+    The command line prints the message alone; any other exception is a fault of the program and keeps its traceback.
+    """
