@@ -118,12 +118,16 @@ def _request(split: Split, teacher: str, features: Path | str, options: TeacherO
     return CacheRequest(_source(split), (teacher,), split.views, features, options, decoders=0, strict=True)
 
 
+ONE_THREAD = TeacherOptions(threads=1)
+"""One core a teacher, so that two can run at once."""
+
+
 def cache_splits(
     splits: Sequence[Split],
     teachers: Sequence[str],
     features: Path | str,
     workers: int,
-    options: TeacherOptions = TeacherOptions(threads=1),
+    options: TeacherOptions = ONE_THREAD,
 ) -> None:
     """Every teacher over every split; different teachers of one store may run at once, each with one thread.
 
