@@ -16,18 +16,21 @@ import click
 from cache.store import find_stores
 from pipeline.console import say, table
 from pipeline.demo import SMALL_SPLITS, SMALL_STEPS, SPLITS, cache_splits, prepare_splits
+from pipeline.extraction.request import TeacherOptions
 from pipeline.recipes.config import load_study
 from pipeline.runs import Places
 from pipeline.studies import ablate
 
 ARM = "sak"
 TEACHERS = ("mini-dino", "mini-clip", "mini-sam")
-CODINGS: dict[str, dict[str, Any]] = {
-    "fp16": {"codec": "fp16"},
-    "int8": {"codec": "int8"},
-    "int4": {"codec": "int4", "fidelity": 0.9},  # whatever it reaches: this is to show what that costs
-    "klt at 0.995": {"codec": "klt", "fidelity": 0.995},
-    "klt at 0.98": {"codec": "klt", "fidelity": 0.98},
+CODINGS: dict[str, TeacherOptions] = {
+    "fp16": TeacherOptions(codec="fp16", threads=1),
+    "int8": TeacherOptions(codec="int8", threads=1),
+    "int4": TeacherOptions(
+        codec="int4", fidelity=0.9, threads=1
+    ),  # whatever it reaches: this is to show what that costs
+    "klt at 0.995": TeacherOptions(codec="klt", fidelity=0.995, threads=1),
+    "klt at 0.98": TeacherOptions(codec="klt", fidelity=0.98, threads=1),
 }
 
 
