@@ -26,9 +26,10 @@ TEACHERS = ("mini-dino", "mini-clip", "mini-sam")
 CODINGS: dict[str, TeacherOptions] = {
     "fp16": TeacherOptions(codec="fp16", threads=1),
     "int8": TeacherOptions(codec="int8", threads=1),
+    # int4 at whatever it reaches: this is to show what that costs
     "int4": TeacherOptions(
         codec="int4", fidelity=0.9, threads=1
-    ),  # whatever it reaches: this is to show what that costs
+    ),
     "klt at 0.995": TeacherOptions(codec="klt", fidelity=0.995, threads=1),
     "klt at 0.98": TeacherOptions(codec="klt", fidelity=0.98, threads=1),
 }
