@@ -27,9 +27,7 @@ CODINGS: dict[str, TeacherOptions] = {
     "fp16": TeacherOptions(codec="fp16", threads=1),
     "int8": TeacherOptions(codec="int8", threads=1),
     # int4 at whatever it reaches: this is to show what that costs
-    "int4": TeacherOptions(
-        codec="int4", fidelity=0.9, threads=1
-    ),
+    "int4": TeacherOptions(codec="int4", fidelity=0.9, threads=1),
     "klt at 0.995": TeacherOptions(codec="klt", fidelity=0.995, threads=1),
     "klt at 0.98": TeacherOptions(codec="klt", fidelity=0.98, threads=1),
 }

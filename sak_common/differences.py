@@ -15,8 +15,10 @@ Difference = tuple[str, Any, Any]
 def differences(stored: Any, now: Any, path: str = "") -> Iterator[Difference]:
     """Every field in which two JSON values differ, in alphabetical order; true and 1 differ.
 
-    >>> list(differences({"a": [1, 2], "b": 3}, {"a": [1, 4]}))
-    [('a[1]', 2, 4), ('b', 3, '(nothing)')]
+    A list of plain values counts as one field.
+
+    >>> list(differences({"a": [1, 2], "b": [{"c": 3}]}, {"a": [1, 4], "b": [{}]}))
+    [('a', [1, 2], [1, 4]), ('b[0].c', 3, '(nothing)')]
     """
     if isinstance(stored, Mapping) and isinstance(now, Mapping):
         for key in sorted({*stored, *now}):
@@ -26,8 +28,10 @@ def differences(stored: Any, now: Any, path: str = "") -> Iterator[Difference]:
             else:
                 yield name, stored.get(key, NOTHING), now.get(key, NOTHING)
     elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
-        for index, (left, right) in enumerate(zip(stored, now, strict=True)):
-            yield from differences(left, right, f"{path}[{index}]")
+        pairs = list(enumerate(zip(stored, now, strict=True)))
+        found = [one for index, (left, right) in pairs for one in differences(left, right, f"{path}[{index}]")]
+        is_plain = not any(isinstance(value, Mapping | list) for value in stored)
+        yield from [(path, stored, now)] if found and is_plain else found
     elif stored != now or isinstance(stored, bool) != isinstance(now, bool):
         yield path, stored, now
 

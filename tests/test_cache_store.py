@@ -14,21 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.codecs import get_codec
-from cache.errors import (
-    BadInput,
-    CacheError,
-    NonFiniteFeature,
-    SpecMismatch,
-    StoreNotFound,
-    UncommittedRow,
-    UnknownName,
-)
+from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, StoreNotFound, UncommittedRow
 from cache.format.layout import ALIGNED_ROW_BYTES, ArraySpec, shard_buffers
 from cache.format.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, samples_digest
 from cache.maintenance.verification import verify_store
 from cache.store import Store, find_stores
 from cache.writing.source_writer import SourceWriter, TeacherWriter
 from sak_common.differences import first_difference
+from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
@@ -147,7 +140,7 @@ def test_creating_again_opens_or_refuses(tmp_path: Path) -> None:
         ("rows_per_shard", 8, "rows_per_shard = 4, asked for is 8"),
         ("dataset_info", {"pillow": "11"}, r"dataset_info.pillow = '\(nothing\)', asked for is '11'"),
         ("labels", {"semseg": LabelSpec("uint8")}, "labels.normals"),
-        ("fill", (0, 0, 0), r"fill\[0\] = 9, asked for is 0"),
+        ("fill", (0, 0, 0), r"fill = \[9, 8, 7\], asked for is \[0, 0, 0\]"),
     ):
         with pytest.raises(SpecMismatch, match=shown):
             Store.create(tmp_path, toy.toy_spec(**{field: value}))

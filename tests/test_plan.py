@@ -81,10 +81,10 @@ def test_what_is_proposed_fits(free: int, kinds: set[str], monkeypatch: pytest.M
         assert proposal["change"] in plan_text(made)
         options = dict(zip(*[iter(proposal["change"].split())] * 2, strict=True))
         grid = tuple(map(int, options["--grid"].split("x"))) if "--grid" in options else None
-        run = {**asked.run, "codec": options.get("--codec", "fp32"), "grid": grid}
-        changed = replace(asked, views=int(options.get("--views", 3)), run=run)
+        run = replace(asked.options, codec=options.get("--codec", "fp32"), grid=grid)
+        changed = replace(asked, views=int(options.get("--views", 3)), options=run)
         assert proposal["pending_bytes"] + proposal["margin_bytes"] <= free
-        if "klt" not in run["codec"]:
+        if "klt" not in run.codec:
             assert dry_run(changed)["pending_bytes"] == proposal["pending_bytes"] and not proposal["margin_bytes"]
             continue
         out = tmp_path / proposal["change"]
