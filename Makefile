@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAK := $(BIN)/sak
 STAMP := .venv/.installed
+LIGHT := .venv/.installed-light
 
 TEACHER ?=
 DATASET ?= rooms
@@ -10,26 +11,29 @@ SPLIT ?= train
 CODEC ?= fp16
 GRID ?= native
 OUT ?= features
-RECIPE ?= demo
-STUDY ?= demo
 WORKERS ?= 1
 TOGETHER ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
+chosen = $(if $(filter file,$(origin DATASET)),,--dataset $(DATASET))
 
-.PHONY: bench help install demo test test-slow torture lint check-data cache plan distill finetune ablate evaluate predict export clean
+.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate evaluate predict export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+$(LIGHT): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $(LIGHT)
+
+$(STAMP): $(LIGHT)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	@touch $(STAMP)
 
 install: $(STAMP)  ## .venv with the package and all its extras
 
-demo: $(STAMP)  ## the whole line on rendered rooms, with a table and pictures
+demo: $(LIGHT)  ## the whole line on rendered rooms, with a table and pictures
 	$(SAK) demo
 
 test: $(STAMP)  ## the test suite
@@ -59,15 +63,18 @@ check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wron
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 
-distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] [ROOT=] stage 1 from the caches
-	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
+recipe: $(STAMP)  ## [DATASET=] [TO=] a commented recipe for the caches that are there, to edit
+	$(SAK) recipe $(chosen) $(call optional,TO,--to) --out $(OUT)
 
-finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] [ROOT=] stage 2 from the caches
-	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
+distill: $(STAMP)  ## [RECIPE=] [DATASET=] [DEVICES=1] [ROOT=] stage 1 from the caches that are there
+	$(SAK) distill $(RECIPE) $(chosen) --out $(OUT) $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
+
+finetune: $(STAMP)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage 2
+	$(SAK) finetune $(RECIPE) $(chosen) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
 	  $(call optional,DEVICES,--devices) $(ARGS)
 
-ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
+ablate: $(STAMP)  ## [STUDY=] [DATASET=] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
+	$(SAK) ablate $(STUDY) $(chosen) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)

@@ -10,49 +10,90 @@ import time
 import click
 
 from pipeline import __version__
-from pipeline.commands import boundary, data, demo, frontier, miniature, models, stores, teachers
-from pipeline.commands import cache as caching
-from pipeline.commands import copy as copying
-from pipeline.commands import export as takeaway
-from pipeline.commands import train as training
+from pipeline.commands import (
+    boundary,
+    cache,
+    copy,
+    data,
+    demo,
+    export,
+    frontier,
+    miniature,
+    models,
+    stores,
+    teachers,
+    train,
+)
 from pipeline.interrupts import Interrupted
 from sak_common.errors import SakError
+from sak_common.extras import extra_of
 
 FOLLOWER_PATIENCE_S = 10.0
 """How long a process that failed beside a leading one waits for that one to say so; it ends with it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+SECTIONS: dict[str, dict[click.Command, str]] = {
+    "Begin": {
+        demo.demo: "Run the whole line on rendered rooms.",
+        data.data: "Say what a folder of images holds and what is wrong with it.",
+        teachers.teachers: "List teachers with levels, licence and cost.",
+    },
+    "Run teachers once": {
+        cache.plan: "Say what a cache would take: bytes, hours, memory.",
+        cache.cache: "Run teachers over a data set and store their features.",
+    },
+    "Train": {
+        train.recipe: "Write a recipe for the caches that are there.",
+        train.distill: "Stage 1: distil cached teachers into a student.",
+        train.finetune: "Stage 2: train a student on labels.",
+    },
+    "Score and compare": {
+        train.evaluate: "Score a run on a labelled split.",
+        train.ablate: "Compare arms, variations and seeds.",
+        boundary.boundary: "Score boundary maps as BSDS does.",
+        models.params: "Count parameters and operations.",
+    },
+    "Use a student": {
+        export.predict: "Predict for images, folders, videos.",
+        export.export: "Write a student as a folder for others.",
+    },
+    "Look after caches": {
+        stores.info: "Show what a store holds.",
+        stores.verify: "Check every byte of a store.",
+        stores.repair: "Make damaged files again, byte for byte.",
+        stores.drop: "Take a teacher or views out of a store.",
+        copy.copy: "Copy stores between folders and buckets.",
+        frontier.frontier: "Measure every codec on your features.",
+    },
+    "Elsewhere": {
+        models.import_reference: "Read a checkpoint of the authors' release.",
+        models.export_reference: "Write one.",
+        miniature.miniature: "Train or probe the miniature teachers.",
+    },
+}
+"""The commands by the step that they serve, each with its line in `sak --help`."""
+
+
+class Sections(click.Group):
+    """A group whose help lists commands by `SECTIONS`."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        width = max(len(command.name or "") for commands in SECTIONS.values() for command in commands)
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([((command.name or "").ljust(width), line) for command, line in commands.items()])
+
+
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def sak() -> None:
     """Run each vision foundation model once, keep its features, distil one student from the cache."""
 
 
-for command in (
-    caching.cache,
-    caching.plan,
-    training.distill,
-    training.finetune,
-    training.evaluate,
-    training.ablate,
-    takeaway.predict,
-    takeaway.export,
-    models.params,
-    models.import_reference,
-    models.export_reference,
-    stores.info,
-    stores.verify,
-    stores.repair,
-    stores.drop,
-    frontier.frontier,
-    boundary.boundary,
-    copying.copy,
-    data.data,
-    teachers.teachers,
-    demo.demo,
-    miniature.miniature,
-):
-    sak.add_command(command)
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        sak.add_command(_command)
 
 
 def main() -> None:
@@ -88,6 +129,8 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, SakError):
         return text
     names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
+        return f"this needs {error.name}, which is not installed: pip install 'sak[{extra}]'"
     # torch.OutOfMemoryError is CUDA's; the CPU's allocator raises a RuntimeError
     exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in names
     if exhausted or "out of memory" in text.lower() or "can't allocate memory" in text:

@@ -25,7 +25,7 @@ ORDER = {
     "sak_core": "errors labels noise < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
     "pipeline": "errors interrupts machine < console < pictures < recipes < runs < data boundary_scores < extraction "
-    "< training < studies miniature < maintenance export prediction < demo < commands < cli < __main__",
+    "< training < studies miniature < maintenance export prediction < demo api < commands < cli < __main__",
 }
 """The packages (and single files) of each floor, from the ground up; beside each other: neither imports the other."""
 

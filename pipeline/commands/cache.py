@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.commands.options import CODE, DRY, FEATURES, JSON, numbers, show
-from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.extraction.request import CacheRequest
 
 _OPTIONS = (
     click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels."),
@@ -64,59 +59,10 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def cache_request(options: Mapping[str, Any]) -> CacheRequest:
-    """What the command line's options ask for, checked. Raises `UserError` for values that cannot be."""
-    from pipeline.extraction.request import TRAINING_VIEWS, CacheRequest, TeacherOptions
-    from pipeline.extraction.samples import DatasetRequest
-    from pipeline.recipes.stores import parse_size
-
-    teachers = tuple(name.strip() for name in options["teachers"].split(",") if name.strip())
-    split = options["split"]
-    evaluation = split in ("val", "test")
-    views = options["views"] or (1 if evaluation else TRAINING_VIEWS)
-    if evaluation and views != 1:
-        raise UserError(f"split {split} has one padded evaluation view; leave VIEWS out")
-    if options["weights"] and len(teachers) != 1:
-        raise UserError("--weights FILE goes with exactly one teacher")
-    source = DatasetRequest(
-        options["dataset"],
-        split,
-        parse_size(options["size"]) if options["size"] else None,
-        options["root"],
-        options["limit"],
-        options["seed"],
-    )
-    asked = TeacherOptions(
-        codec=options["codec"],
-        fidelity=options["fidelity"],
-        together=options["together"],
-        levels=numbers("--levels", options["levels"]),
-        prefix=options["prefix"],
-        grid=None if options["grid"] == "native" else parse_size(options["grid"]),
-        weights=options["weights"],
-        random_weights=options["random_weights"],
-        allow_code=options["allow_code"],
-        device=options["device"],
-        precision=options["precision"],
-        compile=options["compile"],
-        batch_size=options["batch_size"],
-        threads=options["threads"],
-    )
-    scheduler, workers = options.get("scheduler"), options.get("workers", 0)
-    if scheduler and workers:
-        raise UserError("--scheduler uses the workers that are there; leave --workers out")
-    return CacheRequest(
-        source,
-        teachers,
-        views,
-        options["features"],
-        asked,
-        decoders=options["decoders"],
-        strict=options["strict"],
-        dry_run=options["dry_run"],
-        scheduler=scheduler,
-        workers=workers,
-    )
+def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line's options as `pipeline.api.cache` takes them."""
+    asked = {**options, "levels": numbers("--levels", options["levels"]), "out": options["features"]}
+    return {name: value for name, value in asked.items() if name != "features"}
 
 
 @click.command()
@@ -126,9 +72,10 @@ def cache_request(options: Mapping[str, Any]) -> CacheRequest:
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
 def cache(as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
+    from pipeline.api import cache_request
     from pipeline.extraction.caching import run_cache
 
-    result = run_cache(cache_request(options))
+    result = run_cache(cache_request(**_asked(options)))
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
 
 
@@ -136,7 +83,7 @@ def cache(as_json: bool, **options: Any) -> None:
 @_with_options
 def plan(as_json: bool, **options: Any) -> None:
     """What `sak cache` with these options would write, hold and take; nothing of it is done."""
-    from pipeline.extraction.plan import plan, plan_text
+    from pipeline import api
+    from pipeline.extraction.plan import plan_text
 
-    # all that this process has done so far a run does, too
-    show(plan(cache_request({**options, "dry_run": True}), time.process_time()), as_json, plan_text)
+    show(api.plan(**_asked(options)), as_json, plan_text)

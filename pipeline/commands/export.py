@@ -33,15 +33,11 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a trained student as a folder that `Student.from_pretrained` and `sak predict` load."""
-    from pipeline.export.model_folder import Formats, push
-    from pipeline.export.model_folder import export as write
-    from pipeline.export.models import open_model
-    from pipeline.recipes.stores import parse_size
+    from pipeline import api
 
-    formats = Formats(onnx=onnx, program=torch_export, size=parse_size(size) if size else None)
-    result = write(open_model(run, runs), out, formats, model_id)
-    if model_id:
-        result["pushed"] = push(out, model_id, public)
+    result = api.export(
+        run, out, onnx=onnx, torch_export=torch_export, size=size, push=model_id, public=public, runs=runs
+    )
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Asked:
     """What the command lines of both stages have in common."""
 
+    dataset: str | None
     run: Path | None
     assignments: tuple[str, ...]
     features: Path | str
@@ -34,13 +35,14 @@ class Asked:
     dry_run: bool
     as_json: bool
 
-    def load(self, recipe: str, stage: Stage) -> tuple[Recipe, Path, Places]:
+    def load(self, recipe: str | None, stage: Stage) -> tuple[Recipe, Path, Places]:
         """The recipe as it applies to `stage`, its run's folder, and where it finds what it reads."""
-        from pipeline.recipes.config import load_recipe, parse_set
-        from pipeline.runs import check_live_options, run_name
+        from pipeline import api
+        from pipeline.recipes.config import parse_set
+        from pipeline.runs import run_name
 
-        loaded, where = load_recipe(recipe, stage, parse_set(self.assignments)), self.places()
-        check_live_options([loaded], where)
+        where = self.places()
+        loaded = api.load(recipe, stage, where, self.dataset, parse_set(self.assignments))
         return loaded, self.run or self.runs / run_name(loaded), where
 
     def places(self) -> Places:
@@ -48,25 +50,28 @@ class Asked:
         return places(self.features, self.runs, self.roots, self.weights)
 
 
+DATASET = click.option("--dataset", help="Without RECIPE, and with caches of several data sets: which to train on.")
+
+
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` the recipe's argument and the options of both stages, these as one `Asked`."""
 
     @wraps(command)
-    def with_asked(recipe: str, **options: Any) -> None:
+    def with_asked(recipe: str | None, **options: Any) -> None:
         shared = {field.name: options.pop(field.name) for field in fields(Asked)}
         command(recipe, Asked(**shared), **options)
 
     run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
-    for option in reversed((run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, WANDB, DRY, JSON)):
+    for option in reversed((DATASET, run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, WANDB, DRY, JSON)):
         found = option(found)
-    return click.argument("recipe", default="demo")(found)
+    return click.argument("recipe", required=False)(found)
 
 
 @click.command()
 @_trains
-def distill(recipe: str, asked: Asked) -> None:
-    """Stage 1: distil cached teachers into the student of RECIPE."""
+def distill(recipe: str | None, asked: Asked) -> None:
+    """Stage 1: distil cached teachers into a student, by RECIPE or one written for the caches that are there."""
     loaded, folder, where = asked.load(recipe, "distill")
     if asked.dry_run:
         _show_plan(loaded, folder, asked)
@@ -83,19 +88,13 @@ def distill(recipe: str, asked: Asked) -> None:
 @click.option(
     "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
 )
-def finetune(recipe: str, asked: Asked, stage1: Path | None) -> None:
-    """Stage 2: train routers, heads and student on the labelled cache of RECIPE."""
-    from pipeline.recipes.arms import starts_from_stage1
-    from pipeline.runs import find_run, run_name
+def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
+    """Stage 2: train routers, heads and student on a labelled cache, by RECIPE or one written for the caches."""
+    from pipeline.api import stage1_run
 
     loaded, folder, where = asked.load(recipe, "finetune")
-    if starts_from_stage1(loaded):
-        if stage1 is None:
-            stage1 = asked.runs / run_name(loaded.model_copy(update={"stage": "distill"}))
-        else:
-            stage1 = find_run(stage1, asked.runs)
-        if not (stage1 / "results.json").exists() and not asked.dry_run:
-            raise UserError(f"{stage1} is no finished stage-1 run: make distill RECIPE={recipe}, or FROM=RUN")
+    if not asked.dry_run:
+        stage1 = stage1_run(loaded, stage1, where, recipe)
     if asked.dry_run:
         _show_plan(loaded, folder, asked)
         return
@@ -148,7 +147,8 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 
 
 @click.command()
-@click.argument("study", default="demo")
+@click.argument("study", required=False)
+@DATASET
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, a run each.")
 @click.option(
     "--together", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
@@ -161,7 +161,8 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @DRY
 @JSON
 def ablate(
-    study: str,
+    study: str | None,
+    dataset: str | None,
     workers: int,
     together: int,
     devices: int,
@@ -172,9 +173,9 @@ def ablate(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run the arms, variations and seeds of STUDY that are not finished, and print their table."""
+    """Run what is not finished of STUDY (or of the arms that the caches allow), and print its table."""
+    from pipeline.api import study_of
     from pipeline.console import say
-    from pipeline.recipes.config import load_study
     from pipeline.studies import ablate as studies
     from pipeline.studies.estimate import estimate, estimate_text
     from pipeline.studies.jobs import check, plan
@@ -182,7 +183,8 @@ def ablate(
 
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
-    loaded, where = load_study(study), places(features, runs, roots, weights)
+    where = places(features, runs, roots, weights)
+    loaded = study_of(study, where, dataset)
     jobs = plan(loaded, where)
     check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)
@@ -194,3 +196,16 @@ def ablate(
     mark = "(random weights)"
     table = studies.ablate(loaded, where, workers, together, devices)
     show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))
+
+
+@click.command("recipe")
+@click.option("--dataset", help="With caches of several data sets: which to train on.")
+@click.option("--to", type=click.Path(path_type=Path), help="The file; one below runs/ if absent.")
+@FEATURES
+@JSON
+def recipe(dataset: str | None, to: Path | None, features: Path | str, as_json: bool) -> None:
+    """Write a commented recipe for the caches that are there, to keep and edit; trains nothing."""
+    from pipeline import api
+
+    path = api.recipe(dataset, to=to, out=features)
+    show({"recipe": str(path), "text": path.read_text()}, as_json, lambda r: f"{r['text']}\n{r['recipe']}")

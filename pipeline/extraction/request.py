@@ -7,9 +7,6 @@ from pathlib import Path
 
 from pipeline.extraction.samples import DatasetRequest
 
-TRAINING_VIEWS = 4
-"""Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:

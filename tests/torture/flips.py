@@ -20,7 +20,8 @@ from cache.errors import CacheError
 from cache.format.layout import index_bytes
 from cache.maintenance.verification import Problem, verify_store
 from cache.store import Store
-from pipeline.commands.cache import cache, cache_request
+from pipeline.api import cache_request
+from pipeline.commands.cache import cache
 from pipeline.extraction.caching import run_cache
 from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
@@ -79,7 +80,7 @@ def make_store(folder: Path, codec: Sequence[str] = ()) -> tuple[Path, Path]:
     options.pop("as_json")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.extraction.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
-        run_cache(cache_request(options))
+        run_cache(cache_request(**{**options, "levels": None, "out": options.pop("features")}))
     return next((folder / "out").glob("*.zarr")), images
 
 

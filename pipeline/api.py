@@ -1,0 +1,380 @@
+"""The commands as functions: what `import sak` offers, and what the command line calls.
+
+Errors that the caller can mend are `sak_common.errors.SakError`s. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from cache.store import Store
+    from pipeline.extraction.request import CacheRequest
+    from pipeline.recipes.config import Recipe, Stage, Study
+    from pipeline.runs import Places
+
+TRAINING_VIEWS = 4
+"""Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
+
+Names = str | Sequence[str]
+"""Names, or one text with commas between them."""
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """A store that was made, finished or extended.
+
+    Attributes:
+        path: where it lies. rows: samples times views. teachers: all that it holds.
+        invalid: unreadable samples, by id, with the reason. timings: where each teacher's time went, s.
+    """
+
+    path: str
+    rows: int
+    views: int
+    teachers: tuple[str, ...]
+    invalid: Mapping[str, str]
+    timings: Mapping[str, Any]
+
+    @property
+    def store(self) -> Store:
+        """The store, open for reading."""
+        from cache.store import Store
+
+        return Store.open(self.path)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: its folder. results: its results.json: step, seconds, parameters, and of stage 2 validation scores.
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Any]]:
+        """Scores on the recipe's validation split, by task; empty where it has none."""
+        found: Mapping[str, Mapping[str, Any]] = self.results.get("validation", {})
+        return found
+
+
+def _names(given: Names) -> tuple[str, ...]:
+    listed = given.split(",") if isinstance(given, str) else given
+    return tuple(name.strip() for name in listed if name.strip())
+
+
+def _size(given: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
+    from pipeline.recipes.stores import parse_size
+
+    return given if given is None or isinstance(given, tuple) else parse_size(str(given))
+
+
+def cache_request(
+    teachers: Names = (),
+    dataset: str = "rooms",
+    split: str = "train",
+    *,
+    root: Path | str | None = None,
+    size: str | int | tuple[int, int] | None = None,
+    views: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    out: Path | str = "features",
+    grid: str | tuple[int, int] | None = None,
+    decoders: int | None = None,
+    strict: bool = False,
+    dry_run: bool = False,
+    scheduler: str | None = None,
+    workers: int = 0,
+    **options: Any,
+) -> CacheRequest:
+    """What `cache` and `plan` are asked for, checked; parameters as of `cache`.
+
+    Raises:
+        UserError: values that cannot be, or do not go together.
+    """
+    from pipeline.extraction.request import CacheRequest, TeacherOptions
+    from pipeline.extraction.samples import DatasetRequest
+
+    names, is_scored = _names(teachers), split in ("val", "test")
+    if is_scored and views not in (None, 1):
+        raise UserError(f"split {split} has one padded evaluation view; leave VIEWS out")
+    if options.get("weights") and len(names) != 1:
+        raise UserError("--weights FILE goes with exactly one teacher")
+    if scheduler and workers:
+        raise UserError("--scheduler uses the workers that are there; leave --workers out")
+    source = DatasetRequest(dataset, split, _size(size), Path(root).expanduser() if root else None, limit, seed)
+    return CacheRequest(
+        source,
+        names,
+        views or (1 if is_scored else TRAINING_VIEWS),
+        out,
+        TeacherOptions(grid=None if grid in (None, "native") else _size(grid), **options),
+        decoders=decoders,
+        strict=strict,
+        dry_run=dry_run,
+        scheduler=scheduler,
+        workers=workers,
+    )
+
+
+def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> CacheResult:
+    """Run teachers once over a data set and store their features; goes on where an earlier call stopped.
+
+    Args:
+        teachers: names, as `sak teachers` lists them; none prepares pixels and labels alone.
+        dataset, split: such as "folder", "train".
+        options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, out (folder or
+            address of the caches), grid ("hxw"), decoders, strict, scheduler, workers; and those of
+            `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels, weights, device, ...
+
+    Raises:
+        SakError: what is asked cannot be, or what it needs is missing.
+    """
+    from pipeline.extraction.caching import run_cache
+
+    made = run_cache(cache_request(teachers, dataset, split, **options))
+    return CacheResult(
+        made["store"], made["rows"], made["views"], tuple(made["teachers"]), made["invalid"], made["timings"]
+    )
+
+
+def plan(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> dict[str, Any]:
+    """What `cache` with these arguments would write, hold and take; nothing of it is done. JSON-able."""
+    from pipeline.extraction.plan import plan as planned
+
+    # all that this process has done so far a run does, too
+    return planned(cache_request(teachers, dataset, split, dry_run=True, **options), time.process_time())
+
+
+def places(
+    out: Path | str = "features",
+    runs: Path | str = "runs",
+    roots: Mapping[str, Path] | None = None,
+    weights: Mapping[str, Path] | None = None,
+) -> Places:
+    """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`."""
+    from pipeline.runs import Places
+
+    return Places(out if isinstance(out, Path) or "://" in out else Path(out), Path(runs), roots or {}, weights or {})
+
+
+def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Path | str = "features") -> Path:
+    """Write a commented recipe for the caches below `out` and return its path; trains nothing.
+
+    dataset: needed where caches of several lie there. to: the file; below ``runs/`` when None.
+    """
+    from pipeline.recipes.automatic import write_recipe
+
+    return write_recipe(places(out).features, None if to is None else Path(to), dataset)
+
+
+def load(
+    name: str | Path | None,
+    stage: Stage,
+    where: Places,
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe `name` as it applies to `stage`, or where it is None the one for the caches that are there."""
+    from pipeline.recipes.automatic import choose, missing_labels, write_recipe
+    from pipeline.recipes.config import load_recipe
+    from pipeline.runs import check_live_options
+
+    if name is not None and dataset is not None:
+        raise UserError("a recipe names its data set: leave --dataset out, or the recipe")
+    if name is None:
+        choice = choose(where.features, dataset)
+        if stage == "finetune" and choice.finetune is None:
+            raise UserError(missing_labels(choice))
+        name = write_recipe(where.features, where.runs / f"{choice.name}.toml", dataset)
+    loaded = load_recipe(str(name), stage, overrides)
+    check_live_options([loaded], where)
+    return loaded
+
+
+def distill(
+    recipe: str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    run: Path | str | None = None,
+    devices: int = 1,
+    wandb: bool = False,
+    **where: Any,
+) -> RunResult:
+    """Stage 1: distil cached teachers into a student; goes on where an earlier call stopped.
+
+    Args:
+        recipe: a name or a TOML file; when None, one is written for the caches that are there.
+        dataset: which, where caches of several are there and no recipe says.
+        overrides: dotted keys of the recipe to values.
+        run: the run's folder; named after the recipe when None.
+        devices: processes, a GPU each or CPU cores.
+        where: out (caches), runs (folder of the runs), roots, weights: see `places`.
+    """
+    from pipeline.runs import run_name
+    from pipeline.training.devices import Execution
+    from pipeline.training.distill import distill as stage
+
+    at = places(**where)
+    loaded = load(recipe, "distill", at, dataset, overrides)
+    folder = Path(run) if run else at.runs / run_name(loaded)
+    return RunResult(folder, stage(loaded, folder, at, Execution(devices, wandb)))
+
+
+def stage1_run(loaded: Recipe, given: Path | str | None, where: Places, recipe: str | Path | None) -> Path | None:
+    """The finished stage-1 run that a stage-2 recipe starts from; None where it starts from none.
+
+    given: a run or its name. recipe: what was asked for, for the advice. Raises `UserError` where it is not finished.
+    """
+    from pipeline.recipes.arms import starts_from_stage1
+    from pipeline.runs import find_run, run_name
+
+    if not starts_from_stage1(loaded):
+        return None if given is None else find_run(Path(given), where.runs)
+    if given is not None:
+        found = find_run(Path(given), where.runs)
+    else:
+        found = where.runs / run_name(loaded.model_copy(update={"stage": "distill"}))
+    if not (found / "results.json").exists():
+        named = f" RECIPE={recipe}" if recipe else ""
+        raise UserError(f"{found} is no finished stage-1 run: make distill{named}, or FROM=RUN")
+    return found
+
+
+def finetune(
+    recipe: str | Path | None = None,
+    *,
+    stage1: Path | str | None = None,
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    run: Path | str | None = None,
+    devices: int = 1,
+    wandb: bool = False,
+    **where: Any,
+) -> RunResult:
+    """Stage 2: train routers, heads and student on a labelled cache.
+
+    stage1: the distilled run to start from; the recipe's own when None. The others as of `distill`.
+    """
+    from pipeline.runs import run_name
+    from pipeline.training.devices import Execution
+    from pipeline.training.finetune import finetune as stage
+
+    at = places(**where)
+    loaded = load(recipe, "finetune", at, dataset, overrides)
+    folder = Path(run) if run else at.runs / run_name(loaded)
+    start = stage1_run(loaded, stage1, at, recipe)
+    return RunResult(folder, stage(loaded, folder, start, at, Execution(devices, wandb)))
+
+
+def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None, **where: Any) -> dict[str, Any]:
+    """Scores of a fine-tuned run on a labelled split, by task, each with its "details".
+
+    run: a folder, or a name below ``runs``. dataset: the recipe's own when None. where: see `places`.
+    """
+    from pipeline.recipes.config import Data
+    from pipeline.runs import find_run, read_recipe
+    from pipeline.training.evaluate import evaluate as score
+
+    at = places(**where)
+    folder = find_run(Path(run), at.runs)
+    made = read_recipe(folder)
+    return score(folder, Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size), at)
+
+
+def study_of(name: str | Path | None, where: Places, dataset: str | None = None) -> Study:
+    """The study `name`, or where it is None the one of the arms that the caches allow, written below the runs."""
+    from pipeline.recipes.config import load_study
+    from pipeline.runs import write_atomically
+    from pipeline.studies.automatic_study import automatic_study, study_text
+
+    if name is not None:
+        return load_study(str(name))
+    study = automatic_study(where.features, where.runs, dataset)
+    where.runs.mkdir(parents=True, exist_ok=True)
+    write_atomically(where.runs / f"{study.name}.toml", study_text(study))
+    return study
+
+
+def ablate(
+    study: str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    workers: int = 1,
+    share_reads: int = 1,
+    devices: int = 1,
+    **where: Any,
+) -> dict[str, Any]:
+    """Run what is missing of a study and return its table: columns, rows, seeds, baseline.
+
+    Args:
+        study: a name or a TOML file; when None, the arms that the caches allow.
+        workers: processes, a run each. share_reads: runs of a process that share one read of the cache.
+        devices: of each run. where: see `places`.
+    """
+    from pipeline.studies import ablate as studies
+
+    at = places(**where)
+    return studies.ablate(study_of(study, at, dataset), at, workers, share_reads, devices)
+
+
+def predict(
+    sources: Path | str | Sequence[Path | str],
+    model: Path | str,
+    out: Path | str,
+    *,
+    every: int = 1,
+    runs: Path | str = "runs",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Draw a student's predictions for images, folders and videos into the folder `out`; returns counts and reasons.
+
+    model: a run, an exported folder or a hub id. every: of a video, each such frame. settings: size, tile, raw,
+    batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
+    """
+    from pipeline.export.models import open_model
+    from pipeline.prediction.predict import Settings
+    from pipeline.prediction.predict import predict as run
+    from pipeline.prediction.sources import open_sources
+
+    listed = [sources] if isinstance(sources, Path | str) else list(sources)
+    found = open_sources([Path(source) for source in listed], every)
+    return run(open_model(str(model), Path(runs)), found, Path(out), Settings(**settings))
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    onnx: bool = False,
+    torch_export: bool = False,
+    size: str | tuple[int, int] | None = None,
+    push: str | None = None,
+    public: bool = False,
+    runs: Path | str = "runs",
+) -> dict[str, Any]:
+    """Write a trained student as a folder that `Student.from_pretrained` loads; returns folder, files and checks.
+
+    run: a run, a folder or a hub id. onnx, torch_export: further files; size: of their images. push: OWNER/NAME on the
+    hub; public: make a new repository of it public.
+    """
+    from pipeline.export import model_folder
+    from pipeline.export.models import open_model
+
+    formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size))
+    result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push)
+    if push:
+        result["pushed"] = model_folder.push(Path(out), push, public)
+    return result

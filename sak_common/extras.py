@@ -1,0 +1,22 @@
+"""Which extra of this package brings a module that is not installed."""
+
+from __future__ import annotations
+
+_MODULES = {
+    "teachers": ("open_clip", "segment_anything", "transformers", "dask", "distributed"),
+    "lora": ("peft",),
+    "data": ("pyarrow",),
+    "objects": ("obstore",),
+    "video": ("av",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
+
+
+def extra_of(module: str | None) -> str | None:
+    """The extra that brings `module` ("transformers" -> "teachers"), None where none does.
+
+    >>> extra_of("transformers.models"), extra_of("numpy")
+    ('teachers', None)
+    """
+    top = (module or "").partition(".")[0]
+    return next((extra for extra, modules in _MODULES.items() if top in modules), None)
