@@ -294,15 +294,18 @@ def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None
     return score(folder, Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size), at)
 
 
-def study_of(name: str | Path | None, where: Places, dataset: str | None = None) -> Study:
-    """The study `name`, or where it is None the one of the arms that the caches allow, written below the runs."""
+def study_of(name: str | Path | None, where: Places, dataset: str | None = None, prepares: bool = True) -> Study:
+    """The study `name`, or where it is None the one of the arms that the caches allow, written below the runs.
+
+    prepares: whether a split to score on may be made where none is there.
+    """
     from pipeline.recipes.config import load_study
     from pipeline.runs import write_atomically
     from pipeline.studies.automatic_study import automatic_study, study_text
 
     if name is not None:
         return load_study(str(name))
-    study = automatic_study(where.features, where.runs, dataset)
+    study = automatic_study(where.features, where.runs, dataset, prepares)
     where.runs.mkdir(parents=True, exist_ok=True)
     write_atomically(where.runs / f"{study.name}.toml", study_text(study))
     return study

@@ -184,7 +184,7 @@ def ablate(
     if devices > 1 and max(workers, together) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
     where = places(features, runs, roots, weights)
-    loaded = study_of(study, where, dataset)
+    loaded = study_of(study, where, dataset, prepares=not dry_run)
     jobs = plan(loaded, where)
     check(loaded, jobs, where)
     left = estimate(jobs, where, workers, measures=not dry_run)

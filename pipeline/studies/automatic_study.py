@@ -17,11 +17,11 @@ PREPARED = 200
 """Samples of a test split that is prepared for a study, of a data set that needs no folder."""
 
 
-def automatic_study(features: Path | str, runs: Path, dataset: str | None = None) -> Study:
+def automatic_study(features: Path | str, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
     """The study of a recipe for the caches below `features`: multi-task, each teacher, many-to-one, sak.
 
     An arm teacher:NAME needs the teacher cached on the labelled splits, too; those that are not are left out, in words.
-    Where no labelled split is there to score on and the data set needs no folder, one is prepared (no teacher runs).
+    Where no labelled split is there to score on and the data set needs no folder, one is prepared (no teacher runs) if `prepares`.
 
     Raises `UserError` without labels, and without a split to score on that could be prepared.
     """
@@ -29,6 +29,8 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
     if choice.finetune is None:
         raise UserError(missing_labels(choice))
     if not choice.evaluation:
+        if not prepares:
+            raise UserError(f"a labelled split to score on would be prepared first: {PREPARED} samples, no teacher")
         _prepare_test(choice, features)
         choice = choose(features, dataset)
     recipe = write_recipe(features, runs / f"{choice.name}.toml", dataset)
