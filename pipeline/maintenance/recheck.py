@@ -13,6 +13,7 @@ from cache.codecs.fidelity import FidelityMeter
 from cache.errors import CacheError
 from cache.format.spec import LevelSpec
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.extraction.request import TeacherRequest
@@ -85,7 +86,7 @@ def _teacher(
     try:
         result["levels"] = _compare(store, name, running, info.levels, rows)
     except CacheError as error:
-        result["problems"].append(str(error))
+        result["problems"].append(advised(error))
     result["problems"] += [
         f"level {level['level']}: the stored features have a token cosine of {level['cosine']:.6f} (with the mean "
         f"removed {level['centred_cosine']:.6f}) to what the teacher gives now; {level['least']:.6f} is needed"
