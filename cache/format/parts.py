@@ -84,7 +84,11 @@ def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
     manifest.grow_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
 
 
-def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
+_MOST_VIEWS = 4096
+"""That a killed growth is searched for."""
+
+
+def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest) -> bool:
     """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
 
     A run that is killed between `grow_part`'s two steps leaves this; the next `grow_part` goes on from it.
@@ -94,7 +98,7 @@ def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, 
         return False
     return any(
         digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
-        for views in range(metadata.num_views + 1, max_views)
+        for views in range(metadata.num_views + 1, _MOST_VIEWS)
     )
 
 

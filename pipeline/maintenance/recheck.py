@@ -38,7 +38,6 @@ def recheck(
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
     allow_code: bool = False,
-    rng: np.random.Generator | None = None,
 ) -> dict[str, Any]:
     """Compute `num_rows` random rows of every teacher again, in the batches that they were made in, and compare.
 
@@ -46,13 +45,12 @@ def recheck(
         weights: teacher -> file, for teachers that were extracted with one.
         device: where teachers run.
         allow_code: whether teachers of a user's own module may run.
-        rng: draws the rows; anew each time when absent.
 
     Returns:
         teacher -> ``rows`` (sample, view), ``differences`` of provenance (field, stored, now), ``levels`` with token
         cosines, and ``problems`` in words, none where all is well; JSON-able.
     """
-    rng = rng or np.random.default_rng()
+    rng = np.random.default_rng()
     given = weights or {}
 
     def request(name: str) -> TeacherRequest:
