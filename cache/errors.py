@@ -1,4 +1,4 @@
-"""What can go wrong in a store, each as an exception whose message says what, where and what to do."""
+"""What can go wrong in a store, each as an exception whose message says what and where."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ class StoreNotFound(CacheError):
     """No store at a path, or no committed one."""
 
 
+class UnfinishedStore(StoreNotFound):
+    """The creation of the store at a path never finished."""
+
+
+class NotLocal(CacheError):
+    """The store lies in object storage, where a folder of this machine is needed."""
+
+
+class NotCalibrated(CacheError):
+    """A teacher's features cannot be decoded: its codecs need a calibration, and none is committed yet."""
+
+
 class SpecMismatch(CacheError):
     """What is asked differs from what a store was made with.
 
@@ -23,9 +35,9 @@ class SpecMismatch(CacheError):
         stored, asked: its two values.
     """
 
-    def __init__(self, where: str, field: str, stored: Any, asked: Any, advice: str) -> None:
+    def __init__(self, where: str, field: str, stored: Any, asked: Any) -> None:
         self.field, self.stored, self.asked = field, stored, asked
-        super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}. {advice}")
+        super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}")
 
 
 class UncommittedRow(CacheError, LookupError):
@@ -33,10 +45,7 @@ class UncommittedRow(CacheError, LookupError):
 
     def __init__(self, array: str, sample: int, view: int, shard: int) -> None:
         self.array, self.sample, self.view, self.shard = array, sample, view, shard
-        super().__init__(
-            f"{array}: sample {sample}, view {view} (shard {shard}) is not committed; "
-            "run `sak cache` again to finish the store"
-        )
+        super().__init__(f"{array}: sample {sample}, view {view} (shard {shard}) is not committed")
 
 
 class CorruptFile(CacheError):
@@ -44,11 +53,22 @@ class CorruptFile(CacheError):
 
     def __init__(self, path: object, what: str) -> None:
         self.path, self.what = path, what
-        super().__init__(f"{path}: {what}; `sak verify` lists all damage, `sak repair` mends it")
+        super().__init__(f"{path}: {what}")
 
 
 class RemadeDiffers(CacheError):
     """What was made again for a committed file is not what was committed; nothing was written."""
+
+
+class CalibrationDiffers(RemadeDiffers):
+    """A calibration that was made again is not the committed one; `file` is the first that differs."""
+
+    def __init__(self, teacher: str, file: str) -> None:
+        self.teacher, self.file = teacher, file
+        super().__init__(
+            f"teacher {teacher}: {file} differs from the committed calibration; the teacher, the device, the number "
+            "of threads or the version of sak is not the one that made it"
+        )
 
 
 class BadInput(CacheError, ValueError):
@@ -65,6 +85,10 @@ class WriteFailed(CacheError):
 
 class StoreFull(WriteFailed):
     """No space left for a file; nothing was committed for it."""
+
+
+class TooManyOpenFiles(WriteFailed):
+    """This process may open no more files; where it wrote, nothing was committed."""
 
 
 class AlreadyThere(WriteFailed):

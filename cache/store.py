@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cache.calibration.statistics import level_constants, needed_tables
 from cache.calibration.stored import read_calibration
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, SpecMismatch, StoreNotFound
+from cache.errors import BadInput, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
 from cache.format.layout import group_json, source_arrays
 from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
@@ -87,11 +87,11 @@ class Store:
         """Its folder.
 
         Raises:
-            CacheError: it lies in object storage.
+            NotLocal: it lies in object storage.
         """
         if isinstance(self.place, LocalPlace):
             return self.place.path
-        raise CacheError(f"{self} is not a folder of this machine; `sak copy` brings it here")
+        raise NotLocal(f"{self} is not a folder of this machine")
 
     def zarr(self) -> Any:
         """The store for zarr-python, wherever it lies: ``zarr.open_group(store.zarr(), mode="r")``."""
@@ -127,11 +127,7 @@ class Store:
                 )
         store = cls.open(place)
         if difference := first_difference(store.spec.to_dict(), spec.to_dict()):
-            raise SpecMismatch(
-                f"the store {place.shown}",
-                *difference,
-                "Ask for the stored value, or give another output folder (OUT=...) for a store of its own.",
-            )
+            raise SpecMismatch(f"the store {place.shown}", *difference)
         return store
 
     @classmethod
@@ -139,14 +135,15 @@ class Store:
         """The store at a path, or at an address such as ``s3://bucket/features/x.zarr``.
 
         Raises:
-            StoreNotFound: there is none, or its creation never finished.
+            StoreNotFound: there is none; UnfinishedStore where its creation never finished.
             CorruptFile: its metadata is not what was committed.
         """
         place = as_place(where)
         manifest = PartManifest(place, SOURCE)
         if not manifest.exists:
-            what = "an unfinished creation; run `sak cache` again" if place.folders() else "nothing there"
-            raise StoreNotFound(f"{place.shown} is no store: {what}")
+            if place.folders():
+                raise UnfinishedStore(f"{place.shown} is no store: an unfinished creation")
+            raise StoreNotFound(f"{place.shown} is no store: nothing there")
         attributes = committed_attributes(place, manifest, "zarr.json")
         store = cls(place, SourceSpec.from_dict(attributes["spec"]))
         store._parts[SOURCE] = manifest
@@ -302,7 +299,7 @@ class Store:
         Raises:
             UnknownName: the teacher or level is not in this store.
             CorruptFile: its metadata or calibration is not what was committed.
-            CacheError: its codec needs a calibration, and none is committed yet.
+            NotCalibrated: its codec needs a calibration, and none is committed yet.
         """
         with self._mutex:
             if (teacher, level, prefix) not in self._features:
@@ -311,7 +308,7 @@ class Store:
                 needs = [f"{spec.array}/{name}" for name in needed_tables(spec)]
                 calibration = self.calibration(teacher, needs) if needs else {}
                 if calibration is None:
-                    raise CacheError(f"{teacher} in {self} is not calibrated yet; run `sak cache` again")
+                    raise NotCalibrated(f"{teacher} in {self} is not calibrated yet")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
                 lower = None if spec.predicts_from is None else self.features(teacher, spec.predicts_from)
                 constants = level_constants(spec, calibration)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import time
@@ -25,8 +24,6 @@ from pipeline.commands import (
     train,
 )
 from pipeline.interrupts import Interrupted
-from sak_common.errors import SakError
-from sak_common.extras import extra_of
 
 FOLLOWER_PATIENCE_S = 10.0
 """How long a process that failed beside a leading one waits for that one to say so; it ends with it."""
@@ -113,7 +110,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        message = _explain(error)
+        from pipeline.advice import explain
+
+        message = explain(error)
         if message is None:
             raise
         _leave(f"error: {message}", 2)
@@ -121,31 +120,6 @@ def main() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise Interrupted(number)
-
-
-def _explain(error: Exception) -> str | None:
-    """What to tell the user of `error`, or None for a fault of the program, which keeps its traceback."""
-    text = str(error)
-    if isinstance(error, SakError):
-        return text
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
-        return f"this needs {error.name}, which is not installed: pip install 'sak[{extra}]'"
-    # torch.OutOfMemoryError is CUDA's; the CPU's allocator raises a RuntimeError
-    exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in names
-    if exhausted or "out of memory" in text.lower() or "can't allocate memory" in text:
-        first = text.partition("\n")[0] or type(error).__name__
-        return (
-            f"out of memory ({first}); lower batch_size (--batch-size, --set batch_size=8), train a step in parts "
-            "(--set accumulate=2) or use bf16 precision (--set precision=bf16-mixed)"
-        )
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"no space left on the disk: {text}; free some and run the same command again"
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{text}; raise the limit (`ulimit -n`) and run the same command again"
-    if isinstance(error, PermissionError):
-        return f"not allowed: {text}"
-    return None
 
 
 def _leave(message: str, code: int) -> None:

@@ -118,11 +118,15 @@ def save_sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], out: 
     return out
 
 
-def letterbox(picture: Picture, shape: tuple[int, int] = (288, 384)) -> Picture:
-    """A picture scaled to fit a white canvas of `shape` (H, W) px, centred."""
+CANVAS = (288, 384)
+"""Of pictures of many sizes on one sheet: (H, W) px."""
+
+
+def letterbox(picture: Picture) -> Picture:
+    """A picture scaled to fit a white canvas of `CANVAS` px, centred."""
     height, width = picture.shape[:2]
-    scale = min(shape[0] / height, shape[1] / width)
+    scale = min(CANVAS[0] / height, CANVAS[1] / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.new("RGB", (shape[1], shape[0]), "white")
-    canvas.paste(Image.fromarray(picture).resize(size), ((shape[1] - size[0]) // 2, (shape[0] - size[1]) // 2))
+    canvas = Image.new("RGB", (CANVAS[1], CANVAS[0]), "white")
+    canvas.paste(Image.fromarray(picture).resize(size), ((CANVAS[1] - size[0]) // 2, (CANVAS[0] - size[1]) // 2))
     return np.asarray(canvas)

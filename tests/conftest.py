@@ -71,11 +71,11 @@ def program(source: str, *arguments: str | Path, env: dict[str, str] | None = No
     return ready.run(words, {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=280, program=source)
 
 
-def cache_split(features: Path, split: str, *extra: str) -> subprocess.CompletedProcess[str]:
+def cache_split(features: Path, split: str, *extra: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """`sak cache` of one small rooms split."""
     samples, views = SIZES[split]
     options = ["--split", split, "--limit", str(samples), "--views", str(views), "--out", str(features)]
-    return sak("cache", *options, "--threads", "1", "--decoders", "0", *extra)
+    return sak("cache", *options, "--threads", "1", "--decoders", "0", *extra, check=check)
 
 
 @pytest.fixture(scope="session")

@@ -133,19 +133,6 @@ def test_dropping_none_changes_nothing_and_dropping_all_keeps_the_hardest():
     assert set(terms) == set(kept_terms)
 
 
-def test_rows_of_weight_zero_do_not_count_when_dropping():
-    aligned, targets = students.features(4, seed=5), students.features(4, seed=6)
-    keep = torch.tensor([True, False, False, True])
-    noise = RowNoise(0, 1, torch.tensor([3, 4, 5, 6]))
-    whole = distillation_loss(aligned, targets, row_weights=keep.float(), dropping=TeacherDropping(0.5, noise))[0]
-    part = distillation_loss(
-        {n: [m[keep] for m in maps] for n, maps in aligned.items()},
-        {n: [m[keep] for m in maps] for n, maps in targets.items()},
-        dropping=TeacherDropping(0.5, RowNoise(0, 1, noise.rows[keep])),
-    )[0]
-    torch.testing.assert_close(whole, part)
-
-
 def relational(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return distillation_loss({"t": [student]}, {"t": [teacher]}, "relational")[0]
 

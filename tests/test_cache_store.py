@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.codecs import get_codec
-from cache.errors import BadInput, CacheError, NonFiniteFeature, SpecMismatch, StoreNotFound, UncommittedRow
+from cache.errors import BadInput, NonFiniteFeature, NotCalibrated, SpecMismatch, StoreNotFound, UncommittedRow
 from cache.format.layout import ALIGNED_ROW_BYTES, ArraySpec, shard_buffers
 from cache.format.spec import LabelSpec, LevelSpec, SourceSpec, decode_ids, encode_ids, samples_digest
 from cache.maintenance.verification import verify_store
@@ -111,7 +111,7 @@ def test_what_is_not_committed_is_named(tmp_path: Path) -> None:
     data = [np.zeros((4, 2, 2, 5), np.float32)]
     with pytest.raises(BadInput, match="write_calibration must come before"):
         teacher.write_shard(0, 1, data)
-    with pytest.raises(CacheError, match=r"t2 in .* is not calibrated yet"):
+    with pytest.raises(NotCalibrated, match=r"t2 in .* is not calibrated yet"):
         TeacherWriter(store, {"name": "t2"}, [LevelSpec(0, (2, 2), 5, "int8")])
         store.features("t2", 0)
     teacher.write_calibration({})

@@ -93,7 +93,7 @@ def test_many_grow_at_once() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     store = toy.make_store(tmp_path)
     (store.path / "pixels/zarr.json").unlink()
-    with pytest.raises(CorruptFile, match=r"pixels/zarr\.json.*sak repair"):
+    with pytest.raises(CorruptFile, match=r"pixels/zarr\.json"):
         Store.open(store.path).ensure_views(3)
     assert Store.open(store.path).num_views == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from pipeline.cli import sak
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
@@ -24,8 +27,9 @@ ORDER = {
     "< writing loading < maintenance",
     "sak_core": "errors labels noise < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
-    "pipeline": "errors interrupts machine < console < pictures < recipes < runs < data boundary_scores < extraction "
-    "< training < studies miniature < maintenance export prediction < demo api < commands < cli < __main__",
+    "pipeline": "errors interrupts machine advice < console < pictures < recipes < runs < data boundary_scores "
+    "< extraction < training < studies miniature < maintenance export prediction < demo api "
+    "< commands < cli < __main__",
 }
 """The packages (and single files) of each floor, from the ground up; beside each other: neither imports the other."""
 
@@ -83,6 +87,17 @@ def test_no_imports_in_a_circle() -> None:
     graph = {module: {name for name in imported(path) if name in modules} for path, module in files.items()}
     assert "sak_core.losses.rows" in graph["sak_core.losses.step"]
     TopologicalSorter(graph).prepare()
+
+
+def test_the_cache_knows_no_command() -> None:
+    """Its errors say what and where; what to do on the command line is `pipeline.advice`'s to say."""
+    command = re.compile(rf"\bsak ({'|'.join(sak.commands)})\b|\bOUT=|(^|\s)--[a-z]|\bulimit\b|same command")
+    files = list((ROOT / "cache").rglob("*.py"))
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not command.search(node.value), f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
 
 
 def test_training_never_imports_teachers() -> None:

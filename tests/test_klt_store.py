@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cache.calibration.statistics import Calibrator, calibration_rows
 from cache.codecs.fidelity import Fidelity, FidelityMeter
-from cache.errors import BadInput, CacheError, CorruptFile
+from cache.errors import BadInput, CalibrationDiffers, CorruptFile
 from cache.format.seals import seal
 from cache.format.spec import LevelSpec
 from cache.loading.loader import Loader
@@ -222,7 +222,7 @@ def test_a_calibration_of_before_the_grid_transform_is_repaired_as_far_as_it_goe
     write(Store.open(store.path), "smooth", TEACHERS["smooth"])
     assert toy.tree(store.path) == before
     (folder / "step/c.0").unlink()
-    with pytest.raises(CacheError, match=r"level_3/step/c\.0 differs.*version of sak.*another copy.*sak drop"):
+    with pytest.raises(CalibrationDiffers, match=r"level_3/step/c\.0 differs.*version of sak"):
         write(Store.open(store.path), "smooth", TEACHERS["smooth"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,6 @@ from sak_core.miniature.network import (
     build_miniature,
     file_digest,
     position_grid,
-    shipped_card,
     shipped_weights,
 )
 from sak_core.miniature.rooms import CLASSES, COLORS, PARTS, PLACES, render_scene
@@ -49,6 +49,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> SceneStore:
 @pytest.fixture
 def batch(scenes: SceneStore) -> SceneBatch:
     return scenes.batch(np.arange(6))
+
+
+def shipped_card(name: str) -> dict[str, Any]:
+    """How the weights that ship came about, as `sak miniature train` wrote it beside them."""
+    return json.loads(shipped_weights(name).with_suffix(".json").read_text())
 
 
 def generator() -> torch.Generator:

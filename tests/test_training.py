@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipeline.training.distill
-from pipeline.cli import _explain
+from pipeline.advice import explain
 from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model
 from pipeline.recipes.config import load_recipe, parse_set
@@ -263,7 +263,7 @@ def test_a_bad_term_is_named_with_its_step_and_rows(
     ids=["cuda", "cpu", "python"],
 )
 def test_out_of_memory_names_what_to_change(error: Exception) -> None:
-    message = _explain(error)
+    message = explain(error)
     assert message is not None and "out of memory" in message
     assert "batch_size" in message and "precision" in message
 

@@ -70,7 +70,8 @@ def test_parameters_replay_the_view(policy, key, image_size, size):
         "flip": (np.uint8, ()),
         "colour": (np.float32, (5,)),
     }
-    again = View.from_arrays(**stored)
+    change = ColourChange(*map(float, stored["colour"]))
+    again = View(tuple(map(float, stored["box"])), bool(stored["flip"]), change)
     assert again == view
     kinds = {"semseg": "classes"}
     pixels, labels = apply_view(policy, view, image, {"semseg": semseg}, kinds, size)

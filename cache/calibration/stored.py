@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.codecs import CODECS
-from cache.errors import BadInput, CacheError, CorruptFile
+from cache.errors import BadInput, CalibrationDiffers, CorruptFile
 from cache.format.checksums import CRC_BYTES, crc_suffix
 from cache.format.layout import group_json
 from cache.format.manifest import PartManifest
@@ -81,16 +81,12 @@ def remade_files(
         committed: path below the store -> what the manifest recorded.
 
     Raises:
-        CacheError: one does not; says what may have changed, and what to do.
+        CalibrationDiffers: one does not; says what may have changed.
     """
     damaged = {name for name, digest in committed.items() if _digest(place, name) != digest}
     for name in sorted(damaged or {*committed, *files}):
         if name not in files or digest_of(files[name]) != committed.get(name):
-            raise CacheError(
-                f"teacher {teacher}: {name} differs from the committed calibration; the teacher, the device, the "
-                "number of threads or the version of sak is not the one that made it. Use that, put the file of "
-                f"another copy of this store in its place, or `sak drop --teacher {teacher}` and extract it again"
-            )
+            raise CalibrationDiffers(teacher, name)
     return {name: files[name] for name in sorted(damaged)}
 
 

@@ -78,23 +78,27 @@ def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
     try:
         place.update({path: partial(larger, *new) for path, new in grown.items()})
     except FileNotFoundError as error:
-        raise CorruptFile(manifest.folder, f"a file of the part is missing ({error}); `sak repair` it first") from error
+        raise CorruptFile(manifest.folder, f"a file of the part is missing ({error})") from error
     fault_point("grow")
     digests = {path: digest_of([data]) for path, (_, data) in grown.items()}
     manifest.grow_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
 
 
-def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest, max_views: int = 4096) -> bool:
+_MOST_VIEWS = 4096
+"""That a killed growth is searched for."""
+
+
+def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest) -> bool:
     """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
 
-    A run that is killed between `grow_part`'s two steps leaves this; the same command goes on from it.
+    A run that is killed between `grow_part`'s two steps leaves this; the next `grow_part` goes on from it.
     """
     array = metadata.arrays.get(path.removesuffix("/zarr.json"))
     if array is None or not array.has_views:
         return False
     return any(
         digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
-        for views in range(metadata.num_views + 1, max_views)
+        for views in range(metadata.num_views + 1, _MOST_VIEWS)
     )
 
 

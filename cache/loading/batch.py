@@ -29,7 +29,7 @@ class GuardedTensor(torch.Tensor):
             if slot is not None and slot.generation != tensor.__dict__["_generation"]:
                 raise StaleBatch(
                     "this batch's buffer has been given to a later batch: use a batch before asking for the "
-                    "next one, take batch.to(device), clone what you keep, or raise valid_batches"
+                    "next one, take batch.to(device), or clone what you keep"
                 )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
@@ -64,8 +64,8 @@ def _leaves(tree: Any) -> list[Any]:
 class Batch:
     """B rows, as stored or, after `to`, ready for the student.
 
-    A batch fresh from a `Loader` sees the loader's reused memory: it is valid until the loader has been asked
-    for `valid_batches` more. What `to` returns owns its memory.
+    A batch fresh from a `Loader` sees the loader's reused memory: it is valid until the loader is asked for the
+    next one. What `to` returns owns its memory.
 
     Attributes:
         samples: int64 (B,), numbers of the samples.

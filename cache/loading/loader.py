@@ -25,9 +25,8 @@ class Loader:
     """Iterates over one epoch at a time; call `set_epoch` before each.
 
     A background thread reads batches ahead, `num_threads` threads share the rows of each. **A batch is valid
-    until `valid_batches` more have been asked for** (1: until the next one): its tensors see memory that goes
-    round. Take `batch.to(device)`, which owns its memory, or clone what must last. One iteration runs at a
-    time; starting another ends it.
+    until the next one is asked for**: its tensors see memory that goes round. Take `batch.to(device)`, which
+    owns its memory, or clone what must last. One iteration runs at a time; starting another ends it.
 
     Args:
         store: to read from.
@@ -48,7 +47,6 @@ class Loader:
         pixels: whether pixels are read.
         num_threads: that read; by default 2, or where requests mostly wait, 16 past the page cache and 32 from buckets.
         prefetch: batches read ahead; with ``shuffle="block"`` half the buffer is.
-        valid_batches: how long a batch stays valid, see above.
         pin: pinned memory; by default where CUDA is there.
         debug: a stale batch's tensors raise `StaleBatch` when used; slower.
 
@@ -77,13 +75,12 @@ class Loader:
         pixels: bool = True,
         num_threads: int | None = None,
         prefetch: int = 2,
-        valid_batches: int = 1,
         pin: bool | None = None,
         debug: bool = False,
     ) -> None:
         num_threads = store.place.num_readers if num_threads is None else num_threads
-        if min(num_threads, prefetch, valid_batches) < 1:
-            raise BadInput("num_threads, prefetch and valid_batches must be at least 1")
+        if min(num_threads, prefetch) < 1:
+            raise BadInput("num_threads and prefetch must be at least 1")
         self.store = store
         self.config = SamplerConfig(
             batch_size,
@@ -99,7 +96,7 @@ class Loader:
         self._levels = _levels(store, teachers)
         self._labels, self._prefixes = list(labels), list(prefixes)
         self._has_pixels = pixels
-        self._num_threads, self._prefetch, self._valid_batches = num_threads, prefetch, valid_batches
+        self._num_threads, self._prefetch = num_threads, prefetch
         self._pin = torch.cuda.is_available() if pin is None else pin
         self._debug = debug
         self._decoders = {name: TeacherDecoder(store, name, levels) for name, levels in self._levels.items()}
@@ -234,19 +231,18 @@ class Loader:
         if self._running is not None:
             self._running.stop()
         if not self._slots:
-            count = self._valid_batches + (1 if self.config.shuffle == "block" else self._prefetch)
+            count = 1 + (1 if self.config.shuffle == "block" else self._prefetch)
             self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
             if self.config.shuffle == "block":
                 rows = self.config.window_batches * self.config.batch_size
                 self._windows = [Slot(self._fields, rows, pin=False) for _ in range(2)]
         reading = self._running = self._read_ahead(requests, start)
-        held: list[Slot] = []
+        slot: Slot | None = None
         try:
             for number in range(start, self._num_batches):
-                if len(held) == self._valid_batches:
-                    reading.free(held.pop(0))
+                if slot is not None:
+                    reading.free(slot)
                 slot = reading.take()
-                held.append(slot)
                 self._next_batch = number + 1
                 yield self._batch(slot, requests, number)
         finally:

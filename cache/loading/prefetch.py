@@ -37,7 +37,7 @@ class Prefetch:
         self._fields, self._rows, self._num_threads = fields, rows, num_threads
         self._left = iter(batches)
         self._filling: deque[tuple[Slot, list[Future[None]]]] = deque()
-        self._stopped = False
+        self.stopped = False
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-read")
         for slot in slots:
             self.free(slot)
@@ -52,14 +52,16 @@ class Prefetch:
 
     def check_running(self) -> None:
         """Raise `CacheError` once `stop` was called."""
-        if self._stopped:
+        if self.stopped:
             raise CacheError("this iteration over the loader ended when another one began")
 
     def free(self, slot: Slot) -> None:
-        """Give a slot back; the batch in it is stale from now on."""
+        """Give a slot back; the batch in it is stale from now on. Once stopped, the slot is another iteration's."""
+        if self.stopped:
+            return
         slot.generation += 1
         copies, slot.copies = slot.copies, None
-        number = None if self._stopped else next(self._left, None)
+        number = next(self._left, None)
         if number is None:
             return
         samples, views = self._rows(number)
@@ -70,7 +72,7 @@ class Prefetch:
 
     def stop(self) -> None:
         """End the threads and wait for them."""
-        self._stopped = True
+        self.stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(

@@ -66,6 +66,8 @@ class WindowPrefetch:
 
     def free(self, slot: Slot) -> None:
         """See `Prefetch`."""
+        if self._reading.stopped:
+            return
         slot.generation += 1
         self._free.append(slot)
 

@@ -189,7 +189,7 @@ def _copy_metadata(plan: CopyPlan, part: _Part, copy: Store) -> None:
         asked = {**attributes, "levels": [spec for spec in attributes["levels"] if spec["level"] in levels]}
         if theirs.exists:
             if difference := first_difference(committed_attributes(copy.place, theirs, group), asked):
-                raise SpecMismatch(f"teacher {name} in {copy}", *difference, "Copy it to another folder.")
+                raise SpecMismatch(f"teacher {name} in {copy}", *difference)
         else:
             documents = {
                 path: json.loads(_checked(store.place, path, digest))

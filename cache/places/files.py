@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import StoreFull, WriteFailed
+from cache.errors import StoreFull, TooManyOpenFiles, WriteFailed
 
 Buffers = Sequence[bytes | memoryview]
 
@@ -153,13 +153,10 @@ def write_files(
             free = shutil.disk_usage(root).free
             raise StoreFull(
                 f"no space left below {root}: {len(files)} files of {size:,} bytes in all, {free:,} free. "
-                "Nothing of this shard was committed; free some space and run the same command again",
+                "Nothing of this shard was committed"
             ) from error
-        way = "raise the limit (`ulimit -n`)" if error.errno in (errno.EMFILE, errno.ENFILE) else "mend it"
-        raise WriteFailed(
-            f"cannot write below {root}: {error}. Nothing of these files was committed; {way} and run the "
-            "same command again"
-        ) from error
+        kind = TooManyOpenFiles if error.errno in (errno.EMFILE, errno.ENFILE) else WriteFailed
+        raise kind(f"cannot write below {root}: {error}. Nothing of these files was committed") from error
     return digests
 
 

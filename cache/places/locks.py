@@ -38,7 +38,7 @@ def file_lock(path: Path, what: str, wait: bool, on_wait: OnWait | None = None) 
         except BlockingIOError:
             message = f"another process works on {what}"
             if not wait:
-                raise StoreLocked(f"{message}; wait until it ends, or stop it, and run this again") from None
+                raise StoreLocked(message) from None
             if on_wait is not None:
                 on_wait(f"{message}; waiting for it to end")
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -177,7 +177,7 @@ class ObjectPlace(Place):
                     return
                 raise AlreadyThere(
                     f"{self.show(name)} is there already with other bytes: a teacher, device or number of threads "
-                    "is not the one that made it. Nothing was written over it; match them, or delete it"
+                    "is not the one that made it. Nothing was written over it"
                 ) from error
             except OSError as error:
                 raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.codecs.coders import get_coder
-from cache.errors import CacheError, CorruptFile, UncommittedRow
+from cache.errors import CorruptFile, TooManyOpenFiles, UncommittedRow
 from cache.format.checksums import CRC_BYTES, matches
 from cache.format.layout import ALIGNMENT, ArraySpec, index_bytes, parse_index
 from cache.format.manifest import PartManifest
@@ -238,7 +238,7 @@ class RowReader:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise CorruptFile(path, f"it cannot be opened: {error}") from error
                 if attempt:
-                    raise CacheError(f"{path}: {error.strerror}; raise the limit (`ulimit -n`)") from error
+                    raise TooManyOpenFiles(f"{path}: {error.strerror}") from error
                 self._files.clear()  # others in this process took the descriptors: make do with fewer
         raise AssertionError("unreachable")
 

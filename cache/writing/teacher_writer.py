@@ -127,11 +127,7 @@ class TeacherWriter:
             "levels": [level.to_dict() for level in info.levels],
         }
         if difference := first_difference(stored, asked):
-            raise SpecMismatch(
-                f"teacher {self.name} in {self.store}",
-                *difference,
-                "Ask for the stored value, or write to another output folder (OUT=...).",
-            )
+            raise SpecMismatch(f"teacher {self.name} in {self.store}", *difference)
 
     def _create(self, asked: Mapping[str, Any]) -> None:
         # Nothing of it is committed, so what lies there is from a creation that was killed.

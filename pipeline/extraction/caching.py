@@ -180,7 +180,7 @@ def planned_amounts(
         if store is not None and name in store.teachers:
             stored = [level.to_dict() for level in store.teacher(name).levels]
             if difference := first_difference({"levels": stored}, {"levels": [lv.to_dict() for lv in teacher.levels]}):
-                raise SpecMismatch(f"teacher {name} in {store}", *difference, "Ask for the stored value, or use --out.")
+                raise SpecMismatch(f"teacher {name} in {store}", *difference)
     return [
         source_amount(spec, store, request.views),
         *(teacher_amount(spec, store, t.provenance["name"], t.levels, request.views) for t in teachers),

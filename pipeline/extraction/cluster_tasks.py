@@ -22,6 +22,7 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import EncodedRows, TeacherWriter
+from pipeline.advice import advised
 from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
@@ -142,7 +143,7 @@ class _plain_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, CacheError | DatasetError | TeacherUnavailable | UnknownName):
-            raise UserError(str(error)) from None
+            raise UserError(advised(error)) from None
 
 
 def describe(request: TeacherRequest, size: tuple[int, int]) -> Described:

@@ -7,7 +7,7 @@ behind it, one writes finished shards. The teacher stays in the thread that call
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -122,14 +122,11 @@ def calibrate(store: Store, running: RunningTeacher, valid: Validity | None = No
     return calibrator.arrays()
 
 
-def shard_features(
-    store: Store, running: RunningTeacher, view: int, shard: int, advance: Callable[[int], None] = lambda rows: None
-) -> list[Array]:
+def shard_features(store: Store, running: RunningTeacher, view: int, shard: int) -> list[Array]:
     """The features of one shard's rows, from the store's own pixels: float32 (n, h, w, C) a level."""
     parts: list[list[Array]] = []
     for rows in batches(store.spec.rows(shard), running.request.batch_size):
         parts.append(running.forward(store.pixels[rows.start : rows.stop, view]))
-        advance(len(rows))
     return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
 

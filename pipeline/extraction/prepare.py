@@ -180,11 +180,9 @@ def preparing(
         source.stop()
 
 
-def prepare(
-    request: DatasetRequest, features: Path | str, num_views: int, *, decoders: int | None = None, strict: bool = False
-) -> Store:
+def prepare(request: DatasetRequest, features: Path | str, num_views: int, *, decoders: int | None = None) -> Store:
     """The store for `request` with its source part complete; see `preparing`."""
-    with preparing(request, features, num_views, decoders=decoders, strict=strict) as source:
+    with preparing(request, features, num_views, decoders=decoders) as source:
         return source.store
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.places.addresses import as_place
@@ -89,7 +90,10 @@ def _copy(plan: CopyPlan) -> None:
             before, done = done, done + num_bytes
             advance(round(done / 1e6) - round(before / 1e6))
 
-        copy_store(plan, tell)
+        try:
+            copy_store(plan, tell)
+        except SpecMismatch as error:
+            raise UserError(f"{error}; copy it to another folder") from error
 
 
 def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:

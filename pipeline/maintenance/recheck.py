@@ -13,6 +13,7 @@ from cache.codecs.fidelity import FidelityMeter
 from cache.errors import CacheError
 from cache.format.spec import LevelSpec
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.extraction.request import TeacherRequest
@@ -37,7 +38,6 @@ def recheck(
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
     allow_code: bool = False,
-    rng: np.random.Generator | None = None,
 ) -> dict[str, Any]:
     """Compute `num_rows` random rows of every teacher again, in the batches that they were made in, and compare.
 
@@ -45,13 +45,12 @@ def recheck(
         weights: teacher -> file, for teachers that were extracted with one.
         device: where teachers run.
         allow_code: whether teachers of a user's own module may run.
-        rng: draws the rows; anew each time when absent.
 
     Returns:
         teacher -> ``rows`` (sample, view), ``differences`` of provenance (field, stored, now), ``levels`` with token
         cosines, and ``problems`` in words, none where all is well; JSON-able.
     """
-    rng = rng or np.random.default_rng()
+    rng = np.random.default_rng()
     given = weights or {}
 
     def request(name: str) -> TeacherRequest:
@@ -85,7 +84,7 @@ def _teacher(
     try:
         result["levels"] = _compare(store, name, running, info.levels, rows)
     except CacheError as error:
-        result["problems"].append(str(error))
+        result["problems"].append(advised(error))
     result["problems"] += [
         f"level {level['level']}: the stored features have a token cosine of {level['cosine']:.6f} (with the mean "
         f"removed {level['centred_cosine']:.6f}) to what the teacher gives now; {level['least']:.6f} is needed"

@@ -17,6 +17,7 @@ from cache.store import Store
 from cache.writing.shard_files import clean_part
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import TeacherWriter
+from pipeline.advice import advised
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import shards
@@ -109,7 +110,7 @@ def repair_store(path: Path | str, request: RepairRequest) -> dict[str, Any]:
             with store.lock(part, on_wait=say):
                 _remake(store, part, parts[part], request)
         except (CacheError, UserError, DatasetError, UnknownName) as error:
-            reasons[part] = str(error)
+            reasons[part] = advised(error)
     _tidy(path, sorted({problem.part for problem in found}))
     if parts:
         left = find_problems(path)

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.miniature.clip import ClipObjective
 from pipeline.miniature.dino import DinoObjective
-from pipeline.miniature.pixels import PixelNet
 from pipeline.miniature.sam import SamObjective
-from pipeline.miniature.scenes import SceneAttribute, SceneBatch
-
-
-class Objective(Protocol):
-    """A module with the heads an objective needs; calling it gives named loss terms, to be summed."""
-
-    def __call__(self, net: PixelNet, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Compute the loss terms of a batch, drawing all randomness from `generator`."""
-        ...
+from pipeline.miniature.scenes import SceneAttribute
 
 
 @dataclass(frozen=True)

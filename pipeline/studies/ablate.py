@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -80,7 +78,7 @@ def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()):
-                os.kill(process.pid or 0, signal.SIGTERM)
+                process.terminate()
             raise
 
 

@@ -21,7 +21,8 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
     """The study of a recipe for the caches below `features`: multi-task, each teacher, many-to-one, sak.
 
     An arm teacher:NAME needs the teacher cached on the labelled splits, too; those that are not are left out, in words.
-    Where no labelled split is there to score on and the data set needs no folder, one is prepared (no teacher runs) if `prepares`.
+    Where no labelled split is there to score on and the data set needs no folder, one is prepared (no teacher runs),
+    if `prepares`.
 
     Raises `UserError` without labels, and without a split to score on that could be prepared.
     """

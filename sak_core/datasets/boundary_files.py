@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sak_common.names import listed
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.labels import read_levels, read_mat
 from sak_core.errors import DatasetError, UnreadableSample
@@ -41,18 +42,18 @@ def pair_files(predictions: Path, truths: Path) -> dict[str, tuple[Path, tuple[P
     missing = [name for name, paths in found.items() if not paths]
     if missing:
         raise DatasetError(
-            f"{_few([f'{name}.png' for name in missing])} of {predictions} {_have(missing)} no annotation in {truths}: "
-            "NAME.png, NAME.mat or numbered ones (NAME-1.png, NAME/1.png) are looked for"
+            f"{listed([f'{name}.png' for name in missing], 5)} of {predictions} {_have(missing)} no annotation in "
+            f"{truths}: NAME.png, NAME.mat or numbered ones (NAME-1.png, NAME/1.png) are looked for"
         )
     if unknown:
         raise DatasetError(
-            f"{_few(unknown)} of {truths} {_have(unknown)} no prediction in {predictions}; "
+            f"{listed(unknown, 5)} of {truths} {_have(unknown)} no prediction in {predictions}; "
             "scores of a part of the images would not compare"
         )
     for name, paths in found.items():
         whole = [path.name for path in paths if path.parent == truths and path.stem == name]
         if whole and len(paths) > 1:
-            raise DatasetError(f"{truths} has {_few([p.name for p in paths])} for {name}: keep one kind")
+            raise DatasetError(f"{truths} has {listed([p.name for p in paths], 5)} for {name}: keep one kind")
     return {name: (names[name], tuple(paths)) for name, paths in sorted(found.items())}
 
 
@@ -78,10 +79,6 @@ def _files(folder: Path, endings: Sequence[str]) -> list[Path]:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix.lower() in endings and not path.name.startswith(".")
     ]
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _have(names: Sequence[str]) -> str:

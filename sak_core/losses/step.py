@@ -18,7 +18,6 @@ def distillation_loss(
     kind: str = "cos+l1",
     *,
     relational: float = 0.0,
-    row_weights: Tensor | None = None,
     level_weights: Mapping[str, Sequence[float]] | None = None,
     dropping: TeacherDropping | None = None,
     over_ranks: OverRanks | None = None,
@@ -29,7 +28,6 @@ def distillation_loss(
     targets: the teachers' features, likewise; grids may differ, widths may not.
     kind: a key of sak_core.losses.rows.DISTILLATION.
     relational: factor of the relational loss beside `kind`.
-    row_weights: (B,), 0 for rows that do not count; None counts all alike.
     level_weights: a factor a level for some or all teachers; others have 1.
     dropping: drops teachers a row. The mean is then over the pairs of row and teacher that are left, times
       the number of teachers, so that dropping none changes nothing.
@@ -49,16 +47,13 @@ def distillation_loss(
         weighted: list[Tensor] = []
         for level, factor in enumerate(factors):
             rows = row_loss(maps[level], targets[teacher][level])
-            terms[f"{teacher}_level{level + 1}"] = _mean(rows, row_weights, over_ranks)
+            terms[f"{teacher}_level{level + 1}"] = _mean(rows, None, over_ranks)
             weighted.append(rows if factor == 1 else factor * rows)
         by_teacher.append(sum(weighted[1:], weighted[0]))
     if dropping is None:
-        return _mean(sum(by_teacher[1:], by_teacher[0]), row_weights, over_ranks), terms
+        return _mean(sum(by_teacher[1:], by_teacher[0]), None, over_ranks), terms
     losses = torch.stack(by_teacher, dim=1)
-    kept = dropping.kept(losses)
-    if row_weights is not None:
-        kept = kept * row_weights[:, None]
-    return len(by_teacher) * _mean(losses, kept, over_ranks), terms
+    return len(by_teacher) * _mean(losses, dropping.kept(losses), over_ranks), terms
 
 
 def task_loss(task: Task, output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:

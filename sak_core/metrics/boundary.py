@@ -29,16 +29,15 @@ class BoundaryMetric(TaskMetric):
         max_dist: float = 0.0075,
         thresholds: Sequence[float] | None = None,
         *,
-        suppress: bool = True,
         image_map: ImageMap = map,
     ) -> None:
         """max_dist: how far matched pixels may be apart, as a share of the diagonal.
 
-        thresholds: in (0, 1]; None takes 0.01 .. 0.99. suppress: False scores strengths as they are.
+        thresholds: in (0, 1]; None takes 0.01 .. 0.99.
         image_map: how a batch's images are gone through.
         """
         super().__init__()
-        self.rule = Rule(max_dist, even_thresholds() if thresholds is None else tuple(thresholds), suppress)
+        self.rule = Rule(max_dist, even_thresholds() if thresholds is None else tuple(thresholds), suppress=True)
         self.image_map = image_map
         self.add_state("counts", torch.zeros(4, len(self.rule.thresholds), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("best", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")

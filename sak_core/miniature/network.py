@@ -12,11 +12,9 @@ MLP. The outputs of the four blocks are the four levels.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -241,12 +239,6 @@ def build_miniature(
 def shipped_weights(name: str) -> Path:
     """Path of the weights of `name` that ship with the package."""
     return WEIGHTS_DIR / f"{name}.safetensors"
-
-
-def shipped_card(name: str) -> dict[str, Any]:
-    """The card of the weights that ship: how they came about, as written by `sak miniature train`."""
-    card: dict[str, Any] = json.loads(shipped_weights(name).with_suffix(".json").read_text())
-    return card
 
 
 def load_weights(net: MiniatureNet, path: Path) -> str:

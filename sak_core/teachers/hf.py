@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sak_common.names import listed
 from sak_core.interfaces.teacher import (
     Size,
     Teacher,
@@ -30,7 +31,6 @@ from sak_core.weights.teacher_weights import (
     read_state,
     seeded,
 )
-from sak_core.weights.tensor_files import listed
 
 # names of PIL's resampling filters, by the number that image processors store
 _FILTERS = {2: "bilinear", 3: "bicubic"}

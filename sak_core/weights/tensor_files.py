@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sak_common.errors import SakError
+from sak_common.names import listed
 
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its own library has it."""
@@ -182,9 +183,3 @@ def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: st
         faults.append(f"of another shape: {listed(wrong)}")
     if faults:
         raise ValueError(f"{what}: {'; '.join(faults)}")
-
-
-def listed(items: Sequence[str], most: int = 8) -> str:
-    """Names in a sentence: the first ones, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

@@ -1,0 +1,72 @@
+"""What the command line tells the user of an error: its facts, and what to do about them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from cache import errors as cache
+from sak_common.errors import SakError
+from sak_common.extras import extra_of
+
+AGAIN = "run the same command again"
+_MORE_FILES = f"raise the limit (`ulimit -n`) and {AGAIN}"
+
+ADVICE: dict[type[SakError], str] = {
+    cache.UnfinishedStore: "run `sak cache` again",
+    cache.UncommittedRow: "run `sak cache` again to finish the store",
+    cache.NotCalibrated: "run `sak cache` again to finish the store",
+    cache.NotLocal: "`sak copy` brings it here",
+    cache.SpecMismatch: "ask for the stored value, or give another output folder (OUT=..., --out)",
+    cache.CorruptFile: "`sak verify` lists all damage, `sak repair` mends it",
+    cache.CalibrationDiffers: (
+        "go back to the one that made it, put the file of another copy of this store in its place, or "
+        "`sak drop --teacher {teacher}` and extract it again"
+    ),
+    cache.StoreLocked: f"wait until it ends, or stop it, and {AGAIN}",
+    cache.StoreFull: f"free some space and {AGAIN}",
+    cache.TooManyOpenFiles: _MORE_FILES,
+    cache.AlreadyThere: "match them, or delete it",
+    cache.WriteFailed: f"mend that and {AGAIN}",
+}
+"""What to do about an error of the cache, which itself knows of no command; braces take the error's attributes.
+
+An error without a row of its own has that of its nearest base. All other errors say themselves what to do.
+"""
+
+
+def advised(error: SakError) -> str:
+    """The message of an error that a user can mend, with what to do about it."""
+    advice = next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), None)
+    return str(error) if advice is None else f"{error}; {advice.format_map(vars(error))}"
+
+
+def explain(error: Exception) -> str | None:
+    """What to tell the user of `error`, or None for a fault of the program, which keeps its traceback."""
+    text = str(error)
+    if isinstance(error, SakError):
+        return advised(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
+        return f"this needs {error.name}, which is not installed: pip install 'sak[{extra}]'"
+    if _is_out_of_memory(error):
+        first = text.partition("\n")[0] or type(error).__name__
+        return (
+            f"out of memory ({first}); lower batch_size (--batch-size, --set batch_size=8), train a step in parts "
+            "(--set accumulate=2) or use bf16 precision (--set precision=bf16-mixed)"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk: {text}; free some and {AGAIN}"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{text}; {_MORE_FILES}"
+    if isinstance(error, PermissionError):
+        return f"not allowed: {text}"
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return True
+    if "can't allocate memory" in str(error):  # the CPU's allocator raises a RuntimeError
+        return True
+    torch = sys.modules.get("torch")  # not imported for the sake of an error that it did not raise
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,0 +1,52 @@
+"""What the command line adds to an error of the cache: what to do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cache import errors
+from cache.errors import CacheError
+from pipeline.advice import ADVICE, advised
+from tests.conftest import cache_split, sak
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (errors.CorruptFile("x.zarr/pixels/c.0", "it is empty"), "`sak repair` mends it"),
+        (errors.UncommittedRow("pixels", 3, 1, 0), "run `sak cache` again to finish the store"),
+        (errors.SpecMismatch("the store x", "seed", 1, 2), "ask for the stored value, or give another output folder"),
+        (errors.CalibrationDiffers("clip", "level_0/step/c.0"), "`sak drop --teacher clip` and extract it again"),
+        (errors.StoreFull("no space left"), "; free some space and run the same command again"),
+        (errors.TooManyOpenFiles("x: Too many open files"), "`ulimit -n`"),
+        (errors.NotLocal("s3://b/x is not a folder of this machine"), "`sak copy` brings it here"),
+    ],
+)
+def test_an_error_of_the_cache_gets_its_advice(error: CacheError, advice: str) -> None:
+    assert advised(error).startswith(f"{error}; ") and advice in advised(error)
+
+
+def test_the_nearest_row_counts_and_none_adds_nothing() -> None:
+    assert issubclass(errors.StoreFull, errors.WriteFailed)
+    assert ADVICE[errors.StoreFull] not in advised(errors.WriteFailed("Input/output error"))
+    assert advised(errors.StoreNotFound("x is no store: nothing there")) == "x is no store: nothing there"
+
+
+def test_the_command_line_says_what_to_do(features: Path, tmp_path: Path) -> None:
+    store = tmp_path / next(features.glob("*-val-*.zarr")).name
+    shutil.copytree(features / store.name, store)
+    other = cache_split(tmp_path, "val", "--teacher", "mini-dino", "--codec", "int8", check=False)
+    assert other.returncode == 2 and "codec = 'fp16', asked for is 'int8'; ask for the stored value" in other.stderr
+    (store / "manifest/source/metadata.json").unlink()
+    unfinished = sak("info", store, check=False)
+    assert unfinished.returncode == 2 and unfinished.stderr.strip().endswith("run `sak cache` again")
+    shutil.rmtree(store)
+    shutil.copytree(features / store.name, store)
+    for folder in ("teachers", "manifest/teachers"):
+        shutil.rmtree(store / folder / "mini-dino")
+    next((store / "pixels").glob("c.0.0*")).write_bytes(b"")
+    torn = cache_split(tmp_path, "val", "--teacher", "mini-dino", check=False)
+    assert torn.returncode == 2 and "`sak repair` mends it" in torn.stderr
