@@ -40,6 +40,11 @@ def red(text: str) -> str:
     return f"\033[31m{text}\033[0m" if sys.stdout.isatty() else text
 
 
+def number(value: float | None, form: str = ".4g") -> str:
+    """A score in words, "-" where there is none."""
+    return "-" if value is None else format(value, form)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]

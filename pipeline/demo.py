@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console import duration, say, start_worker
+from pipeline.console import duration, number, say, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
@@ -98,9 +98,9 @@ def beaten_by_constant(table: dict[str, Any]) -> list[str]:
             task = column["task"]
             score, base = row["scores"][task]["mean"], constant[task]["mean"]
             factor = 1 + MARGIN if column["higher_is_better"] else 1 - MARGIN
-            better = score >= base * factor if column["higher_is_better"] else score <= base * factor
-            if not better:
-                found.append(f"{row['arm']} {task} {score:.3g} (constant {base:.3g})")
+            is_known = score is not None and base is not None
+            if not is_known or (score < base * factor if column["higher_is_better"] else score > base * factor):
+                found.append(f"{row['arm']} {task} {number(score, '.3g')} (constant {number(base, '.3g')})")
     return found
 
 

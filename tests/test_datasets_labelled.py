@@ -18,7 +18,7 @@ from pipeline.recipes.stores import store_tasks
 from sak_common.names import UnknownName
 from sak_core.datasets import open_dataset
 from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.tasks import TAKEN_NAMES, published_weight
+from sak_core.tasks import TAKEN_NAMES
 from sak_core.views.view import EVALUATION, STAGE2, apply_view, draw_view
 
 DESCRIPTION = """
@@ -192,9 +192,23 @@ def test_a_described_weight_is_the_one_trained_with(root: Path, tmp_path: Path) 
         "semseg": 1.0,
         "depth": 1.0,
         "normals": 3.0,  # as the description says
-        "saliency": published_weight("saliency"),
+        "saliency": 5.0,
     }
     assert store_tasks(store, ["normals"], {"normals": 7.0})[0].weight == 7.0
+
+
+def test_the_kind_decides_a_tasks_weight_and_not_its_name(root: Path, tmp_path: Path) -> None:
+    """A boundary task trains with the published weight whatever it is called; nothing else does for being called so."""
+    text = (root / "dataset.toml").read_text()
+    text = text.replace("[tasks.saliency]", "[tasks.outline]").replace('"saliency"', '"boundary"')
+    (root / "dataset.toml").write_text(
+        text.replace("[tasks.semseg]", "[tasks.human_parts]").replace("weight = 3.0", "")
+    )
+    opened = open_dataset("labelled", "train", root)
+    store = prepare(DatasetRequest("labelled", "train", (16, 16), root), tmp_path / "features", 1, decoders=0)
+    expected = {"human_parts": 1.0, "depth": 1.0, "normals": 10.0, "outline": 50.0}
+    for tasks in (opened.tasks, store_tasks(store)):
+        assert {task.name: task.weight for task in tasks} == expected
 
 
 @pytest.mark.parametrize("name", ["sem.seg", "items", "train", "image", "x/y"])

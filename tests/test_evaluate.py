@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from cache.loading.batch import Batch
 from cache.store import find_stores
 from pipeline.recipes.config import Boundary
 from pipeline.recipes.stores import store_tasks
@@ -77,13 +77,14 @@ def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):
 
 
 def test_a_task_that_no_pixel_is_labelled_for_is_not_passed_over(features: Path, capsys):
-    """As with normals on a few outdoor images: their error would be 0."""
+    """As with normals on a few outdoor images: an error of 0 would look perfect."""
     (store,) = find_stores(features, "rooms", "val", (96, 96))
     tasks = [task for task in store_tasks(store) if task.name in ("normals", "depth")]
     labels = {"normals": torch.full((1, 4, 4, 3), 255.0), "depth": torch.ones(1, 4, 4)}
     outputs = {"normals": torch.ones(1, 3, 4, 4), "depth": torch.ones(1, 1, 4, 4)}
-    batch = SimpleNamespace(samples=torch.tensor([0]), labels=labels)
+    batch = Batch(*map(torch.tensor, ([0], [0], [1.0])), torch.zeros(1, 4, 4, 3, dtype=torch.uint8), {}, labels)
     scores, details = score(tasks, Boundary(), store, [(batch, outputs)])
-    assert scores["normals"]["mErr"] == 0 and set(details["normals"]["per_image"].values()) == {None}
+    assert set(scores["normals"].values()) == set(details["normals"]["per_image"].values()) == {None}
+    assert scores["depth"]["RMSE"] == 0
     told = capsys.readouterr().err
     assert "normals: no pixel of these 1 samples has a label" in told and "depth" not in told

@@ -215,3 +215,5 @@ def test_tasks_refuse_what_they_cannot_be():
     assert Task.from_dict(task.to_dict()) == task
     assert published_weight("edge") == 50 and published_weight("semseg") == 1
     assert all(kind == row.name for kind, row in KINDS.items())
+    published = {"semseg": "classes", "sal": "saliency", "edge": "boundary", "normals": "normals", "depth": "depth"}
+    assert all(KINDS[kind].weight == published_weight(name) for name, kind in published.items())

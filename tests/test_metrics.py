@@ -152,7 +152,19 @@ def test_ignored_pixels_change_nothing(task):
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)
 def test_a_metric_without_data_computes(task):
-    assert task.score in task.metric().compute()
+    metric = task.metric()
+    assert task.score in metric.compute()
+    (output, label), *_ = batches(task)
+    metric.update(output, torch.full_like(label, IGNORE))
+    assert all(np.isnan(value) for value in metric.compute().values()), "no pixel was scored: there is no score"
+
+
+def test_an_image_without_a_label_is_no_perfect_one():
+    """Of saliency: nothing found where nothing is known was an IoU of 1."""
+    task = BY_NAME["saliency"]
+    (output, label), *_ = batches(task)
+    unknown = (output, torch.full_like(label, IGNORE))
+    assert scored(task, [(output, label), unknown, unknown]) == scored(task, [(output, label)])
 
 
 @pytest.mark.parametrize("task", students.TASKS, ids=lambda t: t.name)

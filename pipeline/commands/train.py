@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, WEIGHTS, places, show
-from pipeline.console import red
+from pipeline.console import number, red
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _show_plan(recipe: Recipe, folder: Path, asked: Asked) -> None:
 
 def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
     numbers = {task: {k: v for k, v in s.items() if k != "details"} for task, s in scores.items()}
-    lines = [f"{task}: " + ", ".join(f"{k} {v:.4g}" for k, v in s.items()) for task, s in numbers.items()]
+    lines = [f"{task}: " + ", ".join(f"{k} {number(v)}" for k, v in s.items()) for task, s in numbers.items()]
     return "\n".join([*lines, where])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from pydantic import Field, ValidationError
 
-from pipeline.console import table
+from pipeline.console import number, table
 from pipeline.errors import UserError
 from pipeline.recipes.config import Strict
 from pipeline.runs.lineage import DataOrigin, TeacherOrigin
@@ -84,7 +84,8 @@ def portable_section(written: dict[str, Any]) -> str:
     return (
         f"\n## {name}\n\n{kind}. Input `pixels`: uint8 RGB ({', '.join(map(str, shape))}). Outputs, raw: "
         f"{', '.join(f'`{output}`' for output in written['outputs'])}. Classes and saliency are logits by channel, "
-        "boundaries a logit, normals not yet of unit length, depth in metres. Largest difference to the student "
+        "boundaries a logit, normals not yet of unit length, depth in metres of the image as it is given "
+        "(for one that was scaled by s before: times s). Largest difference to the student "
         f"when written: {written['largest_difference']:.1e}.\n"
     )
 
@@ -158,7 +159,7 @@ def _scores(tasks: tuple[Task, ...], about: About) -> str:
         return "None."
     rows = [
         [f"{task.name} {task.score} {'↑' if task.higher_is_better else '↓'}"]
-        + [f"{scores.get(task.name, {}).get(task.score, float('nan')):.4g}" for scores in about.scores.values()]
+        + [number(scores.get(task.name, {}).get(task.score)) for scores in about.scores.values()]
         for task in tasks
     ]
     return table(["score", *about.scores], rows) + f"\n\nOne run, seed {about.recipe.get('seed')}."

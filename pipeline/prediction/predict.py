@@ -27,6 +27,7 @@ from pipeline.recipes.config import recipe_differences
 from sak_core.errors import UnreadableSample
 from sak_core.student.pretrained import Predictions, Student
 from sak_core.tasks import Task
+from sak_core.tasks.own_units import are_scaled
 from sak_core.weights.digests import state_digest
 
 SHEET = "contact-sheet.png"
@@ -151,6 +152,8 @@ def _claim(model: Student, out: Path, settings: Settings) -> None:
         "size": settings.size,
         "tile": settings.tile or model.default_tile,
         "random_weights": list(model.config.random_weights),
+        # what was scaled down and kept without this word has depth of the smaller image
+        **({"units": "the image's own"} if settings.size and are_scaled(model.tasks) else {}),
     }
     path = out / ABOUT
     if path.exists() and not settings.overwrite:

@@ -12,10 +12,13 @@ from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
 from pipeline.recipes.config import Data, Recipe
-from sak_core.tasks import Task, published_weight
+from sak_core.tasks import KINDS, Task, published_weight
 
 REGISTERS = "registers"
 """A provenance's `prefix` where a teacher's prefix tokens are registers alone; true where a class token comes first."""
+
+BENCHMARKS = ("nyud", "pascal_context")
+"""Data sets whose tasks have published weights."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -119,7 +122,8 @@ def store_tasks(
 ) -> list[Task]:
     """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own.
 
-    Their own is what the data set's description says, or else the published one of a task of that name.
+    Their own is what the data set's description says, or else what their kind says; on the published benchmarks, what
+    the paper says.
     """
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:
@@ -127,9 +131,16 @@ def store_tasks(
     for name in (*(names or ()), *(weights or {})):
         if name not in have:
             raise UserError(f"{store.name} has no labels for task {name!r}; it has {', '.join(have)}")
-    described = {name: told.get("weight") for name, told in store.spec.dataset_info.get("coding", {}).items()}
-    own = {name: published_weight(name) if described.get(name) is None else described[name] for name in have}
+    own = {name: _own_weight(store, name) for name in have}
     return [
         Task(name, kind=have[name][0], classes=have[name][1], weight={**own, **(weights or {})}[name])
         for name in (names or have)
     ]
+
+
+def _own_weight(store: Store, task: str) -> float:
+    coding = store.spec.dataset_info.get("coding")
+    if coding is None and store.spec.dataset in BENCHMARKS:
+        return published_weight(task)
+    described = (coding or {}).get(task, {}).get("weight")
+    return KINDS[store.spec.labels[task].kind].weight if described is None else float(described)

@@ -55,7 +55,9 @@ def _results(results: Mapping[str, Any]) -> list[str]:
     if results["random_weights"]:
         lines.append(f"**Teachers with random weights: {', '.join(results['random_weights'])}.**")
     if scores := results.get("validation"):
-        rows = [[task, *(f"{name} {value:.4g}" for name, value in by.items())] for task, by in scores.items()]
+        rows = [
+            [task, *(f"{name} {console.number(value)}" for name, value in by.items())] for task, by in scores.items()
+        ]
         width = max(len(row) for row in rows)
         lines += [
             "",

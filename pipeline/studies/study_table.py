@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
-from pipeline.console import table
+from pipeline.console import number, table
 from pipeline.recipes.arms import ORACLE, TEACHER_PREFIX
 from pipeline.recipes.config import Study
 from pipeline.recipes.stores import find_store, store_tasks
@@ -28,21 +29,22 @@ CONSTANT = "constant"
 class Entry:
     """What one row of the table rests on.
 
-    scores: the primary score of every task on the test split, one mapping a seed. results: of its runs.
+    scores: the primary score of every task on the test split, one mapping a seed; None where no pixel has a label.
+    results: of its runs.
     note: what a reader must know about it.
     """
 
-    scores: Sequence[Mapping[str, float]]
+    scores: Sequence[Mapping[str, float | None]]
     results: Sequence[Mapping[str, Any]] = ()
     note: str = ""
 
 
 def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str, Any]:
     """The study's table: `columns` (task, score, sense), `rows` (arm, scores and gain with mean and std over seeds,
-    parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks.
+    parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks; None where
+    a score is.
     """
     from pipeline.training.evaluate import constant_scores
-    from sak_core.metrics import delta_m
 
     first = jobs[0].finetune
     tasks = store_tasks(find_store(places.features, first.data), first.tasks)
@@ -54,7 +56,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
     if ORACLE in study.arms:
         entries = _with_oracle(study, entries, tasks)
     higher_is_better = {task.name: task.higher_is_better for task in tasks}
-    baseline = {task.name: mean(s[task.name] for s in entries[study.baseline].scores) for task in tasks}
+    baseline = {t.name: _mean_std([s[t.name] for s in entries[study.baseline].scores])["mean"] for t in tasks}
     return {
         "study": study.name,
         "seeds": list(study.seeds),
@@ -64,7 +66,7 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
             {
                 "arm": label,
                 "scores": {task.name: _mean_std([s[task.name] for s in entry.scores]) for task in tasks},
-                "gain_percent": _mean_std([delta_m(s, baseline, higher_is_better) for s in entry.scores]),
+                "gain_percent": _mean_std([_gain(s, baseline, higher_is_better) for s in entry.scores]),
                 "parameters": entry.results[0]["parameters"] if entry.results else 0,
                 "seconds": mean(r["seconds"] for r in entry.results) if entry.results else 0.0,
                 "random_weights": sorted({name for r in entry.results for name in r["random_weights"]}),
@@ -80,7 +82,17 @@ def _entry(tasks: Sequence[Task], study: Study, group: Sequence[Job]) -> Entry:
     return Entry(scores, [runs.read_results(job.run) for job in group])
 
 
-def _primary(tasks: Sequence[Task], scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _gain(
+    scores: Mapping[str, float | None], baseline: Mapping[str, float | None], higher_is_better: Mapping[str, bool]
+) -> float | None:
+    from sak_core.metrics import delta_m
+
+    ours, theirs = ({name: s for name, s in some.items() if s is not None} for some in (scores, baseline))
+    complete = ours.keys() >= higher_is_better.keys() <= theirs.keys()
+    return delta_m(ours, theirs, higher_is_better) if complete else None
+
+
+def _primary(tasks: Sequence[Task], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     return {task.name: scores[task.name][task.score] for task in tasks}
 
 
@@ -98,7 +110,9 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
         def merit(label: str, task: Task = task) -> float:
             entry = teachers[label]
             values = [r["validation"][task.name][task.score] for r in entry.results] if validated else []
-            value: float = mean(values or [s[task.name] for s in entry.scores])
+            value = _mean_std(values or [s[task.name] for s in entry.scores])["mean"]
+            if value is None:
+                return -math.inf
             return value if task.higher_is_better else -value
 
         chosen[task.name] = max(teachers, key=merit)
@@ -123,13 +137,17 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
     return {label: oracle if label == ORACLE else entries[label] for label in order}
 
 
-def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
+def _mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
+    """None for both where one of the values is no number."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "std": None}
+    return {"mean": mean(known), "std": stdev(known) if len(known) > 1 else None}
 
 
 def _cell(value: dict[str, Any], digits: int) -> str:
     std = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{std}"
+    return number(value["mean"], f".{digits}f") + std
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -166,6 +184,6 @@ def as_csv(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         scores = [*(row["scores"][n] for n in names), row["gain_percent"]]
         stds = ["" if s["std"] is None else s["std"] for s in scores]
-        means = [s["mean"] for s in scores]
+        means = ["" if s["mean"] is None else s["mean"] for s in scores]
         writer.writerow([row["arm"], *means[:-1], *stds[:-1], means[-1], stds[-1], row["parameters"], row["seconds"]])
     return out.getvalue()

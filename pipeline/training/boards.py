@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ class Boards:
         self._wandb = _start_wandb(run, recipe) if wandb else None
         self._tensorboard = SummaryWriter(str(run / "tensorboard"))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of metrics.jsonl (nine digits), and a point of every curve."""
-        line = {"step": step, **{name: float(f"{value:.9g}") for name, value in values.items()}}
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        """A line of metrics.jsonl (nine digits), and a point of every curve; what is no number is null and no point."""
+        numbers = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        line = {name: float(f"{numbers[name]:.9g}") if name in numbers else None for name in values}
         with (self._run / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log(numbers, step=step)
 
     def picture(self, step: int, name: str, picture: npt.NDArray[np.uint8]) -> None:
         """An RGB picture (H, W, 3)."""

@@ -35,7 +35,7 @@ from pipeline.training.evaluate import evaluation_loader
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
-from pipeline.training.validation import measure, validation_of
+from pipeline.training.validation import Values, measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.noise import RowNoise
 from sak_core.student.parts import freeze
@@ -70,7 +70,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
 
-    def measured(scored: nn.Module) -> dict[str, float]:
+    def measured(scored: nn.Module) -> Values:
         assert recipe.validation
         measured_on = find_store(places.features, recipe.validation, teachers)
         check_class_tokens(recipe, measured_on)

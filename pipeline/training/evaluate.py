@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -24,17 +25,20 @@ from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Boundary, Data, Recipe
 from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.training.scales import stored_scales
 from sak_core.boundary import even_thresholds
 from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
 from sak_core.tasks import Task, published_max_dist
 from sak_core.tasks.constant import ConstantPredictor
+from sak_core.tasks.own_units import own_label, own_output
 
 EVALUATION_BATCH = 16
 POOL_FROM = 500_000_000
 """Pixels times thresholds from which on boundaries are scored by several processes: 20 s of one."""
-Scores = dict[str, dict[str, float]]
-"""Every score of every task: {task: {score: value}}; the primary one is `task.score`."""
+Scores = dict[str, dict[str, float | None]]
+"""Every score of every task: {task: {score: value}}; the primary one is `task.score`. None where it is no number: no
+pixel has a label, or the model gives none."""
 Details = dict[str, dict[str, Any]]
 """What a report can draw, by task: "per_image" {sample id: its own primary score, None without valid pixels}, and for
 classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the truth)."""
@@ -112,17 +116,28 @@ def score_model(
 
 
 def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
-    """Scores on `test` of the best constant prediction, fitted on the training labels of `recipe`."""
+    """Scores on `test` of the best constant prediction, fitted on the training labels of `recipe`, both in the units of
+    the images themselves."""
     store = find_store(places.features, recipe.data)
     tasks = store_tasks(store, recipe.tasks)
     labels = tuple(task.name for task in tasks)
     predictor = ConstantPredictor(tasks)
     for batch in _labels(store, labels):
-        predictor.update(batch.labels)
+        scales = stored_scales(tasks, store, batch)
+        predictor.update({task.name: own_label(task, batch.labels[task.name], scales) for task in tasks})
+    fitted = [task for task in tasks if predictor.is_fitted(task)]
+    for task in tasks:
+        if task not in fitted:
+            warn(f"{task.name}: no pixel of {store.name} has a label, so the best constant prediction is not known")
     tested = find_store(places.features, test)
-    batches = _labels(tested, labels)
-    pairs = ((b, predictor.outputs(len(b), (b.pixels.shape[1], b.pixels.shape[2]))) for b in batches)
-    return score(tasks, recipe.boundary, tested, pairs)[0]
+    constants = {task.name: predictor.constant(task)[None, :, None, None] for task in fitted}
+
+    def predictions() -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        for batch in _labels(tested, labels):
+            yield batch, {n: value.expand(len(batch), -1, *batch.pixels.shape[1:3]) for n, value in constants.items()}
+
+    scores, _ = score(fitted, recipe.boundary, tested, predictions(), in_own_units=True)
+    return {task.name: scores.get(task.name, {task.score: None}) for task in tasks}
 
 
 def score(
@@ -130,25 +145,37 @@ def score(
     boundary: Boundary,
     store: Store,
     predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
+    *,
+    in_own_units: bool = False,
 ) -> tuple[Scores, Details]:
     """Scores and details of raw outputs by task against their batches' labels, samples of `store`.
 
-    Warns of a task without a single labelled pixel, whose error of 0 would look perfect.
+    What views scaled for the network is scaled back first, labels and outputs alike: scores are in the units of the
+    images themselves. in_own_units: whether the outputs are so already.
+    Warns of a task without a single labelled pixel; its scores are None.
     """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
         metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
         for batch, outputs in predictions:
             samples += batch.samples.tolist()
-            for name, metric in metrics.items():
-                metric.to(outputs[name].device).update(outputs[name], batch.labels[name])
-    scores = {name: metric.compute() for name, metric in metrics.items()}
+            scales = stored_scales(tasks, store, batch)
+            for task in tasks:
+                output, label = outputs[task.name], own_label(task, batch.labels[task.name], scales)
+                own = output if in_own_units else own_output(task, output, scales)
+                metrics[task.name].to(own.device).update(own, label)
+    scores = {name: _numbers(metric.compute()) for name, metric in metrics.items()}
     ids = [store.ids(sample)[0] for sample in _of_all_processes(samples)]
     details = {task.name: _details(task, metrics[task.name], ids) for task in tasks}
     for name, told in details.items():
         if all(own is None for own in told["per_image"].values()):
-            warn(f"{name}: no pixel of these {len(ids)} samples has a label; its scores say nothing")
+            warn(f"{name}: no pixel of these {len(ids)} samples has a label to be scored by; it has no scores")
     return scores, details
+
+
+def _numbers(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores, None where one is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cache.loading.batch import Batch
+from cache.store import Store
 from pipeline import runs
 from pipeline.console import duration, say
 from pipeline.errors import UserError
@@ -31,8 +32,9 @@ from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
+from pipeline.training.scales import seen_labels
 from pipeline.training.targets import Targets
-from pipeline.training.validation import measure, validation_of
+from pipeline.training.validation import Values, measure, validation_of
 from pipeline.training.watch import StepResult
 from sak_core.losses.step import task_losses
 from sak_core.student.parts import freeze
@@ -80,14 +82,14 @@ def finetune(
     check_frozen(recipe, store, model)
     labels = tuple(task.name for task in tasks)
     loader: Batches = execution.share(open_loader(store, recipe, labels, fabric, places))
-    loss = partial(_loss, recipe, tasks, targets, store.spec.num_samples, over_ranks(fabric, recipe))
+    loss = partial(_loss, recipe, tasks, targets, store, over_ranks(fabric, recipe))
     made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
-    alone = partial(_loss, recipe, tasks, None, store.spec.num_samples, None)
 
-    def measured(scored: nn.Module) -> dict[str, float]:
+    def measured(scored: nn.Module) -> Values:
         assert recipe.validation
         rows = open_evaluation(recipe, tasks, recipe.validation, places, EVALUATION_BATCH)
+        alone = partial(_loss, recipe, tasks, None, rows.store, None)
         return measure(scored, rows, alone, tasks, recipe.boundary)
 
     validation = validation_of(recipe, tasks, measured)
@@ -137,15 +139,15 @@ def _loss(
     recipe: Recipe,
     tasks: list[Task],
     targets: Targets | None,
-    num_samples: int,
+    store: Store,
     over_ranks: OverRanks | None,
     model: nn.Module,
     batch: Batch,
     step: int,
 ) -> StepResult:
-    noise = noise_of(recipe, batch, num_samples, step)
+    noise = noise_of(recipe, batch, store.spec.num_samples, step)
     output = run_model(recipe, model, batch, noise)
-    total, terms = task_losses(tasks, output.outputs, batch.labels, over_ranks)
+    total, terms = task_losses(tasks, output.outputs, seen_labels(tasks, store, batch), over_ranks)
     if targets is not None:
         distillation, by_level = targets(output, batch, noise, over_ranks)
         total = total + recipe.alpha * distillation

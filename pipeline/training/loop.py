@@ -108,7 +108,7 @@ def train(
     belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
     scored = average.model if average else model
     step, seconds = 0, 0.0
-    best: dict[str, float] | None = None
+    best: dict[str, Any] | None = None
     if found := checkpoint.find(run / checkpoint.LAST):
         _check_origin(run, checkpoint.read_state(found), belongs_to)
         state = checkpoint.restore(found, trained)
@@ -173,6 +173,8 @@ def train(
             if stop and step < recipe.steps:
                 say(f"{run.name}: stopped after step {step}, saved")
                 raise Interrupted(stop)
+    if validation and best is None:
+        warn(f"{run.name}: {validation.chooses} was a number in no validation: the last checkpoint is taken")
     chosen = checkpoint.find(run / (checkpoint.BEST if best else checkpoint.LAST))
     assert chosen
     model.load_state_dict(checkpoint.load_tensors(checkpoint.scored_file(chosen)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from sak_common.names import unknown
 from sak_core.tasks import Task
 
 LOSS = "loss"
+Values = dict[str, float | None]
+"""What a validation gives, by name; None for what no labelled pixel says anything about."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,20 @@ class Validation:
     """measure: a model in evaluation mode to values by name, the same on all processes. chooses: the name of the value
     that is best when highest, or lowest."""
 
-    measure: Callable[[nn.Module], dict[str, float]]
+    measure: Callable[[nn.Module], Values]
     chooses: str
     higher_is_better: bool
 
-    def is_better(self, value: float, best: float | None) -> bool:
-        """Whether `value` is ahead of the best so far; the first of equals stays."""
-        if best is None:
+    def is_better(self, value: float | None, best: float | None) -> bool:
+        """Whether `value` is ahead of the best so far; the first of equals stays, what is no number is never ahead."""
+        if value is None or not math.isfinite(value):
+            return False
+        if best is None or math.isnan(best):
             return True
         return value > best if self.higher_is_better else value < best
 
 
-def validation_of(
-    recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], dict[str, float]]
-) -> Validation | None:
+def validation_of(recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], Values]) -> Validation | None:
     """What a recipe asks for, None where it does not.
 
     Raises `UserError` for a test split, a missing split, and an unknown score.
@@ -58,9 +61,7 @@ def validation_of(
     return Validation(measure, f"{task.name}/{task.score}", task.higher_is_better)
 
 
-def measure(
-    model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Task], boundary: Boundary
-) -> dict[str, float]:
+def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Task], boundary: Boundary) -> Values:
     """The loss over a loader's rows, and every score of every task, `<task>/<score>`. `loss` sees uneven batches, so it
     must average nothing over processes."""
     device = next(model.parameters()).device
@@ -75,7 +76,9 @@ def measure(
                 yield batch, result.output.outputs
 
     scores, _ = score(tasks, boundary, loader.store, predictions())
-    return {LOSS: mean_over_rows(losses), **{f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}}
+    values: Values = {f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}
+    says_nothing = bool(values) and all(value is None for value in values.values())
+    return {LOSS: None if says_nothing else mean_over_rows(losses), **values}
 
 
 def mean_over_rows(losses: Iterable[tuple[Tensor, int]]) -> float:

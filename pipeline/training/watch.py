@@ -106,7 +106,7 @@ class Watch:
             self._boards.picture(step, "predictions", np.asarray(sheet(*prediction_rows(self._tasks, batch, outputs))))
             self._shown = None
 
-    def scores(self, step: int, values: Mapping[str, float]) -> None:
+    def scores(self, step: int, values: Mapping[str, float | None]) -> None:
         """Write scores of a validation."""
         if self._boards is not None:
             self._boards.scalars(step, {f"validation/{name}": value for name, value in values.items()})

@@ -21,6 +21,7 @@
     files = "depth/{id}.png"             # 16 bits
     scale = 0.001                        # stored numbers times this are metres
     ignore = [0]
+    weight = 2.0                         # of its loss; unless said, that of its kind (`sak_core.tasks.KINDS`)
 
     [views]                              # changes to the published training views
     scale = [0.75, 1.5]
@@ -58,7 +59,7 @@ from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image
 from sak_core.interfaces.dataset import Label, Sample, check_labels
 from sak_core.labels import IGNORE
-from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task, published_weight
+from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task
 from sak_core.views.view import EVALUATION, STAGE2, ViewPolicy
 
 DESCRIPTION = "dataset.toml"
@@ -152,9 +153,9 @@ class LabelledFolder:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """As described, with the published weights of tasks of these names unless weights are given."""
+        """As described, with the weights of their kinds unless weights are given."""
         return tuple(
-            Task(name, row.kind, row.classes, published_weight(name) if row.weight is None else row.weight)
+            Task(name, row.kind, row.classes, KINDS[row.kind].weight if row.weight is None else row.weight)
             for name, row in self.description.tasks.items()
         )
 

@@ -2,9 +2,9 @@
 computed.
 
 `update(output, label)` takes the network's raw output (B, C, H, W) and labels as stored, (B, H, W) or (B, H,
-W, 3), with 255 ignored. `compute()` gives a dict of Python floats. Shares are in percent, angles in degrees,
-depth in the label's unit. `details()` gives what a report can draw: every image's own primary score, and for classes
-the IoU of each and the confusion matrix.
+W, 3), with 255 ignored, in the units of the image itself. `compute()` gives a dict of Python floats, NaN where no pixel
+had a label. Shares are in percent, angles in degrees, depth in metres. `details()` gives what a report can draw: every
+image's own primary score, and for classes the IoU of each and the confusion matrix.
 """
 
 from sak_core.metrics.base import TaskMetric

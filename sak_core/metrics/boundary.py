@@ -23,6 +23,7 @@ class BoundaryMetric(TaskMetric):
 
     counts: Tensor
     best: Tensor
+    images_seen: Tensor
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class BoundaryMetric(TaskMetric):
         self.image_map = image_map
         self.add_state("counts", torch.zeros(4, len(self.rule.thresholds), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("best", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images_seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:
         """output (B, 1, H, W) logits, label (B, H, W) in {0, 1}."""
@@ -50,6 +52,7 @@ class BoundaryMetric(TaskMetric):
             if counts is None:
                 self.add_images(torch.tensor([torch.nan]))
                 continue
+            self.images_seen += 1
             best = best_counts(counts)
             self.counts += torch.from_numpy(counts).to(self.counts.device)
             self.best += torch.from_numpy(best).to(self.best.device)
@@ -57,6 +60,8 @@ class BoundaryMetric(TaskMetric):
 
     def compute(self) -> dict[str, float]:
         """odsF, oisF and AP in percent, and the threshold of odsF."""
+        if not self.images_seen:
+            return dict.fromkeys(("odsF", "oisF", "AP", "threshold"), float("nan"))
         scores = boundary_scores(self.counts.cpu().numpy(), self.best.cpu().numpy(), self.rule.thresholds)
         return {
             "odsF": 100 * scores.ods_f,

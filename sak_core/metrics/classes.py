@@ -50,10 +50,11 @@ class ClassesMetric(TaskMetric):
 
     def compute(self) -> dict[str, float]:
         """mIoU and the share of pixels classified rightly (accuracy), in percent."""
+        pixels = self.confusion.sum().double()  # none: 0 / 0 is NaN
         right = self.confusion.diagonal().sum().double()
         return {
-            "mIoU": 100 * self.iou().mean().item(),
-            "accuracy": 100 * (right / self.confusion.sum().clamp_min(1)).item(),
+            "mIoU": 100 * self.iou().mean().item() if pixels else float("nan"),
+            "accuracy": 100 * (right / pixels).item(),
         }
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sak_core.labels import FARTHEST_M
 from sak_core.metrics.base import TaskMetric, image_means
 
 
@@ -13,7 +14,6 @@ class DepthMetric(TaskMetric):
     Predictions are clamped below at 0, not above.
     """
 
-    FARTHEST = 80.0
     square_sum: Tensor
     relative_sum: Tensor
     close: Tensor
@@ -28,8 +28,8 @@ class DepthMetric(TaskMetric):
         self.add_state("pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, label: Tensor) -> None:
-        """output (B, 1, H, W), label (B, H, W), in the same unit (m)."""
-        valid = (label > 0) & (label < self.FARTHEST)
+        """output (B, 1, H, W), label (B, H, W), both in the image's own metres (`sak_core.tasks.own_units`)."""
+        valid = (label > 0) & (label < FARTHEST_M)
         found = output[:, 0][valid].double().clamp_min(0)
         truth = label[valid].double()
         squares = (found - truth).square()
@@ -42,7 +42,7 @@ class DepthMetric(TaskMetric):
 
     def compute(self) -> dict[str, float]:
         """RMSE in the label's unit, absRel as a ratio, delta1 .. delta3 in percent."""
-        pixels = self.pixels.clamp_min(1).double()
+        pixels = self.pixels.double()  # none: 0 / 0 is NaN
         deltas = {f"delta{k}": 100 * s for k, s in enumerate((self.close / pixels).tolist(), start=1)}
         return {
             "RMSE": (self.square_sum / pixels).sqrt().item(),

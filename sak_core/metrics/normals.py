@@ -46,7 +46,7 @@ class NormalsMetric(TaskMetric):
 
     def compute(self) -> dict[str, float]:
         """mErr and median in degrees, shares in percent."""
-        pixels = self.pixels.clamp_min(1).double()
+        pixels = self.pixels.double()  # none: 0 / 0 is NaN
         shares = {f"<{limit:g}": 100 * s for limit, s in zip(self.LIMITS, (self.below / pixels).tolist(), strict=True)}
         return {"mErr": (self.angle_sum / pixels).item(), "median": self._median(), **shares}
 
@@ -56,4 +56,4 @@ class NormalsMetric(TaskMetric):
         index = int(torch.searchsorted(cumulative, half).clamp_max(self.BINS - 1))
         before = cumulative[index] - self.histogram[index]
         inside = (half - before) / self.histogram[index].clamp_min(1)
-        return float((index + inside) * (180 / self.BINS)) if half > 0 else 0.0
+        return float((index + inside) * (180 / self.BINS)) if half > 0 else float("nan")

@@ -14,7 +14,7 @@ class SaliencyMetric(TaskMetric):
     maxF: precision and recall from counts summed over the set, beta² = 0.3, undefined ratios 0; the best
     threshold.
     mIoU: the salient class's IoU per image, averaged over images at each threshold, then the best threshold;
-    an image where truth and prediction are both empty counts 1.
+    an image where truth and prediction are both empty counts 1, one without a valid pixel does not count.
     """
 
     BETA_SQUARED = 0.3
@@ -42,17 +42,19 @@ class SaliencyMetric(TaskMetric):
         hit, false = at_least[:, 1], at_least[:, 0]
         positives = histogram[:, 1].sum(1, keepdim=True).expand_as(hit)
         self.counts += torch.stack([hit.sum(0), (hit + false).sum(0), positives.sum(0)])
-        union = (positives + false).double()
-        self.iou_sum += torch.where(union > 0, hit / union.clamp_min(1), 1.0).sum(0)
-        self.images_seen += len(label)
+        union, is_labelled = (positives + false).double(), histogram.sum((1, 2)) > 0
+        self.iou_sum += torch.where(union > 0, hit / union.clamp_min(1), 1.0)[is_labelled].sum(0)
+        self.images_seen += is_labelled.sum()
         f = self._f(hit.double(), (hit + false).double(), positives.double()).amax(1)
-        self.add_images(torch.where(histogram.sum((1, 2)) > 0, 100 * f, torch.nan))
+        self.add_images(torch.where(is_labelled, 100 * f, torch.nan))
 
     def compute(self) -> dict[str, float]:
         """maxF and mIoU in percent."""
+        if not self.images_seen:
+            return {"maxF": float("nan"), "mIoU": float("nan")}
         return {
             "maxF": 100 * self._f(*self.counts.double()).max().item(),
-            "mIoU": 100 * (self.iou_sum / self.images_seen.clamp_min(1)).max().item(),
+            "mIoU": 100 * (self.iou_sum / self.images_seen).max().item(),
         }
 
     def _f(self, hit: Tensor, found: Tensor, truth: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from sak_core.student.stem import normalize
 from sak_core.student.tiling import predict_raw
 from sak_core.tasks import Task
 from sak_core.tasks.outputs import readable
+from sak_core.tasks.own_units import own_output
 from sak_core.weights.hub import hub_or_local, hub_reason
 from sak_core.weights.tensor_files import check_state, read_tensors, write_tensors
 
@@ -113,7 +114,8 @@ class Student(nn.Module):
 
         images: of any sizes; those that go through at equal sizes do so together, `batch_size` at a time.
         size: longer side, px, to which larger images are scaled down before the student sees them; None leaves
-        them. tile: longest side in px that is seen whole; larger images are cut into overlapping tiles of it.
+        them. Depth stays in the metres of the image as it is. tile: longest side in px that is seen whole; larger
+        images are cut into overlapping tiles of it.
         Raises ValueError for a student without tasks, and for what is no image.
         """
         if not self.tasks:
@@ -124,12 +126,13 @@ class Student(nn.Module):
         was_training = self.network.training
         self.network.eval()
         try:
-            raw = predict_raw(self.network, [_fit(image, size) for image in pixels], side, batch_size)
+            seen = [_fit(image, size) for image in pixels]
+            raw = predict_raw(self.network, seen, side, batch_size)
         finally:
             self.network.train(was_training)
         return [
-            {task.name: readable(task, _enlarge(maps[task.name], image.shape)) for task in self.tasks}
-            for image, maps in zip(pixels, raw, strict=True)
+            {task.name: readable(task, _as_of(task, maps[task.name], fitted, image)) for task in self.tasks}
+            for image, fitted, maps in zip(pixels, seen, raw, strict=True)
         ]
 
     def features(self, images: ImageLike | Sequence[ImageLike]) -> dict[str, list[Tensor]]:
@@ -137,10 +140,11 @@ class Student(nn.Module):
 
         images: one image, several of one size, uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1]; H and W
         multiples of the stem's patch. Levels come shallowest first, all C = stem.width channels wide on the grid
-        (h, w) = (H, W) / patch. Gradients flow unless the caller says otherwise.
+        (h, w) = (H, W) / patch, in the student's dtype. Gradients flow unless the caller says otherwise.
         """
         network = self.network
-        batch = as_batch(images).to(next(network.parameters()).device)
+        weight = next(network.parameters())
+        batch = as_batch(images).to(weight.device, weight.dtype)
         grid = network.stem.grid(batch.shape[2], batch.shape[3])
         tokens = network.stem(batch)
         stem = [tokens[block + 1][:, network.stem.num_prefix :] for block in network.levels]
@@ -222,8 +226,11 @@ def _fit(pixels: Tensor, size: int | None) -> Tensor:
     return torch.from_numpy(np.array(resized))
 
 
-def _enlarge(maps: Tensor, shape: Sequence[int]) -> Tensor:
-    """Raw outputs (C, h, w) at an image's size (H, W)."""
-    if maps.shape[1:] == tuple(shape[:2]):
+def _as_of(task: Task, maps: Tensor, seen: Tensor, image: Tensor) -> Tensor:
+    """Raw outputs (C, h, w) for an image seen at (h, w, 3), at the image's own size (H, W, 3) and in its units."""
+    size, original = (seen.shape[0], seen.shape[1]), (image.shape[0], image.shape[1])
+    if size == original:
         return maps
-    return F.interpolate(maps[None], size=tuple(shape[:2]), mode="bilinear", align_corners=False)[0]
+    scales = torch.tensor([[size[0] / original[0], size[1] / original[1]]], dtype=torch.float64)
+    own = own_output(task, maps[None], scales)
+    return F.interpolate(own, size=original, mode="bilinear", align_corners=False)[0]

@@ -59,7 +59,8 @@ def predict_raw(
     Windows are padded to the patch by repeating their border. Where several cover a pixel their raw outputs are
     averaged with weights that fall towards a window's border.
     """
-    device = next(student.parameters()).device
+    parameter = next(student.parameters())
+    device = parameter.device
     sums: list[dict[str, Tensor]] = [{} for _ in images]
     totals = [torch.zeros(image.shape[:2], device=device) for image in images]
     by_size: dict[tuple[int, int], list[Tile]] = defaultdict(list)
@@ -71,7 +72,7 @@ def predict_raw(
         for start in range(0, len(windows), batch_size):
             chosen = windows[start : start + batch_size]
             pixels = torch.stack([_cut(images[w.image], w) for w in chosen]).to(device)
-            outputs = student(_padded(normalize(pixels), student.stem.patch)).outputs
+            outputs = student(_padded(normalize(pixels), student.stem.patch).to(parameter.dtype)).outputs
             for row, w in enumerate(chosen):
                 region = (..., slice(w.top, w.top + height), slice(w.left, w.left + width))
                 totals[w.image][region] += weight

@@ -48,6 +48,7 @@ class Kind:
     loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is
     slow to load).
     score, higher_is_better: the primary score's name in the metric's result, and its sense.
+    weight: factor of the loss in the total where nothing else is said; the published ones.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kind:
     metric: Callable[[Task], TaskMetric]
     score: str
     higher_is_better: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class Task:
 
 
 def published_weight(name: str) -> float:
-    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives a task of this name on NYUD and
-    PASCAL-Context.
+    """Loss weight that the SAK paper (arXiv 2410.14633, appendix B) gives its task of this name on NYUD and
+    PASCAL-Context; of all other data sets the kind decides (`Kind.weight`).
     """
     return {
         "human_parts": 2.0,
@@ -210,10 +212,10 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("classes", _UINT8, 0, None, _classes_loss, _classes_metric, "mIoU", True),
-        Kind("saliency", _UINT8, 0, 2, _saliency_loss, _saliency_metric, "maxF", True),
-        Kind("normals", _FLOAT32, 3, 3, _normals_loss, _normals_metric, "mErr", False),
+        Kind("saliency", _UINT8, 0, 2, _saliency_loss, _saliency_metric, "maxF", True, 5.0),
+        Kind("normals", _FLOAT32, 3, 3, _normals_loss, _normals_metric, "mErr", False, 10.0),
         Kind("depth", _FLOAT32, 0, 1, _depth_loss, _depth_metric, "RMSE", False),
-        Kind("boundary", _UINT8, 0, 1, _boundary_loss, _boundary_metric, "odsF", True),
+        Kind("boundary", _UINT8, 0, 1, _boundary_loss, _boundary_metric, "odsF", True, 50.0),
     )
 }
 """The kinds of tasks, one row each."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sak_core.labels import IGNORE
+from sak_core.labels import FARTHEST_M, IGNORE
 from sak_core.tasks import Task
 
 LOWEST = {"saliency": 0.06, "boundary": 0.02}
@@ -19,7 +19,7 @@ class ConstantPredictor:
     classes: log of the class shares, so the most frequent class wins: the constant of the best mIoU.
     saliency, boundary: the share of positive pixels, raised above the score's lowest threshold, where all
       pixels then count as found; a constant cannot tell more.
-    normals: the mean direction. depth: the mean, the constant of the lowest RMSE.
+    normals: the mean direction. depth: the mean of what is scored (below 80 m), the constant of the lowest RMSE.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -28,12 +28,17 @@ class ConstantPredictor:
         self.sums = {task.name: torch.zeros(_num_sums(task), dtype=torch.float64) for task in self.tasks}
 
     def update(self, labels: Mapping[str, Tensor]) -> None:
-        """Adds a batch of labels, (B, H, W) or (B, H, W, 3) by task name."""
+        """Adds a batch of labels, (B, H, W) or (B, H, W, 3) by task name, in the images' own units."""
         for task in self.tasks:
             self.sums[task.name] += _summed(task, labels[task.name]).cpu()
 
+    def is_fitted(self, task: Task) -> bool:
+        """Whether a valid label of `task` was seen."""
+        return bool(self.sums[task.name].any())
+
     def outputs(self, batch: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Raw outputs (batch, channels, *size), float32, by task name: expanded views, not to be written to.
+        """Raw outputs (batch, channels, *size), float32, by task name, in the images' own units: expanded views, not to
+        be written to.
 
         Raises ValueError naming a task that has not seen a valid label.
         """
@@ -42,7 +47,7 @@ class ConstantPredictor:
     def constant(self, task: Task) -> Tensor:
         """The task's raw output at every pixel, (channels,) float32."""
         sums = self.sums[task.name]
-        if not sums.any():
+        if not self.is_fitted(task):
             raise ValueError(f"no valid label of {task.name} was seen, so there is no constant prediction")
         return _output(task, sums).float()
 
@@ -57,7 +62,7 @@ def _summed(task: Task, label: Tensor) -> Tensor:
         valid = (label != IGNORE).any(-1)
         return F.normalize(label[valid].double(), dim=-1).sum(0)
     if task.kind == "depth":
-        valid = label != IGNORE
+        valid = (label > 0) & (label < FARTHEST_M)
         return torch.stack([label[valid].double().sum(), valid.sum().double()])
     return torch.bincount(label[label != IGNORE].long(), minlength=_num_sums(task)).double()
 

@@ -68,6 +68,11 @@ class ViewPolicy:
         if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
             raise ValueError(f"view policy: fill {self.fill} must be three values in 0..255")
 
+    @property
+    def stretches(self) -> bool:
+        """Whether its views have another aspect ratio than the image, by more than the rounding to whole px."""
+        return self.kind == "random-resized-crop"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `from_dict` reads it back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

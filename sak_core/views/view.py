@@ -49,6 +49,7 @@ __all__ = [
     "largest_share",
     "sources",
     "view_scale",
+    "view_scales",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -115,7 +116,7 @@ def apply_view(
 
     Pixels are resized bilinearly, labels take the value of the source pixel they look at. Depth is divided by
     the view's scale (things seen larger are nearer); the x of normals changes sign in a flip. The label value
-    255 stays what it is.
+    255 stays what it is. `sak_core.tasks.own_units` goes back, and turns normals where a view stretches.
 
     Args:
         image: (h, w, 3) uint8. labels: task to (h, w) or (h, w, 3), of the image's size.
@@ -135,6 +136,12 @@ def apply_view(
             raise ValueError(f"label {name!r} is {label.shape[:2]}, its image {image.shape[:2]}")
         made[name] = _view_label(label, kinds[name], view, rows, columns, size)
     return pixels, made
+
+
+def view_scales(boxes: NDArray[Any], size: Size) -> NDArray[np.float64]:
+    """How much taller and wider things are in canvases of `size` than in their sources: boxes (B, 4) to (B, 2)."""
+    scales: NDArray[np.float64] = np.array(size, np.float64) / boxes[:, 2:].astype(np.float64)
+    return scales
 
 
 def view_scale(view: View, size: Size) -> float:
@@ -294,7 +301,10 @@ def _view_label(
     outside = (rows < 0)[:, None] | (columns < 0)[None, :]
     if kind == "depth":
         scale = np.float32(view_scale(view, size))
-        made = np.where(made == IGNORE, made, made / scale).astype(label.dtype)
+        divided = (made / scale).astype(label.dtype)
+        # a depth that came to lie on the value of no label would be lost: it goes to the number beside it
+        divided[divided == IGNORE] = np.nextafter(IGNORE, 0, dtype=label.dtype)
+        made = np.where(made == IGNORE, made, divided)
     elif kind == "normals" and view.flip:
         valid = ~np.all(made == IGNORE, axis=-1)
         made[..., 0] = np.where(valid, -made[..., 0], made[..., 0])
