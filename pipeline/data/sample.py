@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sak_core.errors import UnreadableSample
-from sak_core.interfaces.dataset import Dataset, HasFiles, check_labels
+from sak_core.interfaces.dataset import Dataset, check_labels, sample_files
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
 
@@ -39,7 +39,7 @@ class SampleSeen:
 
 def look(dataset: Dataset, index: int) -> SampleSeen:
     """Read one sample: its files must be there, and labels have the image's size and values in range."""
-    files = dataset.files(index) if isinstance(dataset, HasFiles) else {}
+    files = sample_files(dataset, index)
     missing = tuple(
         (str(p), f"is missing: expected the sample's {what}") for what, p in files.items() if not p.exists()
     )

@@ -29,6 +29,7 @@ from pipeline.runs import lineage
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.training.labels_seen import warn_of_labels
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
 from pipeline.training.targets import Targets
@@ -62,6 +63,7 @@ def finetune(
     if runs.begin(run, recipe):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    warn_of_labels(store, tasks)
     if arm.per_task:
         return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
     targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
