@@ -38,7 +38,7 @@ from pipeline.training.watch import StepResult
 from sak_core.losses.step import task_losses
 from sak_core.student.parts import freeze
 from sak_core.tasks import Task
-from sak_core.tasks.losses import OverRanks
+from sak_core.tasks.losses import OverRanks, labelled_rows
 
 
 def finetune(
@@ -157,4 +157,7 @@ def _loss(
         near = cosines(output.aligned, targets.balanced(batch.features)) if targets is not None else {}
         return {**near, **router_means(output, recipe.teachers)}
 
-    return StepResult(total, terms, output, probe)
+    labelled = {task.name: labelled_rows(batch.labels[task.name]).any() for task in tasks}
+    if over_ranks is not None:  # a process's term is its share of all processes' pixels, and may be 0
+        labelled = {name: over_ranks(found.float()) > 0 for name, found in labelled.items()}
+    return StepResult(total, terms, output, probe, labelled)
