@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sak_core.errors import UnreadableSample
 
@@ -39,6 +39,20 @@ def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
     """
     with open_image(path) as image:
         return _decode(path, image if as_stored else ImageOps.exif_transpose(image))
+
+
+def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
+    """`read_image`, upright, and the EXIF orientation (1..8) that it was turned by; 1 where it was not."""
+    with open_image(path) as image:
+        return _decode(path, ImageOps.exif_transpose(image)), _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # what cannot be read has turned nothing
+        return 1
+    return told if told in range(1, 9) else 1
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:

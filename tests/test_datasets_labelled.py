@@ -237,3 +237,27 @@ def test_names_that_are_no_utf8_can_be_stored(tmp_path: Path) -> None:
     data = open_dataset("labelled", "train", tmp_path)
     assert encode_ids(data.ids, 16).shape == (1, 16) and list(data.ids) == ["caf\\xe9"]
     assert np.array_equal(data.load(0).image, image)
+
+
+def test_what_a_store_keeps_of_a_description_is_as_before(root: Path) -> None:
+    """Stores of before these settings are found again; JSON has no NaN."""
+    coding = open_dataset("labelled", "train", root).info["coding"]
+    assert coding["depth"] == {
+        "kind": "depth",
+        "files": "depth/{id}.png",
+        "classes": [],
+        "ignore": [0],
+        "offset": 0,
+        "scale": 0.001,
+        "threshold": 1.0,
+        "weight": None,
+    }
+    assert coding["saliency"]["ignore"] == []
+    text = (
+        (root / "dataset.toml")
+        .read_text()
+        .replace("ignore = [0]\nweight", "ignore = [nan, 0]\noptional = true\nweight")
+    )
+    (root / "dataset.toml").write_text(text)
+    told = open_dataset("labelled", "train", root).info["coding"]["normals"]
+    assert told["ignore"] == ["nan", 0] and told["optional"] is True

@@ -23,11 +23,18 @@ from sak_core.datasets.folder import files_below
 from sak_core.datasets.recognise import nearby, recognise
 from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS
-from sak_core.interfaces.dataset import Dataset
+from sak_core.interfaces.dataset import Dataset, Described
+from sak_core.labels import FARTHEST_M
 from sak_core.tasks import Task
 
 CHUNK = 8
 """Samples that a worker process reads at a time."""
+
+
+VOID_ADVICE = (
+    "say so in dataset.toml by ignore = [255], which then decides alone; a mask of 0 and 255 is read by "
+    'kind = "saliency", or as two classes where it is saved as 0 and 1'
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ def check_dataset(
         ids = dataset.ids
         problems += [Problem(split, ids[i], *told) for i, sample in enumerate(seen) for told in sample.problems]
         report["splits"][split] = _summary(dataset, seen)
+        problems += [Problem(split, "", f"task {task}", what) for task, what in _doubts(dataset, seen)]
         good = [i for i, sample in enumerate(seen) if not sample.problems]
         rows += sheet_rows(dataset, good, max(1, SHEET_ROWS // len(opened)))
     report["problems"] = [vars(problem) for problem in problems]
@@ -190,11 +198,36 @@ def _label_summary(task: Task, seen: Sequence[LabelSeen]) -> dict[str, Any]:
         "kind": task.kind,
         "range": [min(label.low for label in valid), max(label.high for label in valid)] if valid else None,
         "valid_share": sum(label.valid for label in seen) / pixels if pixels else 0.0,
+        "seen": len(seen),
+        "labelled": len(valid),
     }
     if task.kind == "classes":
         totals = np.sum([label.classes for label in seen], axis=0).tolist() if seen else [0] * len(task.classes)
-        result["pixels"] = dict(zip(task.classes, totals, strict=True))
+        result["pixels"] = dict(zip(task.class_keys, totals, strict=True))
     return result
+
+
+def _doubts(dataset: Dataset, seen: Sequence[SampleSeen]) -> Iterator[tuple[str, str]]:
+    """(task, what) of labels that are read without a fault, and together cannot be what was meant."""
+    labels = _summary(dataset, [sample for sample in seen if not sample.problems])["labels"]
+    assumed = dataset.assumes_ignored if isinstance(dataset, Described) else frozenset()
+    for task, told in labels.items():
+        if not told["seen"]:
+            continue
+        if told["range"] is None:
+            yield task, "no pixel of any sample has a label"
+            continue
+        low, high = told["range"]
+        unseen = [name for name, count in told.get("pixels", {}).items() if not count]
+        if unseen and task in assumed and told["valid_share"] < 1:
+            yield task, f"class {unseen[0]!r} is never seen, while 255 is there and taken for no label; {VOID_ADVICE}"
+        if told["kind"] == "depth" and low >= FARTHEST_M:
+            yield (
+                task,
+                f"depths are {low:g} to {high:g} m, all beyond the {FARTHEST_M:g} m that scores count: see scale",
+            )
+        if told["kind"] in ("saliency", "boundary") and low == high:
+            yield task, f"every labelled pixel is {low:g}, so there is nothing to tell it from: see threshold"
 
 
 def check_text(report: Mapping[str, Any]) -> str:
@@ -215,6 +248,8 @@ def check_text(report: Mapping[str, Any]) -> str:
             unseen = [c for c, n in label.get("pixels", {}).items() if not n]
             never = f"; never seen: {', '.join(unseen[:5])}{' ...' if len(unseen) > 5 else ''}" if unseen else ""
             lines.append(f"    {name} ({label['kind']}): {span}, {label['valid_share']:.1%} of pixels labelled{never}")
+            if without := label["seen"] - label["labelled"]:
+                lines.append(f"      {without} of {label['seen']} samples have no label of it")
     if report["left_alone"]:
         counts = ", ".join(f"{count} {ending}" for ending, count in report["left_alone"].items())
         lines.append(f"  left alone: {counts}; only {', '.join(EXTENSIONS)} are read")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sak_core.errors import UnreadableSample
-from sak_core.interfaces.dataset import Dataset, HasFiles, check_labels
+from sak_core.interfaces.dataset import Dataset, Described, check_labels, sample_files
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
 
@@ -39,9 +39,11 @@ class SampleSeen:
 
 def look(dataset: Dataset, index: int) -> SampleSeen:
     """Read one sample: its files must be there, and labels have the image's size and values in range."""
-    files = dataset.files(index) if isinstance(dataset, HasFiles) else {}
+    files = sample_files(dataset, index)
     missing = tuple(
-        (str(p), f"is missing: expected the sample's {what}") for what, p in files.items() if not p.exists()
+        (str(path), f"is missing: expected the sample's {what}{_advice(dataset, what)}")
+        for what, path in files.items()
+        if not path.exists()
     )
     if missing:
         return SampleSeen(problems=missing)
@@ -56,6 +58,11 @@ def look(dataset: Dataset, index: int) -> SampleSeen:
             problems.append((str(files.get(task.name, dataset.ids[index])), wrong))
     height, width = sample.image.shape[:2]
     return SampleSeen((height, width), labels, tuple(problems))
+
+
+def _advice(dataset: Dataset, what: str) -> str:
+    is_optional = isinstance(dataset, Described) and what != "image"
+    return f" (optional = true in [tasks.{what}] keeps samples without it)" if is_optional else ""
 
 
 def _label(task: Task, label: Array) -> LabelSeen:

@@ -12,7 +12,7 @@ from cache.errors import SpecMismatch
 from cache.format.spec import SourceSpec
 from cache.places.addresses import as_place
 from cache.store import Store
-from pipeline.console import amount, say
+from pipeline.console import amount, say, warn
 from pipeline.extraction.amounts import (
     PartAmount,
     check_disk,
@@ -25,6 +25,7 @@ from pipeline.extraction.prepare import preparing, source_spec
 from pipeline.extraction.request import CacheRequest
 from pipeline.recipes.frozen import is_frozen_part
 from sak_common.differences import first_difference
+from sak_core.interfaces.dataset import unlabelled
 
 if TYPE_CHECKING:
     from pipeline.extraction.cluster_tasks import Described
@@ -43,6 +44,11 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     get_codec(request.options.codec)
     if request.dry_run:
         return dry_run(request)
+    dataset = request.source.open()
+    partly = unlabelled(dataset)
+    for task, samples in partly.items():
+        path = next(iter(samples.values()))
+        warn(f"{task}: {len(samples)} samples have no file, such as {path}; they are kept, without a label of {task}")
     store, timings = _on_cluster(request) if request.scheduler or request.workers else _in_this_process(request)
     invalid = store.invalid(request.views)
     say(f"{store}: {store.spec.num_samples - len(invalid)} of {store.spec.num_samples} samples valid")
@@ -52,6 +58,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
         "views": request.views,
         "teachers": store.teachers,
         "invalid": {store.ids(sample)[0]: reason for sample, reason in sorted(invalid.items())},
+        "unlabelled": {task: [dataset.ids[i] for i in samples] for task, samples in partly.items()},
         "timings": timings,
     }
 

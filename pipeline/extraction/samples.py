@@ -19,8 +19,9 @@ import numpy.typing as npt
 from cache.format.spec import SourceSpec, encode_ids
 from pipeline.console import start_worker
 from sak_core.datasets import open_dataset
+from sak_core.datasets.folder import as_text
 from sak_core.errors import UnreadableSample
-from sak_core.interfaces.dataset import Dataset
+from sak_core.interfaces.dataset import Dataset, sample_files
 from sak_core.labels import IGNORE
 from sak_core.views.view import ViewPolicy, apply_view, draw_view
 
@@ -78,7 +79,7 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
         try:
             loaded = dataset.load(sample)
         except UnreadableSample as error:
-            block.invalid[sample] = error.reason
+            block.invalid[sample] = _reason(dataset, sample, error)
             continue
         shape, seen = loaded.image.shape[:2], {name: loaded.labels[name] for name in spec.labels}
         wrong = [name for name, label in seen.items() if label.shape[:2] != shape]
@@ -102,6 +103,18 @@ def make_block(dataset: Dataset, spec: SourceSpec, task: Task) -> Block:
     if 0 in block.views:
         block.views[0]["samples/ids"][:] = encode_ids([dataset.ids[s] for s in task.samples], spec.id_width)
     return block
+
+
+def _reason(dataset: Dataset, sample: int, error: UnreadableSample) -> str:
+    """Why a sample cannot be read. Where it has several files, the one at fault and its task are named, by its path
+    below the folder that they share: stores do not depend on where a data set lies.
+    """
+    files = sample_files(dataset, sample)
+    what = next((what for what, path in files.items() if str(path) == error.path), None)
+    if what is None or len(files) == 1:
+        return error.reason
+    shared = os.path.commonpath(files.values())
+    return f"{what}, {as_text(os.path.relpath(error.path, shared))}: {error.reason}"
 
 
 def filled(spec: SourceSpec, count: int, view: int) -> dict[str, Array]:

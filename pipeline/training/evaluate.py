@@ -182,7 +182,7 @@ def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, An
     told = metric.details()
     told["per_image"] = dict(zip(ids, told["per_image"], strict=True))
     if "per_class" in told:
-        told["per_class"] = dict(zip(task.classes, told["per_class"], strict=True))
+        told["per_class"] = dict(zip(task.class_keys, told["per_class"], strict=True))
     return told
 
 

@@ -30,6 +30,7 @@ from pipeline.runs import lineage
 from pipeline.training.devices import ALONE, Execution, over_ranks, start
 from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.training.labels_seen import warn_of_labels
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
 from pipeline.training.scales import seen_labels
@@ -39,7 +40,7 @@ from pipeline.training.watch import StepResult
 from sak_core.losses.step import task_losses
 from sak_core.student.parts import freeze
 from sak_core.tasks import Task
-from sak_core.tasks.losses import OverRanks
+from sak_core.tasks.losses import OverRanks, labelled_rows
 
 
 def finetune(
@@ -64,6 +65,7 @@ def finetune(
     if runs.begin(run, recipe):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    warn_of_labels(store, tasks)
     if arm.per_task:
         return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
     targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
@@ -157,4 +159,7 @@ def _loss(
         near = cosines(output.aligned, targets.balanced(batch.features)) if targets is not None else {}
         return {**near, **router_means(output, recipe.teachers)}
 
-    return StepResult(total, terms, output, probe)
+    labelled = {task.name: labelled_rows(batch.labels[task.name]).any() for task in tasks}
+    if over_ranks is not None:  # a process's term is its share of all processes' pixels, and may be 0
+        labelled = {name: over_ranks(found.float()) > 0 for name, found in labelled.items()}
+    return StepResult(total, terms, output, probe, labelled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from pipeline.training.evaluate import score, without_padding
 from pipeline.training.watch import StepLoss
 from sak_common.names import unknown
 from sak_core.tasks import Task
+from sak_core.tasks.losses import labelled_rows
 
 LOSS = "loss"
 Values = dict[str, float | None]
@@ -66,6 +67,7 @@ def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Ta
     must average nothing over processes."""
     device = next(model.parameters()).device
     losses: list[tuple[Tensor, int]] = []
+    terms: dict[str, list[tuple[Tensor, int]]] = {task.name: [] for task in tasks}
 
     def predictions() -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         for stored in loader:
@@ -73,16 +75,32 @@ def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Ta
             if len(batch):
                 result = loss(model, batch, 0)
                 losses.append((result.loss, len(batch)))
+                for task, found in terms.items():
+                    found.append((result.terms[task], int(labelled_rows(batch.labels[task]).sum())))
                 yield batch, result.output.outputs
 
     scores, _ = score(tasks, boundary, loader.store, predictions())
     values: Values = {f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}
     says_nothing = bool(values) and all(value is None for value in values.values())
-    return {LOSS: None if says_nothing else mean_over_rows(losses), **values}
+    return {LOSS: None if says_nothing else mean_loss(losses, terms), **values}
 
 
-def mean_over_rows(losses: Iterable[tuple[Tensor, int]]) -> float:
-    """The mean of batches' losses by their number of rows, over all processes."""
+def mean_loss(losses: Iterable[tuple[Tensor, int]], terms: Mapping[str, Iterable[tuple[Tensor, int]]]) -> float:
+    """The mean of batches' losses by their number of rows, over all processes.
+
+    terms: what they are made of, by task, with the rows that are labelled for it. Where some are not, each task's mean
+    is over those that are: a task without a label has no loss, not one of 0. NaN where none has any.
+    """
+    total, rows = _summed(losses)
+    by_task = [_summed(found) for found in terms.values()]
+    if all(labelled == rows for _, labelled in by_task):
+        return total / rows
+    means = [term / labelled for term, labelled in by_task if labelled]
+    return sum(means) if means else math.nan
+
+
+def _summed(losses: Iterable[tuple[Tensor, int]]) -> tuple[float, float]:
+    """Losses times their rows, and the rows, over all processes."""
     total = torch.zeros(2, dtype=torch.float64)
     for loss, rows in losses:
         total += torch.tensor([float(loss) * rows, rows], dtype=torch.float64)
@@ -91,4 +109,4 @@ def mean_over_rows(losses: Iterable[tuple[Tensor, int]]) -> float:
         shared = total.to(device)
         torch.distributed.all_reduce(shared)
         total = shared.cpu()
-    return float(total[0] / total[1])
+    return float(total[0]), float(total[1])

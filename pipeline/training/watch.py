@@ -5,8 +5,9 @@ Values stay on the device until they are logged; between two logs the host waits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -35,13 +36,15 @@ class StepResult:
     """What a step's loss function gives.
 
     loss: to descend. terms: named scalars that it is made of. output: the model's. probe: computes further scalars
-    to be watched, where a step is logged.
+    to be watched, where a step is logged. labelled: by tasks' names, whether the batch has a label of it, () bool; its
+    term counts in means only where it has.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     output: StudentOutput
     probe: Callable[[], dict[str, Tensor]] = dict
+    labelled: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 StepLoss = Callable[[nn.Module, Batch, int], StepResult]
@@ -56,6 +59,7 @@ class Watch:
         self._fabric, self._tasks, self._parts = fabric, tasks, recipe.accumulate
         self._boards = Boards(run, recipe.model_dump(mode="json"), wandb) if fabric.is_global_zero else None
         self._history: list[dict[str, Tensor]] = []
+        self._counts: list[dict[str, Tensor]] = []
         self._rows: list[Tensor] = []
         self._probed: dict[str, Tensor] = {}
         self._shown: tuple[Batch, dict[str, Tensor]] | None = None
@@ -72,6 +76,8 @@ class Watch:
     def add(self, result: StepResult, batch: Batch, *, probes: bool, shows: bool) -> None:
         """Take in one part of a step. probes, shows: whether the step ends in a log, and with pictures."""
         self._history.append({"loss": result.loss.detach(), **{k: term.detach() for k, term in result.terms.items()}})
+        always = torch.ones((), device=result.loss.device)
+        self._counts.append({name: result.labelled.get(name, always) for name in self._history[-1]})
         self._rows.append(torch.stack([batch.samples, batch.views]))
         if probes:
             self._probed = result.probe()
@@ -94,6 +100,7 @@ class Watch:
         """
         values = {**self._means(step), **self._probes(), "lr": lr}
         self._history.clear()
+        self._counts.clear()
         self._rows.clear()
         advance(0, note=f"loss {values['loss']:.4f}")
         if self._boards is None:
@@ -118,13 +125,18 @@ class Watch:
         return dict(zip(self._probed, values.mean(0).tolist(), strict=True))
 
     def _means(self, step: int) -> dict[str, float]:
-        """Means of the terms over steps and processes: the one place where the host waits for the device."""
+        """Means of the terms over steps and processes, of tasks over those with a label: the one place where the host
+        waits for the device. A task that had no label has none."""
         names = list(self._history[0])
-        own = torch.stack([torch.stack([entry[name].float() for name in names]) for entry in self._history])
-        values = gather(self._fabric, own).cpu()
+        own = [
+            torch.stack([torch.stack([entry[name].float() for name in names]) for entry in entries])
+            for entries in (self._history, self._counts)
+        ]
+        values, counts = gather(self._fabric, torch.stack(own)).cpu().unbind(1)
         if not bool(torch.isfinite(values).all()):
             raise UserError(self._not_finite(values, gather(self._fabric, torch.stack(self._rows)).cpu(), names, step))
-        return dict(zip(names, values.mean((0, 1)).tolist(), strict=True))
+        means = (values * counts).sum((0, 1)) / counts.sum((0, 1))
+        return {name: mean for name, mean in zip(names, means.tolist(), strict=True) if not math.isnan(mean)}
 
     def _not_finite(self, values: Tensor, rows: Tensor, names: list[str], step: int) -> str:
         """What to say of values (processes, entries, terms) of which one is not finite, for rows (processes, entries,

@@ -5,6 +5,7 @@
     name = "kitchens"                    # of its caches; "labelled" unless said
     size = [448, 576]                    # (H, W) of views, px; [384, 384] unless said
     images = "images/{id}.jpg"
+    labels_as = "shown"                  # or "stored": where EXIF turns an image, labels lie on its pixels so
 
     [splits]                             # lists of ids, one a line; without them, "train" is all images
     train = "lists/train.txt"
@@ -13,14 +14,15 @@
     kind = "classes"                     # classes, saliency, normals, depth, boundary
     classes = ["wall", "floor"]
     files = "semseg/{id}.png"            # a picture, or .npy
-    ignore = [0]                         # stored values that are no label
+    ignore = [0]                         # stored values that are no label; they decide alone. Unless said, 255
     offset = -1                          # added to the others (here 1, 2 are classes 0, 1)
 
     [tasks.depth]
     kind = "depth"
-    files = "depth/{id}.png"             # 16 bits
+    files = "depth/{id}.png"             # 16 bits; also float TIFF
     scale = 0.001                        # stored numbers times this are metres
-    ignore = [0]
+    ignore = [0]                         # [nan] in arrays and float TIFF
+    optional = true                      # a sample may lack the file: it then has no label of this task
     weight = 2.0                         # of its loss; unless said, that of its kind (`sak_core.tasks.KINDS`)
 
     [views]                              # changes to the published training views
@@ -33,6 +35,7 @@ boundaries are 1 where the stored value is at least `threshold` (1 unless said).
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -42,82 +45,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sak_common.names import UnknownName, unknown
 from sak_core.datasets.folder import as_text, check_root, files_below
-from sak_core.datasets.labels import (
-    check_unique,
-    normals_of,
-    read_array,
-    read_colours,
-    read_grey,
-    read_ids,
-    total_size,
-)
+from sak_core.datasets.label_files import LabelFiles
+from sak_core.datasets.labels import check_unique, read_ids, total_size
 from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.images import read_image
+from sak_core.images import read_image, read_turned
 from sak_core.interfaces.dataset import Label, Sample, check_labels
 from sak_core.labels import IGNORE
-from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task
+from sak_core.tasks import KINDS, TAKEN_NAMES, TASK_NAME, Task, check_class_names
 from sak_core.views.view import EVALUATION, STAGE2, ViewPolicy
 
 DESCRIPTION = "dataset.toml"
-
-
-@dataclass(frozen=True)
-class LabelFiles:
-    """How one task's labels are stored; the module's text says what the settings mean."""
-
-    kind: str
-    files: str
-    classes: tuple[str, ...] = ()
-    ignore: tuple[float, ...] = ()
-    offset: int = 0
-    scale: float = 1.0
-    threshold: float = 1.0
-    weight: float | None = None
-
-    def read(self, path: Path) -> Label:
-        """One label in this project's coding; raises UnreadableSample."""
-        stored = self._stored(path)
-        if self.kind == "normals":
-            if stored.ndim != 3 or stored.shape[2] != 3:
-                raise UnreadableSample(path, f"has shape {stored.shape}, normals are (h, w, 3)")
-            normals = stored.astype(np.float32) if _is_array(path) else normals_of(stored)
-            missing = np.all(np.isin(stored, self.ignore), axis=-1) if self.ignore else None
-            return normals if missing is None else _ignore(normals, missing)
-        missing = np.isin(stored, self.ignore)
-        if self.kind == "depth":
-            return _ignore(stored.astype(np.float32) * np.float32(self.scale), missing)
-        if self.kind == "classes":
-            return _ignore(self._indices(path, stored, missing), missing)
-        return _ignore((stored >= self.threshold).astype(np.uint8), missing)
-
-    def _stored(self, path: Path) -> NDArray[Any]:
-        if _is_array(path):
-            return read_array(path)
-        return read_colours(path) if self.kind == "normals" else read_grey(path)
-
-    def _indices(self, path: Path, stored: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        if stored.dtype.kind not in "ui":
-            raise UnreadableSample(path, f"is {stored.dtype}, class labels are whole numbers")
-        indices = stored.astype(np.int64) + self.offset
-        wrong = ~missing & ((indices < 0) | (indices >= len(self.classes))) & (stored != IGNORE)
-        if wrong.any():
-            raise UnreadableSample(
-                path, f"holds {stored[wrong][0]}, beyond the {len(self.classes)} classes (offset {self.offset})"
-            )
-        return np.where(stored == IGNORE, IGNORE, indices).astype(np.uint8)
-
-
-def _is_array(path: Path) -> bool:
-    return path.suffix.lower() == ".npy"
-
-
-def _ignore(label: Label, missing: NDArray[np.bool_]) -> Label:
-    label[missing] = IGNORE
-    return label
 
 
 @dataclass(frozen=True)
@@ -130,6 +70,12 @@ class Description:
     splits: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, LabelFiles] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
+    labels_as: str | None = None
+
+
+LABELS_AS = ("shown", "stored")
+"""Where labels lie of an image that EXIF turns: on the picture as people see it, or on the pixels as the file has them,
+which are then the image."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +120,24 @@ class LabelledFolder:
     @property
     def info(self) -> Mapping[str, object]:
         """How labels are coded: another coding is another store."""
+        coding = {"coding": {name: row.coding for name, row in self.description.tasks.items()}}
+        return {**coding, "labels_as": "stored"} if self.description.labels_as == "stored" else coding
+
+    @property
+    def assumes_ignored(self) -> frozenset[str]:
+        """Tasks of classes whose 255 is taken for no label, since the description says nothing of it."""
         rows = self.description.tasks.items()
-        return {"coding": {name: {f.name: _plain(getattr(row, f.name)) for f in fields(row)} for name, row in rows}}
+        return frozenset(name for name, row in rows if row.kind == "classes" and row.ignore is None)
+
+    @cached_property
+    def unlabelled(self) -> Mapping[str, Mapping[int, Path]]:
+        """The samples that have no file of an optional task, and the path where it would be."""
+        optional = [name for name, row in self.description.tasks.items() if row.optional]
+        paths = {
+            name: [self._path(self.description.tasks[name].files, i) for i in range(len(self.names))]
+            for name in optional
+        }
+        return {name: {i: p for i, p in enumerate(paths[name]) if not _is_there(p)} for name in optional}
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:
@@ -185,19 +147,81 @@ class LabelledFolder:
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
         files = self.files(index)
-        image = read_image(files["image"])
+        if self.description.labels_as == "stored":
+            image, orientation = read_image(files["image"], as_stored=True), 1
+        else:
+            image, orientation = read_turned(files["image"])
         labels: dict[str, Label] = {}
         for task in self.tasks:
-            path = files[task.name]
-            labels[task.name] = self.description.tasks[task.name].read(path)
-            check_labels(Sample(image, labels), (task,), path)
+            row = self.description.tasks[task.name]
+            if task.name not in files:
+                labels[task.name] = _no_label(task, image.shape[0], image.shape[1])
+                continue
+            labels[task.name] = _read(row, files[task.name], task.name)
+            if orientation != 1 and self.description.labels_as is None:
+                _check_turned(files[task.name], labels[task.name].shape[:2], image.shape[:2], orientation)
+            check_labels(Sample(image, labels), (task,), files[task.name])
         return Sample(image, labels)
 
     def files(self, index: int) -> dict[str, Path]:
-        """The image, and a file a task."""
-        patterns = {"image": self.description.images}
-        patterns |= {task: row.files for task, row in self.description.tasks.items()}
-        return {what: self.root / pattern.replace("{id}", self.names[index]) for what, pattern in patterns.items()}
+        """The image, and a file a task; none of an optional task where there is none."""
+        files = {"image": self._path(self.description.images, index)}
+        for task, row in self.description.tasks.items():
+            path = self._path(row.files, index)
+            if not row.optional or _is_there(path):
+                files[task] = path
+        return files
+
+    def _path(self, pattern: str, index: int) -> Path:
+        return self.root / pattern.replace("{id}", self.names[index])
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something, be it a broken link or nothing that can be read: those are faults."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _no_label(task: Task, height: int, width: int) -> Label:
+    kind = task.spec
+    return np.full(
+        (height, width, kind.label_channels) if kind.label_channels else (height, width), IGNORE, kind.label_dtype
+    )
+
+
+def _read(row: LabelFiles, path: Path, task: str) -> Label:
+    try:
+        return row.read(path)
+    except UnreadableSample as error:
+        if _is_there(path):
+            raise
+        advice = f"optional = true in [tasks.{task}] keeps samples without it"
+        raise UnreadableSample(path, f"{error.reason}; {advice}") from error
+
+
+def _check_turned(path: Path, label: tuple[int, ...], image: tuple[int, ...], orientation: int) -> None:
+    """Raise UnreadableSample where a label (h, w) of an image (h, w) that EXIF turned may lie on its pixels as stored.
+
+    A quarter turn of an image that is no square shows in the label's shape.
+    """
+    is_quarter_turn = orientation >= 5
+    if is_quarter_turn and image[0] != image[1] and label == image:
+        return
+    found = (
+        "has the shape that the image has as stored: its"
+        if label == image[::-1] != image
+        else "belongs to an image whose"
+    )
+    raise UnreadableSample(
+        path,
+        f"{found} EXIF orientation is {orientation}; say in dataset.toml whether labels lie on images as shown or on "
+        'their pixels as stored: labels_as = "shown" or labels_as = "stored"',
+    )
 
 
 def open_labelled(root: Path, split: str) -> LabelledFolder:
@@ -251,7 +275,10 @@ def read_description(path: Path) -> Description:
         splits=_table(path, "splits", told),
         tasks=tasks,
         views=_table(path, "views", told),
+        labels_as=told.get("labels_as"),
     )
+    if described.labels_as not in (None, *LABELS_AS):
+        raise DatasetError(f"{path}: labels_as {described.labels_as!r} must be one of {', '.join(LABELS_AS)}")
     try:
         ViewPolicy.from_dict({**STAGE2.to_dict(), **described.views})
     except (ValueError, TypeError) as error:
@@ -270,22 +297,29 @@ def _label_files(path: Path, name: str, table: Any) -> LabelFiles:
     if table["kind"] not in KINDS:
         raise UnknownName(f"{where}: {unknown('kind of task', str(table['kind']), KINDS)}")
     _check_pattern(path, f"tasks.{name}.files", table["files"])
-    ignore = table.get("ignore", [])
     try:
         row = LabelFiles(
-            **{
-                **table,
-                "classes": tuple(table.get("classes", ())),
-                "ignore": tuple(ignore) if isinstance(ignore, list) else (ignore,),
-            }
+            **{**table, "classes": tuple(table.get("classes", ())), "ignore": _ignored(table.get("ignore"))}
         )
         Task(name, row.kind, row.classes)
+        check_class_names(row.classes)
         row = replace(row, offset=int(row.offset), scale=float(row.scale))
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{where}: {error}") from error
     if not 0 < row.scale < math.inf:
         raise DatasetError(f"{where}: scale must be above 0, metres for each stored 1, not {row.scale}")
+    if not isinstance(row.optional, bool):
+        raise DatasetError(f"{where}: optional must be true or false, not {row.optional!r}")
     return row
+
+
+def _ignored(told: Any) -> tuple[float, ...] | None:
+    """The values of a setting `ignore`, one or a list; None where there is none. Raises TypeError."""
+    values = told if isinstance(told, list) else [] if told is None else [told]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"ignore holds {value!r}: stored values are numbers")
+    return None if told is None else tuple(values)
 
 
 def _check_pattern(path: Path, what: str, pattern: Any) -> None:
@@ -317,7 +351,3 @@ def _find_names(root: Path, pattern: str) -> tuple[str, ...]:
         raise DatasetError(f"no file below {root} fits images = {pattern!r}")
     check_unique(ids, root)
     return tuple(ids)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

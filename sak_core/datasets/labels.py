@@ -13,14 +13,20 @@ from PIL import Image
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import check_file, file_size, open_image
 
+LOSSY = ("JPEG", "JPEG2000", "MPO")
+"""Pillow's names of formats of grey pictures whose numbers are not those that were saved."""
 
-def read_grey(path: Path) -> NDArray[Any]:
-    """A PNG's stored numbers (h, w): palette indices, 8-bit grey (uint8) or 16-bit grey (uint16).
 
-    Raises UnreadableSample, also for pictures with colour channels.
+def read_grey(path: Path, *, exact: bool = False) -> NDArray[Any]:
+    """A picture's stored numbers (h, w): palette indices, grey of 8 bits (uint8) or 16 (uint16), or floats of a TIFF.
+
+    exact: whether only the numbers that were saved will do. Raises UnreadableSample, also for pictures with colour
+    channels.
     """
     with open_image(path) as image:
-        if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+        if exact and image.format in LOSSY:
+            raise UnreadableSample(path, f"is {image.format}, which changes the numbers of labels: save them as PNG")
+        if image.mode not in ("P", "L", "1", "F") and not image.mode.startswith("I"):
             raise UnreadableSample(path, f"is {image.mode}: indices or grey levels are expected")
         if image.mode == "1":
             return np.asarray(image, np.uint8)

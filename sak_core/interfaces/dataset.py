@@ -75,6 +75,20 @@ class HasFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A dataset whose coding of labels somebody described.
+
+    assumes_ignored: tasks of classes whose 255 is taken for no label, though the description does not say so.
+    unlabelled: the samples that may do without a label of a task, and do, by task: where its file would be.
+    """
+
+    @property
+    def assumes_ignored(self) -> frozenset[str]: ...
+    @property
+    def unlabelled(self) -> Mapping[str, Mapping[int, Path]]: ...
+
+
 @dataclass(frozen=True)
 class FirstSamples:
     """The first `limit` samples of another dataset, for a trial."""
@@ -133,6 +147,21 @@ class FirstSamples:
         return self.dataset.load(index)
 
 
+def sample_files(dataset: Dataset, index: int) -> Mapping[str, Path]:
+    """A sample's files by what they hold, as `HasFiles.files`; none where the dataset has no files a sample."""
+    whole = dataset.dataset if isinstance(dataset, FirstSamples) else dataset
+    return whole.files(index) if isinstance(whole, HasFiles) else {}
+
+
+def unlabelled(dataset: Dataset) -> dict[str, dict[int, Path]]:
+    """`Described.unlabelled` of any dataset; tasks that every sample has a label of are left out."""
+    whole = dataset.dataset if isinstance(dataset, FirstSamples) else dataset
+    found = whole.unlabelled if isinstance(whole, Described) else {}
+    count = len(dataset.ids)
+    here = {task: {i: path for i, path in samples.items() if i < count} for task, samples in found.items()}
+    return {task: samples for task, samples in here.items() if samples}
+
+
 def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str | Mapping[str, Path]) -> Sample:
     """`sample`, if it has exactly the tasks' labels, in their dtypes and ranges and at the image's size.
 
@@ -151,9 +180,10 @@ def check_labels(sample: Sample, tasks: Sequence[Task], where: Path | str | Mapp
         channels = task.spec.label_channels
         expected = (height, width) if channels == 0 else (height, width, channels)
         if label.shape != expected:
+            turned = " (the image's transposed)" if label.shape[:2] == (width, height) != (height, width) else ""
             raise UnreadableSample(
                 place,
-                f"label {task.name!r} has shape {label.shape}, but the image is {height}x{width} px: "
+                f"label {task.name!r} has shape {label.shape}{turned}, but the image is {height}x{width} px: "
                 f"expected {expected}",
             )
         if label.dtype != task.spec.label_dtype:

@@ -7,7 +7,7 @@ A `Task` is a name, a kind and (for classes) class names; everything else follow
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,12 @@ class Task:
         return len(self.classes) if fixed is None else fixed
 
     @property
+    def class_keys(self) -> tuple[str, ...]:
+        """The class names, numbered where one comes twice: a table by name loses none of them."""
+        count = self.classes.count
+        return tuple(name if count(name) == 1 else f"{name} (class {i})" for i, name in enumerate(self.classes))
+
+    @property
     def score(self) -> str:
         """Name of the primary score."""
         return self.spec.score
@@ -124,6 +130,18 @@ class Task:
     def from_dict(value: dict[str, Any]) -> Task:
         """The task that `to_dict` described."""
         return Task(**{**value, "classes": tuple(value.get("classes", ()))})
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """Raise ValueError where a name stands twice, or alone: a network has nothing to tell one class from."""
+    for name in classes:
+        if classes.count(name) > 1:
+            raise ValueError(f"class {name!r} comes twice: each class needs a name of its own")
+    if len(classes) == 1:
+        raise ValueError(
+            f"{classes[0]!r} is the only class, so there is nothing to tell it from: list what else there is, such as "
+            'the background, or take kind = "saliency"'
+        )
 
 
 def published_weight(name: str) -> float:

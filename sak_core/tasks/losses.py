@@ -79,6 +79,11 @@ def depth_l1(output: Tensor, label: Tensor, over_ranks: OverRanks | None = None)
     return torch.where(valid, difference, 0).sum() / _count(valid, over_ranks)
 
 
+def labelled_rows(label: Tensor) -> Tensor:
+    """Which images of a batch's labels (B, H, W) or (B, H, W, 3) have a valid pixel, (B,) bool."""
+    return (label != IGNORE).flatten(1).any(1)
+
+
 def _full(output: Tensor) -> Tensor:
     """At least float32: sums over a batch's pixels overflow half precision."""
     return output if output.dtype == torch.float64 else output.float()

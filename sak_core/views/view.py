@@ -76,6 +76,13 @@ class View:
             "colour": np.array(self.colour, np.float32),
         }
 
+    @staticmethod
+    def from_arrays(box: NDArray[Any], flip: NDArray[Any] | int, colour: NDArray[Any]) -> View:
+        """The view that `to_arrays` described."""
+        top, left, height, width = (float(value) for value in np.asarray(box, np.float32))
+        change = ColourChange(*(float(value) for value in np.asarray(colour, np.float32)))
+        return View((top, left, height, width), bool(flip), change)
+
 
 def draw_view(
     policy: ViewPolicy,
