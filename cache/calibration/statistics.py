@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.codecs import Sample, Target, get_codec
-from cache.codecs.fidelity import Fidelity, FidelityMeter
+from cache.codecs.fidelity import Fidelity, FidelityMeter, standardized, token_cosines
 from cache.draws import CALIBRATION, raw_draws
 from cache.errors import BadInput, CacheError
 from cache.format.groups import PREDICTOR, fit_predictor
@@ -143,7 +143,8 @@ class Calibrator:
         """What `TeacherWriter.write_calibration` takes, ``level_<i>/<name>`` -> array.
 
         ``mean``, ``std``, ``min``, ``max`` float32 (C,); ``covariance`` float64 (C, C), over all tokens;
-        ``fidelity`` float64 (4,), see `Fidelity`; and what the level's codec needs (`Codec.fit`).
+        ``fidelity`` float64 (4,), see `Fidelity`; ``error`` float32 (C,), the channels' mean squared errors on the
+        measured rows; and what the level's codec needs (`Codec.fit`).
 
         Raises:
             CacheError: a codec misses its promise on the measured rows.
@@ -162,14 +163,17 @@ class Calibrator:
             )
             lower = None if level.predicts_from is None else decoded[level.predicts_from]
             cosine = level.fidelity or get_codec(level.codec).promised_cosine
-            target = Target(cosine, standard_errors=STANDARD_ERRORS)
+            variance = np.diag(tokens.covariance) if level.standardized else None
+            target = Target(cosine, standard_errors=STANDARD_ERRORS, variance=variance)
             done = fit_level(level, tokens, target, arrays, lower)
             decoded[level.level] = done
             meter = FidelityMeter(tokens.mean)
             meter.update(tokens.held_out, done.held_out)
             fidelity = meter.compute()
             _check_promise(level, fidelity, target)
-            tables = {**done.tables, "fidelity": fidelity.to_array()}
+            if variance is not None:
+                _check_standardized(level, tokens, done.held_out, target)
+            tables = {**done.tables, "fidelity": fidelity.to_array(), "error": meter.channel_error().astype(np.float32)}
             arrays.update({f"{level.array}/{name}": array for name, array in tables.items()})
         return arrays
 
@@ -296,4 +300,17 @@ def _check_promise(level: LevelSpec, fidelity: Fidelity, target: Target) -> None
             f"level {level.level}: {level.codec} promises a token cosine of {promised}, held-out calibration rows "
             f"reach {reached:.6f} (plain {fidelity.cosine:.6f}, centred {fidelity.centred_cosine:.6f}); "
             "use a codec with more bits"
+        )
+
+
+def _check_standardized(level: LevelSpec, sample: Sample, decoded: Array, target: Target) -> None:
+    """As `_check_promise`, of standardized channels."""
+    assert target.variance is not None
+    true, back = (standardized(tokens - sample.mean, target.variance) for tokens in (sample.held_out, decoded))
+    reached = float(token_cosines(true, back).mean())
+    if reached < target.cosine:
+        raise CacheError(
+            f"level {level.level}: {level.codec} promises a token cosine of {target.cosine}, of standardized channels "
+            f"held-out calibration rows reach {reached:.6f}; use a codec with more bits, or promise it of features as "
+            "they are alone"
         )

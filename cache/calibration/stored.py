@@ -75,7 +75,7 @@ def remade_files(
     """Those of a calibration's `files`, made anew, that are damaged where they lie; none where nothing is.
 
     Damaged ones must come out as they were committed, and all of them where none is damaged. Ones that are intact
-    need not: another version may come to other steps from the same statistics.
+    need not: another version may come to other steps from the same statistics, or measure more.
 
     Args:
         committed: path below the store -> what the manifest recorded.
@@ -84,7 +84,7 @@ def remade_files(
         CalibrationDiffers: one does not; says what may have changed.
     """
     damaged = {name for name, digest in committed.items() if _digest(place, name) != digest}
-    for name in sorted(damaged or {*committed, *files}):
+    for name in sorted(damaged or committed):
         if name not in files or digest_of(files[name]) != committed.get(name):
             raise CalibrationDiffers(teacher, name)
     return {name: files[name] for name in sorted(damaged)}

@@ -72,11 +72,14 @@ class Target:
         centred: whether the cosine with the channel mean removed must reach it too.
         standard_errors: how far above it a mean over held-out maps must lie, in standard errors of that mean: what
             just reaches it on some maps falls short on every other choice of them.
+        variance: float64 (C,), of the features' channels: the cosine with these standardized, see
+            `cache.codecs.fidelity`, must reach it, too; None: it need not.
     """
 
     cosine: float
     centred: bool = True
     standard_errors: float = 0.0
+    variance: Array | None = None
 
 
 class Codec(ABC):

@@ -16,6 +16,39 @@ Array = npt.NDArray[Any]
 
 _CONSTANT = 1e-10
 
+LARGEST_NOISE = 0.1
+"""Variance of the coding error that a channel may have when it is scaled to variance 1."""
+
+
+def is_near_dead(variance: Array, error: Array) -> npt.NDArray[np.bool_]:
+    """bool (C,): channels of which coding leaves little, from their variance and mean squared coding error, (C,)."""
+    return np.asarray((LARGEST_NOISE * variance < error) | (variance <= 0))
+
+
+def deviations(variance: Array, error: Array) -> Float64:
+    """float64 (C,): what channels are divided by to be standardized where their features are decoded ones.
+
+    That is their standard deviation. Near-dead ones would become noise as loud as other channels' features. They get a
+    floor that rises with what coding does to them: their noise is at most `LARGEST_NOISE`, and falls with their
+    variance. A constant one gets infinity.
+    """
+    spread, floor = _spread(variance), np.asarray(error, np.float64) / LARGEST_NOISE
+    risen = np.divide(floor, spread, out=np.full_like(floor, np.inf), where=spread > 0)
+    divisors: Float64 = np.where(is_near_dead(variance, error), risen, spread)
+    return divisors
+
+
+def standardized(centred: Array, variance: Array) -> Float64:
+    """Tokens (n, C) less their mean, every channel scaled to variance 1; constant ones give 0."""
+    spread = _spread(variance)
+    scaled: Float64 = centred / np.where(spread > 0, spread, np.inf)
+    return scaled
+
+
+def _spread(variance: Array) -> Float64:
+    spread: Float64 = np.sqrt(np.asarray(variance, np.float64).clip(min=0))
+    return spread
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -43,7 +76,7 @@ class Fidelity:
         return cls(*(float(value) for value in values))
 
 
-def _cosines(left: Float64, right: Float64) -> Float64:
+def token_cosines(left: Float64, right: Float64) -> Float64:
     """cos of rows (n, C) -> (n,); 1 where the left one is zero, 0 where only the right one is."""
     left_norm, right_norm = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
     product = left_norm * right_norm
@@ -71,13 +104,13 @@ class FidelityMeter:
         left = true.reshape(-1, len(self._mean)).astype(np.float64)
         right = decoded.reshape(-1, len(self._mean)).astype(np.float64)
         self._num_tokens += len(left)
-        self._cosine += float(_cosines(left, right).sum())
+        self._cosine += float(token_cosines(left, right).sum())
         self._error += np.square(left - right).sum(0)
         # A token that is the mean to within rounding has no direction left to compare.
         is_mean = np.linalg.norm(left - self._mean, axis=1) <= 1e-6 * np.linalg.norm(left, axis=1)
         left -= self._mean
         right -= self._mean
-        self._centred += float(np.where(is_mean, 1.0, _cosines(left, right)).sum())
+        self._centred += float(np.where(is_mean, 1.0, token_cosines(left, right)).sum())
         self._sum += left.sum(0)
         self._square += np.square(left).sum(0)
 
@@ -89,6 +122,10 @@ class FidelityMeter:
         self._error += other._error
         self._sum += other._sum
         self._square += other._square
+
+    def channel_error(self) -> Float64:
+        """float64 (C,): mean squared error; at least one token must have been added."""
+        return self._error / self._num_tokens
 
     def compute(self) -> Fidelity:
         """The figures over all that was added; at least one token must have been."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from cache.codecs.base import Array, Codec, Encoded, Float32, Sample, Target
 from cache.codecs.coders import get_coder
+from cache.codecs.fidelity import standardized
 from cache.codecs.grid import cosines, frequency_order, from_frequencies, to_frequencies
 from cache.errors import CacheError
 
@@ -199,7 +200,8 @@ class Trial:
             )
         features = sample.held_out if sample.predicted is None else sample.held_out + sample.predicted
         features_mean = offset if sample.features_mean is None else sample.features_mean.astype(np.float32)
-        self._true = [features @ basis.T, (features - features_mean) @ basis.T][: 1 + target.centred]
+        self._centred = features - features_mean
+        self._true = [features @ basis.T, self._centred @ basis.T][: 1 + target.centred]
         self._lengths = [np.linalg.norm(vector, axis=1) for vector in self._true]
 
     def is_reached(self, decoded: Float32) -> bool:
@@ -209,16 +211,26 @@ class Trial:
         if self._grid:
             error = from_frequencies(error, *self._grid)
         for vector, length in zip(self._true, self._lengths, strict=True):
-            whole = vector + error
-            product = length * np.linalg.norm(whole, axis=1)
-            cosine = np.einsum("nc,nc->n", vector, whole) / np.maximum(product, 1e-30)
             # A token that is the mean has no direction that could be lost.
-            kept = np.where(length <= 1e-6 * self._lengths[0], 1, cosine).reshape(-1, self._cells)
-            maps = kept.mean(1, dtype=np.float64)
-            error_of_mean = maps.std(ddof=1) / math.sqrt(len(maps)) if len(maps) > 1 else 0
-            if maps.mean() < self._target.cosine + self._target.standard_errors * error_of_mean + _COSINE_MARGIN:
+            if not self._is_enough(vector, length, error, length <= 1e-6 * self._lengths[0]):
                 return False
-        return True
+        return self._target.variance is None or self._is_enough_standardized(error, self._target.variance)
+
+    def _is_enough_standardized(self, error: Float32, variance: Array) -> bool:
+        """As for the others, of standardized channels."""
+        vector, scaled_error = (standardized(v, variance) for v in (self._centred, error @ self.tables["basis"]))
+        is_mean = np.linalg.norm(self._centred, axis=1) <= 1e-6 * self._lengths[0]
+        return self._is_enough(vector, np.linalg.norm(vector, axis=1), scaled_error, is_mean)
+
+    def _is_enough(self, vector: Array, length: Array, error: Array, is_mean: Array) -> bool:
+        """Whether vectors (m, C) of these lengths (m,) come back near enough with the errors (m, C)."""
+        whole = vector + error
+        product = length * np.linalg.norm(whole, axis=1)
+        cosine = np.einsum("nc,nc->n", vector, whole) / np.maximum(product, 1e-30)
+        maps = np.where(is_mean, 1, cosine).reshape(-1, self._cells).mean(1, dtype=np.float64)
+        error_of_mean = maps.std(ddof=1) / math.sqrt(len(maps)) if len(maps) > 1 else 0
+        least = self._target.cosine + self._target.standard_errors * error_of_mean + _COSINE_MARGIN
+        return bool(maps.mean() >= least)
 
 
 def least_squares(values: Array, true: Array) -> Float32:

@@ -156,6 +156,7 @@ class LevelSpec:
         prefix: true for the level's class and register tokens, kept beside its map; ``grid`` is then (1, P).
         fidelity: token cosine that is promised, plain and centred; None for what the codec promises by itself.
         predicts_from: number of the lower level whose decoded features this one is coded against, or None.
+        standardized: whether the cosine is promised of standardized channels, too (see `cache.codecs.fidelity`).
     """
 
     level: int
@@ -165,6 +166,7 @@ class LevelSpec:
     prefix: bool = False
     fidelity: float | None = None
     predicts_from: int | None = None
+    standardized: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(int(side) for side in self.grid))
@@ -184,6 +186,7 @@ class LevelSpec:
         plain |= {"prefix": True} if self.prefix else {}
         plain |= {} if self.fidelity is None else {"fidelity": self.fidelity}
         plain |= {} if self.predicts_from is None else {"predicts_from": self.predicts_from}
+        plain |= {"standardized": True} if self.standardized else {}
         return plain
 
 

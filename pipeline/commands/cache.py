@@ -27,6 +27,11 @@ _OPTIONS = (
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Token cosine that is promised, plain and with the mean removed; klt finds the fewest bits (0.995).",
     ),
+    click.option(
+        "--standardized",
+        is_flag=True,
+        help='Promise it of standardized channels, too: for recipes with balance = "standardize".',
+    ),
     click.option("--together", is_flag=True, help="Code each level against the one below: fewer bits, read as one."),
     click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
     click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),

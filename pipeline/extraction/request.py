@@ -15,6 +15,7 @@ class TeacherOptions:
     Attributes:
         codec: a name of cache.codecs.CODECS.
         fidelity: token cosine that is promised, in (0, 1); klt then finds the fewest bits.
+        standardized: the fidelity is promised of standardized channels, too.
         together: code each level against the one below. prefix: class and register tokens, too.
         levels: block numbers; four evenly spaced when None.
         grid: (h, w) cells, area-averaged; the teacher's own when None.
@@ -24,6 +25,7 @@ class TeacherOptions:
 
     codec: str = "fp16"
     fidelity: float | None = None
+    standardized: bool = False
     together: bool = False
     levels: tuple[int, ...] | None = None
     prefix: bool = False

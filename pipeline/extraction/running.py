@@ -138,7 +138,14 @@ def level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, .
     """The levels that a run of `teacher` stores, maps first, then prefix tokens where it gives them."""
     levels = list(enumerate(zip(teacher.spec.level_grids(), teacher.spec.widths, strict=True)))
     maps = [
-        LevelSpec(level, request.grid or grid, width, request.codec, fidelity=request.fidelity)
+        LevelSpec(
+            level,
+            request.grid or grid,
+            width,
+            request.codec,
+            fidelity=request.fidelity,
+            standardized=request.standardized,
+        )
         for level, (grid, width) in levels
     ]
     if request.together:
@@ -162,6 +169,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "grid": list(request.grid) if request.grid else "native",
         "codec": request.codec,
         **({} if request.fidelity is None else {"fidelity": request.fidelity}),
+        **({"standardized": True} if request.standardized else {}),
         **({"together": True} if request.together else {}),
         **({"prefix": True if teacher.has_class_token else REGISTERS} if request.prefix and teacher.num_prefix else {}),
         "precision": request.precision,
@@ -187,6 +195,7 @@ def request_of(
         teacher["name"],
         codec=provenance["codec"],
         fidelity=provenance.get("fidelity"),
+        standardized=provenance.get("standardized", False),
         together=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
         prefix=bool(provenance.get("prefix", False)),

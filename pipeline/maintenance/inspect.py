@@ -163,6 +163,8 @@ def _level_line(level: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
         )
     if "fidelity" in level:
         line += f"; {level['fidelity']} promised"
+    if "standardized" in level:
+        line += ", of standardized channels, too"
     if teacher["grid_transforms"].get(name) == "dct":
         line += "; cosine transform over the grid"
     if "predicts_from" in level:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cache.codecs.fidelity import LARGEST_NOISE, Fidelity, deviations, is_near_dead
+from cache.format.spec import LevelSpec
 from cache.loading.batch import Batch
 from cache.store import Store
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.training.class_tokens import check_class_tokens, class_token_statistics
@@ -19,6 +24,8 @@ from sak_core.losses.step import distillation_loss
 from sak_core.noise import NoiseSource
 from sak_core.student.network import StudentOutput
 from sak_core.tasks.losses import OverRanks
+
+Array = npt.NDArray[Any]
 
 
 class Targets:
@@ -44,7 +51,7 @@ class Targets:
             self.level_weights[name] = (*maps, *class_weights[name])
         balances = recipe.balance != "none"
         where = f"{recipe.balance} on {store.name}"
-        of_maps = {name: channel_statistics(store, name) for name in teachers if balances}
+        of_maps = {name: channel_statistics(store, name, recipe.balance) for name in teachers if balances}
         self.balance = _balance(recipe.balance, of_maps, f"balance {where}")
         of_tokens = {name: class_token_statistics(store, name) for name in self.class_tokens if balances}
         self.class_balance = _balance(recipe.balance, of_tokens, f"balance {where}, class tokens")
@@ -92,17 +99,42 @@ class Targets:
         return found
 
 
-def channel_statistics(store: Store, teacher: str) -> list[ChannelStatistics]:
-    """Mean and covariance of a cached teacher's channels, one a level, as its calibration measured them."""
+def channel_statistics(store: Store, teacher: str, balance: str) -> list[ChannelStatistics]:
+    """Statistics of a cached teacher's channels, one a level, as its calibration measured them for a `balance`.
+
+    Raises `UserError` where channels are to be standardized of which some are near-dead and none knows which.
+    """
     arrays = store.calibration(teacher)
     if arrays is None:
         raise UserError(f"{store.name}: teacher {teacher} is not calibrated; run `sak cache` again to finish it")
-    return [
-        ChannelStatistics(
-            torch.from_numpy(arrays[f"{level.array}/mean"]), torch.from_numpy(arrays[f"{level.array}/covariance"])
+    statistics = []
+    for level in store.teacher(teacher).maps:
+        mean, covariance = (torch.from_numpy(arrays[f"{level.array}/{name}"]) for name in ("mean", "covariance"))
+        divided = _deviations(store, teacher, level, arrays) if balance == "standardize" else None
+        statistics.append(ChannelStatistics(mean, covariance, divided))
+    return statistics
+
+
+def _deviations(store: Store, teacher: str, level: LevelSpec, calibration: Mapping[str, Array]) -> Tensor | None:
+    """What standardizing divides channels by, (C,), said where some are near-dead; None: their standard deviations."""
+    name = f"{teacher} level {level.level}"
+    if f"{level.array}/error" not in calibration:
+        worst = Fidelity.from_array(calibration[f"{level.array}/fidelity"]).relative_mse_worst
+        if worst <= LARGEST_NOISE:
+            return None
+        raise UserError(
+            f"balance standardize on {store.name}: the coding error of a channel of {name} is {worst:.2g} times its "
+            "variance, and this store is from before it was kept which channel's: it would become a target of noise. "
+            f"Use balance = 'phi-s' or 'none', or `sak drop` {teacher} and cache it again"
         )
-        for level in store.teacher(teacher).maps
-    ]
+    variance, error = calibration[f"{level.array}/covariance"].diagonal(), calibration[f"{level.array}/error"]
+    if count := int(is_near_dead(variance, error).sum()):
+        advice = "" if level.standardized else "; `sak cache --standardized` would keep more of them"
+        say(
+            f"balance standardize: {count} of {level.width} channels of {name} are near-dead, coding costs them more "
+            f"than {LARGEST_NOISE:.0%} of their variance: they are scaled down to what is left of them{advice}"
+        )
+    return torch.from_numpy(deviations(variance, error))
 
 
 def _balance(kind: str, statistics: Mapping[str, Sequence[ChannelStatistics]], where: str) -> Balance:

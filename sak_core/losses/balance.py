@@ -18,10 +18,15 @@ from sak_core.losses.hadamard import hadamard
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Statistics of one teacher's level over tokens: mean (C,) and covariance (C, C)."""
+    """Statistics of one teacher's level over tokens: mean (C,) and covariance (C, C).
+
+    `deviation` (C,) is what channels are divided by to be standardized, where that is not their standard deviation:
+    greater where a channel is mostly noise, infinite where there is nothing but noise.
+    """
 
     mean: Tensor
     covariance: Tensor
+    deviation: Tensor | None = None
 
     def __post_init__(self) -> None:
         width = len(self.mean)
@@ -58,11 +63,17 @@ def _scaled(tokens: Tensor, scale: Tensor) -> Tensor:
 
 
 def standardize(statistics: ChannelStatistics) -> AffineBalance:
-    """Every channel to mean 0 and variance 1. Raises ValueError where a channel is constant, naming it."""
-    deviation = statistics.covariance.double().diagonal().sqrt()
+    """Every channel to mean 0 and variance 1, or to less where `ChannelStatistics.deviation` says so.
+
+    Raises ValueError where a channel is constant, naming it.
+    """
+    deviation = statistics.deviation
+    if deviation is None:
+        deviation = statistics.covariance.double().diagonal().sqrt()
     if constant := torch.nonzero(~(deviation > 0)).flatten().tolist():
         raise ValueError(f"channels {constant[:8]} are constant and cannot be standardised")
-    return AffineBalance(statistics.mean, 1 / deviation, deviation)
+    # of a channel that is nothing but noise the mean is all that there is to estimate
+    return AffineBalance(statistics.mean, 1 / deviation, deviation.where(deviation.isfinite(), 0.0))
 
 
 def phi_s(statistics: ChannelStatistics) -> AffineBalance:
