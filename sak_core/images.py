@@ -21,6 +21,9 @@ MAX_PIXELS = 178_956_970
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 """Of the images that folders are searched for, lower case."""
 
+OTHER_EXTENSIONS = (".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2")
+"""Of images that are not searched for: people are told that such are there."""
+
 
 def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
     """Decode a picture.

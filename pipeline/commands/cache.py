@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, JSON, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, numbers, show
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _OPTIONS = (
     click.option("--dataset", default="rooms", show_default=True),
     click.option("--split", default="train", show_default=True),
     click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one."),
+    IMAGES,
     click.option("--size", help="S or HxW in px; the data set's own when absent."),
     click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views."),
@@ -85,6 +86,7 @@ def cache_request(options: Mapping[str, Any]) -> CacheRequest:
         options["root"],
         options["limit"],
         options["seed"],
+        options["images"],
     )
     asked = TeacherOptions(
         codec=options["codec"],
