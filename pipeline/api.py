@@ -89,6 +89,7 @@ def cache_request(
     views: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    images: str | None = None,
     out: Path | str = "features",
     grid: str | tuple[int, int] | None = None,
     decoders: int | None = None,
@@ -113,7 +114,7 @@ def cache_request(
         raise UserError("--weights FILE goes with exactly one teacher")
     if scheduler and workers:
         raise UserError("--scheduler uses the workers that are there; leave --workers out")
-    source = DatasetRequest(dataset, split, _size(size), Path(root).expanduser() if root else None, limit, seed)
+    source = DatasetRequest(dataset, split, _size(size), Path(root).expanduser() if root else None, limit, seed, images)
     return CacheRequest(
         source,
         names,
@@ -134,9 +135,10 @@ def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **
     Args:
         teachers: names, as `sak teachers` lists them; none prepares pixels and labels alone.
         dataset, split: such as "folder", "train".
-        options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, out (folder or
-            address of the caches), grid ("hxw"), decoders, strict, scheduler, workers; and those of
-            `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels, weights, device, ...
+        options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, images (which of a
+            sample's images is the input), out (folder or address of the caches), grid ("hxw"), decoders, strict,
+            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels,
+            weights, device, ...
 
     Raises:
         SakError: what is asked cannot be, or what it needs is missing.

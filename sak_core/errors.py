@@ -11,6 +11,10 @@ class DatasetError(SakError):
     """A dataset cannot be opened: wrong folder, missing list, unknown split. The message says what to do."""
 
 
+class NoSuchSplit(DatasetError):
+    """A data set that is otherwise in order has no such split."""
+
+
 class UnreadableSample(Exception):
     """One sample cannot be read; the run can go on without it.
 

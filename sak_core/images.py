@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sak_core.errors import UnreadableSample
+from sak_core.png import SIGNATURE, pixels_alone
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused before they are decoded, as Pillow does: a small file can unpack to many gigabytes."""
@@ -21,51 +23,46 @@ MAX_PIXELS = 178_956_970
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 """Of the images that folders are searched for, lower case."""
 
+OTHER_EXTENSIONS = (".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2")
+"""Of images that are not searched for: people are told that such are there."""
+
 
 def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
     """Decode a picture.
 
-    EXIF rotation is applied, unless `as_stored`: where labels lie on the pixels as the file has them. Grey, palette,
-    CMYK and the like become RGB; 16-bit grey is scaled by 1/257; transparent pixels are laid over white; of
-    animations the first frame is taken.
+    EXIF rotation is applied, as far as metadata are whole, unless `as_stored`: where labels lie on the pixels as the
+    file has them. Grey, palette, CMYK and the like become RGB; 16-bit grey is scaled by 1/257; transparent pixels
+    are laid over white; of animations the first frame is taken.
 
     Returns:
         (h, w, 3) uint8 RGB.
 
     Raises:
-        UnreadableSample: no such file, not a regular file, empty, no image, truncated, too large, or without
-        a
+        UnreadableSample: no such file, not a regular file, empty, no image, truncated, too large, or without a
             defined range (floats, 32-bit integers beyond 16 bits).
     """
     with open_image(path) as image:
-        return _decode(path, image if as_stored else ImageOps.exif_transpose(image))
+        return _decode(path, image if as_stored else _upright(image))
 
 
 def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
     """`read_image`, upright, and the EXIF orientation (1..8) that it was turned by; 1 where it was not."""
     with open_image(path) as image:
-        return _decode(path, ImageOps.exif_transpose(image)), _orientation(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        told = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # what cannot be read has turned nothing
-        return 1
-    return told if told in range(1, 9) else 1
+        turned = _orientation(image)
+        return _decode(path, _upright(image)), turned if isinstance(turned, int) and turned in _TURNS else 1
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
     """`read_image` of a file's content; `where` names it in errors."""
     if not content:
         raise UnreadableSample(where, "is empty (0 bytes)")
-    with _opened(io.BytesIO(content), where) as image:
-        return _decode(where, ImageOps.exif_transpose(image))
+    with _opened(content, where) as image:
+        return _decode(where, _upright(image))
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     """A picture in memory as `read_image` gives its file: upright, (h, w, 3) uint8 RGB. Raises UnreadableSample."""
-    return _decode("the image", ImageOps.exif_transpose(image))
+    return _decode("the image", _upright(image))
 
 
 @contextmanager
@@ -77,14 +74,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _opened(source: Path | io.BytesIO, where: Path | str) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, where: Path | str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
+            with _loaded_whole(source) as image:
                 yield image
     except (UnreadableSample, MemoryError):
         raise
@@ -94,6 +88,66 @@ def _opened(source: Path | io.BytesIO, where: Path | str) -> Iterator[Image.Imag
         raise UnreadableSample(where, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
         raise UnreadableSample(where, f"is damaged: {str(error) or type(error).__name__}") from error
+
+
+def _loaded_whole(source: Path | bytes) -> Image.Image:
+    """A picture with its pixels; of a PNG they alone, where other chunks keep Pillow from them."""
+    try:
+        return _loaded(source)
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if not content.startswith(SIGNATURE):
+            raise
+        return _loaded(pixels_alone(content))
+
+
+def _loaded(source: Path | bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    try:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture of an EXIF orientation is turned to be upright."""
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As `PIL.ImageOps.exif_transpose`, but metadata that cannot be read are passed over."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))  # of any type, in odd files
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    """EXIF's, 1 to 8 where it is in order, else XMP's, else None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of blocks that are cut; they name no picture
+            found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a broken block raises SyntaxError, ValueError, struct.error and more
+        found = None
+    if found is None:  # Pillow looks into XMP itself, unless EXIF has failed
+        text = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        match = _XMP_ORIENTATION.search(text.encode() if isinstance(text, str) else text)
+        found = match and int(match[1])
+    return found
 
 
 def check_file(path: Path) -> int:

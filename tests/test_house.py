@@ -25,7 +25,7 @@ BELOW = {
 ORDER = {
     "cache": "errors faults draws < codecs places < format < calibration < reading < store "
     "< writing loading < maintenance",
-    "sak_core": "errors labels noise < images < boundary < metrics < tasks < views < interfaces < weights "
+    "sak_core": "errors labels noise png < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
     "pipeline": "errors interrupts machine advice < console < pictures < recipes < runs < data boundary_scores "
     "< extraction < training < studies miniature < maintenance export prediction < demo api "

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, JSON, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, numbers, show
 
 _OPTIONS = (
     click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels."),
     click.option("--dataset", default="rooms", show_default=True),
     click.option("--split", default="train", show_default=True),
     click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one."),
+    IMAGES,
     click.option("--size", help="S or HxW in px; the data set's own when absent."),
     click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views."),

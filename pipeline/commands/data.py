@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, show
+from pipeline.commands.options import IMAGES, JSON, show
 
 
 @click.group()
@@ -19,18 +19,20 @@ def data() -> None:
 @click.argument("dataset", default="rooms")
 @click.option("--split", default="train", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path))
+@IMAGES
 @click.option("--count", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
-def preview(dataset: str, split: str, root: Path | None, count: int, out: Path) -> None:
+def preview(dataset: str, split: str, root: Path | None, images: str | None, count: int, out: Path) -> None:
     """Draw a sheet of samples with every label beside them."""
     from pipeline.data.sheet import preview_sheet
 
-    print(preview_sheet(dataset, split, root, count, out))
+    print(preview_sheet(dataset, split, root, count, out, images))
 
 
 @data.command()
 @click.argument("dataset", metavar="NAME_OR_DIR")
 @click.option("--root", type=click.Path(path_type=Path), help="The data set's folder, where NAME_OR_DIR is a name.")
+@IMAGES
 @click.option("--split", "splits", multiple=True, help="Only this split (repeatable); all of them when absent.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N samples of each split.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=Path("data-check.png"), show_default=True)
@@ -39,6 +41,7 @@ def preview(dataset: str, split: str, root: Path | None, count: int, out: Path) 
 def check(
     dataset: str,
     root: Path | None,
+    images: str | None,
     splits: tuple[str, ...],
     limit: int | None,
     sheet: Path,
@@ -52,7 +55,7 @@ def check(
     """
     from pipeline.data.check import check_dataset, check_text
 
-    report = check_dataset(dataset, root, splits, limit, sheet, workers)
+    report = check_dataset(dataset, root, splits, limit, sheet, workers, images)
     show(report, as_json, check_text)
     if report["problems"]:
         sys.exit(1)

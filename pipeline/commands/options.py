@@ -54,6 +54,10 @@ DEVICES = click.option(
     "--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes: a GPU each, or CPU cores."
 )
 WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
+IMAGES = click.option(
+    "--images",
+    help="Which of a sample's images is the input: endings in tars (jpg; rgb.png,rgb.jpg; all), a column in tables.",
+)
 CODE = click.option(
     "--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run."
 )

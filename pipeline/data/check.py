@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from sak_common.names import UnknownName, unknown
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.datasets.folder import files_below
 from sak_core.datasets.recognise import nearby, recognise
-from sak_core.errors import DatasetError
-from sak_core.images import EXTENSIONS
-from sak_core.interfaces.dataset import Dataset, Described
+from sak_core.errors import DatasetError, NoSuchSplit
+from sak_core.images import EXTENSIONS, OTHER_EXTENSIONS
+from sak_core.interfaces.dataset import Dataset, Described, LeavesImages
 from sak_core.labels import FARTHEST_M
 from sak_core.tasks import Task
 
@@ -54,6 +54,7 @@ def check_dataset(
     limit: int | None = None,
     sheet: Path | None = None,
     workers: int | None = None,
+    images: str | None = None,
 ) -> dict[str, Any]:
     """Read every sample of a data set, JSON-able; "problems" is empty where all is well.
 
@@ -61,6 +62,7 @@ def check_dataset(
         name: a key of `DATASETS`, or a folder, whose kind is then recognised.
         splits: those to check; all that there are when empty. limit: the first so many samples a split.
         sheet: where the contact sheet goes. workers: processes; all cores when None, none for 0 or 1.
+        images: which of a sample's images is the input, see `open_dataset`.
 
     Raises DatasetError or UnknownName where no split can be opened at all.
     """
@@ -70,7 +72,7 @@ def check_dataset(
         root = Path(name)
         name = recognise(root)
         say(f"{root}: read as {name}")
-    opened, problems = _open_splits(name, root, splits)
+    opened, problems = _open_splits(name, root, splits, images)
     report: dict[str, Any] = {"dataset": name, "root": str(root) if root else None, "splits": {}}
     rows = []
     for split, dataset in opened.items():
@@ -82,7 +84,7 @@ def check_dataset(
         good = [i for i, sample in enumerate(seen) if not sample.problems]
         rows += sheet_rows(dataset, good, max(1, SHEET_ROWS // len(opened)))
     report["problems"] = [vars(problem) for problem in problems]
-    report["left_alone"] = left_alone(root) if name == "folder" and root is not None else {}
+    report["left_alone"] = left_alone(root) if name == "folder" and root is not None else _left(opened.values())
     report["sheet"] = None
     if sheet and rows:
         tasks = next(dataset.tasks for dataset in opened.values())
@@ -90,7 +92,9 @@ def check_dataset(
     return report
 
 
-def _open_splits(name: str, root: Path | None, asked: Sequence[str]) -> tuple[dict[str, Dataset], list[Problem]]:
+def _open_splits(
+    name: str, root: Path | None, asked: Sequence[str], images: str | None
+) -> tuple[dict[str, Dataset], list[Problem]]:
     """The splits that open, and what keeps the others from it."""
     row = DATASETS[name]
     splits = tuple(asked) or row.splits or _described_splits(root)
@@ -99,11 +103,11 @@ def _open_splits(name: str, root: Path | None, asked: Sequence[str]) -> tuple[di
     errors: list[DatasetError] = []
     for split in splits:
         try:
-            dataset = open_dataset(name, split, root=root)
+            dataset = open_dataset(name, split, root=root, images=images)
         except DatasetError as error:
             errors.append(error)
             # of an unlabelled data set, a split that is not there is none
-            if asked or row.needs_all_splits:
+            if asked or row.needs_all_splits or not isinstance(error, NoSuchSplit):
                 problems.append(Problem(split, "", str(root), str(error)))
             continue
         if not asked and any(_are_the_same(dataset, other) for other in opened.values()):
@@ -115,14 +119,18 @@ def _open_splits(name: str, root: Path | None, asked: Sequence[str]) -> tuple[di
     return opened, problems
 
 
-OTHER_IMAGES = (".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2")
-"""Endings of images that a folder's data set does not take."""
-
-
 def left_alone(root: Path) -> dict[str, int]:
     """How many images of other formats lie in a folder of images, by ending: people expect them to be read."""
     endings = Counter(Path(path).suffix.lower() for path in files_below(root))
-    return {ending: endings[ending] for ending in OTHER_IMAGES if endings[ending]}
+    return {ending: endings[ending] for ending in OTHER_EXTENSIONS if endings[ending]}
+
+
+def _left(opened: Iterable[Dataset]) -> dict[str, int]:
+    counts = Counter[str]()
+    for dataset in opened:
+        if isinstance(dataset, LeavesImages):
+            counts.update(dataset.left_alone)
+    return dict(counts)
 
 
 def _are_the_same(one: Dataset, other: Dataset) -> bool:
@@ -230,6 +238,12 @@ def _doubts(dataset: Dataset, seen: Sequence[SampleSeen]) -> Iterator[tuple[str,
             yield task, f"every labelled pixel is {low:g}, so there is nothing to tell it from: see threshold"
 
 
+def _which_are_read(dataset: str) -> str:
+    if DATASETS[dataset].several_images:
+        return "masks, or of other formats (--images says which endings are photographs')"
+    return f"only {', '.join(EXTENSIONS)} are read"
+
+
 def check_text(report: Mapping[str, Any]) -> str:
     """`check_dataset` for people."""
     lines = [f"{report['dataset']}{' in ' + report['root'] if report['root'] else ''}"]
@@ -252,7 +266,7 @@ def check_text(report: Mapping[str, Any]) -> str:
                 lines.append(f"      {without} of {label['seen']} samples have no label of it")
     if report["left_alone"]:
         counts = ", ".join(f"{count} {ending}" for ending, count in report["left_alone"].items())
-        lines.append(f"  left alone: {counts}; only {', '.join(EXTENSIONS)} are read")
+        lines.append(f"  left alone: {counts}; {_which_are_read(report['dataset'])}")
     if report["sheet"]:
         lines.append(f"  contact sheet: {report['sheet']}")
     lines.append(f"{len(report['problems'])} problems" if report["problems"] else "no problems")

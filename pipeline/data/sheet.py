@@ -51,9 +51,14 @@ def over(task: Task, image: Picture, label: npt.NDArray[Any]) -> Picture:
     return mixed
 
 
-def preview_sheet(dataset: str, split: str, root: Path | None, count: int, out: Path) -> Path:
-    """Draw `count` samples of a data set with every label beside them into the PNG `out`."""
-    opened = open_dataset(dataset, split, root=root, limit=count)
+def preview_sheet(
+    dataset: str, split: str, root: Path | None, count: int, out: Path, images: str | None = None
+) -> Path:
+    """Draw `count` samples of a data set with every label beside them into the PNG `out`.
+
+    images: see `open_dataset`.
+    """
+    opened = open_dataset(dataset, split, root=root, limit=count, images=images)
     rows = []
     for index in range(min(count, len(opened.ids))):
         sample = opened.load(index)

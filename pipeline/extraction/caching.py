@@ -21,7 +21,7 @@ from pipeline.extraction.amounts import (
     source_amount,
     teacher_amount,
 )
-from pipeline.extraction.prepare import preparing, source_spec
+from pipeline.extraction.prepare import preparing, say_left_alone, source_spec
 from pipeline.extraction.request import CacheRequest
 from pipeline.recipes.frozen import is_frozen_part
 from sak_common.differences import first_difference
@@ -90,7 +90,9 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
         needed_resources,
     )
 
-    spec, device = source_spec(request.source.open(), request.source), request.options.device
+    dataset, device = request.source.open(), request.options.device
+    say_left_alone(dataset)
+    spec = source_spec(dataset, request.source)
     asked = teacher_requests(request)
     with connected(request.scheduler, request.workers, device) as client:
         resources = needed_resources(client, device) if asked else {}

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk, existing_store, source_amount
 from pipeline.extraction.contents import check_contents
 from pipeline.extraction.samples import Block, DatasetRequest, Task, blocks_in_flight, join, make_blocks, num_decoders
-from sak_core.interfaces.dataset import Dataset
+from sak_core.interfaces.dataset import Dataset, FirstSamples, LeavesImages
 from sak_core.tasks import KINDS
 from sak_core.tasks import Task as DatasetTask
 
@@ -53,6 +53,14 @@ def source_spec(dataset: Dataset, request: DatasetRequest) -> SourceSpec:
         id_width=id_width(ids),
         dataset_info=dict(dataset.info),
     )
+
+
+def say_left_alone(dataset: Dataset) -> None:
+    """Say which images of `dataset`'s are no inputs, such as masks in tars."""
+    whole = dataset.dataset if isinstance(dataset, FirstSamples) else dataset
+    if isinstance(whole, LeavesImages) and whole.left_alone:
+        counts = ", ".join(f"{count} {ending}" for ending, count in whole.left_alone.items())
+        say(f"{dataset.name} {dataset.split}: images left alone: {counts} (--images says which endings are inputs)")
 
 
 def _label_spec(task: DatasetTask) -> LabelSpec:
@@ -157,6 +165,7 @@ def preparing(
     `strict` they stop the run. Leaving the block waits for the end; leaving it by an error stops in the middle.
     """
     dataset = request.open()
+    say_left_alone(dataset)
     spec = source_spec(dataset, request)
     needed = source_amount(spec, existing_store(features, spec), num_views).pending_bytes
     check_disk(features, needed, "pixels and labels")

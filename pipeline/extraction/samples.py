@@ -40,10 +40,11 @@ class DatasetRequest:
     root: Path | None = None
     limit: int | None = None
     seed: int = 0
+    images: str | None = None
 
     def open(self) -> Dataset:
         """The data set. Raises `sak_core` errors for unknown names and missing folders."""
-        return open_dataset(self.name, self.split, root=self.root, size=self.size, limit=self.limit)
+        return open_dataset(self.name, self.split, self.root, self.size, self.limit, self.images)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequ
     are no longer those of the store.
     """
     spec = store.spec
-    asked = DatasetRequest(spec.dataset, spec.split, spec.size, root, None, spec.seed)
+    images = spec.dataset_info.get("images")
+    asked = DatasetRequest(spec.dataset, spec.split, spec.size, root, None, spec.seed, images)
     try:
         dataset = asked.open()
         if len(dataset.ids) > spec.num_samples:

@@ -18,22 +18,25 @@ Size = tuple[int, int]
 class DatasetRow:
     """How to open one dataset.
 
-    open: (split, root, size) to Dataset; size is (H, W) or None for the dataset's own.
+    open: (split, root, size, images) to Dataset; size is (H, W) or None for the dataset's own; images says which of a
+        sample's images is the input, None where the dataset finds it by itself.
     splits: their names; empty where the folder says.
     needs_root: whether a folder must be given. about: one line for lists.
     needs_all_splits: whether a copy that lacks one of its splits is damaged.
     tasks: of its labelled splits, where every copy has the same; None where the folder says, or it has no labels.
+    several_images: whether a sample may hold more images than the input, so that `images` means something.
     """
 
-    open: Callable[[str, Path | None, Size | None], Dataset]
+    open: Callable[[str, Path | None, Size | None, str | None], Dataset]
     splits: tuple[str, ...]
     needs_root: bool
     about: str
     needs_all_splits: bool = False
     tasks: Callable[[], tuple[Task, ...]] | None = None
+    several_images: bool = False
 
 
-def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _rooms(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.miniature.rooms import Rooms
 
     if size is None:
@@ -41,49 +44,49 @@ def _rooms(split: str, root: Path | None, size: Size | None) -> Dataset:
     return Rooms(split, size=size)
 
 
-def _folder(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _folder(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.folder import ImageFolder
 
     assert root is not None
     return ImageFolder(root, split)
 
 
-def _nyud(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _nyud(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.nyud import Nyud
 
     assert root is not None
     return Nyud(root, split)
 
 
-def _pascal_context(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _pascal_context(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.pascal_context import PascalContext
 
     assert root is not None
     return PascalContext(root, split)
 
 
-def _imagenet(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _imagenet(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.imagenet import open_imagenet
 
     assert root is not None
     return open_imagenet(root, split)
 
 
-def _webdataset(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _webdataset(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.webdataset import TarFolder
 
     assert root is not None
-    return TarFolder(root, split)
+    return TarFolder(root, split, images)
 
 
-def _hugging_face(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _hugging_face(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.hugging_face import HuggingFaceFolder
 
     assert root is not None
-    return HuggingFaceFolder(root, split)
+    return HuggingFaceFolder(root, split, images)
 
 
-def _labelled(split: str, root: Path | None, size: Size | None) -> Dataset:
+def _labelled(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
     from sak_core.datasets.labelled import open_labelled
 
     assert root is not None
@@ -119,9 +122,15 @@ DATASETS: dict[str, DatasetRow] = {
     "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
     "labelled": DatasetRow(_labelled, (), True, "a folder with labels, described by its dataset.toml"),
     "imagenet": DatasetRow(_imagenet, ("train", "val"), True, "ImageNet-1k as class folders, no labels"),
-    "webdataset": DatasetRow(_webdataset, ("train", "val", "test"), True, "images in WebDataset tars, no labels"),
+    "webdataset": DatasetRow(
+        _webdataset, ("train", "val", "test"), True, "images in WebDataset tars, no labels", several_images=True
+    ),
     "hugging_face": DatasetRow(
-        _hugging_face, ("train", "val", "test"), True, "a Hugging Face dataset on disk, no labels"
+        _hugging_face,
+        ("train", "val", "test"),
+        True,
+        "a Hugging Face dataset on disk, no labels",
+        several_images=True,
     ),
     "nyud": DatasetRow(
         _nyud,
@@ -149,6 +158,7 @@ def open_dataset(
     root: Path | None = None,
     size: Size | None = None,
     limit: int | None = None,
+    images: str | None = None,
 ) -> Dataset:
     """Open one split of a dataset.
 
@@ -157,10 +167,12 @@ def open_dataset(
         root: the dataset's folder, for those that live in one.
         size: (H, W) of the views asked for; rendered datasets render at it, others ignore it.
         limit: keep only the first so many samples.
+        images: which of a sample's images is the input: endings in tars, a column in tables.
 
     Raises:
         UnknownName: no dataset or split of this name; the message offers the nearest.
-        DatasetError: root missing, not a folder, empty, or not laid out as the dataset is.
+        DatasetError: root missing, not a folder, empty, or not laid out as the dataset is; `images` where samples
+            have one image.
     """
     if name not in DATASETS:
         raise UnknownName(unknown("dataset", name, DATASETS))
@@ -169,5 +181,7 @@ def open_dataset(
         raise UnknownName(unknown(f"split of {name}", split, row.splits))
     if row.needs_root and root is None:
         raise DatasetError(f"dataset {name!r} lies in a folder: say which (ROOT=DIR, --root DIR)")
-    dataset = row.open(split, root, size)
+    if images is not None and not row.several_images:
+        raise DatasetError(f"dataset {name!r} has one image a sample: leave --images out")
+    dataset = row.open(split, root, size, images)
     return dataset if limit is None else FirstSamples(dataset, limit)

@@ -1,4 +1,5 @@
-"""Hugging Face datasets on disk, without labels: folders that `save_to_disk` wrote, or Parquet files.
+"""Hugging Face datasets on disk, without labels: folders that `save_to_disk` wrote, Parquet files, or the Arrow files
+that `load_dataset` leaves in its cache.
 
 Needs pyarrow, not the `datasets` library; nothing is downloaded and no code of the dataset runs.
 """
@@ -6,7 +7,7 @@ Needs pyarrow, not the `datasets` library; nothing is downloaded and no code of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,16 @@ from typing import Any
 
 from sak_core.datasets.folder import check_root
 from sak_core.datasets.published import Stage1Images
-from sak_core.datasets.shards import SPLIT_WORDS, files_of_split, locate
-from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.images import decode_image
+from sak_core.datasets.shards import SPLIT_WORDS, files_ending, files_of_split, locate, of_split
+from sak_core.datasets.tables import ArrowTable, open_table, outer_file, read_arrow
+from sak_core.errors import DatasetError, NoSuchSplit, UnreadableSample
+from sak_core.images import decode_image, read_image
 from sak_core.interfaces.dataset import Sample
+
+_STATE = "state.json"
+"""Beside the Arrow files that `save_to_disk` wrote."""
+_INFO = "dataset_info.json"
+"""Beside the Arrow files that `load_dataset` left."""
 
 
 @dataclass(frozen=True)
@@ -25,59 +32,89 @@ class HuggingFaceFolder(Stage1Images):
     """One split of a dataset on disk; ids are row numbers.
 
     Args:
-        root: what `save_to_disk` wrote (of one split or of several), or a folder of Parquet files whose paths
-            name their splits. split: "train" (in stage 1's views), "val" or "test" (whole).
+        root: what `save_to_disk` wrote (of one split or of several), or a folder of Parquet files, or of
+            `load_dataset`'s Arrow files, whose paths name their splits. split: "train" (in stage 1's views), "val" or
+            "test" (whole). images: the column that holds them; see `sak_core.datasets.tables.image_column`.
 
     Raises:
         DatasetError: no such split, no column of images or several of which none is called "image", files that
-            cannot be read, or pyarrow missing.
+            cannot be read or are not whole, rows missing, or pyarrow missing.
     """
 
     root: Path
     split: str
+    images: str | None = None
     _files: tuple[Path, ...] = field(init=False, repr=False)
+    _saved: Path | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_root(self.root)
         saved = _saved_folder(self.root, self.split)
-        files = _saved_files(saved) if saved else files_of_split(self.root, self.split, ".parquet")
+        files = _saved_files(saved, "_data_files") if saved else _loose_files(self.root, self.split)
         object.__setattr__(self, "_files", files)
+        object.__setattr__(self, "_saved", saved)
+        if not saved:
+            _check_count(files, self.split, self._num_stored)
         if not self.ids:
             raise DatasetError(f"{saved or self.root} has no rows")
 
-    def __reduce__(self) -> tuple[type[HuggingFaceFolder], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type[HuggingFaceFolder], tuple[Path, str, str | None]]:
         # open tables do not travel to worker processes
-        return type(self), (self.root, self.split)
+        return type(self), (self.root, self.split, self.images)
 
     @property
     def name(self) -> str:
         """The dataset's name."""
         return "hugging_face"
 
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Which column was asked for, where one was."""
+        return {"images": self.images} if self.images else {}
+
     @cached_property
     def ids(self) -> Sequence[str]:
         """Row numbers as nine digits."""
-        return [f"{row:09d}" for row in range(sum(table.num_rows for table in self._tables))]
+        return [f"{row:09d}" for row in range(len(self._rows))]
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:
         """Bytes of each image; for Parquet, whose images would all have to be unpacked, of its file."""
-        return [size for table in self._tables for size in table.sizes()]
+        stored = [size for table in self._tables for size in table.sizes()]
+        return [stored[row] for row in self._rows]
 
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample naming file and row."""
-        file, row = locate(index, self._starts)
+        file, row = locate(self._rows[index], self._starts)
         where = f"{self._files[file]} row {row}"
         value = self._tables[file].image(row)
         content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None:
-            path = value.get("path") if isinstance(value, dict) else None
-            raise UnreadableSample(where, f"has no image in it (path: {path}); save it with images embedded")
-        return Sample(decode_image(content, where))
+        if content is not None:
+            return Sample(decode_image(content, where))
+        outer = outer_file(value)
+        if outer is not None and outer.exists():
+            return Sample(read_image(outer))
+        path = value.get("path") if isinstance(value, dict) else None
+        raise UnreadableSample(where, f"has no image in it (path: {path}); save it with images embedded")
 
     @cached_property
-    def _tables(self) -> list[_Table]:
-        return [_open_table(path) for path in self._files]
+    def _rows(self) -> Sequence[int]:
+        """The row of the files, counted through, that each row of the data set is."""
+        chosen = _saved_files(self._saved, "_indices_data_files") if self._saved else ()
+        if not chosen:
+            return range(self._num_stored)
+        rows = [row for path in chosen for row in _indices(path)]
+        if wrong := [row for row in rows if not 0 <= row < self._num_stored]:
+            raise DatasetError(f"{self._saved}: its indices name row {wrong[0]} of {self._num_stored}")
+        return rows
+
+    @cached_property
+    def _tables(self) -> list[ArrowTable]:
+        return [open_table(path, self.images) for path in self._files]
+
+    @property
+    def _num_stored(self) -> int:
+        return sum(table.num_rows for table in self._tables)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -87,108 +124,64 @@ class HuggingFaceFolder(Stage1Images):
         return starts
 
 
-class _Table:
-    """The image column of one Arrow file, mapped into memory."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-        self.num_rows: int = table.num_rows
-        self._column: Any = table.column(image_column(path, table.schema))
-
-    def sizes(self) -> list[int]:
-        """Bytes of each image, 0 where there is none."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        column = self._column
-        content = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        return [size or 0 for size in pc.binary_length(content).to_pylist()]
-
-    def image(self, row: int) -> Any:
-        """{"bytes", "path"} of a row, or its bytes."""
-        return self._column[row].as_py()
-
-
-class _ParquetTable(_Table):
-    """The image column of one Parquet file; the row group that was read last is kept."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._file: Any = pq.ParquetFile(path)
-        self._name = image_column(path, self._file.schema_arrow)
-        self.num_rows = self._file.metadata.num_rows
-        self._size = path.stat().st_size
-        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._starts = [sum(counts[:i]) for i in range(len(counts))]
-        self._kept: tuple[int, Any] = (-1, None)
-
-    def sizes(self) -> list[int]:
-        """The file's size, once a row."""
-        return [self._size] * self.num_rows
-
-    def image(self, row: int) -> Any:
-        """{"bytes", "path"} of a row, or its bytes."""
-        group, row = locate(row, self._starts)
-        if self._kept[0] != group:
-            self._kept = group, self._file.read_row_group(group, columns=[self._name]).column(self._name)
-        return self._kept[1][row].as_py()
-
-
-def _open_table(path: Path) -> _Table:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise DatasetError("Hugging Face datasets are read with pyarrow: pip install pyarrow") from error
-    try:
-        return _ParquetTable(path) if path.suffix.lower() == ".parquet" else _Table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
-
-
-def image_column(path: Path, schema: Any) -> str:
-    """Name of the column that holds the images, by the features that `datasets` writes into the schema, or by
-    its type. Raises DatasetError where that is none or not one.
-    """
-    import pyarrow as pa
-
-    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = written.get("info", {}).get("features", {})
-    names = [name for name, feature in features.items() if _is_image(feature)]
-    if not features:
-        names = [
-            column.name
-            for column in schema
-            if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
-        ]
-    if len(names) == 1 or "image" in names:
-        return "image" if "image" in names else str(names[0])
-    found = f"several columns of images: {', '.join(names)}" if names else "no column of images"
-    raise DatasetError(f"{path} has {found}; columns: {', '.join(schema.names)}")
-
-
-def _is_image(feature: Any) -> bool:
-    return isinstance(feature, dict) and feature.get("_type") == "Image"
-
-
 def _saved_folder(root: Path, split: str) -> Path | None:
     """The folder that `save_to_disk` wrote for `split`, or None if `root` is of another kind."""
-    if (root / "state.json").is_file():
+    if (root / _STATE).is_file():
         return root
-    if not (root / "dataset_dict.json").is_file():
+    there = sorted(path.parent.name for path in root.glob(f"*/{_STATE}"))
+    if not there and not (root / "dataset_dict.json").is_file():
         return None
     for word in SPLIT_WORDS[split]:
-        if (root / word / "state.json").is_file():
+        if word in there:
             return root / word
-    there = sorted(path.parent.name for path in root.glob("*/state.json"))
-    raise DatasetError(f"{root} has splits {', '.join(there)}, none for {split!r}")
+    raise NoSuchSplit(f"{root} has splits {', '.join(there)}, none for {split!r}")
 
 
-def _saved_files(folder: Path) -> tuple[Path, ...]:
+def _saved_files(folder: Path, which: str) -> tuple[Path, ...]:
+    """The files that a saved folder lists as "_data_files" or "_indices_data_files", of which there may be none."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return tuple(folder / Path(file["filename"]).name for file in state["_data_files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"cannot read {folder / 'state.json'}: {error!r}") from error
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        listed = state[which] if which == "_data_files" else state.get(which) or ()
+        return tuple(folder / Path(file["filename"]).name for file in listed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"cannot read {folder / _STATE}: {error!r}") from error
+
+
+def _indices(path: Path) -> list[int]:
+    import pyarrow as pa
+
+    try:
+        return [int(row) for row in read_arrow(path).column("indices").to_pylist()]
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise DatasetError(f"cannot read the indices in {path}: {error}") from error
+
+
+def _loose_files(root: Path, split: str) -> tuple[Path, ...]:
+    """A split's Parquet files, or where there are none its files in `load_dataset`'s cache."""
+    if files_ending(root, ".parquet"):
+        return files_of_split(root, split, ".parquet")
+    # what `map` and `filter` leave beside a data set is no part of it
+    files = [path for path in files_ending(root, ".arrow") if not path.name.startswith("cache-")]
+    if not files:
+        raise DatasetError(f"{root} holds no .parquet files, and no .arrow files that load_dataset leaves")
+    folders = sorted({path.parent for path in files if (path.parent / _INFO).is_file()})
+    if saved := [folder for folder in folders if (folder / _STATE).is_file()]:
+        raise DatasetError(f"save_to_disk wrote {saved[0]}: give that folder, or the one that holds its splits")
+    if len(folders) > 1:
+        raise DatasetError(f"{root} holds several data sets, give the folder of one: {', '.join(map(str, folders))}")
+    return of_split(files, root, split)
+
+
+def _check_count(files: Sequence[Path], split: str, num_rows: int) -> None:
+    """Raise DatasetError where the rows of `load_dataset`'s files are not as many as it wrote down."""
+    path = files[0].parent / _INFO
+    if files[0].suffix.lower() != ".arrow" or not path.is_file():
+        return
+    try:
+        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        counts = {name: facts["num_examples"] for name, facts in (told.get("splits") or {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"cannot read {path}: {error!r}") from error
+    for word in SPLIT_WORDS[split]:
+        if word in counts and counts[word] != num_rows:
+            raise DatasetError(f"{path} tells of {counts[word]} rows in {word}, the files beside it hold {num_rows}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sak_core.datasets.folder import ImageFolder, check_root
-from sak_core.errors import DatasetError
+from sak_core.errors import NoSuchSplit
 
 _INNER = Path("ILSVRC") / "Data" / "CLS-LOC"
 
@@ -22,4 +22,4 @@ def open_imagenet(root: Path, split: str) -> ImageFolder:
     for place in places:
         if place.is_dir():
             return ImageFolder(place, split, name="imagenet")
-    raise DatasetError(f"{root} is not laid out as ImageNet: neither {places[0]} nor {places[1]} is there")
+    raise NoSuchSplit(f"{root} is not laid out as ImageNet: neither {places[0]} nor {places[1]} is there")

@@ -1,13 +1,17 @@
-"""WebDataset tars, without labels: every image in every tar below a folder.
+"""WebDataset tars, without labels: the photographs in every tar below a folder.
 
 The tars are indexed by their headers and read in place; nothing is unpacked. Other members (captions, classes,
-hidden files) are left alone.
+hidden files, masks) are left alone.
+
+A member's key is its name to the first dot, its ending what follows: `000.jpg` and `000.seg.png` are two images of the
+key `000`. Of a key's several images the photograph alone is an input.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +20,15 @@ from sak_core.datasets.folder import as_text, check_root
 from sak_core.datasets.labels import check_unique
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
-from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.images import EXTENSIONS, decode_image
+from sak_core.datasets.tars import Member, read_members
+from sak_core.errors import DatasetError
+from sak_core.images import EXTENSIONS, OTHER_EXTENSIONS, decode_image
 from sak_core.interfaces.dataset import Sample
 
-
-@dataclass(frozen=True)
-class Member:
-    """One image: its tar, its name in there, where its bytes are."""
-
-    tar: Path
-    name: str
-    offset: int
-    size: int
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Compressed ones are found, too, so that they are refused: what is in them would be missing in silence."""
+ALL = "all"
+"""In place of endings: every image is an input."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,41 @@ class TarFolder(Stage1Images):
     Args:
         root: the folder. split: "train" (in stage 1's views), "val" or "test" (whole); see
             `sak_core.datasets.shards.files_of_split`.
+        images: endings of the photographs, such as "jpg" or "rgb.png,rgb.jpg", or `ALL`. When None, a plain ending
+            (`000.jpg`) is a photograph's, and a longer one (`000.seg.png`) that stands beside a plain one in no key.
 
     Raises:
-        DatasetError: no tars, damaged or compressed ones (all are named), or no images in them.
+        DatasetError: no tars, damaged or compressed ones (all are named), no images in them, or a key of
+            which several could be the photograph.
     """
 
     root: Path
     split: str
+    images: str | None = None
     _members: tuple[Member, ...] = field(init=False, repr=False)
+    left_alone: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_root(self.root)
-        tars = files_of_split(self.root, self.split, ".tar")
-        members, damaged = [], []
-        for tar in tars:
-            try:
-                members += _images(tar)
-            except (tarfile.TarError, OSError, EOFError) as error:
-                damaged.append(f"{tar}: {error}")
-        if damaged:
-            raise DatasetError(
-                f"{len(damaged)} of {len(tars)} tars cannot be read to their ends (compressed ones never are), "
-                "so what is in them is not known; get them again, or take them out of the folder:\n  "
-                + "\n  ".join(damaged)
-            )
-        if not members:
+        found = [member for member in _members(files_of_split(self.root, self.split, *_TARS)) if not _is_hidden(member)]
+        chosen = _asked(found, self.images, self.root) if self.images else _photographs(found)
+        if not chosen:
             raise DatasetError(f"the tars in {self.root} hold no images ({', '.join(EXTENSIONS)})")
-        object.__setattr__(self, "_members", tuple(members))
+        images = Counter(_ending(m) for m in found if m.name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS))
+        others = images - Counter(_ending(member) for member in chosen)
+        object.__setattr__(self, "_members", tuple(chosen))
+        object.__setattr__(self, "left_alone", {f".{ending}": others[ending] for ending in sorted(others)})
         check_unique(self.ids, self.root)
 
     @property
     def name(self) -> str:
         """The dataset's name."""
         return "webdataset"
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Which images were asked for, where they were."""
+        return {"images": self.images} if self.images else {}
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -85,27 +87,66 @@ class TarFolder(Stage1Images):
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample naming tar and member."""
         member = self._members[index]
-        where = f"{member.tar}/{member.name}"
+        return Sample(decode_image(member.read(), f"{member.tar}/{member.name}"))
+
+
+def _members(tars: Sequence[Path]) -> list[Member]:
+    members, damaged = [], []
+    for tar in tars:
         try:
-            with member.tar.open("rb") as stream:
-                stream.seek(member.offset)
-                content = stream.read(member.size)
-        except OSError as error:
-            raise UnreadableSample(where, f"cannot be read: {error.strerror or error}") from error
-        if len(content) < member.size:
-            raise UnreadableSample(where, f"is truncated: {len(content)} of {member.size} bytes are there")
-        return Sample(decode_image(content, where))
+            members += read_members(tar)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            damaged.append(f"{tar}: {error}")
+    if damaged:
+        raise DatasetError(
+            f"{len(damaged)} of {len(tars)} tars cannot be read to their ends (compressed ones never are), "
+            "so what is in them is not known; get them again, or take them out of the folder:\n  "
+            + "\n  ".join(damaged)
+        )
+    return members
 
 
-def _images(tar: Path) -> list[Member]:
-    with tarfile.open(tar, "r:") as archive:
-        return [
-            Member(tar, member.name, member.offset_data, member.size)
-            for member in archive
-            if member.isreg() and member.name.lower().endswith(EXTENSIONS) and not _is_hidden(member.name)
-        ]
+def _photographs(members: Sequence[Member]) -> list[Member]:
+    """The one image of each key that is no mask. Raises DatasetError where a key leaves several endings to choose."""
+    images = [member for member in members if member.name.lower().endswith(EXTENSIONS)]
+    endings = defaultdict[tuple[Path, str], set[str]](set)
+    for member in images:
+        endings[_key(member)].add(_ending(member))
+    masks = {e for beside in endings.values() if not beside.isdisjoint(_PLAIN) for e in beside.difference(_PLAIN)}
+    for (tar, key), beside in endings.items():
+        if len(left := sorted(beside - masks)) > 1:
+            raise DatasetError(
+                f"{tar}: {key} has several images ({', '.join(f'.{ending}' for ending in left)}): say which endings "
+                f"are photographs', as in --images {left[0]}, or --images {ALL} where every image is one"
+            )
+    return [member for member in images if _ending(member) not in masks]
 
 
-def _is_hidden(member: str) -> bool:
+def _asked(members: Sequence[Member], images: str, root: Path) -> list[Member]:
+    asked = {ending.strip().lower().lstrip(".") for ending in images.split(",")}
+    if asked == {ALL}:
+        return [member for member in members if member.name.lower().endswith(EXTENSIONS)]
+    if chosen := [member for member in members if _ending(member) in asked]:
+        return chosen
+    there = Counter(_ending(member) for member in members).most_common(10)
+    raise DatasetError(
+        f"no member of the tars in {root} has the ending {images}; there are "
+        + ", ".join(f"{count} .{ending}" for ending, count in there)
+    )
+
+
+_PLAIN: Collection[str] = frozenset(extension.lstrip(".") for extension in EXTENSIONS)
+
+
+def _key(member: Member) -> tuple[Path, str]:
+    folder, slash, name = member.name.rpartition("/")
+    return member.tar, folder + slash + name.partition(".")[0]
+
+
+def _ending(member: Member) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _is_hidden(member: Member) -> bool:
     """Whether a member is hidden: macOS lays `._name.jpg`, which is no image, beside each `name.jpg`."""
-    return member.rpartition("/")[2].startswith(".")
+    return member.name.rpartition("/")[2].startswith(".")

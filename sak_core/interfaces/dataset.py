@@ -89,6 +89,17 @@ class Described(Protocol):
     def unlabelled(self) -> Mapping[str, Mapping[int, Path]]: ...
 
 
+@runtime_checkable
+class LeavesImages(Protocol):
+    """A dataset that takes some of the images that lie there, and leaves others.
+
+    left_alone: how many of those, by ending.
+    """
+
+    @property
+    def left_alone(self) -> Mapping[str, int]: ...
+
+
 @dataclass(frozen=True)
 class FirstSamples:
     """The first `limit` samples of another dataset, for a trial."""
