@@ -6,6 +6,7 @@ other Python blocks are run as they are; lines of `console` blocks that begin wi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -74,6 +75,9 @@ def test_a_new_teacher(tmp_path):
         "my_package-my_teacher-build, RANDOM WEIGHTS: 8 of 8 rows committed (complete)" in info
         and "timm-mobilenetv3_small_100" in info
     )
+    for run, matched in (("squeezed", [1, 2, 3]), ("matched", [0, 2, 3])):
+        made = json.loads((tmp_path / "runs" / run / "model.json").read_text())["student"]
+        assert made["matches"] == {"my_package-my_teacher-build": matched}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Teachers' features under heads, without a student."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,5 +63,24 @@ def test_wrong_teachers_are_refused():
         model()({"dino": students.features()["dino"], "clip2": []}, students.SIZE)
     with pytest.raises(ValueError, match="at least one teacher"):
         model({})
-    with pytest.raises(ValueError, match="dino has widths for 2 levels"):
-        model({"dino": (4, 4), "clip": (4, 4, 4)})
+    with pytest.raises(ValueError, match="dino has no levels"):
+        model({"dino": (), "clip": (4, 4, 4)})
+    with pytest.raises(ValueError, match="clip: 3 levels in the batch, expected 4"):
+        model()({**students.features(), "clip": students.features()["clip"][:3]}, students.SIZE)
+
+
+@pytest.mark.parametrize("head", ["sak", "linear", "dpt"])
+def test_teachers_of_other_numbers_of_levels_join(head):
+    """Levels of the model are the first of those with the most; of others, each takes the nearest in depth."""
+    teachers = {"five": (8, 8, 12, 12, 16), "clip": 12, "one": (20,)}
+    joined = model({**teachers, "clip": (12, 12, 12, 12)}, head=head).eval()
+    assert joined.taken == {"five": (0, 1, 2, 3, 4), "clip": (0, 1, 1, 2, 3), "one": (0, 0, 0, 0, 0)}
+    g = torch.Generator().manual_seed(0)
+    widths = {**teachers, "clip": (12,) * 4}
+    features = {name: [torch.randn(2, w, 4, 6, generator=g) for w in ws] for name, ws in widths.items()}
+    out = joined(features, students.SIZE)
+    assert [tuple(w.shape) for w in out.router_weights["depth"]] == [(2, 3)] * 5
+    alone = model({"one": (20,)}, head=head).eval()
+    assert alone(features, students.SIZE).outputs["depth"].shape == (2, 1, *students.SIZE)
+    shallow = model({"one": (8, 8), "five": teachers["five"]}, depths={"one": (Fraction(1, 4), Fraction(1, 2))})
+    assert shallow.taken["one"] == (0, 1, 1, 1, 1), "where its levels lie, not how many they are"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,23 @@ def test_a_file_that_differs_is_refused_and_removed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="differs from the student by"):
             portable._check(model, path, students.SIZE, lambda p, wrong=wrong: [o.numpy() + wrong for o in model(p)])
         assert not path.exists()
+
+
+def test_seconds_are_those_of_warm_calls(tmp_path: Path) -> None:
+    """The first call of a batch size builds what later ones use again, and is no measure of them."""
+    student = students.student().eval()
+    model = portable.Portable(Student(student, PretrainedConfig(student.config)))
+    seen: set[int] = set()
+
+    def run(pixels: torch.Tensor) -> list[np.ndarray]:
+        if len(pixels) not in seen:
+            time.sleep(1.0)
+        seen.add(len(pixels))
+        time.sleep(0.03)
+        return [output.numpy() for output in model(pixels)]
+
+    told = portable._check(model, tmp_path / "model.onnx", students.SIZE, run)
+    assert seen == set(portable.CHECKED_BATCHES) and 0.01 <= told["s_per_image"] < 0.2
 
 
 def test_what_cannot_be_written_is_said(trained: Path, tmp_path: Path) -> None:

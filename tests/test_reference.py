@@ -111,6 +111,8 @@ def test_a_stage_one_checkpoint_of_another_size_is_resampled(published):
 def test_what_the_release_cannot_express_is_refused():
     with pytest.raises(ValueError, match="students with paths"):
         export_reference(students.student(paths=False))
+    with pytest.raises(ValueError, match="one level of a teacher for each of the student's, dino has others"):
+        export_reference(students.student(teachers={"dino": (16, 16)}))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -1,6 +1,8 @@
 """The student: its stem against timm, its parts against each other, and what training relies on."""
 
 import copy
+import json
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from sak_core.losses.step import distillation_loss, task_losses
 from sak_core.noise import RowNoise
-from sak_core.student.config import StudentConfig, tapped_levels
+from sak_core.student.config import StudentConfig, even_depths, match_levels, tapped_levels
 from sak_core.student.decoder import to_map
 from sak_core.student.heads import HEADS
 from sak_core.student.network import Experts, StemTokens, StudentNetwork
@@ -147,6 +149,46 @@ def test_many_to_one_has_no_path_and_no_router():
         assert torch.equal(out.outputs["semseg"], stem_only.eval()(students.images()).outputs["semseg"])
 
 
+@pytest.mark.parametrize("paths", [True, False])
+@pytest.mark.parametrize(
+    ("widths", "given", "matched"),
+    [
+        ((20,), {}, (3,)),
+        ((20, 24), {}, (1, 3)),
+        ((20, 20, 24), {}, (0, 2, 3)),
+        ((8, 8, 12, 12, 16), {}, (0, 1, 1, 2, 3)),
+        ((20, 20), {"dino": (0, 1)}, (0, 1)),
+        ((20, 20, 24, 24), {"dino": (3, 2, 1, 0)}, (3, 2, 1, 0)),
+    ],
+)
+def test_teachers_of_any_number_of_levels_are_matched(paths, widths, given, matched):
+    """Each of a teacher's levels has a linear layer of its own on the student's level that it is matched to."""
+    student = students.student(teachers={"dino": widths}, paths=paths, matches=given, class_tokens=("dino",)).eval()
+    assert student.matches == {"dino": matched}
+    with torch.no_grad():
+        tokens = student.stem(students.images())
+        out = student(students.images())
+        own = student.path_features(tokens)["dino"] if paths else [tokens[block + 1][:, 1:] for block in student.levels]
+        classes = student.features(tokens, class_tokens=True)["dino"][4:] if paths else None
+        for level, (width, ours) in enumerate(zip(widths, matched, strict=True)):
+            norm = torch.nn.Identity() if paths else student.projector_norms["dino"][level]
+            expected = student.aligners["dino"][level](norm(own[ours]))
+            assert torch.equal(out.aligned["dino"][level], to_map(expected, (4, 6)))
+            assert out.aligned["dino"][level].shape == (2, width, 4, 6)
+            token = classes[ours] if paths else norm(tokens[student.levels[ours] + 1][:, :1])
+            assert torch.equal(out.class_tokens["dino"][level], student.class_aligners["dino"][level](token[:, 0]))
+    assert len(out.aligned["dino"]) == len(out.class_tokens["dino"]) == len(widths)
+    assert out.outputs["depth"].shape == (2, 1, *students.SIZE)
+
+
+def test_levels_are_matched_by_where_they_lie():
+    quarters = even_depths(4)
+    assert match_levels([Fraction(9, 12), Fraction(1)], quarters) == (2, 3)
+    assert match_levels([Fraction(1, 12)], quarters) == (0,)
+    assert match_levels([Fraction(3, 8)], quarters) == (1,), "the deeper of two as near"
+    assert match_levels([Fraction(1, 12)] * 4, quarters) == (0, 1, 2, 3), "as many: each with its own"
+
+
 def test_config_round_trips_and_refuses():
     made = students.config()
     assert StudentConfig.from_dict(made.to_dict()) == made
@@ -156,8 +198,17 @@ def test_config_round_trips_and_refuses():
         StudentNetwork(students.config(head="sack"))
     with pytest.raises(ValueError, match="set aligner=True"):
         StudentNetwork(students.config(aligner=False))
-    with pytest.raises(ValueError, match="widths for 2 levels"):
-        StudentNetwork(students.config(teachers={"dino": (20, 20)}))
+    with pytest.raises(ValueError, match="dino has no levels"):
+        StudentNetwork(students.config(teachers={"dino": ()}))
+    with pytest.raises(ValueError, match=r"matches of clip, \[0, 4, 1, 2\]: one of the student's levels 0..3"):
+        StudentNetwork(students.config(matches={"clip": (0, 4, 1, 2)}))
+    with pytest.raises(ValueError, match=r"matches of clip, \[3\]: .* for each of the teacher's 4"):
+        StudentNetwork(students.config(matches={"clip": (3,)}))
+    with pytest.raises(ValueError, match="unknown teacher 'clap'; did you mean clip"):
+        StudentNetwork(students.config(matches={"clap": (3,)}))
+    matched = students.config(teachers={"dino": (20, 20)}, matches={"dino": (0, 3)})
+    assert StudentConfig.from_dict(json.loads(json.dumps(matched.to_dict()))) == matched
+    assert "matches" not in made.to_dict(), "a student of before is described as before"
     with pytest.raises(ValueError, match="not ascending"):
         tapped_levels(4, (1, 4))
     assert tapped_levels(12, None) == (2, 5, 8, 11) and tapped_levels(24, None) == (5, 11, 17, 23)

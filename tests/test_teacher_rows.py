@@ -126,6 +126,23 @@ def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(o
     assert changed.returncode == 2 and "model" in changed.stderr and "Traceback" not in changed.stderr
 
 
+def test_a_plain_module_is_taken(own, tmp_path):
+    """A file by itself, without a package."""
+    (Path(own["PYTHONPATH"]) / "my_teacher.py").write_text(OWN)
+    name, out = "my_teacher:build", tmp_path / "features"
+    refused = cache(name, out, own, check=False)
+    assert refused.returncode == 2 and "If 'my_teacher:build' is code of your own: --allow-code lets" in refused.stderr
+    cache(name, out, own, "--allow-code")
+    (store,) = out.iterdir()
+    (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()
+    assert told["provenance"]["teacher"]["model"].startswith("my_teacher:build@sha256:")
+    assert "2 rows computed again agree" in sak("verify", store, "--live", "2", "--allow-code", env=own).stdout
+    misspelt = cache("tim:resnet18", out, own, "--random-weights", check=False)
+    assert misspelt.returncode == 2 and "did you mean timm" in misspelt.stderr
+    absent = cache("my_techer:build", out, own, "--allow-code", check=False)
+    assert absent.returncode == 2 and "No module named 'my_techer'" in absent.stderr
+
+
 def test_what_is_wrong_with_code_of_ones_own_is_said(own, monkeypatch):
     monkeypatch.syspath_prepend(own["PYTHONPATH"])
     for name, words in (

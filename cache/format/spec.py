@@ -212,6 +212,11 @@ def to_plain(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def deciding(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance without its `notes`: what one wants to know of the making, but no byte depends on."""
+    return {key: value for key, value in provenance.items() if key != "notes"}
+
+
 def samples_digest(ids: Sequence[str], fingerprints: Sequence[int]) -> str:
     """SHA-256 (hex) of the sample ids, in order, with a number for each (a file's size, or 0)."""
     sha = hashlib.sha256()

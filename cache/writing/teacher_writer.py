@@ -19,7 +19,7 @@ from cache.format.groups import PREDICTOR, check_groups
 from cache.format.layout import group_json, teacher_arrays
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.parts import ATTRIBUTE, create_part, grow_part
-from cache.format.spec import FORMAT_VERSION, LevelSpec, check_name, to_plain
+from cache.format.spec import FORMAT_VERSION, LevelSpec, check_name, deciding, to_plain
 from cache.store import Store
 from cache.writing.shard_files import clean_part, write_arrays
 from sak_common.differences import first_difference
@@ -67,7 +67,8 @@ class TeacherWriter:
 
     Args:
         store: whose source rows the features belong to.
-        provenance: what makes the features, JSON values; ``provenance["name"]`` names the teacher.
+        provenance: what makes the features, JSON values; ``provenance["name"]`` names the teacher, ``["notes"]``
+            holds what decides none of their bytes, and stays as first written.
         levels: as stored, all of them.
         helps: write for another process that holds the part's lock meanwhile: it has created the part, made room
             for its views, and tidies.
@@ -123,10 +124,10 @@ class TeacherWriter:
         info = self.store.teacher(self.name)
         stored = {
             "format": FORMAT_VERSION,
-            "provenance": info.provenance,
+            "provenance": deciding(info.provenance),
             "levels": [level.to_dict() for level in info.levels],
         }
-        if difference := first_difference(stored, asked):
+        if difference := first_difference(stored, {**asked, "provenance": deciding(asked["provenance"])}):
             raise SpecMismatch(f"teacher {self.name} in {self.store}", *difference)
 
     def _create(self, asked: Mapping[str, Any]) -> None:

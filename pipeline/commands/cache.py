@@ -37,7 +37,12 @@ _OPTIONS = (
     click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
     click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),
     click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native."),
-    click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights (.safetensors or .pth)."),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE[::KEY]",
+        help="The teacher's weights (.safetensors or .pth), under any wrapper or prefix; KEY says which.",
+    ),
     click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store."),
     CODE,
     click.option("--device", default="auto", show_default=True),

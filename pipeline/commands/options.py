@@ -45,7 +45,7 @@ ROOTS = click.option(
 WEIGHTS = click.option(
     "--weights",
     multiple=True,
-    metavar="[TEACHER=]FILE",
+    metavar="[TEACHER=]FILE[::KEY]",
     help="A teacher's weights, where it was extracted with a file (in training: for recipes with source = 'live').",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
@@ -59,7 +59,9 @@ IMAGES = click.option(
     help="Which of a sample's images is the input: endings in tars (jpg; rgb.png,rgb.jpg; all), a column in tables.",
 )
 CODE = click.option(
-    "--allow-code", is_flag=True, help="Let teachers of your own, package.module:build, be imported and run."
+    "--allow-code",
+    is_flag=True,
+    help="Let teachers of your own, module:build or package.module:build, be imported and run.",
 )
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
 

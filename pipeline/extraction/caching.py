@@ -97,6 +97,8 @@ def _on_cluster(request: CacheRequest) -> tuple[Store, dict[str, Any]]:
     with connected(request.scheduler, request.workers, device) as client:
         resources = needed_resources(client, device) if asked else {}
         described = describe_teachers(client, asked, spec.size, resources)
+        for one, facts in zip(asked, described, strict=True):
+            _say_where(one, facts.provenance)
         _check_disk(
             request,
             described,
@@ -168,11 +170,18 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
         asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
     running = [start_teacher(teacher, size) for teacher in asked]
     for teacher in running:
+        _say_where(teacher.request, teacher.provenance)
         if teacher.request.prefix and not teacher.teacher.num_prefix:
             say(f"{teacher.request.name} has no class or register tokens: --prefix adds nothing to it")
         elif teacher.request.prefix and not teacher.teacher.has_class_token:
             say(f"{teacher.request.name} has no class token: --prefix keeps its {teacher.teacher.num_prefix} registers")
     return running
+
+
+def _say_where(request: TeacherRequest, provenance: Mapping[str, Any]) -> None:
+    """Name the wrapper and prefix under which a file's weights were found."""
+    if where := provenance.get("notes", {}).get("weights_from"):
+        say(f"{request.name}: weights of {request.weights} under {where!r}")
 
 
 def planned_amounts(
@@ -199,7 +208,8 @@ def planned_amounts(
 def dry_run(request: CacheRequest) -> dict[str, Any]:
     """What `request` would write, JSON-able; nothing is prepared, run or written."""
     spec = source_spec(request.source.open(), request.source)
-    amounts = planned_amounts(request, start_teachers(request, untrained=True))
+    # a hub is not asked for a trial, but a file is looked at as the run will
+    amounts = planned_amounts(request, start_teachers(request, untrained=request.options.weights is None))
     for part in amounts:
         say(f"{part.part}: {part.pending_rows} of {part.rows} rows to write, {amount(part.pending_bytes)}")
     return summary(request, spec, amounts)

@@ -73,6 +73,8 @@ def _teachers(request: CacheRequest) -> list[RunningTeacher]:
     try:
         return start_teachers(request)
     except TeacherUnavailable as error:
+        if request.options.weights is not None:
+            raise  # a hub may answer another day; a file that is not there or does not fit would stop the run, too
         warn(f"{error}\nMeasured with untrained weights: speed is the same, bytes of entropy-coded codecs are not")
         return start_teachers(request, untrained=True)
 

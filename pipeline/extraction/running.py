@@ -178,6 +178,16 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "device": device_model(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "versions": versions,
+        **({"notes": notes} if (notes := _notes(teacher, request)) else {}),
+    }
+
+
+def _notes(teacher: Teacher, request: TeacherRequest) -> dict[str, Any]:
+    """What decides no byte of the features, as far as it is not as always."""
+    return {
+        **({"weights_from": teacher.weights_from} if request.weights and teacher.weights_from else {}),
+        # a teacher's own levels end with its last block
+        **({"num_blocks": teacher.num_blocks} if request.levels and teacher.num_blocks else {}),
     }
 
 

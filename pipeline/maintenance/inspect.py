@@ -139,8 +139,10 @@ def _provenance_lines(made: Mapping[str, Any]) -> list[str]:
     how = f"{made['precision']}, batches of {made['batch_size']}" + (", compiled" if made.get("compile") else "")
     threads = f", {made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     grid = "" if made["grid"] == "native" else f", averaged to {made['grid'][0]}x{made['grid'][1]} cells"
+    under = made.get("notes", {}).get("weights_from")
+    weights = teacher["weights"] + (f", in their file under {under!r}" if under else "")
     return [
-        f"{teacher['library']} {teacher['model']}, weights {teacher['weights']} ({teacher['licence']})",
+        f"{teacher['library']} {teacher['model']}, weights {weights} ({teacher['licence']})",
         f"input {teacher['input_size'][0]}x{teacher['input_size'][1]} px, {teacher['interpolation']}, "
         f"mean {teacher['mean']}, std {teacher['std']}, blocks {teacher['levels']}{grid}",
         f"{how}, on {made['device']}{threads}; {versions}",

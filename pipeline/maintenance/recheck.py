@@ -11,7 +11,7 @@ import numpy as np
 from cache.codecs import get_codec
 from cache.codecs.fidelity import FidelityMeter
 from cache.errors import CacheError
-from cache.format.spec import LevelSpec
+from cache.format.spec import LevelSpec, deciding
 from cache.store import Store
 from pipeline.advice import advised
 from pipeline.console import progress, say
@@ -69,7 +69,7 @@ def _teacher(
     except (TeacherUnavailable, UnknownName, UserError, ValueError) as error:
         result["problems"].append(f"it cannot be run here: {error}")
         return result
-    for field, stored, now in differences(info.provenance, running.provenance):
+    for field, stored, now in differences(deciding(info.provenance), deciding(running.provenance)):
         result["differences"].append({"field": field, "stored": stored, "now": now})
         message = f"{field} was {stored!r} when the features were made, is {now!r} now"
         if field.partition(".")[0] in MACHINE:

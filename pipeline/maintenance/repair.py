@@ -11,6 +11,7 @@ from typing import Any
 from cache.errors import CacheError
 from cache.faults import fault_point
 from cache.format.manifest import FOLDER, SOURCE, teacher_part
+from cache.format.spec import deciding
 from cache.maintenance.metadata_repair import mend_metadata
 from cache.maintenance.verification import Problem
 from cache.store import Store
@@ -202,7 +203,7 @@ def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairReq
         running = start_teacher(asked, store.spec.size)
     except TeacherUnavailable as error:
         raise UserError(str(error)) from error
-    if difference := first_difference(info.provenance, running.provenance):
+    if difference := first_difference(deciding(info.provenance), deciding(running.provenance)):
         what, stored, now = difference
         message = f"{name} was made with {what} = {stored!r}, here it is {now!r}"
         if damage.entries:

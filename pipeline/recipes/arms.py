@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 
 from cache.loading.batch import Batch
 from cache.store import Store
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import frozen_part, student_input
 from sak_common.names import unknown
 from sak_core.noise import NoiseSource
-from sak_core.student.config import StudentConfig
+from sak_core.student.config import NUM_LEVELS, Depths, StudentConfig, match_levels
 from sak_core.student.feature_model import FeatureModel
 from sak_core.student.initial_weights import load_vit
 from sak_core.student.network import StudentNetwork, StudentOutput
@@ -133,10 +135,50 @@ def one_a_task(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Recipe]:
 def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Module:
     """The model that a recipe's arm trains, with random weights that depend on the recipe's seed alone.
 
-    `store` gives the image size and the teachers' widths; `tasks` is () in stage 1.
+    `store` gives the image size, the teachers' widths and how deep their levels lie; `tasks` is () in stage 1.
     """
-    widths = {name: _widths(store, name) for name in teachers_built(recipe)}
-    return model_of(recipe, store.spec.size, widths, tasks)
+    built = teachers_built(recipe)
+    widths, depths = {name: _widths(store, name) for name in built}, {name: _depths(store, name) for name in built}
+    return model_of(recipe, store.spec.size, widths, tasks, depths, matches_of(recipe, store))
+
+
+def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
+    """The student's levels that the levels of a teacher are compared with, by the recipe or the nearest in depth; only
+    of teachers whose levels are not as many and matched one to one. Empty for arms that distil nothing.
+
+    Raises `UserError` where the recipe names other teachers or levels than there are.
+    """
+    if not find_arm(recipe.arm).distils:
+        return {}
+    given, ours = recipe.match_levels or {}, range(len(recipe.student.levels or range(NUM_LEVELS)))
+    for name in given:
+        if name not in recipe.teachers:
+            raise UserError(f"match_levels: {unknown('teacher', name, recipe.teachers)}")
+    found = {}
+    for name in recipe.teachers:
+        theirs = _depths(store, name)
+        if name in given:
+            matched = given[name]
+            if len(matched) != len(theirs) or not set(matched) <= set(ours):
+                raise UserError(
+                    f"match_levels.{name} = {list(matched)}: one of the student's levels 0..{ours[-1]} is expected for "
+                    f"each of the {len(theirs)} levels in the cache"
+                )
+        elif len(theirs) == len(ours):
+            continue
+        else:
+            with torch.device("meta"):
+                matched = match_levels(theirs, stem_of(recipe, store.spec.size).depths)
+        if matched != tuple(ours):
+            found[name] = matched
+    return found
+
+
+def say_matches(matches: Mapping[str, tuple[int, ...]]) -> None:
+    """Name the levels that a student's are compared with, where it is not each with its own."""
+    for name, matched in matches.items():
+        pairs = ", ".join(f"{theirs} with {ours}" for theirs, ours in enumerate(matched))
+        say(f"{name}: its levels are compared with the student's by depth or as the recipe says: {pairs}")
 
 
 def teachers_built(recipe: Recipe) -> tuple[str, ...]:
@@ -145,13 +187,21 @@ def teachers_built(recipe: Recipe) -> tuple[str, ...]:
 
 
 def model_of(
-    recipe: Recipe, size: tuple[int, int], widths: Mapping[str, tuple[int, ...]], tasks: Sequence[Task]
+    recipe: Recipe,
+    size: tuple[int, int],
+    widths: Mapping[str, tuple[int, ...]],
+    tasks: Sequence[Task],
+    depths: Mapping[str, Depths] | None = None,
+    matches: Mapping[str, tuple[int, ...]] | None = None,
 ) -> nn.Module:
-    """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`."""
+    """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`.
+
+    depths, matches: see `FeatureModel` and `StudentConfig`; no parameter's shape depends on them.
+    """
     arm, options = find_arm(recipe.arm), recipe.student
     torch.manual_seed(recipe.seed)
     if arm.frozen_features:
-        return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router)
+        return FeatureModel(widths, tuple(tasks), head=options.head, router=options.router, depths=depths)
     config = StudentConfig(
         stem=_stem_config(recipe, size),
         teachers=dict(widths),
@@ -163,6 +213,7 @@ def model_of(
         router=options.router,
         head=options.head,
         tasks=tuple(tasks),
+        matches=dict(matches or {}),
     )
     return StudentNetwork(config)
 
@@ -195,9 +246,11 @@ def initialize(recipe: Recipe, model: nn.Module) -> None:
     if source is None or not isinstance(model, StudentNetwork):
         return
     try:
-        load_vit(model.stem, source)
+        where = load_vit(model.stem, source)
     except (ValueError, OSError) as error:
         raise UserError(f"student.stem.weights = {source!r}: {error}") from error
+    if where:
+        say(f"stem: weights of {source} under {where!r}")
 
 
 def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:
@@ -210,6 +263,15 @@ def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource
     else:
         output = model(student_input(recipe, batch), generator=noise)
     return output
+
+
+def _depths(store: Store, teacher: str) -> Depths:
+    """Where a teacher's stored levels lie in it. Of how many blocks is noted where others than its own were asked for;
+    its own end with the last block."""
+    info = store.teacher(teacher)
+    blocks = info.provenance["teacher"]["levels"]
+    count = info.provenance.get("notes", {}).get("num_blocks", blocks[-1] + 1)
+    return [Fraction(blocks[level.level] + 1, count) for level in info.maps]
 
 
 def _widths(store: Store, teacher: str) -> tuple[int, ...]:

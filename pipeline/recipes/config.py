@@ -45,7 +45,7 @@ class Stem(Strict):
     """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions."""
 
     name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
-    weights: str | None = Field(None, description="'hub' or a .safetensors file; untrained when absent")
+    weights: str | None = Field(None, description="'hub', a file or FILE::KEY; untrained when absent")
     patch_size: int | None = Field(None, ge=1, description="px; this and the next three for custom alone")
     width: int | None = Field(None, ge=8)
     depth: int | None = Field(None, ge=1)
@@ -123,6 +123,11 @@ class Recipe(Strict):
     relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `loss`")
     level_weights: dict[str, float | tuple[float, ...]] = Field(
         default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
+    )
+    match_levels: dict[str, tuple[int, ...]] | None = Field(
+        None,
+        description="of a teacher's levels, the student's level (0 is the shallowest) that each is compared with; the "
+        "nearest in depth when absent, and the same one where there are as many",
     )
     class_tokens: dict[str, float | tuple[float, ...]] = Field(
         default_factory=dict,

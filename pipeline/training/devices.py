@@ -41,8 +41,10 @@ ALONE = Execution()
 """One process."""
 
 
-def start(recipe: Recipe, execution: Execution) -> Fabric:
+def start(recipe: Recipe, execution: Execution, unused: bool = False) -> Fabric:
     """Start the processes (each runs the same command from its beginning to here) and return the Fabric.
+
+    unused: whether some parameters get no gradient, beside those that the recipe's own keys leave out.
 
     Raises `UserError` where the rows of a step cannot be shared evenly, or GPUs are fewer than processes.
     """
@@ -60,7 +62,7 @@ def start(recipe: Recipe, execution: Execution) -> Fabric:
     if torch.cuda.is_available() and torch.cuda.device_count() < execution.devices:
         raise UserError(f"--devices {execution.devices}: torch sees {torch.cuda.device_count()} GPUs")
     # aligners at alpha = 0 and blocks above the last tapped one get no gradient: they must not be waited for
-    unused = recipe.alpha == 0 or recipe.student.levels is not None
+    unused = unused or recipe.alpha == 0 or recipe.student.levels is not None
     strategy = DDPStrategy(find_unused_parameters=unused) if execution.devices > 1 else "auto"
     fabric = Fabric(accelerator="auto", devices=execution.devices, strategy=strategy, precision=recipe.precision)
     if recipe.threads:

@@ -21,8 +21,10 @@ from pipeline.recipes.arms import (
     class_tokens_read,
     find_arm,
     initialize,
+    matches_of,
     parts_read,
     prefixes_read,
+    say_matches,
     teachers_read,
 )
 from pipeline.recipes.config import Recipe
@@ -59,7 +61,10 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
         raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
     targets = Targets(recipe, store, teachers)
     warn_of_random(run.name, random_teachers(store, teachers))
-    fabric = start(recipe, execution)
+    matches = matches_of(recipe, store)
+    # of a path's norms, those of levels that none of the teacher's is matched to learn in stage 2 alone
+    fabric = start(recipe, execution, unused=bool(matches))
+    say_matches(matches)
     model = build_model(recipe, store, ())
     initialize(recipe, model)
     freeze(model, recipe.trains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from pipeline.recipes.arms import (
     build_model,
     find_arm,
     initialize,
+    matches_of,
     one_a_task,
     parts_read,
     run_model,
+    say_matches,
     starts_from_stage1,
     teachers_read,
 )
@@ -69,7 +72,11 @@ def finetune(
     if arm.per_task:
         return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
     targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
+    matches = matches_of(recipe, store)
+    if stage1 is not None:
+        _check_matches(stage1, matches)
     fabric = start(recipe, execution)
+    say_matches(matches)
     model = build_model(recipe, store, tasks)
     seconds, untrained = 0.0, set(random_teachers(store, teachers))
     if stage1 is None:
@@ -116,6 +123,18 @@ def finetune(
     runs.finish(run, recipe, made_from, results)
     say(f"{run.name}: fine-tuned in {duration(trained.seconds)}, {run}")
     return results
+
+
+def _check_matches(stage1: Path, matches: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` where stage 1 compared a teacher's levels with others of the student than this run would."""
+    before = (lineage.read(stage1).student or {}).get("matches", {})
+    for name in {*before, *matches}:
+        then, now = (list(table[name]) if name in table else "each with its own" for table in (before, matches))
+        if then != now:
+            raise UserError(
+                f"{stage1} compared the levels of {name} with the student's {then}, here it would be {now}: say which "
+                "in both stages, match_levels = {" + f"{name} = [...]" + "}"
+            )
 
 
 def _one_a_task(

@@ -78,6 +78,8 @@ class Teacher(nn.Module, ABC):
     Attributes:
         spec: the passport.
         native_size: (H, W) px that its weights were trained at, for lists; None where no one says. It runs at any.
+        num_blocks: that its levels are of, so that one knows how deep they lie; None where no one says.
+        weights_from: wrapper and prefix of names that its weights had in their file, dotted; "" where they had none.
     """
 
     num_prefix: int = 0
@@ -92,6 +94,8 @@ class Teacher(nn.Module, ABC):
         super().__init__()
         self.spec = spec
         self.native_size: Size | None = None
+        self.num_blocks: int | None = None
+        self.weights_from = ""
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 

@@ -29,7 +29,9 @@ from sak_core.interfaces.teacher import (
     freeze,
 )
 from sak_core.weights.digests import state_digest
-from sak_core.weights.teacher_weights import read_state
+from sak_core.weights.prefixes import split_choice
+from sak_core.weights.teacher_weights import found_in
+from sak_core.weights.tensor_files import State, check_state
 
 ARCHITECTURE_VERSION = 1
 PATCH = 8
@@ -229,8 +231,11 @@ def build_miniature(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MiniatureNet()
-    identity = f"random:{seed}" if random_weights else load_weights(net, weights or shipped_weights(name))
+    identity, weights_from = f"random:{seed}", ""
+    if not random_weights:
+        identity, weights_from = load_weights(net, weights or shipped_weights(name))
     teacher = MiniatureTeacher(name, net, identity, size, chosen)
+    teacher.weights_from, teacher.num_blocks = weights_from, NUM_BLOCKS
     teacher.native_size = (96, 96)
     freeze(teacher)
     return teacher
@@ -241,22 +246,24 @@ def shipped_weights(name: str) -> Path:
     return WEIGHTS_DIR / f"{name}.safetensors"
 
 
-def load_weights(net: MiniatureNet, path: Path) -> str:
-    """Load a safetensors file into `net` (fp16 becomes float32) and return its `state_digest`.
+def load_weights(net: MiniatureNet, path: Path) -> tuple[str, str]:
+    """Load a safetensors file into `net` (fp16 becomes float32) and return its `state_digest`, and the wrapper and
+    prefix that its names had.
 
     Raises:
         TeacherUnavailable: the file is missing, unreadable or holds other tensors than the network.
     """
-    if not path.is_file():
+    wanted = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+    def fit(state: State) -> State:
+        check_state(wanted, state)
+        return state
+
+    if not split_choice(path)[0].is_file():
         raise TeacherUnavailable(f"no weights at {path}; make them with `sak miniature train`")
-    state = read_state(path)
-    wanted = {k: v.shape for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    for key in sorted(wanted.keys() | state.keys()):
-        found = state[key].shape if key in state else None
-        if found != wanted.get(key):
-            raise TeacherUnavailable(f"{path} does not fit: {key} has shape {found}, wanted {wanted.get(key)}")
-    net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    return state_digest(state)
+    found = found_in(path, fit)
+    net.load_state_dict({k: v.float() for k, v in found.value.items()}, strict=False)
+    return state_digest(found.value), found.where
 
 
 def file_digest(path: Path) -> str:

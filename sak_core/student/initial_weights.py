@@ -4,6 +4,7 @@ image size.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,53 @@ from sak_core.student.lora import plain_name
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import Stem, StemConfig, resample_positions
 from sak_core.weights.hub import hub_or_local, hub_reason
-from sak_core.weights.tensor_files import RefusedFile, check_finite, check_state, read_tensors
+from sak_core.weights.prefixes import find_state
+from sak_core.weights.tensor_files import Misfit, RefusedFile, check_finite, check_state
 
 HUB = "hub"
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
 _POSITIONS = "pos_embed"
 
 
-def load_vit(stem: Stem, source: Path | str) -> None:
+def load_vit(stem: Stem, source: Path | str) -> str:
     """Loads a timm ViT's weights into the stem; its final norm and classifier are left out.
 
     source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
-    authors ship them), or "hub" for the weights that timm downloads for the stem's name. Position embeddings
-    are resampled. Raises ValueError naming what is missing, left over or of another shape, RefusedFile for a
-    damaged or hostile file, FileNotFoundError without one.
+    authors ship them), FILE::KEY where several of its state dicts would fit, or "hub" for the weights that timm
+    downloads for the stem's name. Position embeddings are resampled.
+
+    Returns wrapper and prefix that the weights' names had in the file, "" where they had none. Raises ValueError
+    naming what is missing, left over or of another shape, RefusedFile for a damaged or hostile file,
+    FileNotFoundError without one.
     """
-    state = _hub_state(stem.config) if source == HUB else _file_state(stem.config, Path(source))
-    state = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
-    if _POSITIONS in state:
-        state[_POSITIONS] = fit_positions(stem, state[_POSITIONS])
+    if source == HUB:
+        _load(stem, _fitted(stem, _hub_state(stem.config)))
+        return ""
+    path = Path(source)
+    if path.suffix == ".npz":
+        _load(stem, _fitted(stem, _augreg_state(stem.config, path)))
+        return ""
+    found = find_state(path, partial(_fitted, stem), f"the stem {stem.config.name}")
+    _load(stem, found.value)
+    return found.where
+
+
+def _fitted(stem: Stem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stem's entries, by their names without LoRA, of a ViT's `state`. Raises Misfit where it is no such ViT's."""
+    given = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
+    wanted = {found: value for name, value in stem.vit.state_dict().items() if (found := plain_name(name))}
+    if _POSITIONS in given and given.keys() == wanted.keys():
+        try:
+            given[_POSITIONS] = fit_positions(stem, given[_POSITIONS])
+        except ValueError as error:
+            raise Misfit(str(error), wanted.keys(), ()) from None
+    check_state(wanted, given)
+    return given
+
+
+def _load(stem: Stem, given: Mapping[str, Tensor]) -> None:
     own = stem.vit.state_dict()
-    plain = {name: found for name in own if (found := plain_name(name))}
-    wanted = {plain[name]: own[name] for name in plain}
-    check_state(wanted, state, f"{source} does not fit the stem {stem.config.name}")
-    stem.vit.load_state_dict({**own, **{name: state[found] for name, found in plain.items()}})
+    stem.vit.load_state_dict({**own, **{name: given[found] for name in own if (found := plain_name(name))}})
 
 
 def load_student(
@@ -95,9 +119,7 @@ def _hub_state(config: StemConfig) -> dict[str, Tensor]:
     return state
 
 
-def _file_state(config: StemConfig, path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".npz":
-        return read_tensors(path)
+def _augreg_state(config: StemConfig, path: Path) -> dict[str, Tensor]:
     import timm
 
     if not path.is_file():

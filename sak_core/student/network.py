@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from sak_common.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.adapters import AdapterPath
-from sak_core.student.config import StudentConfig, tapped_levels, teacher_widths
+from sak_core.student.config import StudentConfig, even_depths, match_levels, tapped_levels, teacher_widths
 from sak_core.student.decoder import build_heads, build_routers, decode, to_map
 from sak_core.student.init import init_linear
 from sak_core.student.stem import Stem
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -21,8 +25,8 @@ class StudentOutput:
     """What a forward pass gives.
 
     stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
-    aligned: for each teacher one (B, teacher's width, h, w) a level, to be compared with its features.
-    class_tokens: for each teacher that the configuration names one (B, teacher's width) a level, likewise.
+    aligned: for each teacher one (B, teacher's width, h, w) for each of its levels, to be compared with its features.
+    class_tokens: for each teacher that the configuration names one (B, teacher's width) a level of it, likewise.
     outputs: for each task the raw output (B, channels, H, W).
     router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
       then the teachers. Empty without routers.
@@ -73,11 +77,12 @@ class StudentNetwork(nn.Module):
         self.paths = nn.ModuleDict()
         self.projector_norms = nn.ModuleDict()
         self.aligners = nn.ModuleDict()
+        self.matches = self._matches()
         for teacher, widths in teacher_widths(config.teachers, len(self.levels)).items():
             if config.paths:
                 self.paths[teacher] = build_path(config.adapter, self.stem, teacher, self.levels)
             else:
-                self.projector_norms[teacher] = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in self.levels)
+                self.projector_norms[teacher] = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for _ in widths)
             if config.aligner or not config.paths:
                 self.aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(width, w)) for w in widths)
             elif set(widths) != {width}:
@@ -148,7 +153,7 @@ class StudentNetwork(nn.Module):
     def align_class_tokens(
         self, tokens: Sequence[Tensor], class_tokens: Mapping[str, Sequence[Tensor]]
     ) -> dict[str, list[Tensor]]:
-        """The paths' class tokens, one (B, 1, C) a level, to (B, teacher's width) by teacher.
+        """The paths' class tokens, one (B, 1, C) a level, to (B, teacher's width), one a level of it, by teacher.
 
         tokens: the stem's x_0 .. x_depth, of which the many-to-one student's projectors read the class token.
         """
@@ -156,13 +161,37 @@ class StudentNetwork(nn.Module):
         for teacher in self.config.class_tokens:
             levels: Sequence[Tensor]
             if teacher in self.paths:
-                levels = class_tokens[teacher]
+                levels = self._matched(teacher, class_tokens[teacher])
             else:
-                norms = self._list(self.projector_norms, teacher)
-                levels = [norm(tokens[block + 1][:, :1]) for norm, block in zip(norms, self.levels, strict=True)]
+                norms, blocks = self._list(self.projector_norms, teacher), self._matched(teacher, self.levels)
+                levels = [norm(tokens[block + 1][:, :1]) for norm, block in zip(norms, blocks, strict=True)]
             linears = self._list(self.class_aligners, teacher)
             aligned[teacher] = [linear(x[:, 0]) for linear, x in zip(linears, levels, strict=True)]
         return aligned
+
+    def _matches(self) -> dict[str, tuple[int, ...]]:
+        """The student's level that each of a teacher's is compared with."""
+        widths, ours = teacher_widths(self.config.teachers, len(self.levels)), len(self.levels)
+        matches = {name: match_levels(even_depths(len(own)), self.depths) for name, own in widths.items()}
+        for name, levels in self.config.matches.items():
+            if name not in matches:
+                raise UnknownName(f"matches: {unknown('teacher', name, matches)}")
+            if len(levels) != len(widths[name]) or not all(0 <= level < ours for level in levels):
+                raise ValueError(
+                    f"matches of {name}, {list(levels)}: one of the student's levels 0..{ours - 1} is expected for "
+                    f"each of the teacher's {len(widths[name])}"
+                )
+            matches[name] = tuple(levels)
+        return matches
+
+    @property
+    def depths(self) -> tuple[Fraction, ...]:
+        """Where its levels lie: the share of the stem's blocks up to each."""
+        return tuple(Fraction(block + 1, self.stem.depth) for block in self.levels)
+
+    def _matched(self, teacher: str, levels: Sequence[T]) -> list[T]:
+        """Of something for each of the student's levels, what each of the teacher's is compared with."""
+        return [levels[level] for level in self.matches[teacher]]
 
     def _build_class_aligners(self) -> nn.ModuleDict:
         aligners = nn.ModuleDict()
@@ -178,7 +207,7 @@ class StudentNetwork(nn.Module):
     def align(
         self, stem: Sequence[Tensor], features: Mapping[str, Sequence[Tensor]], grid: tuple[int, int]
     ) -> dict[str, list[Tensor]]:
-        """Features, one (B, n, C) a level, to maps (B, teacher's width, h, w) by teacher.
+        """Features, one (B, n, C) a level, to maps (B, teacher's width, h, w), one for each of its levels, by teacher.
 
         stem: the tapped tokens without prefix; the many-to-one student's projectors read them.
         """
@@ -186,9 +215,10 @@ class StudentNetwork(nn.Module):
         for teacher in self.config.teachers:
             levels: Sequence[Tensor]
             if teacher in self.paths:
-                levels = features[teacher]
+                levels = self._matched(teacher, features[teacher])
             else:
-                levels = [norm(x) for norm, x in zip(self._list(self.projector_norms, teacher), stem, strict=True)]
+                norms, tapped = self._list(self.projector_norms, teacher), self._matched(teacher, stem)
+                levels = [norm(x) for norm, x in zip(norms, tapped, strict=True)]
             if teacher in self.aligners:
                 levels = [linear(x) for linear, x in zip(self._list(self.aligners, teacher), levels, strict=True)]
             aligned[teacher] = [to_map(x, grid) for x in levels]

@@ -27,6 +27,11 @@ def reference_names(student: StudentNetwork, *, stage: int = 2) -> dict[str, str
     """
     if not student.config.paths or student.config.head != "sak" or student.config.router not in ("mor", "none"):
         raise ValueError("the release knows students with paths, head 'sak' and router 'mor' or 'none' only")
+    for teacher, levels in student.matches.items():
+        if levels != tuple(range(len(student.levels))):
+            raise ValueError(
+                f"the release knows one level of a teacher for each of the student's, {teacher} has others"
+            )
     prefix = "" if stage == 1 else "backbone."
     names = {}
     for name in student.state_dict():

@@ -1,7 +1,7 @@
 """Teachers by name: one row each; a row's library is imported when the teacher is built.
 
 Besides the rows, any model of a library goes by "LIBRARY:MODEL": `timm:resnet50`,
-`open_clip:ViT-B-32/openai`, `sam:vit_l`, `hf:facebook/dinov2-small`. A user's own is
+`open_clip:ViT-B-32/openai`, `sam:vit_l`, `hf:facebook/dinov2-small`. A user's own is "my_module:build" or
 "my_package.my_module:build", and runs only where code is allowed to.
 """
 
@@ -144,9 +144,9 @@ def find_teacher(name: str) -> TeacherRow:
     """The row of a teacher, or one made for "LIBRARY:MODEL" or for a user's own; raises UnknownName."""
     if name in TEACHERS:
         return TEACHERS[name]
-    if is_own_code(name):
-        return TeacherRow("code", name, "")
     library, colon, model = name.partition(":")
+    if library not in LIBRARIES and is_own_code(name):
+        return TeacherRow("code", name, "")
     if colon and library not in LIBRARIES:
         raise UnknownName(unknown("teacher library", library, LIBRARIES))
     if colon and not model:
@@ -162,8 +162,14 @@ def check_teacher(name: str, allow_code: bool = False) -> None:
     """Raise UnknownName, offering the nearest names, if there is no such teacher, and TeacherUnavailable if it is
     code of the user's own that is not allowed to run.
     """
-    if find_teacher(name).library == "code" and not allow_code:
+    if find_teacher(name).library != "code" or allow_code:
+        return
+    module = name.partition(":")[0]
+    if "." in module:
         raise TeacherUnavailable(f"teacher {name!r} is code of your own: --allow-code lets it run")
+    raise UnknownName(
+        f"{unknown('teacher library', module, LIBRARIES)}. If {name!r} is code of your own: --allow-code lets it run"
+    )
 
 
 def build_teacher(
@@ -179,7 +185,7 @@ def build_teacher(
     """Build a teacher, in evaluation mode, without gradients.
 
     Args:
-        name: a key of `TEACHERS`, "LIBRARY:MODEL", or "my_package.my_module:build".
+        name: a key of `TEACHERS`, "LIBRARY:MODEL", or "my_module:build" (of a package: "my_package.my_module:build").
         size: (H, W) of the views it will be given, px.
         levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its
         quarters). weights: a file, instead of the library's hub. random_weights: an untrained network, drawn

@@ -44,15 +44,18 @@ def build_depth_anything(name: str, model: str, options: BuildOptions, licence: 
 
     if model not in SIZES:
         raise UnknownName(unknown("size of Depth Anything", model, SIZES))
+    weights_from = ""
     if options.from_hub:
         with hub(name):
             whole = DepthAnythingForDepthEstimation.from_pretrained(
                 hub_id(model), weights_only=True, dtype=torch.float32
             )
     else:
-        whole = model_without_hub(DepthAnythingForDepthEstimation, configuration(model), options)
+        whole, weights_from = model_without_hub(DepthAnythingForDepthEstimation, configuration(model), options)
     net = tower_of(whole)
-    return hf_teacher(name, hub_id(model), net, options, MEAN, STD, "bicubic", licence)
+    teacher = hf_teacher(name, hub_id(model), net, options, MEAN, STD, "bicubic", licence)
+    teacher.weights_from = weights_from
+    return teacher
 
 
 def configuration(size: str) -> Any:

@@ -7,6 +7,7 @@ position embedding, else at the size it was configured for.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +27,12 @@ from sak_core.weights.hub import quiet
 from sak_core.weights.teacher_weights import (
     BuildOptions,
     choose_levels,
+    found_in,
     hub,
     identity,
-    read_state,
     seeded,
 )
+from sak_core.weights.tensor_files import Misfit, State
 
 # names of PIL's resampling filters, by the number that image processors store
 _FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -88,17 +90,20 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
             model, trust_remote_code=False
         )
         kind = _model_class(model, config)
+    weights_from = ""
     if options.from_hub:
         with hub(name):
             whole = kind.from_pretrained(model, weights_only=True, dtype=torch.float32)
     else:
-        whole = model_without_hub(kind, config, options)
+        whole, weights_from = model_without_hub(kind, config, options)
     net = tower_of(whole)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or std is None:
         raise TeacherUnavailable(f"{model} states no image mean and std in its preprocessor_config.json")
     interpolation = _FILTERS.get(int(getattr(processor, "resample", 3) or 3), "bicubic")
-    return hf_teacher(name, model, net, options, tuple(mean), tuple(std), interpolation, licence)
+    teacher = hf_teacher(name, model, net, options, tuple(mean), tuple(std), interpolation, licence)
+    teacher.weights_from = weights_from
+    return teacher
 
 
 def _model_class(model: str, config: Any) -> Any:
@@ -121,8 +126,8 @@ TOWERS = ("vision_model", "backbone")
 """How models with more than an image tower call it."""
 
 
-def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> Any:
-    """The whole model with a file's weights, or with random ones.
+def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> tuple[Any, str]:
+    """The whole model with random weights, or with a file's, and the wrapper and prefix that these had there.
 
     transformers itself loads the tensors, since the names it saves are not always those of its networks.
 
@@ -130,23 +135,38 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> Any:
     """
     if options.weights is None:
         with seeded(options.seed):
-            return kind(config)
-    state = read_state(options.weights)
+            return kind(config), ""
+    with torch.device("meta"), seeded(options.seed):
+        wanted = tower_of(kind(config)).state_dict()
+    size = sum(value.numel() for value in wanted.values())
+    found = found_in(options.weights, partial(_load, kind, config, wanted, size), kind.__name__)
+    return found.value, found.where
+
+
+def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any:
+    """The whole model with the tensors of `state`; raises Misfit where these are not all of the tower's, or more.
+
+    wanted: the tower's tensors, `size` values in all; far fewer are not tried, as that takes a model's time.
+    """
+    if 2 * sum(value.numel() for value in state.values()) < size:
+        raise Misfit("it is too small", wanted, wanted)
     try:
         with quiet():
             whole, told = kind.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+                None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # shapes that differ, names that cannot be mapped
         lines = str(error).strip().splitlines()
-        raise TeacherUnavailable(
-            f"{options.weights} does not fit {kind.__name__}: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        raise Misfit(lines[0] if lines else type(error).__name__, wanted, ()) from error
     prefix = next((f"{name}." for name in TOWERS if hasattr(whole, name)), "")
-    for key, fault in (("missing_keys", "missing"), ("unexpected_keys", "left over")):
-        named = sorted(str(k) for k in told[key] if str(k).startswith(prefix))
-        if named:
-            raise TeacherUnavailable(f"{options.weights} does not fit {kind.__name__}: {fault}: {listed(named)}")
+    missing, left_over = (
+        sorted(str(key) for key in told[fault] if str(key).startswith(prefix))
+        for fault in ("missing_keys", "unexpected_keys")
+    )
+    if missing:
+        raise Misfit(f"missing: {listed(missing)}", wanted, missing)
+    if left_over:
+        raise Misfit(f"left over: {listed(left_over)}", wanted, ())
     return whole
 
 
@@ -200,6 +220,7 @@ def hf_teacher(
     num_prefix = tokens[-1].shape[1] - grids[-1][0] * grids[-1][1] if has_prefix else 0
     teacher = HfTeacher(spec, net, call, num_prefix)
     teacher.native_size = _pair(getattr(config, "image_size", None))
+    teacher.num_blocks = len(states) - 1
     return freeze(teacher)
 
 

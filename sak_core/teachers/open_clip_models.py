@@ -18,12 +18,10 @@ from sak_core.weights.hub import quiet
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import (
     BuildOptions,
-    State,
     choose_levels,
     hub,
     identity,
-    load_exactly,
-    read_state,
+    load_weights,
     seeded,
 )
 
@@ -86,8 +84,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
             clip = open_clip.create_model(arch, pretrained=None, **common)
     tower = clip.visual
     preprocess = open_clip.get_model_preprocess_cfg(clip)
-    if options.weights is not None:
-        load_exactly(tower, _tower_state(read_state(options.weights)), options.weights)
+    weights_from = "" if options.weights is None else load_weights(tower, options.weights)
     passport = {
         "mean": tuple(preprocess["mean"]),
         "std": tuple(preprocess["std"]),
@@ -97,11 +94,13 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     size = preprocess["size"]
     native = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if hasattr(tower, "trunk"):
-        return timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **passport)
+        teacher = timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **passport)
+        teacher.weights_from = weights_from
+        return teacher
     if not hasattr(tower, "positional_embedding") or not hasattr(tower, "conv1"):
         raise TeacherUnavailable(f"{model}: open_clip taps blocks of vision transformers only, this is none")
     teacher = _transformer(name, model, tower, options, passport)
-    teacher.native_size = native
+    teacher.native_size, teacher.weights_from = native, weights_from
     return teacher
 
 
@@ -127,10 +126,6 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         levels=levels,
         **passport,
     )
-    return freeze(OpenClipTeacher(spec, tower, options.prefix))
-
-
-def _tower_state(state: State) -> State:
-    """The image tower's tensors of a whole model's file (or of a file of the tower alone)."""
-    tower = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    return tower or state
+    teacher = OpenClipTeacher(spec, tower, options.prefix)
+    teacher.num_blocks = len(tower.transformer.resblocks)
+    return freeze(teacher)

@@ -1,4 +1,5 @@
-"""Teachers from a user's own module, `my_package.my_module:build`: code that runs only when it is allowed to.
+"""Teachers from a user's own module, `my_module:build` or `my_package.my_module:build`: code that runs only when it is
+allowed to.
 
 `build(size, levels=None, weights=None, random_weights=False, seed=0)` returns a `Teacher`;
 docs/new-teacher.md shows one.
@@ -17,13 +18,13 @@ from pathlib import Path
 from sak_core.interfaces.teacher import Teacher, TeacherUnavailable, freeze
 from sak_core.weights.teacher_weights import BuildOptions
 
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def is_own_code(name: str) -> bool:
-    """Whether a teacher's name is "package.module:function"."""
+    """Whether a teacher's name can be "module:function", of a package or by itself."""
     module, _, function = name.partition(":")
-    return bool(_DOTTED.fullmatch(module)) and function.isidentifier()
+    return bool(_MODULE.fullmatch(module)) and function.isidentifier()
 
 
 def build_own(name: str, options: BuildOptions) -> Teacher:

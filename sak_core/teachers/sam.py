@@ -20,12 +20,10 @@ from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, TeacherUnavailable, freeze, nearest_multiple
 from sak_core.weights.teacher_weights import (
     BuildOptions,
-    State,
     choose_levels,
     hub,
     identity,
-    load_exactly,
-    read_state,
+    load_weights,
     seeded,
 )
 
@@ -118,10 +116,12 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apac
             window_size=14,
             global_attn_indexes=row.levels,
         )
+    weights_from = ""
     if not options.random_weights:
-        path = options.weights or _download(name, row.file)
-        load_exactly(encoder, _encoder_state(read_state(path)), path)
-    return sam_teacher(name, model, encoder, options, licence)
+        weights_from = load_weights(encoder, options.weights or _download(name, row.file))
+    teacher = sam_teacher(name, model, encoder, options, licence)
+    teacher.weights_from = weights_from
+    return teacher
 
 
 def sam_teacher(name: str, model: str, encoder: Any, options: BuildOptions, licence: str = "Apache-2.0") -> Teacher:
@@ -146,6 +146,7 @@ def sam_teacher(name: str, model: str, encoder: Any, options: BuildOptions, lice
     )
     teacher = SamTeacher(spec, encoder)
     teacher.native_size = (int(encoder.img_size), int(encoder.img_size))
+    teacher.num_blocks = len(encoder.blocks)
     return freeze(teacher)
 
 
@@ -163,13 +164,6 @@ def fit_longer_side(size: Size, longer: int, patch: int) -> Size:
 def _nearest(numerator: int, denominator: int, patch: int) -> int:
     """The multiple of `patch` nearest to numerator / denominator, exactly; a tie goes up."""
     return nearest_multiple(numerator, patch * denominator) // denominator
-
-
-def _encoder_state(state: State) -> State:
-    """The encoder's tensors of a whole SAM's file (or of a file of the encoder alone)."""
-    prefix = "image_encoder."
-    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return encoder or state
 
 
 def _download(name: str, file: str) -> Path:

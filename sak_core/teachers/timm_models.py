@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,16 +25,8 @@ from sak_core.interfaces.teacher import (
     prefix_as_map,
 )
 from sak_core.weights.positions import resample_positions
-from sak_core.weights.teacher_weights import (
-    BuildOptions,
-    State,
-    choose_levels,
-    hub,
-    identity,
-    load_exactly,
-    read_state,
-    seeded,
-)
+from sak_core.weights.teacher_weights import BuildOptions, choose_levels, hub, identity, load_weights, seeded
+from sak_core.weights.tensor_files import State
 
 
 class TimmTeacher(Teacher):
@@ -88,12 +81,13 @@ def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") 
         with seeded(options.seed):
             net = timm.create_model(model, pretrained=False, num_classes=0)
     config: Any = net.pretrained_cfg
+    weights_from = ""
     if options.weights is not None:
-        state = _own_names(net, read_state(options.weights))
         classifier = config.get("classifier") or "head"
         heads = [classifier] if isinstance(classifier, str) else list(classifier)
-        load_exactly(net, state, options.weights, ignore=[f"{head}." for head in heads])
-    return timm_teacher(
+        ignore = [f"{head}." for head in heads]
+        weights_from = load_weights(net, options.weights, ignore, rename=partial(_own_names, net))
+    teacher = timm_teacher(
         name,
         "timm",
         model,
@@ -105,6 +99,8 @@ def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") 
         licence=licence or config.get("license") or "unknown",
         native=(int(config["input_size"][1]), int(config["input_size"][2])),
     )
+    teacher.weights_from = weights_from
+    return teacher
 
 
 def timm_teacher(
@@ -159,7 +155,7 @@ def timm_teacher(
     forward: Any = net.forward_intermediates
     gives_prefix = options.prefix and "return_prefix_tokens" in inspect.signature(forward).parameters
     teacher = TimmTeacher(spec, net, int(getattr(net, "num_prefix_tokens", 0)) if gives_prefix else 0)
-    teacher.native_size = native
+    teacher.native_size, teacher.num_blocks = native, len(stages)
     return freeze(teacher)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from sak_core.interfaces.teacher import Size, TeacherUnavailable
 from sak_core.weights.digests import state_digest
 from sak_core.weights.hub import hub_or_local, hub_reason
-from sak_core.weights.tensor_files import RefusedFile, check_state, read_tensors
+from sak_core.weights.prefixes import Found, find_state
+from sak_core.weights.tensor_files import Misfit, RefusedFile, State, check_state, read_tensors
 
-State = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class BuildOptions:
     """What is asked of a teacher.
 
     size: (H, W) of the views it will be given, px. levels: indices of tapped blocks, ascending; None for the
-    teacher's own. weights: a file; None for the library's hub. random_weights: leave the network untrained,
-    its start drawn from `seed`. prefix: whether class and register tokens are given, where there are some.
+    teacher's own. weights: a file, or FILE::KEY; None for the library's hub. random_weights: leave the network
+    untrained, its start drawn from `seed`. prefix: whether class and register tokens are given, where there are some.
     """
 
     size: Size
@@ -73,7 +75,7 @@ def hub(teacher: str, what: str = "weights", otherwise: str = OWN_OR_NO_WEIGHTS)
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`).
+    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`), for those who rename them.
 
     Raises:
         TeacherUnavailable: no such file, or one that `read_tensors` refuses.
@@ -85,7 +87,7 @@ def read_state(path: Path) -> State:
 
 
 def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: Sequence[str] = ()) -> None:
-    """Load `state` into `net`, float16 and others as the network's own dtype.
+    """Load `state`, read from `path`, into `net`, float16 and others as the network's own dtype.
 
     Args:
         ignore: prefixes of keys in `state` that the tower does without (a classifier, a text tower).
@@ -93,13 +95,56 @@ def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore
     Raises:
         TeacherUnavailable: keys missing, left over or of other shapes, named.
     """
+    try:
+        net.load_state_dict(_fitting(net, state, ignore))
+    except Misfit as error:
+        raise TeacherUnavailable(f"{path} does not fit the network: {error}") from None
+
+
+def load_weights(
+    net: nn.Module, path: Path, ignore: Sequence[str] = (), rename: Callable[[State], State] | None = None
+) -> str:
+    """Load what of the file `path` (or `FILE::KEY`) is `net`'s, under whatever wrapper and prefix it lies there.
+
+    Args:
+        ignore: as `load_exactly`, without the prefix. rename: a release's names to the network's.
+
+    Returns:
+        Wrapper and prefix that were found, dotted, for `Teacher.weights_from`; "" for the network's own names.
+
+    Raises:
+        TeacherUnavailable: no such file, a refused one, none or several places in it that fit.
+    """
+
+    def fit(state: State) -> State:
+        return _fitting(net, _renamed(state, rename, net) if rename else state, ignore)
+
+    found = found_in(path, fit)
+    net.load_state_dict(found.value)
+    return found.where
+
+
+def found_in(path: Path, fit: Callable[[State], T], what: str = "the network") -> Found[T]:
+    """As `sak_core.weights.prefixes.find_state`. Raises TeacherUnavailable for whatever is wrong with the file."""
+    try:
+        return find_state(path, fit, what)
+    except (FileNotFoundError, RefusedFile) as error:
+        raise TeacherUnavailable(str(error)) from None
+
+
+def _fitting(net: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str]) -> State:
     wanted = net.state_dict()
     given = {key: value for key, value in state.items() if key in wanted or not key.startswith(tuple(ignore))}
+    check_state(wanted, given)
+    return given
+
+
+def _renamed(state: State, rename: Callable[[State], State], net: nn.Module) -> State:
     try:
-        check_state(wanted, given, f"{path} does not fit the network")
-    except ValueError as error:
-        raise TeacherUnavailable(str(error)) from None
-    net.load_state_dict(given)
+        return rename(dict(state))
+    except Exception as error:  # libraries' renaming takes names for granted that other files lack
+        wanted = net.state_dict().keys()
+        raise Misfit(f"its names cannot be mapped ({type(error).__name__}: {error})", wanted, wanted) from None
 
 
 def identity(net: nn.Module, options: BuildOptions) -> str:

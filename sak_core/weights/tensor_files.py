@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from sak_common.names import listed
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its own library has it."""
 
-WRAPPERS = ("state_dict", "model")
-"""Keys under which a torch file may hold its state dict."""
+State = dict[str, Tensor]
+
+DEEPEST = 8
+"""Mappings within mappings of a torch file that are looked into."""
+
+WRAPPERS = ("state_dict.model", "state_dict", "model")
+"""Keys under which a torch file may hold its one state dict."""
+
+MARKS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch itself puts into names, at their start or further in: of `torch.compile`, FSDP, checkpointing."""
 
 
 class RefusedFile(SakError, ValueError):
@@ -31,26 +40,58 @@ class RefusedFile(SakError, ValueError):
         self.reason = reason
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+class Misfit(ValueError):
+    """Tensors whose names or shapes are not a network's. wanted: its names. missing: those that are not there."""
+
+    def __init__(self, message: str, wanted: Collection[str], missing: Collection[str]) -> None:
+        super().__init__(message)
+        self.wanted, self.missing = wanted, missing
+
+
+def read_tensors(path: Path) -> State:
     """The named tensors of a `.safetensors` file, or else of a torch file (`.pth`, `.pt`, `.bin`), on the CPU.
 
-    A torch file is read by torch's `weights_only` unpickler, which builds tensors and plain containers and calls
-    nothing else; its state dict may be the file's content, or lie under "state_dict" or "model". What follows the
-    file's word about sizes is checked against the bytes that are there before memory is taken.
+    A torch file's state dict may be its content, or lie under "state_dict" or "model", or be the only one in it. What
+    stands before all names and is torch's own ("module." and `MARKS`) is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        RefusedFile: as `read_parts`; also for values that are not finite, and for several state dicts in one file, of
+            which no one can know which is meant.
+    """
+    parts = read_parts(path)
+    where = next((name for name in ("", *WRAPPERS) if name in parts), None)
+    if where is None and len(parts) == 1:
+        where = next(iter(parts))
+    twins = [name for name, part in parts.items() if where is None or part.keys() == parts[where].keys()]
+    if where is None or len(twins) > 1:
+        raise RefusedFile(path, f"holds several state dicts ({listed(twins)}): keep one of them in a file of its own")
+    tensors = parts[where]
+    check_finite(path, tensors)
+    for prefix in ("module.", *MARKS):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def read_parts(path: Path) -> dict[str, State]:
+    """All state dicts of a file by the keys they lie under, joined by dots; "" where it is the file's content.
+
+    A torch file is read by torch's `weights_only` unpickler, which builds tensors, plain containers and
+    `argparse.Namespace` (which training scripts keep beside their weights) and calls nothing else; what is no tensor
+    is left out. What follows the file's word about sizes is checked against the bytes that are there before memory is
+    taken; values are not looked at.
 
     Raises:
         FileNotFoundError: no such file.
         RefusedFile: empty, truncated, with a header of absurd size, with code or other objects in it, with
-            entries whose names lead elsewhere, compressed (a small file could unpack to any size), or with
-            values that are not finite.
+            entries whose names lead elsewhere, compressed (a small file could unpack to any size), or without tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
     if path.stat().st_size == 0:
         raise RefusedFile(path, "is empty (0 bytes)")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    check_finite(path, tensors)
-    return tensors
+    return {"": _read_safetensors(path)} if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -72,7 +113,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise RefusedFile(path, f"is refused: {name!r} holds NaN or infinite values")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -106,11 +147,12 @@ def _check_header(path: Path) -> None:
         raise RefusedFile(path, "is no safetensors file: its header is not JSON")
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> dict[str, State]:
     if zipfile.is_zipfile(path):
         _check_archive(path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises many kinds for damaged and hostile files
         text = str(error)
         if "Weights only load failed" in text or "weights_only" in text:
@@ -121,16 +163,28 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 "a torch file of plain tensors (pickled models and TorchScript archives are not opened)",
             ) from None
         raise _damaged(path, error) from None
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
     if not isinstance(content, Mapping):
         raise RefusedFile(path, f"holds a {type(content).__name__}, not a state dict (named tensors)")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise RefusedFile(
-                path, f"holds no state dict: {name!r} is a {type(value).__name__}; expected named tensors alone"
-            )
+    parts = dict(_state_dicts(content, "", set()))
+    if not parts:
+        raise RefusedFile(path, "holds no state dict: there are no named tensors in it")
+    for part in parts.values():
+        _check_plain(path, part)
+    return parts
+
+
+def _state_dicts(content: Mapping[Any, Any], where: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, State]]:
+    """The mappings within `content` that hold named tensors; each once, since hostile ones may hold themselves."""
+    seen.add(id(content))
+    if tensors := {name: v for name, v in content.items() if isinstance(name, str) and isinstance(v, Tensor)}:
+        yield where, tensors
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and id(value) not in seen and depth < DEEPEST:
+            yield from _state_dicts(value, f"{where}.{key}" if where else key, seen, depth + 1)
+
+
+def _check_plain(path: Path, tensors: State) -> None:
+    for name, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise RefusedFile(path, f"is refused: {name!r} is not a plain dense tensor ({value.layout})")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -139,7 +193,6 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 f"is refused: {name!r} claims shape {tuple(value.shape)}, for which the file holds "
                 f"{value.untyped_storage().nbytes()} bytes",
             )
-    return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def _check_archive(path: Path) -> None:
@@ -167,8 +220,8 @@ def _first_line(text: str) -> str:
     return lines[0].strip() if lines else ""
 
 
-def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Raises ValueError, starting with `what`, unless `given` has exactly the names and shapes of `own`."""
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str = "") -> None:
+    """Raises Misfit, its message starting with `what`, unless `given` has exactly the names and shapes of `own`."""
     faults = []
     if missing := sorted(set(own) - set(given)):
         faults.append(f"missing: {listed(missing)}")
@@ -182,4 +235,5 @@ def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: st
     if wrong:
         faults.append(f"of another shape: {listed(wrong)}")
     if faults:
-        raise ValueError(f"{what}: {'; '.join(faults)}")
+        text = "; ".join(faults)
+        raise Misfit(f"{what}: {text}" if what else text, own.keys(), missing)
