@@ -14,7 +14,11 @@ RECIPE ?= demo
 STUDY ?= demo
 WORKERS ?= 1
 TOGETHER ?= 1
-optional = $(if $($(1)),$(2) $($(1)))
+# A value as one word of the shell, whatever is in it; a leading ~/ stays the home folder.
+literal = '$(subst ','\'',$(1))'
+quoted = $(if $(findstring ^~/,^$(1)),~/$(call literal,$(subst ^~/,,^$(1))),$(call literal,$(1)))
+option = $(2) $(call quoted,$($(1)))
+optional = $(if $($(1)),$(option))
 
 .PHONY: bench help install demo test test-slow torture lint check-data cache plan distill finetune ablate evaluate predict export clean
 
@@ -22,7 +26,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(call quoted,$(PYTHON)) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	@touch $(STAMP)
@@ -50,33 +54,38 @@ lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/mypy
 
 cache plan: $(STAMP)
-	$(SAK) $@ --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
-	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
-	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
+	$(SAK) $@ $(call option,TEACHER,--teacher) $(call option,DATASET,--dataset) $(call option,SPLIT,--split) \
+	  $(call option,CODEC,--codec) $(call option,GRID,--grid) $(call option,OUT,--out) $(call optional,SIZE,--size) \
+	  $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) $(call optional,LIMIT,--limit) \
+	  $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
 check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wrong with it, with a sheet
-	$(SAK) data check $(if $(filter file,$(origin DATASET)),"$(ROOT)","$(DATASET)" --root "$(ROOT)") $(ARGS)
+	$(SAK) data check $(if $(filter file,$(origin DATASET)),,$(call quoted,$(DATASET)) --root) $(call quoted,$(ROOT)) $(ARGS)
 
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 
 distill: $(STAMP)  ## [RECIPE=demo] [DEVICES=1] [ROOT=] stage 1 from the caches
-	$(SAK) distill $(RECIPE) --out $(OUT) $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
-
-finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] [ROOT=] stage 2 from the caches
-	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
+	$(SAK) distill $(call quoted,$(RECIPE)) $(call option,OUT,--out) $(call optional,ROOT,--root) \
 	  $(call optional,DEVICES,--devices) $(ARGS)
 
+finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] [ROOT=] stage 2 from the caches
+	$(SAK) finetune $(call quoted,$(RECIPE)) $(call option,OUT,--out) $(call optional,FROM,--from) \
+	  $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
+
 ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
+	$(SAK) ablate $(call quoted,$(STUDY)) $(call option,WORKERS,--workers) $(call option,TOGETHER,--together) \
+	  $(call option,OUT,--out) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
-	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)
+	$(SAK) evaluate $(call quoted,$(RUN)) --split $(call quoted,$(if $(filter file,$(origin SPLIT)),test,$(SPLIT))) \
+	  $(call option,OUT,--out) $(ARGS)
 
 predict: $(STAMP)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's predictions
-	$(SAK) predict $(SOURCE) --model $(MODEL) --out $(if $(TO),$(TO),predictions) $(ARGS)
+	$(SAK) predict $(call quoted,$(SOURCE)) $(call option,MODEL,--model) \
+	  --out $(call quoted,$(if $(TO),$(TO),predictions)) $(ARGS)
 
 export: $(STAMP)  ## RUN= [TO=exported] a trained student as a folder for others
-	$(SAK) export $(RUN) $(if $(TO),$(TO),exported) $(ARGS)
+	$(SAK) export $(call quoted,$(RUN)) $(call quoted,$(if $(TO),$(TO),exported)) $(ARGS)
 
 clean:  ## remove the virtual environment and tools' caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
