@@ -13,8 +13,13 @@ GRID ?= native
 OUT ?= features
 WORKERS ?= 1
 TOGETHER ?= 1
-optional = $(if $($(1)),$(2) $($(1)))
-chosen = $(if $(filter file,$(origin DATASET)),,--dataset $(DATASET))
+# A value as one word of the shell, whatever is in it; a leading ~/ stays the home folder.
+literal = '$(subst ','\'',$(1))'
+quoted = $(if $(findstring ^~/,^$(1)),~/$(call literal,$(subst ^~/,,^$(1))),$(call literal,$(1)))
+option = $(2) $(call quoted,$($(1)))
+optional = $(if $($(1)),$(option))
+given = $(if $($(1)),$(call quoted,$($(1))))
+chosen = $(if $(filter file,$(origin DATASET)),,$(call option,DATASET,--dataset))
 
 .PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate evaluate predict export clean
 
@@ -22,7 +27,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(LIGHT): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(call quoted,$(PYTHON)) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	@touch $(LIGHT)
@@ -54,36 +59,41 @@ lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/mypy
 
 cache plan: $(STAMP)
-	$(SAK) $@ --teacher "$(TEACHER)" --dataset $(DATASET) --split $(SPLIT) --codec $(CODEC) --grid $(GRID) \
-	  --out $(OUT) $(call optional,SIZE,--size) $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) \
-	  $(call optional,LIMIT,--limit) $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
+	$(SAK) $@ $(call option,TEACHER,--teacher) $(call option,DATASET,--dataset) $(call option,SPLIT,--split) \
+	  $(call option,CODEC,--codec) $(call option,GRID,--grid) $(call option,OUT,--out) $(call optional,SIZE,--size) \
+	  $(call optional,VIEWS,--views) $(call optional,LEVELS,--levels) $(call optional,LIMIT,--limit) \
+	  $(call optional,ROOT,--root) $(call optional,WEIGHTS,--weights) $(ARGS)
 check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wrong with it, with a sheet
-	$(SAK) data check $(if $(filter file,$(origin DATASET)),"$(ROOT)","$(DATASET)" --root "$(ROOT)") $(ARGS)
+	$(SAK) data check $(if $(filter file,$(origin DATASET)),,$(call quoted,$(DATASET)) --root) $(call quoted,$(ROOT)) $(ARGS)
 
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 
 recipe: $(STAMP)  ## [DATASET=] [TO=] a commented recipe for the caches that are there, to edit
-	$(SAK) recipe $(chosen) $(call optional,TO,--to) --out $(OUT)
+	$(SAK) recipe $(chosen) $(call optional,TO,--to) $(call option,OUT,--out) $(ARGS)
 
 distill: $(STAMP)  ## [RECIPE=] [DATASET=] [DEVICES=1] [ROOT=] stage 1 from the caches that are there
-	$(SAK) distill $(RECIPE) $(chosen) --out $(OUT) $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
-
-finetune: $(STAMP)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage 2
-	$(SAK) finetune $(RECIPE) $(chosen) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
+	$(SAK) distill $(call given,RECIPE) $(chosen) $(call option,OUT,--out) $(call optional,ROOT,--root) \
 	  $(call optional,DEVICES,--devices) $(ARGS)
 
+finetune: $(STAMP)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage 2
+	$(SAK) finetune $(call given,RECIPE) $(chosen) $(call option,OUT,--out) $(call optional,FROM,--from) \
+	  $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
+
 ablate: $(STAMP)  ## [STUDY=] [DATASET=] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(STUDY) $(chosen) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
+	$(SAK) ablate $(call given,STUDY) $(chosen) $(call option,WORKERS,--workers) $(call option,TOGETHER,--together) \
+	  $(call option,OUT,--out) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
-	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)
+	$(SAK) evaluate $(call quoted,$(RUN)) --split $(call quoted,$(if $(filter file,$(origin SPLIT)),test,$(SPLIT))) \
+	  $(call option,OUT,--out) $(ARGS)
 
 predict: $(STAMP)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's predictions
-	$(SAK) predict $(SOURCE) --model $(MODEL) --out $(if $(TO),$(TO),predictions) $(ARGS)
+	$(SAK) predict $(call quoted,$(SOURCE)) $(call option,MODEL,--model) \
+	  --out $(call quoted,$(if $(TO),$(TO),predictions)) $(ARGS)
 
 export: $(STAMP)  ## RUN= [TO=exported] a trained student as a folder for others
-	$(SAK) export $(RUN) $(if $(TO),$(TO),exported) $(ARGS)
+	$(SAK) export $(call quoted,$(RUN)) $(call quoted,$(if $(TO),$(TO),exported)) $(ARGS)
 
 clean:  ## remove the virtual environment and tools' caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -169,7 +169,7 @@ def test_teachers_of_any_number_of_levels_are_matched(paths, widths, given, matc
         tokens = student.stem(students.images())
         out = student(students.images())
         own = student.path_features(tokens)["dino"] if paths else [tokens[block + 1][:, 1:] for block in student.levels]
-        classes = student.features(tokens, class_tokens=True)["dino"][4:] if paths else None
+        classes = student.path_features(tokens, class_tokens=True)["dino"][4:] if paths else None
         for level, (width, ours) in enumerate(zip(widths, matched, strict=True)):
             norm = torch.nn.Identity() if paths else student.projector_norms["dino"][level]
             expected = student.aligners["dino"][level](norm(own[ours]))
