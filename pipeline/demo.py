@@ -98,6 +98,9 @@ def beaten_by_constant(table: dict[str, Any]) -> list[str]:
             task = column["task"]
             score, base = row["scores"][task]["mean"], constant[task]["mean"]
             factor = 1 + MARGIN if column["higher_is_better"] else 1 - MARGIN
+            if score is None or base is None:
+                found.append(f"{row['arm']} {task} has no score")
+                continue
             better = score >= base * factor if column["higher_is_better"] else score <= base * factor
             if not better:
                 found.append(f"{row['arm']} {task} {score:.3g} (constant {base:.3g})")
