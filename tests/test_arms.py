@@ -54,8 +54,10 @@ def test_single_task_is_one_student_a_task(arms: tuple[Path, dict], features: Pa
     own = [json.loads((run / task / "results.json").read_text())["parameters"] for task in ("semseg", "depth")]
     rows = {row["arm"]: row for row in table["rows"]}
     assert rows["single-task"]["parameters"] == sum(own) > rows["multi-task"]["parameters"]
-    scores = json.loads((run / "scores-rooms-test.json").read_text())
-    assert scores["depth"] == json.loads((run / "depth" / "scores-rooms-test.json").read_text())["depth"]
+    scores = json.loads((run / "scores-rooms-test-96x96.json").read_text())["scores"]
+    assert (
+        scores["depth"] == json.loads((run / "depth" / "scores-rooms-test-96x96.json").read_text())["scores"]["depth"]
+    )
     assert set(scores) == {"semseg", "depth"}
 
 

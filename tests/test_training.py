@@ -148,11 +148,11 @@ def test_a_resume_from_something_else_is_refused(
     with pytest.raises(UserError, match=r"another recipe: .*seed: 0 against 1"):
         distilled(features, run, "seed=1")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.runs.__version__", "9.9")
+        patch.setattr("pipeline.runs.origin.__version__", "9.9")
         with pytest.raises(UserError, match=r"something else: code\.sak: '0\.1\.0' against '9\.9'"):
             distilled(features, run)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.distill.digest", lambda *args: {"source": "other"})
+        patch.setattr("pipeline.runs.origin.digest", lambda *args: {"source": "other"})
         with pytest.raises(UserError, match=r"something else: caches\.rooms-unlabelled-.*'other'"):
             distilled(features, run)
     assert distilled(features, run)["step"] == 12

@@ -74,7 +74,7 @@ def distill(recipe: str | None, asked: Asked) -> None:
     """Stage 1: distil cached teachers into a student, by RECIPE or one written for the caches that are there."""
     loaded, folder, where = asked.load(recipe, "distill")
     if asked.dry_run:
-        _show_plan(loaded, folder, asked)
+        _show_plan(loaded, folder, asked, where)
         return
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as stage
@@ -96,7 +96,7 @@ def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
     if not asked.dry_run:
         stage1 = stage1_run(loaded, stage1, where, recipe)
     if asked.dry_run:
-        _show_plan(loaded, folder, asked)
+        _show_plan(loaded, folder, asked, where)
         return
     from pipeline.training.devices import Execution
     from pipeline.training.finetune import finetune as stage
@@ -105,11 +105,14 @@ def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
     show(result, asked.as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
 
 
-def _show_plan(recipe: Recipe, folder: Path, asked: Asked) -> None:
+def _show_plan(recipe: Recipe, folder: Path, asked: Asked, where: Places) -> None:
     from pipeline.recipes.arms import parts_read
     from pipeline.recipes.stores import training_store
+    from pipeline.training.before import check_validation, warn_of_settings
 
     store = training_store(asked.features, recipe, parts_read(recipe))
+    check_validation(recipe, where)
+    warn_of_settings(recipe)
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
     plan = {
         "run": str(folder),
@@ -196,6 +199,9 @@ def ablate(
     mark = "(random weights)"
     table = studies.ablate(loaded, where, workers, together, devices)
     show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))
+    if failed := table["failed"]:
+        reasons = "; ".join(f"{one['run']}: {one['why']}" for one in failed)
+        raise UserError(f"study {loaded.name}: {len(failed)} runs failed and leave gaps in the table: {reasons}")
 
 
 @click.command("recipe")

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from cache.places.files import digest_of_file
 from pipeline import __version__, runs
 from pipeline.console import warn
 from pipeline.errors import UserError
-from pipeline.runs import lineage
+from pipeline.runs import checkpoint, lineage
 from sak_core.student.config import StudentConfig
 from sak_core.student.network import StudentNetwork
 from sak_core.student.pretrained import Student
@@ -51,9 +52,11 @@ def from_run(run: Path) -> Student:
 def _about(run: Path, origin: lineage.Lineage) -> dict[str, Any]:
     """What a model card tells of a run; see pipeline.export.card."""
     recipe, results = runs.read_recipe(run), runs.read_results(run)
-    scored = {path.stem.removeprefix("scores-"): json.loads(path.read_text()) for path in run.glob("scores-*.json")}
+    scored = _scores(run)
     if recipe.validation and "validation" in results:
-        scored.setdefault(f"{recipe.validation.dataset}-{recipe.validation.split}", results["validation"])
+        split = f"{recipe.validation.dataset}-{recipe.validation.split}"
+        if not any(name == split or name.startswith(f"{split}-") for name in scored):
+            scored[split] = results["validation"]
     return {
         "run": run.name,
         "made_with": f"sak {__version__}",
@@ -66,6 +69,19 @@ def _about(run: Path, origin: lineage.Lineage) -> dict[str, Any]:
         "scores": {split: _numbers(scores) for split, scores in sorted(scored.items())},
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    """What `sak evaluate` has kept, by data set, split and size, of the weights that the run has now."""
+    weights = digest_of_file(checkpoint.scored_weights(run)).sha256
+    found: dict[str, Any] = {}
+    for path in sorted(run.glob("scores-*.json")):
+        kept = json.loads(path.read_text())
+        if kept.get("made_from", {}).get("weights") == weights:
+            found[path.stem.removeprefix("scores-")] = kept["scores"]
+        else:
+            warn(f"{path} does not say that it is of these weights: left out; `sak evaluate` scores them anew")
+    return found
 
 
 def _numbers(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:

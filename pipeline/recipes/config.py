@@ -24,6 +24,8 @@ from sak_common.names import unknown
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
 Model = TypeVar("Model", bound=BaseModel)
+CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "direct", "student.checkpointing"})
+"""Dotted keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 
 
 class Strict(BaseModel):
@@ -272,11 +274,11 @@ def recipe_json(recipe: Recipe) -> str:
 
 
 def recipe_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys at which two recipes differ, with both values; an absent key is one that is null."""
+    """Dotted keys at which two recipes compute something else, with both values; an absent key is one that is null."""
     return [
         f"{key}: {left!r} against {right!r}"
         for key, left, right in differences(stored, now)
-        if not (left in (None, NOTHING) and right in (None, NOTHING))
+        if key not in CHANGES_NO_NUMBER and not (left in (None, NOTHING) and right in (None, NOTHING))
     ]
 
 

@@ -42,10 +42,7 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
     found = find_stores(features, data.dataset, data.split, size) if is_there else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
     if not found:
-        raise UserError(
-            f"no cache of {want} below {features}. Make it: make cache DATASET={data.dataset} SPLIT={data.split}"
-            f" VIEWS={data.views}" + (f" TEACHER={','.join(teachers)}" if teachers else "")
-        )
+        raise UserError(f"no cache of {want} below {features}. Make it: {_make_cache(data, size, teachers)}")
     if len(found) > 1:
         names = "\n  ".join(store.name for store in found)
         raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
@@ -54,8 +51,8 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"
             raise UserError(
-                f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: make cache "
-                f"TEACHER={teacher} DATASET={data.dataset} SPLIT={data.split} VIEWS={data.views}"
+                f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: "
+                f"{_make_cache(data, store.spec.size, [teacher])}"
             )
     for part in ("source", *(teacher_part(teacher) for teacher in teachers if not live)):
         if not store.is_complete(part, data.views):
@@ -64,6 +61,13 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
                 "run the same `make cache` again to finish it"
             )
     return store
+
+
+def _make_cache(data: Data, size: tuple[int, int] | None, teachers: Sequence[str]) -> str:
+    """The command that makes what is missing."""
+    words = [*([f"TEACHER={','.join(teachers)}"] if teachers else []), f"DATASET={data.dataset}", f"SPLIT={data.split}"]
+    words += [*([f"SIZE={size[0]}x{size[1]}"] if size else []), f"VIEWS={data.views}"]
+    return " ".join(["make cache", *words])
 
 
 def training_store(features: Path | str, recipe: Recipe, teachers: Sequence[str]) -> Store:

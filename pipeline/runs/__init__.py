@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from pipeline import __version__
+from cache.format.spec import SourceSpec
 from pipeline.console import is_silent
 from pipeline.errors import UserError
-from pipeline.recipes.config import Data, Recipe, recipe_differences, recipe_json
+from pipeline.recipes.config import Recipe, recipe_differences, recipe_json
 from pipeline.runs import checkpoint
+from pipeline.runs.origin import changes, finished_from
 from pipeline.runs.readme import run_readme
 from sak_common.names import unknown
 from sak_core.student.initial_weights import load_student
@@ -63,27 +63,40 @@ def run_name(recipe: Recipe) -> str:
     return f"{recipe.name}-{recipe.stage}-{recipe.arm.replace(':', '-')}-seed{recipe.seed}"
 
 
-def begin(run: Path, recipe: Recipe) -> bool:
-    """Make the run's folder and store the resolved recipe; True if the run is already finished.
+def is_finished(run: Path, recipe: Recipe, made_from: Mapping[str, Any]) -> bool:
+    """Whether the run of `recipe` is there already, made from the same caches and weights; writes nothing.
 
-    A process that trains beside another leaves the writing to that one. Raises `UserError` if the folder belongs to
-    another recipe, naming what differs.
+    made_from: see `pipeline.runs.origin`. Raises `UserError` if the folder belongs to another recipe, or its finished
+    run was made from something else, naming what differs.
     """
     path = run / "recipe.json"
-    if path.exists():
-        if changed := recipe_differences(json.loads(path.read_text()), recipe.model_dump(mode="json")):
-            raise UserError(
-                f"{run} holds a run of another recipe: {'; '.join(changed)}. Choose another --run, or delete the folder"
-            )
-    elif not is_silent():
+    if not path.exists():
+        return False
+    if changed := recipe_differences(json.loads(path.read_text()), recipe.model_dump(mode="json")):
+        raise UserError(
+            f"{run} holds a run of another recipe: {'; '.join(changed)}. Choose another --run, or delete the folder"
+        )
+    if not (run / "results.json").exists():
+        return False
+    if changed := changes(finished_from(run), made_from):
+        raise UserError(
+            f"{run} is finished, and was made from something else than what is there now: {'; '.join(changed)}. "
+            "Delete the folder to train anew, or choose another --run"
+        )
+    return True
+
+
+def begin(run: Path, recipe: Recipe, made_from: Mapping[str, Any]) -> bool:
+    """Make the run's folder and store the resolved recipe; True if the run is already finished.
+
+    A process that trains beside another leaves the writing to that one. Raises what `is_finished` raises.
+    """
+    if is_finished(run, recipe, made_from):
+        return True
+    if not is_silent():
         run.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, recipe_json(recipe))
-    return (run / "results.json").exists()
-
-
-def made_from(caches: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's numbers depend on beside its recipe: digests of its caches, by store, and versions of the code."""
-    return {"caches": dict(caches), "code": {"sak": __version__, "torch": torch.__version__}}
+        write_atomically(run / "recipe.json", recipe_json(recipe))
+    return False
 
 
 def describe(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
@@ -93,10 +106,12 @@ def describe(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: M
 
 
 def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dict[str, Any]) -> None:
-    """Write the README and `results.json`, which marks the run finished; one process of several does so.
+    """Write the README and `results.json`, which marks the run finished; one process of several does so. The results
+    get a key "made_from".
 
-    made_from: see `made_from`; empty for a run made of other runs.
+    made_from: see `pipeline.runs.origin`.
     """
+    results["made_from"] = dict(made_from)
     describe(run, recipe, made_from, results)
     if not is_silent():
         write_atomically(run / "results.json", json.dumps(results, indent=1))
@@ -123,14 +138,19 @@ def read_results(run: Path) -> dict[str, Any]:
     return results
 
 
-def scores_path(run: Path, data: Data) -> Path:
-    """Where a run's scores on a split are kept."""
-    return run / f"scores-{data.dataset}-{data.split}.json"
+def scores_path(run: Path, spec: SourceSpec) -> Path:
+    """Where a run's scores on the samples of a store are kept."""
+    return run / f"scores-{_split_name(spec)}.json"
 
 
-def details_path(run: Path, data: Data) -> Path:
+def details_path(run: Path, spec: SourceSpec) -> Path:
     """Where what a report can draw of these scores is kept: per image, per class, confusion matrices."""
-    return run / f"details-{data.dataset}-{data.split}.json"
+    return run / f"details-{_split_name(spec)}.json"
+
+
+def _split_name(spec: SourceSpec) -> str:
+    height, width = spec.size
+    return f"{spec.dataset}-{spec.split}-{height}x{width}"
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -147,7 +167,7 @@ def load_weights(run: Path, model: nn.Module) -> None:
 
     Raises `UserError` where names or shapes differ.
     """
-    path = checkpoint.scored_file(_chosen(run))
+    path = checkpoint.scored_weights(run)
     tensors = checkpoint.load_tensors(path)
     try:
         check_state(model.state_dict(), tensors, f"{path} does not fit the model")
@@ -163,7 +183,7 @@ def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) 
     where the rest does not fit.
     """
     assert isinstance(model, StudentNetwork)
-    path = checkpoint.scored_file(_chosen(run))
+    path = checkpoint.scored_weights(run)
     tensors = checkpoint.load_tensors(path)
     if not model.config.class_tokens:  # a further target of the distillation alone
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_aligners.")}
@@ -173,16 +193,9 @@ def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) 
         raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 
 
-def _chosen(run: Path) -> Path:
-    found = checkpoint.find(run / checkpoint.BEST) or checkpoint.find(run / checkpoint.LAST)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint; train it first")
-    return found
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file under a temporary name, make it durable, and rename it into place."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as file:
         file.write(text)
         file.flush()

@@ -126,6 +126,17 @@ def scored_file(folder: Path) -> Path:
     return averaged if averaged.is_file() else folder / "model.safetensors"
 
 
+def scored_weights(run: Path) -> Path:
+    """The file of the weights that a run is scored with: of its best checkpoint where it chose one, else of the last.
+
+    Raises `UserError` where it has none.
+    """
+    found = find(run / BEST) or find(run / LAST)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint; train it first")
+    return scored_file(found)
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's file. Raises `UserError` for a missing, damaged or hostile one."""
     try:

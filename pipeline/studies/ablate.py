@@ -6,19 +6,23 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
-from pipeline.console import say, start_worker
+from pipeline.console import say, start_worker, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import find_arm
 from pipeline.recipes.config import Recipe, Study
-from pipeline.studies.jobs import Job, check, plan, single_jobs
+from pipeline.runs.holder import alone_in
+from pipeline.runs.origin import origin_of_run
+from pipeline.studies.jobs import Job, check, is_finished, plan, single_jobs
 from pipeline.studies.study_table import as_csv, collect, markdown
+from sak_common.errors import SakError
 
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
@@ -31,29 +35,50 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side, or
     one run at a time on `devices` devices, and return (and write) its table.
 
-    The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds).
+    The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds), and
+    `failed`: the runs that ended in an error and leave a gap in the table, with the reason.
     """
     jobs = plan(study, places)
     check(study, jobs, places)
     folder = places.runs / study.name
-    distilled = {job.stage1: job for job in jobs if job.distill}
-    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, together, devices)
-    split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
-    training: list[Call] = [(_single_job, single, study, places) for singles in split.values() for single in singles]
-    training += [(_finetune_job, job, study, places) for job in jobs if job.run not in split]
-    _run_all(training, workers, together, devices)
-    _run_all([(_finetune_job, job, study, places) for job in jobs if job.run in split], workers, 1)
-    result = collect(study, jobs, places)
-    runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
-    runs.write_atomically(folder / "table.md", markdown(result) + "\n")
-    runs.write_atomically(folder / "table.csv", as_csv(result))
+    with alone_in(folder):
+        failed = _train_all(study, jobs, places, workers, together, devices)
+        result = collect(study, jobs, places, failed)
+        runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
+        runs.write_atomically(folder / "table.md", markdown(result) + "\n")
+        runs.write_atomically(folder / "table.csv", as_csv(result))
     return result
 
 
 Call = tuple[Callable[..., None], Job, Study, runs.Places]
+Failed = dict[Path, str]
+"""Runs that ended in an error, and why."""
 
 
-def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 1) -> None:
+def _train_all(
+    study: Study, jobs: Sequence[Job], places: runs.Places, workers: int, together: int, devices: int
+) -> Failed:
+    """Train and score all jobs, stage 1 first; a run that fails leaves the others to be trained."""
+    distilled = {job.stage1: job for job in jobs if job.distill}
+    calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
+    failed = _run_all(calls, workers, together, devices)
+    split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
+    calls = [(_single_job, single, study, places) for singles in split.values() for single in singles]
+    for job in jobs:
+        if job.stage1 in failed:
+            failed[job.run] = f"its stage 1, {job.stage1.name}, failed"
+        elif job.run not in split:
+            calls.append((_finetune_job, job, study, places))
+    failed |= _run_all(calls, workers, together, devices)
+    for run, singles in split.items():
+        for single in singles:
+            if single.run in failed:
+                failed[run] = f"{single.run.name}: {failed.pop(single.run)}"
+    calls = [(_finetune_job, job, study, places) for job in jobs if job.run in split and job.run not in failed]
+    return failed | _run_all(calls, workers, 1)
+
+
+def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 1) -> Failed:
     pending = []
     for call in calls:
         if name := _finished(*call):
@@ -62,9 +87,7 @@ def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 
             pending.append(call)
     groups = _groups(pending, together)
     if workers <= 1 or len(groups) <= 1:
-        for group in groups:
-            _run_group(group, devices)
-        return
+        return {run: why for group in groups for run, why in _run_group(group, devices).items()}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(groups)), mp_context=context, initializer=start_worker) as pool:
         futures = [pool.submit(_run_group, group, devices) for group in groups]
@@ -73,8 +96,7 @@ def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 
             for future in futures:
                 if future.done():
                     future.result()
-            for future in futures:
-                future.result()
+            return {run: why for future in futures for run, why in future.result().items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()):
@@ -103,34 +125,57 @@ def _groups(calls: Sequence[Call], together: int) -> list[list[Call]]:
     return groups
 
 
-def _run_group(group: Sequence[Call], devices: int) -> None:
+def _run_group(group: Sequence[Call], devices: int) -> Failed:
     from pipeline.training.devices import Execution
 
     if len(group) == 1:
-        function, job, study, places = group[0]
-        function(job, study, places, Execution(devices))
-        return
+        return _attempt(group[0], Execution(devices))
     from pipeline.training.together import Share, run_together
 
     say(f"side by side, from one read: {', '.join(call[1].label for call in group)}")
 
-    def work(call: Call) -> Callable[[Share], None]:
-        function, job, study, places = call
-        return lambda share: function(job, study, places, Execution(share=share))
+    def work(call: Call) -> Callable[[Share], Failed]:
+        return lambda share: _attempt(call, Execution(share=share))
 
-    run_together([work(call) for call in group], _recipe(group[0]).accumulate)
+    found = run_together([work(call) for call in group], _recipe(group[0]).accumulate)
+    return {run: why for failed in found for run, why in failed.items()}
+
+
+def _attempt(call: Call, execution: Execution) -> Failed:
+    """Make the run of a call; nothing, or why it failed: one run's error is not the end of a study."""
+    function, job, study, places = call
+    run = _run_of(function, job)
+    try:
+        function(job, study, places, execution)
+    except Exception as error:
+        if not isinstance(error, SakError):  # a fault of the program keeps its traceback
+            traceback.print_exc()
+        warn(f"{run.name} failed: {error}. The study's other runs go on")
+        return {run: str(error) or type(error).__name__}
+    return {}
+
+
+def _run_of(function: Callable[..., None], job: Job) -> Path:
+    """The folder of the run that `function` makes of a job."""
+    if function is not _distill_job:
+        return job.run
+    assert job.stage1
+    return job.stage1
 
 
 def _finished(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> str | None:
-    """The name of the run that `function` would make, if it is there already."""
+    """The name of the run that `function` would make, if it is there already (and scored, where that is its part)."""
+    from pipeline.training.evaluate import is_scored
+
+    run = _run_of(function, job)
     if function is _distill_job:
-        assert job.stage1 and job.distill
-        return job.stage1.name if job.stage1.exists() and runs.begin(job.stage1, job.distill) else None
+        assert job.distill
+        return run.name if is_finished(run, job.distill, None, places) else None
+    if not is_finished(run, job.finetune, job.stage1, places):
+        return None
     if function is _single_job:
-        is_done = job.run.exists() and runs.begin(job.run, job.finetune)
-        return f"{job.run.parent.name}/{job.run.name}" if is_done else None
-    done = job.run.exists() and runs.begin(job.run, job.finetune) and runs.scores_path(job.run, study.test).exists()
-    return job.run.name if done else None
+        return f"{run.parent.name}/{run.name}"
+    return run.name if is_scored(run, study.test, places) else None
 
 
 def _distill_job(job: Job, study: Study, places: runs.Places, execution: Execution) -> None:
@@ -164,7 +209,7 @@ def _train(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, 
 
 def _by_its_own_command(recipe: Recipe, run: Path, stage1: Path | None, places: runs.Places, devices: int) -> None:
     """Train on several devices: every process of a run starts its command anew, which must not be the whole study's."""
-    if runs.begin(run, recipe):
+    if runs.begin(run, recipe, origin_of_run(recipe, places.features, stage1)):
         return
     command: list[object] = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
     command += ["--devices", devices, "--out", places.features, "--runs", places.runs]

@@ -17,12 +17,15 @@ from pipeline.recipes.arms import (
     one_a_task,
     parts_read,
     starts_from_stage1,
-    teachers_read,
 )
 from pipeline.recipes.config import Recipe, Study, load_recipe, recipe_differences
-from pipeline.recipes.stores import find_store, store_tasks, training_store
+from pipeline.recipes.stores import store_tasks, training_store
+from pipeline.runs.origin import origin_of_run
+from pipeline.training.before import check_validation
 from pipeline.training.class_tokens import check_class_tokens
+from pipeline.training.evaluate import check_scorable
 from sak_common.names import part_name, unknown
+from sak_core.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def _same_training(a: Recipe, b: Recipe) -> bool:
 
 def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
     """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished, or the arms
-    do not fit together, or a data set that live runs make their views from is not there."""
+    do not fit together, or a data set that live runs make their views from is not there, or what is finished was made
+    from other caches than these."""
     from pipeline.training.fresh import fresh_dataset
 
     live: dict[str, Store] = {}
@@ -94,8 +98,8 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
             check_class_tokens(recipe, store)
             if recipe.source == "live":
                 live[store.name] = store
-        frozen = find_arm(job.finetune.arm).frozen_features
-        find_store(places.features, study.test, teachers_read(job.finetune) if frozen else ())
+            check_validation(recipe, places)
+        check_scorable(job.finetune, _tasks(job.finetune, places), store, study.test, places)
     runs.check_live_options([recipe for job in jobs for recipe in (job.distill, job.finetune) if recipe], places)
     for store in live.values():
         fresh_dataset(store, places.root(store.spec.dataset))
@@ -106,14 +110,47 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
         labels.add(ORACLE)
     if study.baseline not in labels:
         raise UserError(f"study {study.name}: baseline: {unknown('arm', study.baseline, sorted(labels))}")
+    _check_up_to_date(study, jobs, places)
+
+
+def _check_up_to_date(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
+    """Raise `UserError` naming every finished run of the study that was made from something else than is there now."""
+    trained: dict[Path, tuple[Recipe, Path | None]] = {}
+    for job in jobs:
+        if job.stage1 and job.distill:
+            trained[job.stage1] = job.distill, None
+    for job in jobs:
+        trained[job.run] = job.finetune, job.stage1
+        if find_arm(job.finetune.arm).per_task:
+            trained |= {single.run: (single.finetune, None) for single in single_jobs(job, places)}
+    wrong = []
+    for run, (recipe, stage1) in trained.items():
+        try:
+            is_finished(run, recipe, stage1, places)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError(f"study {study.name} would mix what does not belong together:\n  " + "\n  ".join(wrong))
+
+
+def is_finished(run: Path, recipe: Recipe, stage1: Path | None, places: runs.Places) -> bool:
+    """As `runs.is_finished`, of a run that begins with the run `stage1`, which may not be there yet."""
+    if not (run / "recipe.json").exists():
+        return False
+    begun = stage1 if stage1 and (stage1 / "results.json").exists() else None
+    return runs.is_finished(run, recipe, origin_of_run(recipe, places.features, begun))
 
 
 def single_jobs(job: Job, places: runs.Places) -> list[Job]:
     """The students of a job whose arm has one a task: the same rows, in folders below the job's run."""
-    recipe = job.finetune
-    store = training_store(places.features, recipe, parts_read(recipe))
-    tasks = [task.name for task in store_tasks(store, recipe.tasks, recipe.task_weights)]
+    tasks = [task.name for task in _tasks(job.finetune, places)]
     return [
         Job(f"{job.label} {task}", job.seed, single, job.run / task)
-        for task, single in one_a_task(recipe, tasks).items()
+        for task, single in one_a_task(job.finetune, tasks).items()
     ]
+
+
+def _tasks(recipe: Recipe, places: runs.Places) -> list[Task]:
+    """The tasks that a stage-2 recipe trains."""
+    store = training_store(places.features, recipe, parts_read(recipe))
+    return store_tasks(store, recipe.tasks, recipe.task_weights)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from cache.format.spec import SourceSpec
 from pipeline import runs
 from pipeline.console import number, table
 from pipeline.recipes.arms import ORACLE, TEACHER_PREFIX
@@ -29,8 +31,8 @@ CONSTANT = "constant"
 class Entry:
     """What one row of the table rests on.
 
-    scores: the primary score of every task on the test split, one mapping a seed; None where no pixel has a label.
-    results: of its runs.
+    scores: the primary score of every task on the test split, one mapping a seed whose run did not fail; None where
+    no pixel has a label. results: of these runs.
     note: what a reader must know about it.
     """
 
@@ -39,10 +41,14 @@ class Entry:
     note: str = ""
 
 
-def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str, Any]:
+def collect(
+    study: Study, jobs: Sequence[Job], places: runs.Places, failed: Mapping[Path, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The study's table: `columns` (task, score, sense), `rows` (arm, scores and gain with mean and std over seeds,
-    parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks; None where
-    a score is.
+    parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks.
+
+    failed: runs without scores, and why; a mean over no run is None. Gains are None where the baseline allows none,
+    which `no_gain` then explains.
     """
     from pipeline.training.evaluate import constant_scores
 
@@ -52,21 +58,25 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
     for job in jobs:
         by_label.setdefault(job.label, []).append(job)
     constant = _primary(tasks, constant_scores(first, study.test, places))
-    entries = {CONSTANT: Entry([constant]), **{label: _entry(tasks, study, group) for label, group in by_label.items()}}
+    tested = find_store(places.features, study.test).spec
+    entries = {CONSTANT: Entry([constant])}
+    entries |= {label: _entry(tasks, tested, group, failed) for label, group in by_label.items()}
     if ORACLE in study.arms:
         entries = _with_oracle(study, entries, tasks)
-    higher_is_better = {task.name: task.higher_is_better for task in tasks}
-    baseline = {t.name: _mean_std([s[t.name] for s in entries[study.baseline].scores])["mean"] for t in tasks}
+    baseline = {task.name: _mean([s[task.name] for s in entries[study.baseline].scores]) for task in tasks}
+    no_gain = _no_gain(study.baseline, baseline)
+    by_run = {run: job for job in jobs for run in (job.stage1, job.run) if run}
     return {
         "study": study.name,
         "seeds": list(study.seeds),
         "baseline": study.baseline,
+        "no_gain": no_gain,
         "columns": [{"task": t.name, "score": t.score, "higher_is_better": t.higher_is_better} for t in tasks],
         "rows": [
             {
                 "arm": label,
                 "scores": {task.name: _mean_std([s[task.name] for s in entry.scores]) for task in tasks},
-                "gain_percent": _mean_std([_gain(s, baseline, higher_is_better) for s in entry.scores]),
+                "gain_percent": _mean_std([] if no_gain else [_gain(tasks, s, baseline) for s in entry.scores]),
                 "parameters": entry.results[0]["parameters"] if entry.results else 0,
                 "seconds": mean(r["seconds"] for r in entry.results) if entry.results else 0.0,
                 "random_weights": sorted({name for r in entry.results for name in r["random_weights"]}),
@@ -74,22 +84,39 @@ def collect(study: Study, jobs: Sequence[Job], places: runs.Places) -> dict[str,
             }
             for label, entry in entries.items()
         ],
+        "failed": [
+            {"run": run.name, "arm": by_run[run].label, "seed": by_run[run].seed, "why": why}
+            for run, why in failed.items()
+        ],
     }
 
 
-def _entry(tasks: Sequence[Task], study: Study, group: Sequence[Job]) -> Entry:
-    scores = [_primary(tasks, json.loads(runs.scores_path(job.run, study.test).read_text())) for job in group]
-    return Entry(scores, [runs.read_results(job.run) for job in group])
+def _entry(tasks: Sequence[Task], tested: SourceSpec, group: Sequence[Job], failed: Mapping[Path, str]) -> Entry:
+    from pipeline.training.evaluate import read_scores
+
+    done = [job for job in group if job.run not in failed]
+    kept = [read_scores(job.run, tested) for job in done]
+    scores = [_primary(tasks, found["scores"]) for found in kept if found]
+    missing = [f"seed {job.seed} failed ({failed[job.run]})" for job in group if job.run in failed]
+    return Entry(scores, [runs.read_results(job.run) for job in done], "; ".join(missing))
 
 
-def _gain(
-    scores: Mapping[str, float | None], baseline: Mapping[str, float | None], higher_is_better: Mapping[str, bool]
-) -> float | None:
+def _no_gain(name: str, baseline: Mapping[str, float | None]) -> str:
+    """Why there is no gain over the baseline, in words; empty where there is one."""
+    zero = [task for task, score in baseline.items() if score == 0]
+    unknown = [task for task, score in baseline.items() if score is None or math.isnan(score)]
+    if zero:
+        return f"{name} scores 0 on {', '.join(zero)}, and nothing can be told relative to 0"
+    return f"{name} has no score on {', '.join(unknown)}" if unknown else ""
+
+
+def _gain(tasks: Sequence[Task], scores: Mapping[str, float | None], baseline: Mapping[str, Any]) -> float | None:
     from sak_core.metrics import delta_m
 
-    ours, theirs = ({name: s for name, s in some.items() if s is not None} for some in (scores, baseline))
-    complete = ours.keys() >= higher_is_better.keys() <= theirs.keys()
-    return delta_m(ours, theirs, higher_is_better) if complete else None
+    known = {name: score for name, score in scores.items() if score is not None}
+    if len(known) < len(scores):
+        return None
+    return delta_m(known, baseline, {task.name: task.higher_is_better for task in tasks})
 
 
 def _primary(tasks: Sequence[Task], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -102,7 +129,10 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
     It takes, for each task, the teacher whose validation score is best (mean over seeds): nothing is trained, and
     the test split decides only where the recipe has no validation split, which its note then says.
     """
-    teachers = {label: e for label, e in entries.items() if label.startswith(TEACHER_PREFIX)}
+    every = {label: e for label, e in entries.items() if label.startswith(TEACHER_PREFIX)}
+    teachers = {label: e for label, e in every.items() if _is_whole(study, e)}
+    if not teachers:
+        return _in_order(study, entries, Entry([], note="no arm teacher:<name> has a score on every task and seed"))
     validated = all("validation" in r for e in teachers.values() for r in e.results)
     chosen: dict[str, str] = {}
     for task in tasks:
@@ -110,7 +140,7 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
         def merit(label: str, task: Task = task) -> float:
             entry = teachers[label]
             values = [r["validation"][task.name][task.score] for r in entry.results] if validated else []
-            value = _mean_std(values or [s[task.name] for s in entry.scores])["mean"]
+            value = _mean(values or [s[task.name] for s in entry.scores])
             if value is None:
                 return -math.inf
             return value if task.higher_is_better else -value
@@ -133,19 +163,33 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
         results,
         f"derived: each task's best teacher by {by} scores ({picked})",
     )
+    return _in_order(study, entries, oracle)
+
+
+def _is_whole(study: Study, entry: Entry) -> bool:
+    known = [score is not None and not math.isnan(score) for scores in entry.scores for score in scores.values()]
+    return len(entry.scores) == len(study.seeds) and all(known)
+
+
+def _in_order(study: Study, entries: Mapping[str, Entry], oracle: Entry) -> dict[str, Entry]:
     order = [CONSTANT, *study.arms, *(label for label in entries if label not in (CONSTANT, *study.arms))]
     return {label: oracle if label == ORACLE else entries[label] for label in order}
 
 
-def _mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
-    """None for both where one of the values is no number."""
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, None of nothing and of what is not all known."""
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return {"mean": None, "std": None}
-    return {"mean": mean(known), "std": stdev(known) if len(known) > 1 else None}
+    return mean(known) if known and len(known) == len(values) else None
+
+
+def _mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {"mean": _mean(values), "std": stdev(known) if len(values) == len(known) > 1 else None}
 
 
 def _cell(value: dict[str, Any], digits: int) -> str:
+    if value["mean"] is None:
+        return "-"
     std = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
     return number(value["mean"], f".{digits}f") + std
 
@@ -170,7 +214,8 @@ def markdown(result: dict[str, Any]) -> str:
     seeds = result["seeds"]
     said = "one seed: differences of a few percent may be noise" if len(seeds) == 1 else f"{len(seeds)} seeds, ± std"
     notes = [f"{row['arm']}: {row['note']}." for row in result["rows"] if row["note"]]
-    below = f"Test scores, {said}; gain: mean over tasks against {result['baseline']}."
+    gain = f"none, {result['no_gain']}" if result["no_gain"] else f"mean over tasks against {result['baseline']}"
+    below = f"Test scores, {said}; gain: {gain}."
     return "\n\n".join([table(columns, lines), " ".join([below, *notes])])
 
 

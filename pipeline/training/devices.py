@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from pipeline import console
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
+from pipeline.runs.holder import alone_in
 from pipeline.training.boards import require_wandb
 
 if TYPE_CHECKING:
@@ -77,6 +80,11 @@ def start(recipe: Recipe, execution: Execution, unused: bool = False) -> Fabric:
 def is_follower() -> bool:
     """Whether another process leads this one: it alone speaks and writes, and says how the run ended."""
     return os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0"
+
+
+def sole_writer(run: Path) -> AbstractContextManager[None]:
+    """As `alone_in`, held by the leading one of several processes for all of them."""
+    return nullcontext() if is_follower() else alone_in(run)
 
 
 def gather(fabric: Fabric, own: Tensor) -> Tensor:

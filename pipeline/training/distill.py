@@ -29,10 +29,11 @@ from pipeline.recipes.arms import (
 )
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import check_frozen, frozen_part, student_input
-from pipeline.recipes.stores import digest, find_store, random_teachers, training_store, warn_of_random, weights_of
+from pipeline.recipes.stores import random_teachers, training_store, warn_of_random, weights_of
 from pipeline.runs import lineage
-from pipeline.training.class_tokens import check_class_tokens
-from pipeline.training.devices import ALONE, Execution, over_ranks, start
+from pipeline.runs.origin import Origin, origin_of_run, trained_from, validation_store
+from pipeline.training.before import check_validation, warn_of_settings
+from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.evaluate import evaluation_loader
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
@@ -51,14 +52,24 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results."""
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
-    teachers = teachers_read(recipe)
-    parts = parts_read(recipe)
-    store = training_store(places.features, recipe, parts)
-    if runs.begin(run, recipe):
+    made_from = origin_of_run(recipe, places.features)
+    if runs.is_finished(run, recipe, made_from):
         say(f"{run.name}: already distilled")
         return runs.read_results(run)
     if recipe.trains == "routers":
         raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
+    check_validation(recipe, places)
+    warn_of_settings(recipe)
+    with sole_writer(run):
+        runs.begin(run, recipe, made_from)
+        return _distill(recipe, run, places, made_from, execution)
+
+
+def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, execution: Execution) -> dict[str, Any]:
+    """Train in the run's folder, which is this process's own."""
+    teachers = teachers_read(recipe)
+    store = training_store(places.features, recipe, parts_read(recipe))
+    validated = validation_store(recipe, places.features)
     targets = Targets(recipe, store, teachers)
     warn_of_random(run.name, random_teachers(store, teachers))
     matches = matches_of(recipe, store)
@@ -71,20 +82,18 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     check_frozen(recipe, store, model)
     loader: Batches = execution.share(open_loader(store, recipe, (), fabric, places))
     loss = partial(_loss, recipe, targets, store.spec.num_samples, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
     alone = partial(_loss, recipe, targets, store.spec.num_samples, None)
 
     def measured(scored: nn.Module) -> Values:
-        assert recipe.validation
-        measured_on = find_store(places.features, recipe.validation, teachers)
-        check_class_tokens(recipe, measured_on)
-        rows = evaluation_loader(measured_on, teachers, (), prefixes=class_tokens_read(recipe))
+        assert validated
+        rows = evaluation_loader(validated, teachers, (), prefixes=class_tokens_read(recipe))
         return measure(scored, rows, alone, (), recipe.boundary)
 
     validation = validation_of(recipe, (), measured)
-    trained = train(fabric, recipe, run, model, loader, loss, made_from, validation=validation, wandb=execution.wandb)
-    results = {
+    belongs_to = trained_from(recipe, made_from)
+    trained = train(fabric, recipe, run, model, loader, loss, belongs_to, validation=validation, wandb=execution.wandb)
+    results: dict[str, Any] = {
         "stage": "distill",
         "arm": recipe.arm,
         "seed": recipe.seed,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache.format.spec import SourceSpec
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.store import Store
@@ -25,7 +26,9 @@ from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Boundary, Data, Recipe
 from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
+from sak_common.differences import differences
 from sak_core.boundary import even_thresholds
 from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
@@ -45,31 +48,124 @@ classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the tru
 
 
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
-    """Score the finished run's last checkpoint on `data`, and write scores and details into the run's folder.
+    """Score the weights of a run on `data`, and write scores and details into its folder, with what they come from.
 
-    Returns the scores, every task's with its "details".
+    What is there already is given again if it comes from the same weights and cache. Returns the scores, every task's
+    with its "details". Raises `UserError` where the run cannot be scored there.
     """
     recipe = runs.read_recipe(run)
     if (run / "results.json").exists():
         warn_of_random(run.name, runs.read_results(run)["random_weights"])
-    kept, more = runs.scores_path(run, data), runs.details_path(run, data)
-    if kept.exists() and more.exists():
-        say(f"{run.name}: already scored on {data.split}")
-        return _joined(json.loads(kept.read_text()), json.loads(more.read_text()))
+    if find_arm(recipe.arm).per_task:
+        return _evaluate_parts(run, data, places)
+    trained_on = training_store(places.features, recipe, teachers_read(recipe))
+    tasks = store_tasks(trained_on, recipe.tasks, recipe.task_weights)
+    check_scorable(recipe, tasks, trained_on, data, places)
+    _check_up_to_date(run, recipe, places)
+    teachers = _features_read(recipe)
+    store = find_store(places.features, data, teachers)
+    origin = origin_of_scores(run, store, teachers)
+    if kept := read_scores(run, store.spec):
+        if not (changed := changes(kept["made_from"], origin, code=True)):
+            say(f"{run.name}: already scored on {data.split}")
+            return _joined(kept["scores"], kept["details"])
+        say(f"{run.name}: scored anew on {data.split}: {'; '.join(changed)}")
+    model, _ = load_model(run, places)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    scores, details = score_model(model, recipe, tasks, data, places)
+    _write_scores(run, store.spec, origin, scores, details)
+    return _joined(scores, details)
+
+
+def _evaluate_parts(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
+    """As `evaluate`, of a run that is one student a task, each scored in its own folder."""
+    store = find_store(places.features, data)
     scores: Scores = {}
     details: Details = {}
-    if find_arm(recipe.arm).per_task:
-        for part in _parts(run):
-            for task, values in evaluate(part, data, places).items():
-                details[task] = values.pop("details")
-                scores[task] = values
-    else:
-        model, tasks = load_model(run, places)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        scores, details = score_model(model, recipe, tasks, data, places)
-    runs.write_atomically(more, json.dumps(details))
-    runs.write_atomically(kept, json.dumps(scores, indent=1))
+    weights: dict[str, str] = {}
+    for part in _parts(run):
+        evaluate(part, data, places)
+        found = read_scores(part, store.spec)
+        assert found
+        scores |= found["scores"]
+        details |= found["details"]
+        weights[part.name] = found["made_from"]["weights"]
+        origin = {**found["made_from"], "weights": weights}
+    _write_scores(run, store.spec, origin, scores, details)
     return _joined(scores, details)
+
+
+def is_scored(run: Path, data: Data, places: runs.Places) -> bool:
+    """Whether a run's scores on `data` are there, and come from its weights and from the cache that is there now."""
+    recipe = runs.read_recipe(run)
+    teachers = _features_read(recipe)
+    store = find_store(places.features, data, teachers)
+    kept = read_scores(run, store.spec)
+    if kept is None:
+        return False
+    if not find_arm(recipe.arm).per_task:
+        return not changes(kept["made_from"], origin_of_scores(run, store, teachers), code=True)
+    parts = {part.name: read_scores(part, store.spec) for part in _parts(run) if is_scored(part, data, places)}
+    now = {name: part["made_from"]["weights"] for name, part in parts.items() if part}
+    return len(parts) == len(_parts(run)) and not changes(kept["made_from"], {"weights": now})
+
+
+def read_scores(run: Path, spec: SourceSpec) -> dict[str, Any] | None:
+    """What is kept of scores on a store: "made_from" (see `pipeline.runs.origin`), "scores" and "details"; None where
+    nothing is."""
+    kept, more = runs.scores_path(run, spec), runs.details_path(run, spec)
+    if not (kept.is_file() and more.is_file()):
+        return None
+    return {**json.loads(kept.read_text()), "details": json.loads(more.read_text())}
+
+
+def _write_scores(run: Path, spec: SourceSpec, origin: Origin, scores: Scores, details: Details) -> None:
+    runs.scores_path(run, spec).unlink(missing_ok=True)  # it vouches for the details
+    runs.write_atomically(runs.details_path(run, spec), json.dumps(details))
+    runs.write_atomically(runs.scores_path(run, spec), json.dumps({"made_from": origin, "scores": scores}, indent=1))
+
+
+def _check_up_to_date(run: Path, recipe: Recipe, places: runs.Places) -> None:
+    """Warn where the run was trained on a cache that has been made anew since; refuse it where its heads then read
+    other features than they were trained on."""
+    if not (run / "results.json").exists() or not (changed := changed_caches(run, recipe, places.features)):
+        return
+    told = f"{run.name} was trained on a cache that has been made anew since ({'; '.join(changed)})"
+    if find_arm(recipe.arm).frozen_features:
+        raise UserError(f"{told}: its heads read other features now. Delete {run} and train it anew")
+    warn(f"{told}: the scores are the old model's; delete {run} to train it anew")
+
+
+def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, data: Data, places: runs.Places) -> None:
+    """Raise `UserError` where a model that was trained on the store `trained_on` cannot be scored on `data`: no such
+    cache, no labels of its tasks, other classes, or features of other teachers."""
+    loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
+    for task in tasks:
+        here, there = (store.spec.labels[task.name] for store in (trained_on, loader.store))
+        if (here.kind, here.classes) != (there.kind, there.classes):
+            raise UserError(
+                f"{task.name} is not the same task in {trained_on.name} ({here.kind}, {len(here.classes)} classes) and "
+                f"in {loader.store.name} ({there.kind}, {len(there.classes)} classes): classes must agree in order"
+            )
+        _metric(task, recipe.boundary, loader.store.spec.dataset)
+    check_same_teachers(trained_on, loader.store, _features_read(recipe))
+
+
+def check_same_teachers(one: Store, other: Store, teachers: Sequence[str]) -> None:
+    """Raise `UserError` where two stores hold features of different networks under one teacher's name."""
+    for name in teachers:
+        here, there = (
+            {
+                key: store.teacher(name).provenance["teacher"].get(key)
+                for key in ("library", "model", "weights", "levels")
+            }
+            for store in (one, other)
+        )
+        for key, left, right in differences(here, there):
+            raise UserError(
+                f"{name} is not the same teacher in {one.name} and {other.name}: {key} is {left!r} and {right!r}. "
+                "Cache both splits with the same weights"
+            )
 
 
 def _joined(scores: Scores, details: Details) -> dict[str, Any]:
@@ -241,9 +337,15 @@ def _labels(store: Store, labels: Sequence[str]) -> Iterator[Batch]:
 
 def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places, batch_size: int) -> Loader:
     """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
-    teachers = teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
+    teachers = _features_read(recipe)
     store = find_store(places.features, data, teachers)
+    store_tasks(store, [task.name for task in tasks])  # says which labels are missing
     return evaluation_loader(store, teachers, [task.name for task in tasks], batch_size)
+
+
+def _features_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features take the student's place, where the recipe's arm is of that kind."""
+    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
 
 
 def evaluation_loader(

@@ -28,9 +28,11 @@ from pipeline.recipes.arms import (
 )
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import check_frozen
-from pipeline.recipes.stores import digest, find_store, random_teachers, store_tasks, training_store, warn_of_random
+from pipeline.recipes.stores import find_store, random_teachers, store_tasks, training_store, warn_of_random
 from pipeline.runs import lineage
-from pipeline.training.devices import ALONE, Execution, over_ranks, start
+from pipeline.runs.origin import Origin, origin_of_run, trained_from
+from pipeline.training.before import check_validation, warn_of_settings
+from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.distill import noise_of, open_loader
 from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
 from pipeline.training.labels_seen import warn_of_labels
@@ -56,22 +58,40 @@ def finetune(
     arm = find_arm(recipe.arm)
     if arm.derived:
         raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
-    teachers = teachers_read(recipe)
-    parts = parts_read(recipe)
-    store = training_store(places.features, recipe, parts)
+    store = training_store(places.features, recipe, parts_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
     if starts_from_stage1(recipe) != (stage1 is not None):
         raise UserError(
             f"arm {recipe.arm} with stage1 = {recipe.stage1!r} starts from "
             + ("a distilled run: `sak distill` first, or say --from RUN" if stage1 is None else "no distilled run")
         )
-    if runs.begin(run, recipe):
+    made_from = origin_of_run(recipe, places.features, stage1)
+    if runs.is_finished(run, recipe, made_from):
         say(f"{run.name}: already fine-tuned")
         return runs.read_results(run)
+    check_validation(recipe, places)
+    warn_of_settings(recipe)
     warn_of_labels(store, tasks)
-    if arm.per_task:
-        return _one_a_task(recipe, [task.name for task in tasks], run, places, execution)
-    targets = Targets(recipe, store, teachers) if arm.distils and teachers else None
+    with sole_writer(run):
+        runs.begin(run, recipe, made_from)
+        if arm.per_task:
+            return _one_a_task(recipe, [task.name for task in tasks], run, places, made_from, execution)
+        return _finetune(recipe, run, stage1, store, tasks, places, made_from, execution)
+
+
+def _finetune(
+    recipe: Recipe,
+    run: Path,
+    stage1: Path | None,
+    store: Store,
+    tasks: list[Task],
+    places: runs.Places,
+    made_from: Origin,
+    execution: Execution,
+) -> dict[str, Any]:
+    """Train in the run's folder, which is this process's own."""
+    teachers = teachers_read(recipe)
+    targets = Targets(recipe, store, teachers) if find_arm(recipe.arm).distils and teachers else None
     matches = matches_of(recipe, store)
     if stage1 is not None:
         _check_matches(stage1, matches)
@@ -92,7 +112,6 @@ def finetune(
     labels = tuple(task.name for task in tasks)
     loader: Batches = execution.share(open_loader(store, recipe, labels, fabric, places))
     loss = partial(_loss, recipe, tasks, targets, store, over_ranks(fabric, recipe))
-    made_from = runs.made_from({store.name: digest(store, () if recipe.source == "live" else parts, recipe.data.views)})
     runs.describe(run, recipe, made_from)
 
     def measured(scored: nn.Module) -> Values:
@@ -103,7 +122,16 @@ def finetune(
 
     validation = validation_of(recipe, tasks, measured)
     trained = train(
-        fabric, recipe, run, model, loader, loss, made_from, tasks=tasks, validation=validation, wandb=execution.wandb
+        fabric,
+        recipe,
+        run,
+        model,
+        loader,
+        loss,
+        trained_from(recipe, made_from),
+        tasks=tasks,
+        validation=validation,
+        wandb=execution.wandb,
     )
     results: dict[str, Any] = {
         "stage": "finetune",
@@ -138,7 +166,7 @@ def _check_matches(stage1: Path, matches: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _one_a_task(
-    recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, execution: Execution
+    recipe: Recipe, tasks: list[str], run: Path, places: runs.Places, made_from: Origin, execution: Execution
 ) -> dict[str, Any]:
     """A student a task, each in a folder of its own below `run`; their results together are the run's."""
     singles = [
@@ -152,7 +180,7 @@ def _one_a_task(
     }
     if recipe.validation:
         results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, singles, strict=True)}
-    runs.finish(run, recipe, {}, results)
+    runs.finish(run, recipe, made_from, results)
     return results
 
 

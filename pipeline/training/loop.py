@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
 from pipeline.recipes.config import Recipe, Schedule, recipe_differences
 from pipeline.runs import checkpoint
+from pipeline.runs.origin import changes
 from pipeline.training.ema import Ema
 from pipeline.training.sync_norm import synchronise_norms
 from pipeline.training.validation import Validation
@@ -110,7 +111,7 @@ def train(
     step, seconds = 0, 0.0
     best: dict[str, Any] | None = None
     if found := checkpoint.find(run / checkpoint.LAST):
-        _check_origin(run, checkpoint.read_state(found), belongs_to)
+        _check_origin(run, checkpoint.read_state(found), recipe, made_from)
         state = checkpoint.restore(found, trained)
         step, seconds, best = state["step"], state["seconds"], state.get("best")
         _restore_position(loader, state["loader"])
@@ -196,9 +197,10 @@ def endless(loader: Batches, parts: int) -> Iterator[Batch]:
         loader.set_epoch(loader.epoch + 1)
 
 
-def _check_origin(run: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `UserError` naming where a checkpoint was made from something else than what there is `now`."""
-    if changed := recipe_differences({key: saved.get(key) for key in now}, now):
+def _check_origin(run: Path, saved: Mapping[str, Any], recipe: Recipe, made_from: Mapping[str, Any]) -> None:
+    """Raises `UserError` naming where a checkpoint was made from something else than what there is now."""
+    changed = recipe_differences(saved["recipe"], recipe.model_dump(mode="json")) + changes(saved, made_from, code=True)
+    if changed:
         raise UserError(
             f"{run} was trained from something else: {'; '.join(changed)}. Choose another --run, or go on with what "
             "it was begun with"

@@ -1,0 +1,40 @@
+"""One process a run's folder: a second one is told who works there, and stops."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache.errors import StoreLocked
+from cache.places.locks import file_lock
+from pipeline.errors import UserError
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a run's or a study's folder while the block runs.
+
+    The kernel frees the lock when its process ends, however it ends. Raises `UserError` naming the process that
+    works there.
+    """
+    path = folder / "lock"
+    try:
+        with file_lock(path, str(folder), wait=False):
+            path.write_text(_this_process())
+            yield
+    except StoreLocked:
+        raise UserError(
+            f"another process works in {folder}: {path.read_text() or 'it has just begun'}. Wait until it ends or stop "
+            "it, or choose another --run (for a study another name)"
+        ) from None
+
+
+def _this_process() -> str:
+    command = shlex.join(["sak", *sys.argv[1:]])
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}, {command}"
