@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
+from sak_core.teachers.probing import first_that_covers
 from sak_core.teachers.timm_models import timm_teacher
 from sak_core.weights.hub import quiet
 from sak_core.weights.positions import resample_positions
@@ -127,5 +128,6 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         **passport,
     )
     teacher = OpenClipTeacher(spec, tower, options.prefix)
+    strides = [patch] * len(levels)
     teacher.num_blocks = len(tower.transformer.resblocks)
-    return freeze(teacher)
+    return freeze(first_that_covers(lambda _: teacher, [input_size], strides, f"{model} ({type(tower).__name__})"))
