@@ -101,7 +101,14 @@ def test_a_backbone(tmp_path):
     assert accuracy > constant + 0.1
 
 
+@pytest.mark.slow
+def test_from_python(tmp_path):
+    printed = work_through("python.md", tmp_path)
+    assert "('mini-dino',)" in printed[0] and "(12, 12, 128)" in printed[1] and "(96, 96)" in printed[3]
+    assert (tmp_path / "predicted.png").is_file() and "torch.Size([16, 96, 96, 3])" in printed[-1]
+
+
 def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
-    for page in ("new-teacher", "new-task", "new-dataset", "backbone"):
+    for page in ("new-teacher", "new-task", "new-dataset", "backbone", "python"):
         assert f"docs/{page}.md" in text

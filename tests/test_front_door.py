@@ -1,0 +1,124 @@
+"""What a newcomer types: the commands in their order without a recipe, and `import sak`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import sak as front
+from pipeline import cli
+from pipeline.advice import explain
+from pipeline.errors import UserError
+from pipeline.recipes.automatic import choose, is_edited, write_recipe
+from pipeline.recipes.config import load_recipe
+from sak_common.errors import SakError
+from tests.conftest import TINY, program, sak
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache, as `make cache TEACHER=mini-dino` leaves it, but small."""
+    features = tmp_path_factory.mktemp("front") / "features"
+    sak("cache", "--teacher", "mini-dino", "--limit", "32", "--views", "2", "--decoders", "0", "--out", features)
+    return features
+
+
+def test_the_commands_in_their_order(small: Path, tmp_path: Path) -> None:
+    at = ("--out", small, "--runs", tmp_path / "runs")
+    distilled = sak("distill", *at, *TINY)
+    assert "mini-dino from rooms-train-96x96-" in distilled.stderr
+    finetuned = sak("finetune", *at, *TINY, "--json")
+    run = tmp_path / "runs" / "rooms-96x96-mini-dino-finetune-sak-seed0"
+    assert (run / "results.json").is_file() and json.loads(finetuned.stdout)["stage"] == "finetune"
+    dry = sak("ablate", *at, "--dry-run", check=False)
+    assert dry.returncode == 2 and "200 samples" in dry.stderr and len(list(small.iterdir())) == 1
+
+
+def test_a_study_of_what_is_there(features: Path, tmp_path: Path) -> None:
+    planned = sak("ablate", "--out", features, "--runs", tmp_path, "--dry-run", "--json")
+    names = {Path(run).name.rpartition("-seed0")[0] for run in json.loads(planned.stdout)["runs"]}
+    arms = {f"teacher-mini-{name}" for name in ("dino", "clip", "sam")} | {"multi-task", "many-to-one", "sak"}
+    assert names == arms
+    (written,) = tmp_path.glob("*-study.toml")
+    again = sak("ablate", written, "--out", features, "--runs", tmp_path, "--dry-run", "--json")
+    assert again.stdout == planned.stdout
+
+
+def test_the_recipe_is_one_that_loads_and_an_edited_one_is_kept(features: Path, tmp_path: Path) -> None:
+    path = write_recipe(features, tmp_path / "mine.toml")
+    assert not is_edited(path.read_text())
+    distill, finetune = load_recipe(str(path), "distill"), load_recipe(str(path), "finetune")
+    assert distill.data.split == "unlabelled" and distill.teachers == ("mini-clip", "mini-dino", "mini-sam")
+    assert finetune.data.split == "train" and finetune.validation and finetune.validation.split == "val"
+    assert distill.steps > distill.schedule.warmup_steps and finetune.alpha == 1
+    path.write_text(path.read_text().replace("depth = 6", "depth = 5"))
+    assert load_recipe(str(write_recipe(features, path)), "distill").student.stem.depth == 5
+
+
+def test_what_cannot_be_chosen_is_said(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no caches below .*make cache TEACHER="):
+        choose(tmp_path / "none")
+    with pytest.raises(UserError, match="unknown data set 'room'; did you mean rooms"):
+        choose(small, "room")
+    two = tmp_path / "features"
+    shutil.copytree(small, two)
+    images = tmp_path / "photos"
+    images.mkdir()
+    room = next(iter(ROOT.glob("docs/demo.png")))
+    for number in range(8):
+        shutil.copy(room, images / f"{number}.png")
+    options = ("--dataset", "folder", "--root", images, "--size", "96", "--views", "1", "--decoders", "0", "--out", two)
+    sak("cache", "--teacher", "mini-sam", *options)
+    both = sak("distill", "--out", two, check=False)
+    assert both.returncode == 2 and "folder, rooms" in both.stderr and "--dataset folder" in both.stderr
+    at = ("--dataset", "folder", "--out", two, "--runs", tmp_path / "runs")
+    sak("distill", *at, *TINY)
+    unlabelled = sak("finetune", *at, check=False)
+    assert unlabelled.returncode == 2 and "dataset.toml" in unlabelled.stderr and "needs labels" in unlabelled.stderr
+
+
+def test_help_lists_every_command_by_the_step_it_serves() -> None:
+    text = CliRunner().invoke(cli.sak, ["--help"]).output
+    for title, commands in cli.SECTIONS.items():
+        assert f"{title}:" in text
+        for command, line in commands.items():
+            assert f"  {command.name}" in text and line in text
+    assert set(cli.sak.commands) == {command.name for commands in cli.SECTIONS.values() for command in commands}
+
+
+def test_import_sak_is_light_and_has_all_names() -> None:
+    code = (
+        "import sys, sak; heavy = {'torch', 'zarr', 'click', 'numpy'} & set(sys.modules); "
+        "print(sorted(heavy), sorted(dir(sak)) == sorted([*sak.__all__, '__version__']))"
+    )
+    assert program(code).stdout.split("\n")[0] == "[] True" or subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.startswith("[] True")
+    for name in front.__all__:
+        assert callable(getattr(front, name))
+    with pytest.raises(AttributeError, match="no attribute 'cash'"):
+        front.cash  # noqa: B018
+    with pytest.raises(SakError, match="leave VIEWS out"):
+        front.cache("mini-dino", "rooms", "val", views=2)
+
+
+def test_a_users_own_cache_py_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache.py").write_text("")
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import sak"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and f"Python finds {tmp_path / 'cache.py'}" in done.stderr and "Rename" in done.stderr
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra() -> None:
+    for module, extra in (("open_clip", "teachers"), ("transformers.models", "teachers"), ("peft", "lora")):
+        said = explain(ModuleNotFoundError(f"No module named {module!r}", name=module))
+        assert said and f"pip install 'sak[{extra}]'" in said
+    assert explain(ModuleNotFoundError("No module named 'pipelines'", name="pipelines")) is None
