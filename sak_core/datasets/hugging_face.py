@@ -64,6 +64,11 @@ class HuggingFaceFolder(Stage1Images):
         """Bytes of each image; for Parquet, whose images would all have to be unpacked, of its file."""
         return [size for table in self._tables for size in table.sizes()]
 
+    @property
+    def archives(self) -> Sequence[Path]:
+        """The Parquet or Arrow files."""
+        return self._files
+
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample naming file and row."""
         file, row = locate(index, self._starts)

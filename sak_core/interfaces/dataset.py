@@ -75,6 +75,16 @@ class HasFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class HasArchives(Protocol):
+    """A dataset whose samples lie many in a file."""
+
+    @property
+    def archives(self) -> Sequence[Path]:
+        """The files."""
+        ...
+
+
 @dataclass(frozen=True)
 class FirstSamples:
     """The first `limit` samples of another dataset, for a trial."""
