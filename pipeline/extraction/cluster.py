@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.extraction import cluster_tasks as tasks
 from pipeline.extraction.cluster_tasks import Described, Job, ShardWork
 from pipeline.extraction.extract import Timing
+from pipeline.extraction.files import check_files
 from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.extraction.sampling import TeacherSample
@@ -210,6 +211,7 @@ def extract_on_cluster(
     spec = store.spec
     with ExitStack() as held:
         held.enter_context(store.lock("source", on_wait=say))
+        check_files(store, source.open(), source)
         store.ensure_views(num_views)
         left = SourceWriter(store).pending(num_views)
         views: dict[int, list[int]] = {}

@@ -22,6 +22,7 @@ from pipeline.console import amount, progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk, existing_store, source_amount
 from pipeline.extraction.contents import check_contents
+from pipeline.extraction.files import check_files
 from pipeline.extraction.samples import Block, DatasetRequest, Task, blocks_in_flight, join, make_blocks, num_decoders
 from sak_core.interfaces.dataset import Dataset, FirstSamples, LeavesImages
 from sak_core.tasks import KINDS
@@ -163,6 +164,8 @@ def preparing(
     `decoders` processes decode and draw views (see `num_decoders`); the bytes do not depend on them. Shards with the
     samples `first` come first. Unreadable samples keep their rows, filled and marked invalid, and are listed; with
     `strict` they stop the run. Leaving the block waits for the end; leaving it by an error stops in the middle.
+
+    Raises `UserError` where an image or a label of what is there already has changed since, see `check_files`.
     """
     dataset = request.open()
     say_left_alone(dataset)
@@ -174,6 +177,7 @@ def preparing(
     held = ExitStack()
     held.enter_context(store.lock("source", on_wait=say))
     with held:
+        check_files(store, dataset, request, decoders)
         store.ensure_views(num_views)
         writer = SourceWriter(store)
         left = set(writer.pending(num_views))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline import runs
-from pipeline.console import duration, say
+from pipeline.console import duration, say, warn
 from pipeline.errors import UserError
 from pipeline.recipes.arms import (
     build_model,
@@ -30,7 +30,7 @@ from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import check_frozen
 from pipeline.recipes.stores import find_store, random_teachers, store_tasks, training_store, warn_of_random
 from pipeline.runs import lineage
-from pipeline.runs.origin import Origin, origin_of_run, trained_from
+from pipeline.runs.origin import Origin, changed_caches, origin_of_run, trained_from
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.distill import noise_of, open_loader
@@ -72,6 +72,8 @@ def finetune(
     check_validation(recipe, places)
     warn_of_settings(recipe)
     warn_of_labels(store, tasks)
+    if stage1 and (changed := changed_caches(stage1, runs.read_recipe(stage1), places.features)):
+        warn(f"{stage1} was distilled from a cache that has been made anew since: {'; '.join(changed)}")
     with sole_writer(run):
         runs.begin(run, recipe, made_from)
         if arm.per_task:

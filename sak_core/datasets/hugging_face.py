@@ -83,6 +83,11 @@ class HuggingFaceFolder(Stage1Images):
         stored = [size for table in self._tables for size in table.sizes()]
         return [stored[row] for row in self._rows]
 
+    @property
+    def archives(self) -> Sequence[Path]:
+        """The Parquet or Arrow files."""
+        return self._files
+
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample naming file and row."""
         file, row = locate(self._rows[index], self._starts)

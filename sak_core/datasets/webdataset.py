@@ -84,6 +84,11 @@ class TarFolder(Stage1Images):
         """Bytes of each image."""
         return [member.size for member in self._members]
 
+    @property
+    def archives(self) -> Sequence[Path]:
+        """The tars that hold images."""
+        return tuple(dict.fromkeys(member.tar for member in self._members))
+
     def load(self, index: int) -> Sample:
         """Decode one image; raises UnreadableSample naming tar and member."""
         member = self._members[index]

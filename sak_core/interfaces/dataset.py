@@ -100,6 +100,16 @@ class LeavesImages(Protocol):
     def left_alone(self) -> Mapping[str, int]: ...
 
 
+@runtime_checkable
+class HasArchives(Protocol):
+    """A dataset whose samples lie many in a file."""
+
+    @property
+    def archives(self) -> Sequence[Path]:
+        """The files."""
+        ...
+
+
 @dataclass(frozen=True)
 class FirstSamples:
     """The first `limit` samples of another dataset, for a trial."""
