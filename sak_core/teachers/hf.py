@@ -1,13 +1,15 @@
 """Teachers from transformers: vision models by hub id or folder, without code from the hub.
 
-A model runs at the view's size, each side at the nearest multiple of its patch, where it can interpolate its
-position embedding, else at the size it was configured for.
+A model runs at the view's size, each side at the nearest multiple of the tapped cells, where it can interpolate its
+position embedding, else at the size it was configured for. How its hidden states lie is found by running it.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
+from math import lcm
 from typing import Any
 
 import torch
@@ -19,10 +21,12 @@ from sak_core.interfaces.teacher import (
     Teacher,
     TeacherSpec,
     TeacherUnavailable,
-    fit_to_patch,
     freeze,
+    nearest_multiple,
     prefix_as_map,
 )
+from sak_core.teachers.hidden_states import Layout, Run, States, find_layout, noise
+from sak_core.teachers.probing import CannotRun, probe, uncovered
 from sak_core.weights.hub import quiet
 from sak_core.weights.teacher_weights import (
     BuildOptions,
@@ -38,39 +42,39 @@ from sak_core.weights.tensor_files import Misfit, State
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 # what models call the parameter of their class token
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+# among a network's options: px of the patches of one that masks at random (ViTMAE), to be given an order that keeps all
+_UNMASKED = "unmasked"
 
 
 class HfTeacher(Teacher):
     """A transformers vision model: hidden state i + 1 is the output of block (or stage) i."""
 
-    def __init__(self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any], num_prefix: int = 0) -> None:
+    def __init__(
+        self, spec: TeacherSpec, net: nn.Module, options: dict[str, Any], layout: Layout, prefix: bool = False
+    ) -> None:
         super().__init__(spec)
-        self.net, self.num_prefix = net, num_prefix
+        self.net, self.num_prefix = net, layout.num_prefix if prefix else 0
         self.has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in net.named_parameters())
-        self._options = options
+        self._options, self._layout = options, layout
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, *spec.input_size) to one map (B, C, h, w) a level, then prefix tokens where they are asked for."""
         every = hidden_states(self.net, images, self._options)
         states = [every[level + 1] for level in self.spec.levels]
-        maps = [as_map(state, grid) for state, grid in zip(states, self.spec.level_grids(), strict=True)]
+        maps = [self._layout.as_map(state, grid) for state, grid in zip(states, self.spec.level_grids(), strict=True)]
         prefixes = [prefix_as_map(state[:, : self.num_prefix]) for state in states] if self.num_prefix else []
         return [*maps, *prefixes]
 
 
-def hidden_states(net: nn.Module, images: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-    """All hidden states, the embedding's first."""
+def hidden_states(net: nn.Module, images: Tensor, options: dict[str, Any]) -> States:
+    """All hidden states, the embedding's first; as maps where the library lays them out itself (stages of tokens)."""
+    if (patch := options.get(_UNMASKED)) is not None:
+        cells = (images.shape[-2] // patch) * (images.shape[-1] // patch)
+        noise = torch.arange(cells, device=images.device, dtype=torch.float32).expand(len(images), -1)
+        options = {**{key: value for key, value in options.items() if key != _UNMASKED}, "noise": noise}
     output = net(pixel_values=images, output_hidden_states=True, **options)
-    states: tuple[Tensor, ...] = output.hidden_states
-    return states
-
-
-def as_map(state: Tensor, grid: Size) -> Tensor:
-    """Tokens (B, P + h · w, C), P prefix tokens first, as (B, C, h, w); maps stay as they are."""
-    if state.dim() == 4:
-        return state
-    tokens = state[:, state.shape[1] - grid[0] * grid[1] :]
-    return tokens.transpose(1, 2).reshape(len(state), -1, *grid)
+    states = getattr(output, "reshaped_hidden_states", None) or getattr(output, "hidden_states", None) or ()
+    return tuple(states) if all(isinstance(state, Tensor) for state in states) else ()
 
 
 def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
@@ -134,13 +138,21 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> tuple[An
     Raises TeacherUnavailable where the file does not give the tower's tensors, all of them and no others.
     """
     if options.weights is None:
-        with seeded(options.seed):
-            return kind(config), ""
-    with torch.device("meta"), seeded(options.seed):
-        wanted = tower_of(kind(config)).state_dict()
+        return _drawn(kind, config, options.seed), ""
+    with torch.device("meta"):
+        wanted = tower_of(_drawn(kind, config, options.seed)).state_dict()
     size = sum(value.numel() for value in wanted.values())
     found = found_in(options.weights, partial(_load, kind, config, wanted, size), kind.__name__)
     return found.value, found.where
+
+
+def _drawn(kind: Any, config: Any, seed: int) -> Any:
+    """The whole model with weights drawn from `seed`."""
+    try:
+        with seeded(seed):
+            return kind(config)
+    except (ImportError, ValueError, TypeError) as error:  # a library that it needs, or a half-written config.json
+        raise TeacherUnavailable(f"{kind.__name__} cannot be built: {str(error).strip() or repr(error)}") from error
 
 
 def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any:
@@ -182,22 +194,24 @@ def hf_teacher(
 ) -> Teacher:
     """A teacher of a transformers network that has its weights.
 
-    Raises TeacherUnavailable for networks whose hidden states are no maps.
+    Raises TeacherUnavailable for networks that need more than images, and for hidden states that are not understood.
     """
-    config = net.config
-    call = {}
-    if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters:
-        call["interpolate_pos_encoding"] = True
+    network, config = f"{model} ({type(net).__name__})", getattr(net, "config", None)
+    if config is None:
+        raise TeacherUnavailable(f"{network} is no vision network that gives hidden states")
     weights = identity(net, options)
-    patch = int(getattr(config, "patch_size", 0) or 32)
-    net.eval()
-    input_size, states = _probe(net, call, fit_to_patch(options.size, patch), getattr(config, "image_size", None))
-    if len(states) < 2 or states[1].dim() not in (3, 4):
-        raise TeacherUnavailable(f"{model} gives no hidden states that can be laid out as maps")
-    levels = choose_levels(name, options.levels, len(states) - 1)
+    patch, own = _patch(config, network), _pair(getattr(config, "image_size", None))
+    call = _options_of(net, patch)
+
+    def run(twin: nn.Module, images: Tensor) -> States:
+        return hidden_states(twin, images, call)
+
+    layout = find_layout(run, net, patch, own, network)
+    levels = choose_levels(name, options.levels, len(layout.strides))
+    input_size, states = _fit(run, net, layout, levels, options.size, patch, own, network)
+    tapped = [states[level + 1] for level in levels]
     grids = tuple(
-        (state.shape[2], state.shape[3]) if state.dim() == 4 else (input_size[0] // patch, input_size[1] // patch)
-        for state in (states[level + 1] for level in levels)
+        layout.grid(state, layout.strides[level], input_size) for level, state in zip(levels, tapped, strict=True)
     )
     spec = TeacherSpec(
         name=name,
@@ -210,32 +224,68 @@ def hf_teacher(
         patch=patch,
         input_size=input_size,
         grid=grids[-1],
-        widths=tuple(states[level + 1].shape[1 if states[level + 1].dim() == 4 else 2] for level in levels),
+        widths=tuple(layout.width(state) for state in tapped),
         levels=levels,
         licence=licence or "see the model's card",
         grids=() if len(set(grids)) == 1 else grids,
     )
-    tokens = [state for state in states if state.dim() == 3]
-    has_prefix = options.prefix and len(tokens) == len(states)
-    num_prefix = tokens[-1].shape[1] - grids[-1][0] * grids[-1][1] if has_prefix else 0
-    teacher = HfTeacher(spec, net, call, num_prefix)
-    teacher.native_size = _pair(getattr(config, "image_size", None))
-    teacher.num_blocks = len(states) - 1
+    teacher = HfTeacher(spec, net, call, layout, options.prefix)
+    teacher.native_size, teacher.num_blocks = own, len(layout.strides)
     return freeze(teacher)
 
 
-@torch.no_grad()
-def _probe(net: Any, call: dict[str, Any], size: Size, own: Any) -> tuple[Size, tuple[Tensor, ...]]:
-    """Run a black image at `size`, or, where the model refuses that, at the size it was configured for; give
-    the size that ran and all hidden states.
+def _options_of(net: Any, patch: int) -> dict[str, Any]:
+    """What a network is called with besides its images: positions at every size, and no cell left out."""
+    parameters = inspect.signature(net.forward).parameters
+    options: dict[str, Any] = {}
+    if "interpolate_pos_encoding" in parameters:
+        options["interpolate_pos_encoding"] = True
+    if "noise" in parameters and hasattr(net.config, "mask_ratio"):
+        net.config.mask_ratio = 0.0
+        options[_UNMASKED] = patch
+    return options
+
+
+def _fit(
+    run: Run,
+    net: nn.Module,
+    layout: Layout,
+    levels: Sequence[int],
+    size: Size,
+    patch: int,
+    own: Size | None,
+    network: str,
+) -> tuple[Size, States]:
+    """The input size for views of `size`, and the hidden states there: each side the nearest multiple of the tapped
+    cells, or, where the network does not take that, the size it was configured for.
+
+    Raises TeacherUnavailable where cells of neither cover the input.
     """
-    try:
-        return size, hidden_states(net, torch.zeros(1, 3, *size), call)
-    except (ValueError, RuntimeError):
-        if own is None:
-            raise
-    size = _pair(own) or size
-    return size, hidden_states(net, torch.zeros(1, 3, *size), call)
+    strides = [layout.strides[level] for level in levels]
+    units = [lcm(patch, *(stride[axis] for stride in strides)) for axis in (0, 1)]
+    faults = []
+    for seen in dict.fromkeys([(nearest_multiple(size[0], units[0]), nearest_multiple(size[1], units[1])), own]):
+        if seen is None:
+            continue
+        try:
+            states = probe(run, net, noise(1, seen), network)
+        except CannotRun as error:
+            faults.append(f"it does not take {seen[0]}x{seen[1]} px ({error})")
+            continue
+        grids = [layout.grid(states[level + 1], layout.strides[level], seen) for level in levels]
+        if not (fault := uncovered(grids, strides, levels, seen)):
+            return seen, states
+        faults.append(fault)
+    raise TeacherUnavailable(f"{network}: {'; '.join(faults)}")
+
+
+def _patch(config: Any, network: str) -> int:
+    """A configuration's patch, px; 32 where it states none."""
+    patch = getattr(config, "patch_size", None) or 32
+    sides = {int(side) for side in patch} if isinstance(patch, tuple | list) else {int(patch)}
+    if len(sides) != 1:
+        raise TeacherUnavailable(f"{network} has patches of {patch} px; only square ones are taken")
+    return sides.pop()
 
 
 def _pair(size: Any) -> Size | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
+from sak_core.teachers.probing import first_that_covers
 from sak_core.teachers.timm_models import timm_teacher
 from sak_core.weights.hub import quiet
 from sak_core.weights.positions import resample_positions
@@ -128,4 +129,5 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
     )
     teacher = OpenClipTeacher(spec, tower, options.prefix)
     teacher.num_blocks = len(tower.transformer.resblocks)
-    return freeze(teacher)
+    strides = [patch] * len(levels)
+    return freeze(first_that_covers(lambda _: teacher, [input_size], strides, f"{model} ({type(tower).__name__})"))

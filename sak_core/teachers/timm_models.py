@@ -2,13 +2,14 @@
 
 A transformer runs at the view's size, each side at the nearest multiple of its patch, its position embedding
 resampled. A CNN runs at the nearest multiple of its largest stride; its levels have their own grids and
-widths.
+widths. A network that cannot takes the view at its native size.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from sak_core.interfaces.teacher import (
     freeze,
     prefix_as_map,
 )
+from sak_core.teachers.probing import first_line, first_that_covers
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import BuildOptions, choose_levels, hub, identity, load_weights, seeded
 from sak_core.weights.tensor_files import State
@@ -120,7 +122,8 @@ def timm_teacher(
 
     The weights' digest is taken before the position embedding is resampled, so it is the same at every size.
 
-    Raises TeacherUnavailable for networks without `forward_intermediates`.
+    Raises TeacherUnavailable for networks without `forward_intermediates`, and for those whose features do not cover
+    exactly the view at any size that they take.
     """
     info = getattr(net, "feature_info", None)
     if info is None or not hasattr(net, "forward_intermediates"):
@@ -133,28 +136,37 @@ def timm_teacher(
     levels = choose_levels(name, asked, len(stages))
     weights = identity(net, options)
     patch = max(int(stage["reduction"]) for stage in stages)
-    input_size = _resize_network(net, fit_to_patch(options.size, patch))
-    reductions = [int(stages[level]["reduction"]) for level in levels]
-    grids = tuple((input_size[0] // r, input_size[1] // r) for r in reductions)
-    spec = TeacherSpec(
-        name=name,
-        library=library,
-        model=model,
-        weights=weights,
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
-        patch=reductions[-1],
-        input_size=input_size,
-        grid=grids[-1],
-        widths=tuple(int(stages[level]["num_chs"]) for level in levels),
-        levels=levels,
-        licence=licence,
-        grids=() if len(set(grids)) == 1 else grids,
-    )
     forward: Any = net.forward_intermediates
     gives_prefix = options.prefix and "return_prefix_tokens" in inspect.signature(forward).parameters
-    teacher = TimmTeacher(spec, net, int(getattr(net, "num_prefix_tokens", 0)) if gives_prefix else 0)
+    num_prefix = int(getattr(net, "num_prefix_tokens", 0)) if gives_prefix else 0
+    reductions = [int(stages[level]["reduction"]) for level in levels]
+    # some want an even number of the deepest cells
+    sizes = [fit_to_patch(options.size, patch), fit_to_patch(options.size, 2 * patch), *([native] if native else [])]
+
+    def passport(input_size: Size) -> TeacherSpec:
+        grids = tuple((input_size[0] // r, input_size[1] // r) for r in reductions)
+        return TeacherSpec(
+            name=name,
+            library=library,
+            model=model,
+            weights=weights,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            patch=reductions[-1],
+            input_size=input_size,
+            grid=grids[-1],
+            widths=tuple(int(stages[level]["num_chs"]) for level in levels),
+            levels=levels,
+            licence=licence,
+            grids=() if len(set(grids)) == 1 else grids,
+        )
+
+    def build(input_size: Size) -> Teacher:
+        return TimmTeacher(passport(input_size), net, num_prefix)
+
+    network = f"{model} ({type(net).__name__})"
+    teacher = first_that_covers(build, _sizes(net, sizes, network), reductions, network)
     teacher.native_size, teacher.num_blocks = native, len(stages)
     return freeze(teacher)
 
@@ -170,21 +182,28 @@ def _own_names(net: nn.Module, state: State) -> State:
     return renamed
 
 
-def _resize_network(net: Any, size: Size) -> Size:
-    """Set the input size of networks that have one, and return the size the network will run at."""
+def _sizes(net: Any, wanted: Sequence[Size], network: str) -> Sequence[Size]:
+    """The input sizes to try, of those `wanted`, the first first; networks that have one are set to the first."""
     if not hasattr(net, "set_input_size"):
         embed = getattr(net, "patch_embed", None)
         fixed = getattr(embed, "img_size", None)
         # no way to change it (timm's SAM towers): the view is resized to what the network takes
-        return (int(fixed[0]), int(fixed[1])) if fixed is not None else size
+        return [(int(fixed[0]), int(fixed[1]))] if fixed is not None else wanted
+    size = wanted[0]
     positions = getattr(net, "pos_embed", None)
-    if isinstance(positions, nn.Parameter) and positions.dim() == 3:
-        old = tuple(net.patch_embed.grid_size)
-        kept = positions.detach().clone()
-        net.set_input_size(img_size=size)
-        new = tuple(net.patch_embed.grid_size)
-        # timm resamples with antialias; the method does without
-        net.pos_embed = nn.Parameter(resample_positions(kept, old, new))
-    else:
-        net.set_input_size(img_size=size)
-    return size
+    try:
+        if isinstance(positions, nn.Parameter) and positions.dim() == 3:
+            old = tuple(net.patch_embed.grid_size)
+            kept = positions.detach().clone()
+            net.set_input_size(img_size=size)
+            new = tuple(net.patch_embed.grid_size)
+            # timm resamples with antialias; the method does without
+            net.pos_embed = nn.Parameter(resample_positions(kept, old, new))
+        else:
+            net.set_input_size(img_size=size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise TeacherUnavailable(
+            f"{network} cannot be set to {size[0]}x{size[1]} px ({first_line(error)}); its own size is "
+            f"{wanted[-1][0]}x{wanted[-1][1]} px (--size {wanted[-1][0]}x{wanted[-1][1]})"
+        ) from error
+    return [size]
