@@ -13,6 +13,7 @@ from cache.format.spec import SourceSpec
 from cache.places.addresses import as_place
 from cache.store import Store
 from pipeline.console import amount, say, warn
+from pipeline.errors import UserError
 from pipeline.extraction.amounts import (
     PartAmount,
     check_disk,
@@ -170,12 +171,25 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
         asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
     running = [start_teacher(teacher, size) for teacher in asked]
     for teacher in running:
+        _refuse_finer_grid(teacher)
         _say_where(teacher.request, teacher.provenance)
         if teacher.request.prefix and not teacher.teacher.num_prefix:
             say(f"{teacher.request.name} has no class or register tokens: --prefix adds nothing to it")
         elif teacher.request.prefix and not teacher.teacher.has_class_token:
             say(f"{teacher.request.name} has no class token: --prefix keeps its {teacher.teacher.num_prefix} registers")
     return running
+
+
+def _refuse_finer_grid(running: RunningTeacher) -> None:
+    """Raise `UserError` where a grid is asked for that a level's own cells would have to be repeated for."""
+    grid, own = running.request.grid, running.teacher.spec.level_grids()
+    for level, (h, w) in enumerate(own):
+        if grid and (grid[0] > h or grid[1] > w):
+            raise UserError(
+                f"--grid {grid[0]}x{grid[1]}: level {level} of {running.request.name} has {h}x{w} cells, and a finer "
+                f"grid would store them repeatedly; ask for {min(h for h, _ in own)}x{min(w for _, w in own)} or less, "
+                "or leave --grid out"
+            )
 
 
 def _say_where(request: TeacherRequest, provenance: Mapping[str, Any]) -> None:

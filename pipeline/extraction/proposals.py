@@ -139,13 +139,14 @@ def proposals(
 
 
 def _coarser(spec: SourceSpec, teachers: Sequence[RunningTeacher]) -> list[tuple[int, int]]:
-    """Grids of the views' shape below the finest of the teachers', the finest first."""
+    """Grids of the views' shape that every level can be averaged to and some gets smaller by, the finest first."""
     height, width = spec.size
-    longest = max((max(level.grid) for teacher in teachers for level in teacher.levels if not level.prefix), default=0)
-    return [
-        (max(1, side * height // max(spec.size)), max(1, side * width // max(spec.size)))
-        for side in range(longest - 1, 3, -1)
-    ]
+    own = [level.grid for teacher in teachers for level in teacher.levels if not level.prefix]
+    if not own:
+        return []
+    sides = range(max(max(grid) for grid in own) - 1, 3, -1)
+    made = [(max(1, side * height // max(spec.size)), max(1, side * width // max(spec.size))) for side in sides]
+    return [(h, w) for h, w in made if all(h <= rows and w <= columns for rows, columns in own)]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def _rooms(split: str, root: Path | None, size: Size | None, images: str | None)
 
     if size is None:
         return Rooms(split)
+    if min(size) < 8:
+        raise DatasetError(f"rooms are rendered at 8 pixels a side or more, not at {size[0]}x{size[1]}")
     return Rooms(split, size=size)
 
 

@@ -20,6 +20,10 @@ class TeacherUnavailable(SakError):
     """A teacher cannot be built here; the message says how to get its weights or its library."""
 
 
+class BadTeacherOptions(SakError, ValueError):
+    """What is asked of a teacher cannot be: levels that it does not have, two sources of weights."""
+
+
 @dataclass(frozen=True)
 class TeacherSpec:
     """The facts about a built teacher; what its features depend on besides the pixels.
@@ -28,8 +32,8 @@ class TeacherSpec:
     weights: "sha256:<hex of the state>", or "random:<seed>" for an untrained one.
     mean, std: what pixels in [0, 1] are normalised with, RGB.
     interpolation: how views are resized to the input ("bilinear", "bicubic"; "none" if they never are).
-    patch: px of one cell of the deepest level's grid, at the input. input_size: (H, W) that the network sees,
-    px, without padding.
+    patch: px of the network's patch, or of a cell of its deepest level, as its library states it.
+    input_size: (H, W) that the network sees, px, without padding.
     grid: (h, w) cells of the deepest level, covering exactly the view.
     widths, levels: channels, and index of the tapped block, a level; level 0 is the shallowest.
     grids: (h, w) a level, where they differ from `grid`; empty where all are equal.

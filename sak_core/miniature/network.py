@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from sak_common.names import UnknownName, unknown
 from sak_core.interfaces.teacher import (
+    BadTeacherOptions,
     Teacher,
     TeacherSpec,
     TeacherUnavailable,
@@ -220,14 +221,14 @@ def build_miniature(
 
     Raises:
         UnknownName: there is no such miniature teacher.
-        ValueError: a level that the network does not have, or levels out of order.
+        BadTeacherOptions: a level that the network does not have, or levels out of order.
         TeacherUnavailable: the weights file is missing or does not fit the network.
     """
     if name not in MINIATURES:
         raise UnknownName(unknown("miniature teacher", name, MINIATURES))
     chosen = tuple(range(NUM_BLOCKS)) if levels is None else tuple(levels)
     if not chosen or list(chosen) != sorted(set(chosen) & set(range(NUM_BLOCKS))):
-        raise ValueError(f"levels of {name} must ascend within 0 ... {NUM_BLOCKS - 1}, got {list(chosen)}")
+        raise BadTeacherOptions(f"levels of {name} must ascend within 0 ... {NUM_BLOCKS - 1}, got {list(chosen)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MiniatureNet()

@@ -193,7 +193,7 @@ def build_teacher(
         prefix: whether class and register tokens follow the maps, where the network has some (`Teacher.num_prefix`).
 
     Raises:
-        UnknownName: no such teacher. ValueError: levels it does not have.
+        UnknownName: no such teacher. BadTeacherOptions: levels it does not have, two sources of weights.
         TeacherUnavailable: no weights; the message says how to get them. Or code that is not allowed to run.
     """
     check_teacher(name, allow_code)

@@ -138,16 +138,21 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> tuple[An
     Raises TeacherUnavailable where the file does not give the tower's tensors, all of them and no others.
     """
     if options.weights is None:
-        try:
-            with seeded(options.seed):
-                return kind(config), ""
-        except (ImportError, ValueError, TypeError) as error:  # a library that it needs, or a half-written config.json
-            raise TeacherUnavailable(f"{kind.__name__} cannot be built: {str(error).strip() or error!r}") from error
-    with torch.device("meta"), seeded(options.seed):
-        wanted = tower_of(kind(config)).state_dict()
+        return _drawn(kind, config, options.seed), ""
+    with torch.device("meta"):
+        wanted = tower_of(_drawn(kind, config, options.seed)).state_dict()
     size = sum(value.numel() for value in wanted.values())
     found = found_in(options.weights, partial(_load, kind, config, wanted, size), kind.__name__)
     return found.value, found.where
+
+
+def _drawn(kind: Any, config: Any, seed: int) -> Any:
+    """The whole model with weights drawn from `seed`."""
+    try:
+        with seeded(seed):
+            return kind(config)
+    except (ImportError, ValueError, TypeError) as error:  # a library that it needs, or a half-written config.json
+        raise TeacherUnavailable(f"{kind.__name__} cannot be built: {str(error).strip() or repr(error)}") from error
 
 
 def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any:
@@ -225,8 +230,7 @@ def hf_teacher(
         grids=() if len(set(grids)) == 1 else grids,
     )
     teacher = HfTeacher(spec, net, call, layout, options.prefix)
-    teacher.native_size = own
-    teacher.num_blocks = len(layout.strides)
+    teacher.native_size, teacher.num_blocks = own, len(layout.strides)
     return freeze(teacher)
 
 

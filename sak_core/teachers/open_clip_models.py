@@ -128,6 +128,6 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         **passport,
     )
     teacher = OpenClipTeacher(spec, tower, options.prefix)
-    strides = [patch] * len(levels)
     teacher.num_blocks = len(tower.transformer.resblocks)
+    strides = [patch] * len(levels)
     return freeze(first_that_covers(lambda _: teacher, [input_size], strides, f"{model} ({type(tower).__name__})"))

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sak_core.interfaces.teacher import Size, TeacherUnavailable
+from sak_core.interfaces.teacher import BadTeacherOptions, Size, TeacherUnavailable
 from sak_core.weights.digests import state_digest
 from sak_core.weights.hub import hub_or_local, hub_reason
 from sak_core.weights.prefixes import Found, find_state
@@ -38,9 +38,9 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.random_weights:
-            raise ValueError(f"either weights from {self.weights} or random ones, not both")
+            raise BadTeacherOptions(f"either weights from {self.weights} (--weights) or --random-weights, not both")
         if min(self.size) < 1:
-            raise ValueError(f"views of {self.size[0]}x{self.size[1]} px")
+            raise BadTeacherOptions(f"views of {self.size[0]}x{self.size[1]} px")
 
     @property
     def from_hub(self) -> bool:
@@ -155,14 +155,14 @@ def identity(net: nn.Module, options: BuildOptions) -> str:
 def choose_levels(teacher: str, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """The tapped blocks: those asked for, or the ends of the four quarters (2, 5, 8, 11 of 12).
 
-    Raises ValueError for indices that do not ascend within 0..count-1.
+    Raises BadTeacherOptions for indices that do not ascend within 0..count-1.
     """
     if asked is None:
         quarters = range(1, 5) if count >= 4 else range(0)
         return tuple(count * quarter // 4 - 1 for quarter in quarters) or tuple(range(count))
     levels = tuple(asked)
     if not levels or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= count:
-        raise ValueError(
+        raise BadTeacherOptions(
             f"levels of {teacher} must ascend within 0..{count - 1} ({count} blocks), got "
             f"{', '.join(map(str, levels)) or 'none'}"
         )
