@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import time
+import warnings
 
 import click
 
@@ -61,6 +62,7 @@ def main() -> None:
     Exit codes: 130 after Ctrl-C, 143 after SIGTERM; what trains saves a checkpoint first in both cases.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _show_warning
     try:
         sak.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -76,6 +78,21 @@ def main() -> None:
         if message is None:
             raise
         _leave(f"error: {message}", 2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """Warnings of what is missing where a store lies are for the user; others name the line that they come from."""
+    from pipeline.console import warn
+
+    is_users = category.__name__ == "PlaceWarning"
+    warn(str(message) if is_users else warnings.formatwarning(message, category, filename, lineno).rstrip())
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -97,7 +114,7 @@ def _explain(error: Exception) -> str | None:
             "(--set accumulate=2) or use bf16 precision (--set precision=bf16-mixed)"
         )
     if isinstance(error, OSError) and error.errno == 28:
-        return f"no space left on the disk: {text}; free some and run the same command again"
+        return f"no space or no inodes left (`df` and `df -i` tell): {text}; make room and run the same command again"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{text}; raise the limit (`ulimit -n`) and run the same command again"
     if isinstance(error, PermissionError):
