@@ -83,6 +83,10 @@ class WriteFailed(CacheError):
     """The operating system refused a write; nothing was committed for it."""
 
 
+class PlaceWarning(UserWarning):
+    """Something is missing where a store lies that it can do without, at a price which the message names."""
+
+
 class StoreFull(WriteFailed):
     """No space left for a file; nothing was committed for it."""
 

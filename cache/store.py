@@ -24,7 +24,7 @@ from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
 from cache.places.files import canonical_json
 from cache.places.local import LocalPlace
-from cache.places.locks import OnWait
+from cache.places.locks import Holds, OnWait
 from cache.places.place import Place
 from cache.reading.arrays import ArrayTable, FeatureArray, StoredArray
 from cache.reading.rows import OpenShards, RowReader
@@ -73,7 +73,7 @@ class Store:
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}
         self._features: dict[tuple[str, int, bool], FeatureArray] = {}
-        self._held: dict[str, int] = {}
+        self._holds = Holds()
         self._mutex = threading.RLock()
 
     def __repr__(self) -> str:
@@ -213,31 +213,30 @@ class Store:
 
     @contextmanager
     def lock(self, part: str, wait: bool = True, on_wait: OnWait | None = None) -> Iterator[None]:
-        """Be the only process that writes a part while the block runs; may be nested.
+        """Be the only process and thread that writes a part while the block runs; may be nested within a thread.
+
+        Another thread may end the block, as where a worker takes over what its caller has locked.
 
         Args:
             part: ``source``, ``teachers/<name>`` or a teacher's name.
-            wait: wait for another process, or refuse.
+            wait: wait for another process or thread, or refuse.
             on_wait: is told once, in words, that there is something to wait for.
 
         Raises:
-            StoreLocked: another process holds the part and `wait` is false.
+            StoreLocked: another process or thread holds the part and `wait` is false.
         """
         if part != SOURCE and not part.startswith("teachers/"):
             part = teacher_part(part)
-        with self._mutex:
-            is_held = self._held.get(part, 0) > 0
-            self._held[part] = self._held.get(part, 0) + 1
-        try:
-            if is_held:
+
+        @contextmanager
+        def taken() -> Iterator[None]:
+            with self.place.lock(f"{FOLDER}/{part}/lock", what, wait, on_wait):
+                self.part(part).forget()  # whoever held the lock before may have changed it
                 yield
-            else:
-                with self.place.lock(f"{FOLDER}/{part}/lock", f"{part} of {self}", wait, on_wait):
-                    self.part(part).forget()  # whoever held the lock before may have changed it
-                    yield
-        finally:
-            with self._mutex:
-                self._held[part] -= 1
+
+        what = f"{part} of {self}"
+        with self._holds.hold(part, what, taken, wait, on_wait):
+            yield
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ ADVICE: dict[type[SakError], str] = {
         "`sak drop --teacher {teacher}` and extract it again"
     ),
     cache.StoreLocked: f"wait until it ends, or stop it, and {AGAIN}",
-    cache.StoreFull: f"free some space and {AGAIN}",
+    cache.StoreFull: f"make room and {AGAIN}",
     cache.TooManyOpenFiles: _MORE_FILES,
     cache.AlreadyThere: "match them, or delete it",
     cache.WriteFailed: f"mend that and {AGAIN}",
@@ -55,7 +55,7 @@ def explain(error: Exception) -> str | None:
             "(--set accumulate=2) or use bf16 precision (--set precision=bf16-mixed)"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk: {text}; free some and {AGAIN}"
+        return f"no space or no inodes left (`df` and `df -i` tell): {text}; make room and {AGAIN}"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{text}; {_MORE_FILES}"
     if isinstance(error, PermissionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import warnings
 
 import click
 
@@ -99,6 +100,7 @@ def main() -> None:
     Exit codes: 130 after Ctrl-C, 143 after SIGTERM; what trains saves a checkpoint first in both cases.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _show_warning
     try:
         sak.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -116,6 +118,21 @@ def main() -> None:
         if message is None:
             raise
         _leave(f"error: {message}", 2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """Warnings of what is missing where a store lies are for the user; others name the line that they come from."""
+    from pipeline.console import warn
+
+    is_users = category.__name__ == "PlaceWarning"
+    warn(str(message) if is_users else warnings.formatwarning(message, category, filename, lineno).rstrip())
 
 
 def _interrupt(number: int, frame: object) -> None:

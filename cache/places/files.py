@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import StoreFull, TooManyOpenFiles, WriteFailed
+from cache.errors import PlaceWarning, StoreFull, TooManyOpenFiles, WriteFailed
 
 Buffers = Sequence[bytes | memoryview]
 
@@ -24,6 +25,9 @@ _TMP_SUFFIX = ".tmp"
 # 14 small files of a source shard) and hashed meanwhile; hashlib, writev and fsync all release the GIL.
 _NUM_THREADS = 16
 _SMALL_BYTES = 1 << 16
+MODE = 0o666
+"""Of new files: what the umask leaves of it, as for any other program's, so that a group can share a store."""
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def _write_all(descriptor: int, buffers: Buffers) -> None:
 
 
 def _write_temporary(temporary: Path, buffers: Buffers) -> None:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
     try:
         _write_all(descriptor, buffers)
         os.fsync(descriptor)
@@ -93,11 +97,30 @@ def _write_temporary(temporary: Path, buffers: Buffers) -> None:
         os.close(descriptor)
 
 
+_warned: set[tuple[int, str]] = set()
+
+
+def warn_of_place(path: Path, what: str) -> None:
+    """Warn that something is missing where `path` lies; once for a file system, however many files meet it."""
+    key = (path.stat().st_dev, what)
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(f"{path}: {what}", PlaceWarning, stacklevel=2)
+
+
 def fsync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable. Raises OSError."""
+    """Make renames in `directory` durable; warns where its file system cannot. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        warn_of_place(
+            directory,
+            f"its file system cannot make new names in a folder durable ({error.strerror}): after a power cut the last "
+            "files may be missing, which `sak verify` tells and the same command makes again",
+        )
     finally:
         os.close(descriptor)
 
@@ -149,15 +172,40 @@ def write_files(
                 temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(root).free
+        if is_full(error):
             raise StoreFull(
-                f"no space left below {root}: {len(files)} files of {size:,} bytes in all, {free:,} free. "
-                "Nothing of this shard was committed"
+                f"{what_is_full(root, len(files), size)}. Nothing of this shard was committed",
             ) from error
         kind = TooManyOpenFiles if error.errno in (errno.EMFILE, errno.ENFILE) else WriteFailed
         raise kind(f"cannot write below {root}: {error}. Nothing of these files was committed") from error
     return digests
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the file system, or the user's share of it, had no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_files(folder: Path) -> int | None:
+    """How many more files the file system of `folder`, or of where it would be made, takes; None: it sets no limit."""
+    while not folder.exists():
+        folder = folder.parent
+    told = os.statvfs(folder)
+    return told.f_favail if told.f_files else None
+
+
+def what_is_full(folder: Path, num_files: int, num_bytes: int) -> str:
+    """What there was no room for below `folder`: bytes, or files (inodes), whose number many file systems limit."""
+    left = free_files(folder)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if left is not None and left < num_files:
+        return (
+            f"no inodes left below {folder}: {num_files} files were to be written, its file system takes {left:,} more "
+            f"({free:,} bytes are free); delete files that nobody needs"
+        )
+    return f"no space left below {folder}: {num_files} files of {num_bytes:,} bytes in all, {free:,} free"
 
 
 def _write_and_rename(

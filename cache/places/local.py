@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.places.files import (
+    MODE,
     BeforeCommit,
     Buffers,
     FileDigest,
@@ -101,7 +102,7 @@ class LocalPlace(Place):
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`."""
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             os.write(descriptor, line)
         finally:

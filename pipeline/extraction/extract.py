@@ -82,6 +82,7 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
         say(f"{request.name}: at most {amount(memory_bytes(store.spec, running))} of pixels and features in memory")
         if writer.calibration() is None:
             writer.write_calibration(calibrate(store, running, source.validity()))
+        writer.ensure_views(source.num_views)  # here, by the thread that holds the lock: shards are written by another
         timing = write_shards(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
     store.log({"stage": "extract", "teacher": request.name, **asdict(timing)})
