@@ -1,4 +1,4 @@
-# Doors to the `sak` command; `make help` lists them.
+# Targets that run the `sak` command; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 SAK := $(BIN)/sak
@@ -13,7 +13,7 @@ OUT ?= features
 RECIPE ?= demo
 STUDY ?= demo
 WORKERS ?= 1
-TOGETHER ?= 1
+SHARE_READS ?= 1
 optional = $(if $($(1)),$(2) $($(1)))
 
 .PHONY: bench help install demo test test-slow torture lint check-data cache plan distill finetune ablate evaluate predict export clean
@@ -66,8 +66,8 @@ finetune: $(STAMP)  ## [RECIPE=demo] [FROM=run] [DEVICES=1] [ROOT=] stage 2 from
 	$(SAK) finetune $(RECIPE) --out $(OUT) $(call optional,FROM,--from) $(call optional,ROOT,--root) \
 	  $(call optional,DEVICES,--devices) $(ARGS)
 
-ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(STUDY) --workers $(WORKERS) --together $(TOGETHER) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
+ablate: $(STAMP)  ## [STUDY=demo] [WORKERS=1] [SHARE_READS=1] [DEVICES=1] arms, variations and seeds over the caches
+	$(SAK) ablate $(STUDY) --workers $(WORKERS) --share-reads $(SHARE_READS) --out $(OUT) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(RUN) --split $(if $(filter file,$(origin SPLIT)),test,$(SPLIT)) --out $(OUT) $(ARGS)

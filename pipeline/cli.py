@@ -12,7 +12,7 @@ from pipeline import __version__
 from pipeline.commands import boundary, data, demo, frontier, miniature, models, stores, teachers
 from pipeline.commands import cache as caching
 from pipeline.commands import copy as copying
-from pipeline.commands import export as takeaway
+from pipeline.commands import export as exporting
 from pipeline.commands import train as training
 from pipeline.interrupts import Interrupted
 
@@ -33,8 +33,8 @@ for command in (
     training.finetune,
     training.evaluate,
     training.ablate,
-    takeaway.predict,
-    takeaway.export,
+    exporting.predict,
+    exporting.export,
     models.params,
     models.import_reference,
     models.export_reference,

@@ -32,7 +32,9 @@ _OPTIONS = (
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Token cosine that is promised, plain and with the mean removed; klt finds the fewest bits (0.995).",
     ),
-    click.option("--together", is_flag=True, help="Code each level against the one below: fewer bits, read as one."),
+    click.option(
+        "--predict-levels", is_flag=True, help="Code each level against the one below: fewer bits, read as one."
+    ),
     click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
     click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),
     click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native."),
@@ -89,7 +91,7 @@ def cache_request(options: Mapping[str, Any]) -> CacheRequest:
     asked = TeacherOptions(
         codec=options["codec"],
         fidelity=options["fidelity"],
-        together=options["together"],
+        predict_levels=options["predict_levels"],
         levels=numbers("--levels", options["levels"]),
         prefix=options["prefix"],
         grid=None if options["grid"] == "native" else parse_size(options["grid"]),

@@ -151,7 +151,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @click.argument("study", default="demo")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, a run each.")
 @click.option(
-    "--together", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
+    "--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
 )
 @DEVICES
 @FEATURES
@@ -163,7 +163,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 def ablate(
     study: str,
     workers: int,
-    together: int,
+    share_reads: int,
     devices: int,
     features: Path | str,
     runs: Path,
@@ -180,8 +180,8 @@ def ablate(
     from pipeline.studies.jobs import check, plan
     from pipeline.studies.study_table import markdown
 
-    if devices > 1 and max(workers, together) > 1:
-        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
+    if devices > 1 and max(workers, share_reads) > 1:
+        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
     loaded, where = load_study(study), places(features, runs, roots, weights)
     jobs = plan(loaded, where)
     check(loaded, jobs, where)
@@ -192,5 +192,5 @@ def ablate(
         show({"runs": sorted(set(names)), "left": left}, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
-    table = studies.ablate(loaded, where, workers, together, devices)
+    table = studies.ablate(loaded, where, workers, share_reads, devices)
     show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))

@@ -18,7 +18,7 @@ class TeacherOptions:
     Attributes:
         codec: a name of cache.codecs.CODECS.
         fidelity: token cosine that is promised, in (0, 1); klt then finds the fewest bits.
-        together: code each level against the one below. prefix: class and register tokens, too.
+        predict_levels: code each level against the one below. prefix: class and register tokens, too.
         levels: block numbers; four evenly spaced when None.
         grid: (h, w) cells, area-averaged; the teacher's own when None.
         weights: a file. random_weights: run untrained. allow_code: let a teacher of a user's own module run.
@@ -27,7 +27,7 @@ class TeacherOptions:
 
     codec: str = "fp16"
     fidelity: float | None = None
-    together: bool = False
+    predict_levels: bool = False
     levels: tuple[int, ...] | None = None
     prefix: bool = False
     grid: tuple[int, int] | None = None

@@ -27,9 +27,11 @@ SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_row
 """The keys of a recipe that decide which rows come in which order."""
 
 
-def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1, devices: int = 1) -> dict[str, Any]:
-    """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side, or
-    one run at a time on `devices` devices, and return (and write) its table.
+def ablate(
+    study: Study, places: runs.Places, workers: int = 1, share_reads: int = 1, devices: int = 1
+) -> dict[str, Any]:
+    """Run what is missing of the study with `workers` processes, each training up to `share_reads` runs side by side,
+    or one run at a time on `devices` devices, and return (and write) its table.
 
     The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds).
     """
@@ -37,11 +39,11 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     check(study, jobs, places)
     folder = places.runs / study.name
     distilled = {job.stage1: job for job in jobs if job.distill}
-    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, together, devices)
+    _run_all([(_distill_job, job, study, places) for job in distilled.values()], workers, share_reads, devices)
     split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
     training: list[Call] = [(_single_job, single, study, places) for singles in split.values() for single in singles]
     training += [(_finetune_job, job, study, places) for job in jobs if job.run not in split]
-    _run_all(training, workers, together, devices)
+    _run_all(training, workers, share_reads, devices)
     _run_all([(_finetune_job, job, study, places) for job in jobs if job.run in split], workers, 1)
     result = collect(study, jobs, places)
     runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
@@ -53,14 +55,14 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
 Call = tuple[Callable[..., None], Job, Study, runs.Places]
 
 
-def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 1) -> None:
+def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int = 1) -> None:
     pending = []
     for call in calls:
         if name := _finished(*call):
             say(f"{name}: finished earlier, skipped")
         else:
             pending.append(call)
-    groups = _groups(pending, together)
+    groups = _groups(pending, share_reads)
     if workers <= 1 or len(groups) <= 1:
         for group in groups:
             _run_group(group, devices)
@@ -88,15 +90,15 @@ def _recipe(call: Call) -> Recipe:
     return job.distill if function is _distill_job and job.distill else job.finetune
 
 
-def _groups(calls: Sequence[Call], together: int) -> list[list[Call]]:
-    """The calls in groups of at most `together`, each of runs that read the same rows in the same order."""
+def _groups(calls: Sequence[Call], share_reads: int) -> list[list[Call]]:
+    """The calls in groups of at most `share_reads`, each of runs that read the same rows in the same order."""
     groups: list[list[Call]] = []
     open_groups: dict[str, list[Call]] = {}
     for call in calls:
         recipe = _recipe(call)
         key = json.dumps([getattr(recipe, name) for name in SAME_ROWS], default=str)
         group = open_groups.get(key)
-        if group is None or len(group) >= together or recipe.source == "live":
+        if group is None or len(group) >= share_reads or recipe.source == "live":
             group = open_groups[key] = []
             groups.append(group)
         group.append(call)

@@ -88,7 +88,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     preprocess = open_clip.get_model_preprocess_cfg(clip)
     if options.weights is not None:
         load_exactly(tower, _tower_state(read_state(options.weights)), options.weights)
-    passport = {
+    facts = {
         "mean": tuple(preprocess["mean"]),
         "std": tuple(preprocess["std"]),
         "interpolation": preprocess["interpolation"],
@@ -97,15 +97,15 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     size = preprocess["size"]
     native = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if hasattr(tower, "trunk"):
-        return timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **passport)
+        return timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **facts)
     if not hasattr(tower, "positional_embedding") or not hasattr(tower, "conv1"):
         raise TeacherUnavailable(f"{model}: open_clip taps blocks of vision transformers only, this is none")
-    teacher = _transformer(name, model, tower, options, passport)
+    teacher = _transformer(name, model, tower, options, facts)
     teacher.native_size = native
     return teacher
 
 
-def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]) -> Teacher:
+def _transformer(name: str, model: str, tower: Any, options: BuildOptions, facts: dict[str, Any]) -> Teacher:
     levels = choose_levels(name, options.levels, len(tower.transformer.resblocks))
     weights = identity(tower, options)
     patch = int(tower.patch_size[0])
@@ -125,7 +125,7 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         grid=grid,
         widths=(int(tower.conv1.out_channels),) * len(levels),
         levels=levels,
-        **passport,
+        **facts,
     )
     return freeze(OpenClipTeacher(spec, tower, options.prefix))
 
