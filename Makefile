@@ -1,4 +1,4 @@
-# Doors to the `sak` command; `make help` lists them.
+# Targets that run the `sak` command; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 SAK := $(BIN)/sak
@@ -12,7 +12,7 @@ CODEC ?= fp16
 GRID ?= native
 OUT ?= features
 WORKERS ?= 1
-TOGETHER ?= 1
+SHARE_READS ?= 1
 # A value as one word of the shell, whatever is in it; a leading ~/ stays the home folder.
 literal = '$(subst ','\'',$(1))'
 quoted = $(if $(findstring ^~/,^$(1)),~/$(call literal,$(subst ^~/,,^$(1))),$(call literal,$(1)))
@@ -80,8 +80,8 @@ finetune: $(STAMP)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage
 	$(SAK) finetune $(call given,RECIPE) $(chosen) $(call option,OUT,--out) $(call optional,FROM,--from) \
 	  $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
 
-ablate: $(STAMP)  ## [STUDY=] [DATASET=] [WORKERS=1] [TOGETHER=1] [DEVICES=1] arms, variations and seeds over the caches
-	$(SAK) ablate $(call given,STUDY) $(chosen) $(call option,WORKERS,--workers) $(call option,TOGETHER,--together) \
+ablate: $(STAMP)  ## [STUDY=] [DATASET=] [WORKERS=1] [SHARE_READS=1] [DEVICES=1] arms, variations and seeds over the caches
+	$(SAK) ablate $(call given,STUDY) $(chosen) $(call option,WORKERS,--workers) $(call option,SHARE_READS,--share-reads) \
 	  $(call option,OUT,--out) $(call optional,DEVICES,--devices) $(ARGS)
 
 evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run

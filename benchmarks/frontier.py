@@ -11,14 +11,14 @@ import torch
 from benchmarks.harness import Result, Row, checksum, installed
 from cache.codecs import get_codec
 from cache.codecs.coders import get_coder
-from pipeline.maintenance.frontier import TOGETHER, Source, frontier
+from pipeline.maintenance.frontier import PREDICTED, Source, frontier
 from sak_core.miniature.rooms.dataset import Rooms
 from sak_core.teachers import build_teacher
 
 TEACHERS = ("mini-dino", "mini-clip", "mini-sam")
 LIMITS = {0.9995: 4.5, 0.995: 2.85, 0.98: 1.75}
 """Bits that klt's best setting may take for one level."""
-TOGETHER_AT, TOGETHER_LIMIT = 0.995, 2.75
+PREDICTED_AT, PREDICTED_LIMIT = 0.995, 2.75
 """For three levels of a teacher, on average."""
 DECODE_M_PER_S = 400
 GOAL = (
@@ -48,7 +48,7 @@ def run(quick: bool) -> Result:
         sources = _sources(teacher, pixels)
         for fidelity, name, levels in [
             *((fidelity, f"bits_at_{fidelity}", sources[-1:]) for fidelity in LIMITS),
-            (TOGETHER_AT, "bits_together", sources[-3:]),
+            (PREDICTED_AT, "bits_together", sources[-3:]),
         ]:
             results = frontier(levels, fidelity)["results"]
             made = [_row(teacher, fidelity, levels, result) for result in results]
@@ -57,7 +57,7 @@ def run(quick: bool) -> Result:
             best = min(klt, key=lambda result: float(result["bits"]))
             worst[name] = max(worst.get(name, 0.0), best["bits"])
             slowest = min(slowest, best["decode_values_per_s"] / 1e6)
-    limits = {**{f"bits_at_{fidelity}": limit for fidelity, limit in LIMITS.items()}, "bits_together": TOGETHER_LIMIT}
+    limits = {**{f"bits_at_{fidelity}": limit for fidelity, limit in LIMITS.items()}, "bits_together": PREDICTED_LIMIT}
     holds = all(worst[name] <= limit for name, limit in limits.items()) and slowest >= DECODE_M_PER_S
     return Result("frontier", GOAL, {**worst, "decode_m_values_per_s": slowest}, holds, rows)
 
@@ -86,7 +86,7 @@ def _row(teacher: str, fidelity: float, levels: list[Source], result: dict[str, 
     digest, _ = checksum(source.report for source in levels)
     values = sum(source.report.size for source in levels)
     how = f", {len(levels)} levels" if len(levels) > 1 else ""
-    coder = get_codec(result["codec"].removesuffix(TOGETHER)).coder
+    coder = get_codec(result["codec"].removesuffix(PREDICTED)).coder
     note = f"{result['bits']:.3f} bits, cosine {result['cosine']:.5f}"
     return FrontierRow(
         f"{teacher}{how} at {fidelity}: {result['codec']}",
@@ -97,5 +97,5 @@ def _row(teacher: str, fidelity: float, levels: list[Source], result: dict[str, 
         [values / result["decode_values_per_s"]],
         "M values/s",
         values / 1e6,
-        figures={**result, "teacher": teacher, "fidelity": fidelity, "together": result["codec"].endswith(TOGETHER)},
+        figures={**result, "teacher": teacher, "fidelity": fidelity, "together": result["codec"].endswith(PREDICTED)},
     )

@@ -1,3 +1,3 @@
-"""The top floor: a room for making caches, for training, studies, upkeep and taking away; the command line; recipes."""
+"""The top floor: packages for extraction, training, studies, maintenance and export; the command line; recipes."""
 
 __version__ = "0.1.0"

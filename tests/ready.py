@@ -19,49 +19,77 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "timm", "zarr", "torch.utils.tensorboard", "scipy.ndimage")
 OURS = ("HF_TOKEN", "PYTEST_CURRENT_TEST", "SAK_FAULT")
 """Variables that no library reads when it is imported."""
+COMMAND = ("pipeline.cli", "pipeline.commands.cache", "sak_core.datasets.folder", "sak_core.miniature.network")
+"""Of this project, for a process that runs many commands of one kind."""
 ROOT = Path(__file__).parents[1]
 
 
 class Ready:
-    """One waiting process, seen from the tests."""
+    """One waiting process, seen from the tests; it runs a command at a time.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    imported: modules that it has imported beside `LIBRARIES`.
+    """
+
+    def __init__(self, environment: Mapping[str, str], imported: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ready"],
+            [sys.executable, "-m", "tests.ready", *imported],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,
             cwd=ROOT,
             env=environment,
             start_new_session=True,
         )
         atexit.register(self.stop)
 
+    def start(
+        self, arguments: Sequence[str], ours: Mapping[str, str], files: Sequence[Path], program: str | None = None
+    ) -> int:
+        """Begin a command; returns its process id, which is nobody else's until the next command begins.
+
+        Args:
+            ours: what it finds in its environment besides what this process does.
+            files: its standard output and error are appended to.
+            program: see `run` below.
+        """
+        assert self.process.stdin
+        request = {"arguments": arguments, "files": [str(file) for file in files], "ours": dict(ours)}
+        self.process.stdin.write(json.dumps({**request, "program": program}).encode() + b"\n")
+        return self._answer(None)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """How the command ended: its exit code, or the negative number of the signal that killed it."""
+        return self._answer(timeout)
+
     def run(
         self, arguments: list[str], ours: Mapping[str, str], timeout: float, program: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """See `run` below; `ours` is what the fork finds in its environment besides what this process does."""
-        assert self.process.stdin and self.process.stdout
+        """See `run` below, and `start`."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [str(Path(folder, name)) for name in ("stdout", "stderr")]
+            files = [Path(folder, name) for name in ("stdout", "stderr")]
             try:
-                request = {"arguments": arguments, "files": files, "ours": dict(ours), "program": program}
-                print(json.dumps(request), file=self.process.stdin, flush=True)
-                if not select.select([self.process.stdout], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired(arguments, timeout)
-                code = int(self.process.stdout.readline())
+                self.start(arguments, ours, files, program)
+                code = self.wait(timeout)
             except BaseException:
                 # also a test's own time limit: nothing of this command may answer the next one
                 self.stop()
                 raise
-            return subprocess.CompletedProcess(arguments, code, *(Path(file).read_text() for file in files))
+            return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in files))
+
+    def _answer(self, timeout: float | None) -> int:
+        assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.process.args, timeout or 0)
+        answer = self.process.stdout.readline()
+        assert answer, "the waiting process has ended"
+        return int(answer)
 
     def stop(self) -> None:
         """End it and what it forked."""
@@ -69,6 +97,36 @@ class Ready:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
+
+
+class Logged:
+    """Commands of one kind, one at a time, that append what they print to a file; a context manager.
+
+    log: the file.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._ready = Ready({**os.environ, "OMP_NUM_THREADS": "1"}, COMMAND)
+
+    def __enter__(self) -> Logged:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ready.stop()
+
+    def start(self, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+        """See `Ready.start`; `env` may hold `OURS` alone."""
+        return self._ready.start(arguments, env or {}, [self.log, self.log])
+
+    def wait(self) -> int:
+        """See `Ready.wait`."""
+        return self._ready.wait()
+
+    def run(self, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+        """`start` and `wait`."""
+        self.start(arguments, env)
+        return self.wait()
 
 
 _waiting: dict[frozenset[tuple[str, str]], Ready] = {}
@@ -94,14 +152,21 @@ def run(
 
 def _wait() -> dict[str, Any] | None:
     """Fork for every request on standard input; in a fork the request, at the end of input None."""
+    pid = 0
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
+        if pid:
+            os.waitpid(pid, 0)
         pid = os.fork()
         if pid:
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            print(pid, flush=True)
+            # it stays a zombie, whose number is no one else's, until the next command: a late kill hits nothing
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert ended is not None
+            print(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status, flush=True)
             continue
         for number, file in enumerate((os.devnull, *request["files"])):
-            handle = os.open(file, os.O_RDWR | os.O_CREAT)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, number)
             os.close(handle)
         sys.stdin = open(0)  # noqa: SIM115
@@ -111,7 +176,7 @@ def _wait() -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     # a fork need not collect what was there before it: that takes longer than most commands

@@ -20,7 +20,7 @@ from tests.conftest import cache_split, sak
         (errors.UncommittedRow("pixels", 3, 1, 0), "run `sak cache` again to finish the store"),
         (errors.SpecMismatch("the store x", "seed", 1, 2), "ask for the stored value, or give another output folder"),
         (errors.CalibrationDiffers("clip", "level_0/step/c.0"), "`sak drop --teacher clip` and extract it again"),
-        (errors.StoreFull("no space left"), "; free some space and run the same command again"),
+        (errors.StoreFull("no space left"), "; make room and run the same command again"),
         (errors.TooManyOpenFiles("x: Too many open files"), "`ulimit -n`"),
         (errors.NotLocal("s3://b/x is not a folder of this machine"), "`sak copy` brings it here"),
     ],

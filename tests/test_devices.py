@@ -163,7 +163,7 @@ def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Pa
         'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     )
     places = ["--out", features, "--json", "--runs"]
-    refused = sak("ablate", study, *places, tmp_path, "--devices", "2", "--together", "2", check=False)
+    refused = sak("ablate", study, *places, tmp_path, "--devices", "2", "--share-reads", "2", check=False)
     assert refused.returncode == 2 and "a run takes all the devices" in refused.stderr
     one = sak("ablate", study, *places, tmp_path / "one")
     two = sak("ablate", study, *places, tmp_path / "two", "--devices", "2")

@@ -21,8 +21,8 @@ from cache.store import Store
 from tests.cache_toy import tree
 from tests.conftest import program, sak
 from tests.mounts import mounted
+from tests.ready import Logged
 from tests.small_images import cache_arguments
-from tests.torture.warm import Warm
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,15 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Logged, Logged]]:
     """Two, for commands that run at once: seconds of imports each, done once for the file."""
     folder = tmp_path_factory.mktemp("servers")
-    with Warm(folder / "one.txt") as one, Warm(folder / "two.txt") as two:
+    with Logged(folder / "one.txt") as one, Logged(folder / "two.txt") as two:
         yield one, two
 
 
 @pytest.fixture
-def warm(servers: tuple[Warm, Warm], tmp_path: Path) -> Warm:
+def commands(servers: tuple[Logged, Logged], tmp_path: Path) -> Logged:
     """The first server, with a log of this test's own."""
     servers[0].log = tmp_path / "log.txt"
     return servers[0]
@@ -71,24 +71,26 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("phase", ["prepare", "calibrate", "write", "commit", "compact", "grow"])
-def test_a_full_disk(phase: str, small_disk: Path, images: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+def test_a_full_disk(
+    phase: str, small_disk: Path, images: Path, undisturbed: dict[str, bytes], commands: Logged
+) -> None:
     """A run is brought to a phase by a kill there, the disk is filled, and the next run finds no room to go on."""
     out = small_disk / "out"
     arguments = cache_arguments(images, out)
     fault = {"commit": "commit:3", "grow": "grow:2", "write": "write:2"}.get(phase, f"{phase}:1")
-    assert warm.run(arguments, {"SAK_FAULT": fault}) == -signal.SIGKILL
+    assert commands.run(arguments, {"SAK_FAULT": fault}) == -signal.SIGKILL
     ballast = fill(small_disk, 0)
     with pytest.raises(OSError) as real, (small_disk / "more").open("wb") as file:
         file.write(bytes(1 << 20))
     assert real.value.errno == errno.ENOSPC, "the disk must be full"
     (small_disk / "more").unlink(missing_ok=True)
-    assert warm.run(arguments) == 2
-    said = warm.log.read_text()
+    assert commands.run(arguments) == 2
+    said = commands.log.read_text()
     assert "free" in said and ("no space left" in said or "bytes are needed" in said or "need" in said)
     assert "Traceback" not in said
     assert_intact(out)
     ballast.unlink()
-    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert commands.run(arguments) == 0, commands.log.read_text()
     assert tree(out) == undisturbed
 
 
@@ -98,39 +100,39 @@ def test_a_disk_that_fills_up_during_the_run(
     small_disk: Path,
     images: Path,
     undisturbed: dict[str, bytes],
-    warm: Warm,
+    commands: Logged,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The check before the run is passed, since another process takes the room afterwards."""
     out = small_disk / "out"
     arguments = cache_arguments(images, out)
-    warm.start(arguments, {})
+    commands.start(arguments, {})
     time.sleep(0.05)
     ballast = fill(small_disk, room)
     assert shutil.disk_usage(small_disk).free <= room
-    code = warm.wait()
-    assert code in (0, 2), warm.log.read_text()
-    assert "Traceback" not in warm.log.read_text()
+    code = commands.wait()
+    assert code in (0, 2), commands.log.read_text()
+    assert "Traceback" not in commands.log.read_text()
     assert_intact(out)
     ballast.unlink()
-    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert commands.run(arguments) == 0, commands.log.read_text()
     assert tree(out) == undisturbed
 
 
-def test_a_read_only_disk(small_disk: Path, images: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+def test_a_read_only_disk(small_disk: Path, images: Path, undisturbed: dict[str, bytes], commands: Logged) -> None:
     out = small_disk / "out"
     arguments = cache_arguments(images, out)
-    assert warm.run(arguments, {"SAK_FAULT": "write:2"}) == -signal.SIGKILL
+    assert commands.run(arguments, {"SAK_FAULT": "write:2"}) == -signal.SIGKILL
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OSError) as real:
         (small_disk / "x").write_text("x")
     assert real.value.errno == errno.EROFS, "the disk must be read-only"
-    assert warm.run(arguments) == 2
-    said = warm.log.read_text()
+    assert commands.run(arguments) == 2
+    said = commands.log.read_text()
     assert "Read-only file system" in said and "Traceback" not in said
     assert_intact(out)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert commands.run(arguments) == 0, commands.log.read_text()
     assert tree(out) == undisturbed
 
 
@@ -152,31 +154,31 @@ def test_a_folder_that_may_not_be_written(images: Path, tmp_path: Path, undistur
     assert tree(out) == undisturbed
 
 
-def test_a_folder_that_vanishes(images: Path, tmp_path: Path, undisturbed: dict[str, bytes], warm: Warm) -> None:
+def test_a_folder_that_vanishes(images: Path, tmp_path: Path, undisturbed: dict[str, bytes], commands: Logged) -> None:
     """The images are gone: what is prepared goes on without them, what is not says so."""
     out = tmp_path / "out"
     gone = Path(shutil.copytree(images, tmp_path / "images"))
     arguments = cache_arguments(gone, out)
-    assert warm.run(arguments, {"SAK_FAULT": "prepare:2"}) == -signal.SIGKILL
+    assert commands.run(arguments, {"SAK_FAULT": "prepare:2"}) == -signal.SIGKILL
     shutil.rmtree(gone)
     assert not gone.exists(), "the folder must be gone"
-    assert warm.run(arguments) == 2
-    assert str(gone) in warm.log.read_text() and "Traceback" not in warm.log.read_text()
+    assert commands.run(arguments) == 2
+    assert str(gone) in commands.log.read_text() and "Traceback" not in commands.log.read_text()
     assert_intact(out)
     shutil.copytree(images, gone)
-    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert commands.run(arguments) == 0, commands.log.read_text()
     assert tree(out) == undisturbed
 
 
 def test_a_store_that_vanishes_under_a_run(
-    images: Path, tmp_path: Path, undisturbed: dict[str, bytes], warm: Warm
+    images: Path, tmp_path: Path, undisturbed: dict[str, bytes], commands: Logged
 ) -> None:
     out = tmp_path / "out"
     arguments = cache_arguments(images, out)
-    assert warm.run(arguments, {"SAK_FAULT": "write:1"}) == -signal.SIGKILL
+    assert commands.run(arguments, {"SAK_FAULT": "write:1"}) == -signal.SIGKILL
     shutil.rmtree(out)
     assert not out.exists(), "the folder must be gone"
-    assert warm.run(arguments) == 0, warm.log.read_text()
+    assert commands.run(arguments) == 0, commands.log.read_text()
     assert tree(out) == undisturbed
 
 
@@ -219,7 +221,7 @@ def test_two_extractions_at_once(
     images: Path,
     tmp_path: Path,
     undisturbed: dict[str, bytes],
-    servers: tuple[Warm, Warm],
+    servers: tuple[Logged, Logged],
 ) -> None:
     out = tmp_path / "out"
     one, two = servers

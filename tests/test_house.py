@@ -101,7 +101,7 @@ def test_the_cache_knows_no_command() -> None:
 
 
 def test_training_never_imports_teachers() -> None:
-    files = [path for room in ("training", "studies") for path in (ROOT / "pipeline" / room).glob("*.py")]
+    files = [path for package in ("training", "studies") for path in (ROOT / "pipeline" / package).glob("*.py")]
     assert len(files) > 20
     for path in files:
         where = path.relative_to(ROOT / "pipeline").as_posix()

@@ -263,7 +263,7 @@ def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     common = ["cache", "--teacher", "mini-dino", "--limit", "24", "--views", "1", "--decoders", "0", "--threads", "1"]
-    made_by = [*common, "--codec", "klt", "--fidelity", "0.99", "--together", "--out", str(tmp_path), "--json"]
+    made_by = [*common, "--codec", "klt", "--fidelity", "0.99", "--predict-levels", "--out", str(tmp_path), "--json"]
     made = CliRunner().invoke(sak, made_by, catch_exceptions=False)
     assert made.exit_code == 0, made.output
     path = json.loads(made.stdout)["store"]

@@ -33,7 +33,7 @@ ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--lim
     [
         ("int8", 0.02),
         ("klt --decoders 0", 0.1),
-        pytest.param("klt+pcodec --together --decoders 0", 0.1, marks=pytest.mark.slow),
+        pytest.param("klt+pcodec --predict-levels --decoders 0", 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_path: Path) -> None:

@@ -113,9 +113,9 @@ def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(o
     cache(name, out, own, "--allow-code")
     (store,) = out.iterdir()
     (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()
-    passport = told["provenance"]["teacher"]
-    assert passport["library"] == "code" and passport["name"] == name
-    assert passport["model"].startswith(f"{name}@sha256:") and len(passport["model"]) == len(name) + 8 + 64
+    spec = told["provenance"]["teacher"]
+    assert spec["library"] == "code" and spec["name"] == name
+    assert spec["model"].startswith(f"{name}@sha256:") and len(spec["model"]) == len(name) + 8 + 64
     refused = sak("verify", store, "--live", "2", env=own, check=False)
     assert refused.returncode == 1 and "--allow-code lets it run" in refused.stdout
     assert "2 rows computed again agree" in sak("verify", store, "--live", "2", "--allow-code", env=own).stdout

@@ -175,7 +175,7 @@ def test_names_can_be_folders():
     assert part_name("timm:resnet50.a1_in1k") == "timm-resnet50-a1_in1k", "a dot would end a module's name"
 
 
-def test_the_passport_is_json():
+def test_the_spec_is_json():
     teacher = build_teacher("timm:resnet18", (64, 96), random_weights=True)
     told = json.loads(json.dumps(teacher.spec.to_dict()))
     assert told["grids"] == [[16, 24], [8, 12], [4, 6], [2, 3]] and told["weights"] == "random:0"

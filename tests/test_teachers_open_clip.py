@@ -40,8 +40,8 @@ def test_clip_at_another_size_has_its_positions_resampled():
     with seeded(0):
         tower = VisionTransformer(64, 16, 48, 3, 4, 4.0, output_dim=8).eval()
     native = {key: value.clone() for key, value in tower.state_dict().items()}
-    passport = {"mean": IMAGENET[0], "std": IMAGENET[1], "interpolation": "bicubic", "licence": ""}
-    teacher = _transformer("t", "tiny/x", tower, BuildOptions((80, 100), (0, 2), random_weights=True), passport)
+    facts = {"mean": IMAGENET[0], "std": IMAGENET[1], "interpolation": "bicubic", "licence": ""}
+    teacher = _transformer("t", "tiny/x", tower, BuildOptions((80, 100), (0, 2), random_weights=True), facts)
     assert teacher.spec.input_size == (80, 96) and teacher.spec.grid == (5, 6)
     upstream = VisionTransformer((80, 96), 16, 48, 3, 4, 4.0, output_dim=8).eval()
     positions = resample_positions(native["positional_embedding"][None], (4, 4), (5, 6))[0]

@@ -43,7 +43,7 @@ def test_a_study_side_by_side_is_the_study_alone_bit_for_bit(features: Path, tmp
     path.write_text(STUDY)
     alone, together = tmp_path / "alone", tmp_path / "together"
     first = sak("ablate", path, "--json", "--out", features, "--runs", alone)
-    second = sak("ablate", path, "--json", "--out", features, "--runs", together, "--together", "3")
+    second = sak("ablate", path, "--json", "--out", features, "--runs", together, "--share-reads", "3")
     assert second.stderr.count("side by side, from one read") == 3
     assert_equal_runs(alone / "four", together / "four")
     rows = [json.loads(done.stdout)["rows"] for done in (first, second)]

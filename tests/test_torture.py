@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.flips import TOGETHER, run_flips
+from tests.torture.flips import PREDICTED, run_flips
 from tests.torture.kills import PHASES, run_kills
-from tests.torture.upkeep import run_upkeep_kills
+from tests.torture.maintenance import run_maintenance_kills
 
 
 def test_kills_cost_nothing_that_was_committed(tmp_path: Path) -> None:
@@ -25,13 +25,13 @@ def test_flips_are_found_named_and_repaired(tmp_path: Path) -> None:
 
 
 def test_flips_where_levels_are_coded_together(tmp_path: Path) -> None:
-    result = run_flips(tmp_path, 30, seed=2, codec=TOGETHER)
+    result = run_flips(tmp_path, 30, seed=2, codec=PREDICTED)
     assert result["found_named_and_repaired"] == 30
     assert {"index", "manifest", "rows of one sample"} <= set(result["by_place"])
 
 
 @pytest.mark.slow
 def test_kills_inside_drop_and_repair_cost_nothing(tmp_path: Path) -> None:
-    result = run_upkeep_kills(tmp_path, times=1, at_random=0, most=2)
+    result = run_maintenance_kills(tmp_path, times=1, at_random=0, most=2)
     assert result["by_command"]["drop"] == 6 and result["by_command"]["repair"] >= 6
     assert result["stores_finished_byte_identical"] == result["kills"]

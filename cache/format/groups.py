@@ -1,7 +1,7 @@
 """Levels coded together: a level against the decoded one below it, through a linear map fitted in calibration.
 
 What is coded of such a level is ``features - decoded lower features @ predictor``. So it can only be read with the
-levels that it leans on, and these form one *group*.
+levels that it is predicted from, and these form one *group*.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check_groups(levels: Sequence[LevelSpec]) -> None:
 
 
 def with_lower(levels: Sequence[LevelSpec], wanted: Sequence[int]) -> list[int]:
-    """The numbers of `wanted` and of all levels that they lean on, ascending."""
+    """The numbers of `wanted` and of all levels that they are predicted from, ascending."""
     depends_on = {level.level: level.predicts_from for level in levels}
     needed: set[int] = set()
     for number in wanted:

@@ -73,7 +73,8 @@ class Batch:
         weights: float32 (B,), 1, or 0 for padding at the end of an evaluation.
         pixels: uint8 (B, H, W, 3); (B, 0, 0, 3) from a loader with pixels=False.
         features: teacher -> a tensor a level, shallowest first: as stored (the codec says in which shape, and levels
-            coded together bring those they lean on); after `to`, float32 (B, C, h, w), channels last in memory.
+            coded together bring those they are predicted from); after `to`, float32 (B, C, h, w), channels last in
+            memory.
         labels: task -> (B, H, W) or (B, H, W, c) of the stored dtype; 255 = ignore.
         prefixes: teacher -> its class and register tokens where they were asked for, a (B, P, C) a level; decoded
             to float32 by `to`.

@@ -21,7 +21,7 @@ class TeacherDecoder:
         prefix: their class and register tokens instead of their maps.
 
     Attributes:
-        arrays: names of the arrays that must be read: of `levels`, and of those that they lean on.
+        arrays: names of the arrays that must be read: of `levels`, and of those that they are predicted from.
     """
 
     def __init__(self, store: Store, teacher: str, levels: Sequence[int], prefix: bool = False) -> None:

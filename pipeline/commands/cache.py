@@ -33,7 +33,9 @@ _OPTIONS = (
         is_flag=True,
         help='Promise it of standardized channels, too: for recipes with balance = "standardize".',
     ),
-    click.option("--together", is_flag=True, help="Code each level against the one below: fewer bits, read as one."),
+    click.option(
+        "--predict-levels", is_flag=True, help="Code each level against the one below: fewer bits, read as one."
+    ),
     click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
     click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),
     click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native."),

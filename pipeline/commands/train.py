@@ -154,7 +154,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 @DATASET
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, a run each.")
 @click.option(
-    "--together", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
+    "--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
 )
 @DEVICES
 @FEATURES
@@ -167,7 +167,7 @@ def ablate(
     study: str | None,
     dataset: str | None,
     workers: int,
-    together: int,
+    share_reads: int,
     devices: int,
     features: Path | str,
     runs: Path,
@@ -184,8 +184,8 @@ def ablate(
     from pipeline.studies.jobs import check, plan
     from pipeline.studies.study_table import markdown
 
-    if devices > 1 and max(workers, together) > 1:
-        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --together")
+    if devices > 1 and max(workers, share_reads) > 1:
+        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
     where = places(features, runs, roots, weights)
     loaded = study_of(study, where, dataset, prepares=not dry_run)
     jobs = plan(loaded, where)
@@ -197,7 +197,7 @@ def ablate(
         show({"runs": sorted(set(names)), "left": left}, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
-    table = studies.ablate(loaded, where, workers, together, devices)
+    table = studies.ablate(loaded, where, workers, share_reads, devices)
     show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))
     if failed := table["failed"]:
         reasons = "; ".join(f"{one['run']}: {one['why']}" for one in failed)

@@ -122,7 +122,7 @@ def _check_disk(
     amounts = planned_amounts(request, teachers)
     free = free_bytes(request.features)
     if free is not None and sum(part.needed_bytes for part in amounts) > free and is_coded(teachers):
-        from pipeline.extraction.measured import as_coded
+        from pipeline.extraction.sampling import as_coded
 
         say("the disk does not hold the most that coding can leave; measuring what it does leave")
         amounts = as_coded(amounts, measure())
@@ -130,7 +130,7 @@ def _check_disk(
 
 
 def _measure(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> Mapping[str, TeacherSample]:
-    from pipeline.extraction.measured import measure_teachers
+    from pipeline.extraction.sampling import measure_teachers
 
     return measure_teachers(request, source_spec(request.source.open(), request.source), teachers)
 

@@ -27,12 +27,11 @@ from pipeline.console import silence, start_worker
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
 from pipeline.extraction.extract import calibrate
-from pipeline.extraction.measured import measure_one
 from pipeline.extraction.prepare import source_spec, views_at_once
 from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.running import RunningTeacher, batches, start_teacher
 from pipeline.extraction.samples import DatasetRequest, Task, join, make_block
-from pipeline.extraction.sampling import TeacherSample
+from pipeline.extraction.sampling import TeacherSample, measure_teacher
 from pipeline.extraction.stored_fidelity import StoredFidelity
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
@@ -157,7 +156,7 @@ def measure(request: TeacherRequest, source: DatasetRequest, features: str) -> T
     """A run in small of the teacher here, on the disk of `features`: what entropy coding leaves of its levels."""
     with _plain_errors(), _lock:
         spec = source_spec(source.open(), source)
-        return measure_one(_teacher(request, spec.size), source, features, spec.num_samples)
+        return measure_teacher(_teacher(request, spec.size), source, features, spec.num_samples)
 
 
 def prepare_shard(job: Job, shard: int, views: tuple[int, ...]) -> dict[str, str]:

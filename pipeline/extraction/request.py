@@ -16,7 +16,7 @@ class TeacherOptions:
         codec: a name of cache.codecs.CODECS.
         fidelity: token cosine that is promised, in (0, 1); klt then finds the fewest bits.
         standardized: the fidelity is promised of standardized channels, too.
-        together: code each level against the one below. prefix: class and register tokens, too.
+        predict_levels: code each level against the one below. prefix: class and register tokens, too.
         levels: block numbers; four evenly spaced when None.
         grid: (h, w) cells, area-averaged; the teacher's own when None.
         weights: a file. random_weights: run untrained. allow_code: let a teacher of a user's own module run.
@@ -26,7 +26,7 @@ class TeacherOptions:
     codec: str = "fp16"
     fidelity: float | None = None
     standardized: bool = False
-    together: bool = False
+    predict_levels: bool = False
     levels: tuple[int, ...] | None = None
     prefix: bool = False
     grid: tuple[int, int] | None = None

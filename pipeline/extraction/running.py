@@ -154,7 +154,7 @@ def level_specs(teacher: Teacher, request: TeacherRequest) -> tuple[LevelSpec, .
         )
         for level, (grid, width) in levels
     ]
-    if request.together:
+    if request.predict_levels:
         alike = [level for level in maps if level.level and maps[level.level - 1].grid == level.grid]
         maps = [replace(level, predicts_from=level.level - 1) if level in alike else level for level in maps]
     if not teacher.num_prefix:
@@ -176,7 +176,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
         "codec": request.codec,
         **({} if request.fidelity is None else {"fidelity": request.fidelity}),
         **({"standardized": True} if request.standardized else {}),
-        **({"together": True} if request.together else {}),
+        **({"together": True} if request.predict_levels else {}),
         **({"prefix": True if teacher.has_class_token else REGISTERS} if request.prefix and teacher.num_prefix else {}),
         "precision": request.precision,
         "compile": request.compile,
@@ -212,7 +212,7 @@ def request_of(
         codec=provenance["codec"],
         fidelity=provenance.get("fidelity"),
         standardized=provenance.get("standardized", False),
-        together=provenance.get("together", False),
+        predict_levels=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
         prefix=bool(provenance.get("prefix", False)),
         grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),

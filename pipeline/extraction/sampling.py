@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from cache.calibration.statistics import Calibrator, calibration_rows
 from cache.codecs import get_codec
+from cache.codecs.fidelity import Fidelity
+from cache.errors import CacheError
 from cache.format.layout import index_bytes, source_arrays, teacher_arrays
 from cache.format.manifest import teacher_part
 from cache.format.spec import LevelSpec, SourceSpec
@@ -22,11 +29,14 @@ from cache.places.local import LocalPlace
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import TeacherWriter
+from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.extraction.extract import calibrate, write_shards
+from pipeline.extraction.amounts import PartAmount, coded
+from pipeline.extraction.extract import CALIBRATION_ROWS, calibrate, shard_features, write_shards
 from pipeline.extraction.prepare import ROWS_PER_BLOCK, Source, source_spec
-from pipeline.extraction.running import RunningTeacher
-from pipeline.extraction.samples import Block, DatasetRequest, Task, join, make_blocks
+from pipeline.extraction.request import CacheRequest
+from pipeline.extraction.running import RunningTeacher, level_specs
+from pipeline.extraction.samples import Block, DatasetRequest, Task, join, make_blocks, num_decoders
 
 ENOUGH_S = 5.0
 """Seconds of a teacher's work that are worth extrapolating."""
@@ -38,6 +48,8 @@ BLOCKS_A_DECODER = 4
 LEAST_BLOCKS = 8
 MOST_BYTES = 500_000_000
 """Of pixels and labels that are prepared to measure how long it takes."""
+MOST_FEATURE_BYTES = 2_000_000_000
+"""Of a sample's features, which are held in memory to be coded in several ways."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,14 @@ class TeacherSample:
     ratios: dict[str, float]
 
 
-def source_rows(spec: SourceSpec, num_views: int, decoders: int) -> int:
-    """Samples that keep all decoding processes busy for a few blocks each."""
-    row = sum(array.row_bytes for array in source_arrays(spec)) * num_views
-    blocks = max(LEAST_BLOCKS, BLOCKS_A_DECODER * decoders)
-    return min(blocks * ROWS_PER_BLOCK, max(2, MOST_BYTES // row), spec.num_samples)
+@dataclass(frozen=True)
+class CodecSample:
+    """A codec, measured on a teacher's sample: its levels, their bytes (see `array_ratios`), and the lowest token
+    cosine of any level, plain or with the channel mean removed."""
+
+    levels: tuple[LevelSpec, ...]
+    ratios: dict[str, float]
+    fidelity: float
 
 
 @contextmanager
@@ -152,6 +167,54 @@ def _scratch(features: Path | str) -> Iterator[Path]:
                 path.rmdir()
 
 
+def measure_source(request: CacheRequest, spec: SourceSpec) -> SourceSample:
+    """Decode, draw and write some samples as the run will: enough for a few blocks of each decoding process."""
+    decoders = num_decoders(request.decoders)
+    blocks = max(LEAST_BLOCKS, BLOCKS_A_DECODER * decoders)
+    row = sum(array.row_bytes for array in source_arrays(spec)) * request.views
+    rows = min(blocks * ROWS_PER_BLOCK, max(2, MOST_BYTES // row), spec.num_samples)
+    with sample_store(request.source, request.features, rows, request.views, decoders) as (_, sample):
+        return sample
+
+
+def as_coded(amounts: Sequence[PartAmount], measured: Mapping[str, TeacherSample]) -> list[PartAmount]:
+    """`amounts` with the bytes that entropy coding leaves of each teacher's part, by the samples of `measured`."""
+    return [coded(part, measured[part.part].ratios) if part.part in measured else part for part in amounts]
+
+
+def measure_teachers(
+    request: CacheRequest, spec: SourceSpec, teachers: Sequence[RunningTeacher]
+) -> dict[str, TeacherSample]:
+    """Each teacher's sample by the name of its part in the store."""
+    measured: dict[str, TeacherSample] = {}
+    for teacher in teachers:
+        name = teacher.provenance["name"]
+        say(f"{name}: measuring")
+        sample = measure_teacher(teacher, request.source, request.features, spec.num_samples)
+        say(f"{name}: measured on {sample.rows} rows")
+        measured[teacher_part(name)] = sample
+        teacher.teacher.to("cpu")
+    return measured
+
+
+def measure_teacher(
+    running: RunningTeacher, source: DatasetRequest, features: Path | str, num_samples: int
+) -> TeacherSample:
+    """A teacher's sample, of a data set of `num_samples`, on the disk of `features`."""
+    with sample_store(source, features, running.request.batch_size) as (store, _):
+        rows, first_s = warmed_up(running, store, num_samples)
+    with sample_store(source, features, rows) as (store, _):
+        writer = TeacherWriter(store, running.provenance, running.levels)
+        began = time.monotonic()
+        writer.write_calibration(calibrate(store, running))
+        calibration_s = (time.monotonic() - began) / rows
+        stored = Source(store, 1)
+        extract_s = write_shards(stored, writer, running, stored.order).seconds / rows
+        # a sample of two calibrates on one row and measures on the other: every row once, as in the real run
+        ratios = array_ratios(store, writer.name, running.levels)
+        return TeacherSample(rows, first_s, calibration_s, extract_s, ratios)
+
+
 def warmed_up(running: RunningTeacher, store: Store, num_samples: int) -> tuple[int, float]:
     """Rows that keep the teacher busy for `ENOUGH_S`, at least two, and `FITTED_ROWS` for a codec that is fitted; and
     the seconds that its first rows took more than the next.
@@ -175,18 +238,42 @@ def warmed_up(running: RunningTeacher, store: Store, num_samples: int) -> tuple[
     return min(rows, num_samples), max(0.0, seconds[0] - seconds[1])
 
 
-def measure_teacher(running: RunningTeacher, store: Store, first_s: float) -> TeacherSample:
-    """Calibrate and extract the rows of a sample's store; `first_s` as `warmed_up` says."""
-    count = store.spec.num_samples
-    writer = TeacherWriter(store, running.provenance, running.levels)
-    began = time.monotonic()
-    writer.write_calibration(calibrate(store, running))
-    calibrated = time.monotonic()
-    source = Source(store, 1)
-    extract_s = write_shards(source, writer, running, source.order).seconds / count
-    # a sample of two calibrates on one row and measures on the other: every row once, as in the real run
-    ratios = array_ratios(store, writer.name, running.levels)
-    return TeacherSample(count, first_s, (calibrated - began) / count, extract_s, ratios)
+def measure_codecs(
+    running: RunningTeacher, request: CacheRequest, num_rows: int, codecs: Iterable[str]
+) -> dict[str, CodecSample]:
+    """Each of `codecs` that keeps its promise, measured on `num_rows` rows of a teacher."""
+    values = sum(level.grid[0] * level.grid[1] * level.width for level in running.levels)
+    num_rows = min(num_rows, max(2, MOST_FEATURE_BYTES // (4 * values)))
+    measured = {}
+    with sample_store(request.source, request.features, num_rows) as (store, _):
+        shards = [shard_features(store, running, 0, shard) for shard in range(store.spec.num_shards)]
+        features = [np.concatenate(level) for level in zip(*shards, strict=True)]
+        for codec in codecs:
+            levels = level_specs(running.teacher, replace(running.request, codec=codec))
+            try:
+                measured[codec] = _measure_codec(store, codec, levels, features)
+            except CacheError as error:
+                say(f"{running.request.name}: no {codec}: {error}")
+    running.teacher.to("cpu")
+    return measured
+
+
+def _measure_codec(
+    store: Store, codec: str, levels: tuple[LevelSpec, ...], features: Sequence[npt.NDArray[Any]]
+) -> CodecSample:
+    calibrator = Calibrator(levels)
+    fitted, measured = calibration_rows(store.valid(1), store.spec.seed, CALIBRATION_ROWS)
+    calibrator.fit([level[fitted] for level in features])
+    calibrator.measure([level[measured] for level in features])
+    arrays = calibrator.arrays()
+    writer = TeacherWriter(store, {"name": codec.replace("+", "-")}, levels)
+    writer.write_calibration(arrays)
+    for shard in range(store.spec.num_shards):
+        rows = store.spec.rows(shard)
+        writer.write_shard(0, shard, [level[rows.start : rows.stop] for level in features])
+    figures = [Fidelity.from_array(arrays[f"{level.array}/fidelity"]) for level in levels]
+    lowest = min(min(figure.cosine, figure.centred_cosine) for figure in figures)
+    return CodecSample(levels, array_ratios(store, writer.name, levels), lowest)
 
 
 def array_ratios(store: Store, name: str, levels: Sequence[LevelSpec]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from pipeline.console import say, table, warn
 from pipeline.errors import UserError
 
 SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec", "klt+trellis")
-TOGETHER = "+levels"
+PREDICTED = "+levels"
 """Ends the name of a setting in which every level is coded against the decoded one before it."""
 STORE_ROWS = 512
 """Of a store that are drawn, half of them for the report."""
@@ -117,16 +117,16 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
     if len({source.report.shape[:2] for source in sources}) > 1:
         raise UserError("several sources are levels of one teacher: the same rows and tokens in each")
     samples = [_sample(source) for source in sources]
-    settings = [*SETTINGS, *(name + TOGETHER for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
+    settings = [*SETTINGS, *(name + PREDICTED for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
     results = []
     for setting in settings:
         say(f"frontier: {setting}")
-        codec = get_codec(setting.removesuffix(TOGETHER))
-        together = setting.endswith(TOGETHER)
+        codec = get_codec(setting.removesuffix(PREDICTED))
+        is_predicted = setting.endswith(PREDICTED)
         levels = [
             LevelSpec(place, source.grid, source.fit.shape[2], codec.name) for place, source in enumerate(sources)
         ]
-        if together:
+        if is_predicted:
             levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
         try:
             _check_storable(codec, sources)

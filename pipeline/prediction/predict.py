@@ -35,7 +35,7 @@ SHEET_ROWS = 8
 CELL_PX = 216
 ABOUT = "predictions.json"
 """What the folder's predictions were made with."""
-HANDS = 4
+NUM_IO_THREADS = 4
 """Threads that read and write pictures beside the model."""
 
 
@@ -71,13 +71,13 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
     began, busy = time.monotonic(), 0.0
     numbered = enumerate(picture for source in sources for picture in source.pictures())
     writes: list[Future[None]] = []
-    with ThreadPoolExecutor(HANDS) as hands, progress("predict", total, "images") as advance:
+    with ThreadPoolExecutor(NUM_IO_THREADS) as pool, progress("predict", total, "images") as advance:
         while batch := list(islice(numbered, settings.batch_size)):
             missing = [
                 (i, p) for i, p in batch if settings.overwrite or not _is_done(model.tasks, out, p.name, settings)
             ]
             images: list[tuple[int, Picture, Pixels]] = []
-            for (i, picture), read in [(item, hands.submit(item[1].read)) for item in missing]:
+            for (i, picture), read in [(item, pool.submit(item[1].read)) for item in missing]:
                 try:
                     images.append((i, picture, read.result()))
                 except UnreadableSample as error:
@@ -93,7 +93,7 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
             for write in writes:
                 write.result()
             writes = [
-                hands.submit(_write, model.tasks, out, picture.name, pixels, predictions, settings.raw)
+                pool.submit(_write, model.tasks, out, picture.name, pixels, predictions, settings.raw)
                 for (_, picture, pixels), predictions in zip(images, found, strict=True)
             ]
             for (i, _, pixels), predictions in zip(images, found, strict=True):

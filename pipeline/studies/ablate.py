@@ -31,9 +31,11 @@ SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_row
 """The keys of a recipe that decide which rows come in which order."""
 
 
-def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 1, devices: int = 1) -> dict[str, Any]:
-    """Run what is missing of the study with `workers` processes, each training up to `together` runs side by side, or
-    one run at a time on `devices` devices, and return (and write) its table.
+def ablate(
+    study: Study, places: runs.Places, workers: int = 1, share_reads: int = 1, devices: int = 1
+) -> dict[str, Any]:
+    """Run what is missing of the study with `workers` processes, each training up to `share_reads` runs side by side,
+    or one run at a time on `devices` devices, and return (and write) its table.
 
     The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds), and
     `failed`: the runs that ended in an error and leave a gap in the table, with the reason.
@@ -42,7 +44,7 @@ def ablate(study: Study, places: runs.Places, workers: int = 1, together: int = 
     check(study, jobs, places)
     folder = places.runs / study.name
     with alone_in(folder):
-        failed = _train_all(study, jobs, places, workers, together, devices)
+        failed = _train_all(study, jobs, places, workers, share_reads, devices)
         result = collect(study, jobs, places, failed)
         runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
         runs.write_atomically(folder / "table.md", markdown(result) + "\n")
@@ -56,12 +58,12 @@ Failed = dict[Path, str]
 
 
 def _train_all(
-    study: Study, jobs: Sequence[Job], places: runs.Places, workers: int, together: int, devices: int
+    study: Study, jobs: Sequence[Job], places: runs.Places, workers: int, share_reads: int, devices: int
 ) -> Failed:
     """Train and score all jobs, stage 1 first; a run that fails leaves the others to be trained."""
     distilled = {job.stage1: job for job in jobs if job.distill}
     calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
-    failed = _run_all(calls, workers, together, devices)
+    failed = _run_all(calls, workers, share_reads, devices)
     split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
     calls = [(_single_job, single, study, places) for singles in split.values() for single in singles]
     for job in jobs:
@@ -69,7 +71,7 @@ def _train_all(
             failed[job.run] = f"its stage 1, {job.stage1.name}, failed"
         elif job.run not in split:
             calls.append((_finetune_job, job, study, places))
-    failed |= _run_all(calls, workers, together, devices)
+    failed |= _run_all(calls, workers, share_reads, devices)
     for run, singles in split.items():
         for single in singles:
             if single.run in failed:
@@ -78,14 +80,14 @@ def _train_all(
     return failed | _run_all(calls, workers, 1)
 
 
-def _run_all(calls: Sequence[Call], workers: int, together: int, devices: int = 1) -> Failed:
+def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int = 1) -> Failed:
     pending = []
     for call in calls:
         if name := _finished(*call):
             say(f"{name}: finished earlier, skipped")
         else:
             pending.append(call)
-    groups = _groups(pending, together)
+    groups = _groups(pending, share_reads)
     if workers <= 1 or len(groups) <= 1:
         return {run: why for group in groups for run, why in _run_group(group, devices).items()}
     context = multiprocessing.get_context("spawn")
@@ -110,15 +112,15 @@ def _recipe(call: Call) -> Recipe:
     return job.distill if function is _distill_job and job.distill else job.finetune
 
 
-def _groups(calls: Sequence[Call], together: int) -> list[list[Call]]:
-    """The calls in groups of at most `together`, each of runs that read the same rows in the same order."""
+def _groups(calls: Sequence[Call], share_reads: int) -> list[list[Call]]:
+    """The calls in groups of at most `share_reads`, each of runs that read the same rows in the same order."""
     groups: list[list[Call]] = []
     open_groups: dict[str, list[Call]] = {}
     for call in calls:
         recipe = _recipe(call)
         key = json.dumps([getattr(recipe, name) for name in SAME_ROWS], default=str)
         group = open_groups.get(key)
-        if group is None or len(group) >= together or recipe.source == "live":
+        if group is None or len(group) >= share_reads or recipe.source == "live":
             group = open_groups[key] = []
             groups.append(group)
         group.append(call)

@@ -1,7 +1,7 @@
 """One read, many students: runs that read the same rows in the same order, side by side from one stream of batches.
 
-Every run goes through its own loop, in a thread of its own; a baton sees to it that one of them works at a time, in
-turn, each batch once around. A run has its own random state, optimizer and checkpoints, and does not know that it
+Every run goes through its own loop, in a thread of its own; a lock that goes round sees to it that one of them works
+at a time, in turn, on every batch. A run has its own random state, optimizer and checkpoints, and does not know that it
 shares what it reads: its weights are those of training alone, bit for bit.
 """
 
@@ -26,10 +26,10 @@ Share = Callable[[Batches], Batches]
 """What a run passes its loader through, to be given the shared batches in its place."""
 
 
-class Seat:
-    """A run's place at the table: a loader to the run, whose batches the table hands it.
+class WorkerSlot:
+    """One worker of a group: a run and its thread. To the run it is a loader, whose batches the group hands it.
 
-    idle_s: seconds in which other runs had the baton.
+    idle_s: seconds in which other runs had the lock.
     """
 
     def __init__(self, work: Callable[[Share], Any]) -> None:
@@ -43,7 +43,7 @@ class Seat:
         self._random = random_state()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
 
-    # -- the table's side --------------------------------------------------------------------------
+    # -- the group's side --------------------------------------------------------------------------
 
     def turn(self, batch: Batch | None = None) -> None:
         """Let the run work, with `batch`, until it asks for the next one or ends."""
@@ -66,7 +66,7 @@ class Seat:
         self._go.acquire()
         try:
             self.result = work(self.share)
-        except BaseException as error:  # the table raises it in its own thread
+        except BaseException as error:  # `run_together` raises it in its own thread
             self.error = error
         self.is_done = True
         self._back.release()
@@ -76,7 +76,7 @@ class Seat:
     def share(self, loader: Batches) -> Batches:
         """Take the run's own loader, which is not read. Raises `UserError` where batches do not come from a cache."""
         if not isinstance(loader, Loader):
-            raise UserError("source = 'live' has no batches to share; leave --together out")
+            raise UserError("source = 'live' has no batches to share; leave --share-reads out")
         self.loader = loader
         self._epoch, self._next = loader.epoch, 0
         return self
@@ -127,28 +127,28 @@ def run_together(works: Sequence[Callable[[Share], Result]], parts: int) -> list
     raises where the runs do not read the same rows in the same order.
     """
     with interrupts.stop_requests() as request, interrupts.shared(request):
-        seats = [Seat(work) for work in works]
-        for seat in seats:
-            seat.turn()
-        while waiting := [seat for seat in seats if not seat.is_done]:
+        slots = [WorkerSlot(work) for work in works]
+        for slot in slots:
+            slot.turn()
+        while waiting := [slot for slot in slots if not slot.is_done]:
             # runs that were stopped at other places go on first, until they are level
-            behind = min(seat.position for seat in waiting)
-            _serve([seat for seat in waiting if seat.position == behind], waiting, parts)
-    for seat in seats:
-        if seat.error:
-            raise seat.error
-    return [seat.result for seat in seats]
+            behind = min(slot.position for slot in waiting)
+            _serve([slot for slot in waiting if slot.position == behind], waiting, parts)
+    for slot in slots:
+        if slot.error:
+            raise slot.error
+    return [slot.result for slot in slots]
 
 
-def _serve(seats: Sequence[Seat], waiting: Sequence[Seat], parts: int) -> None:
-    """Batches for `seats` from one loader, until one ends or they have caught up with others of `waiting`."""
-    loader = Loader.union([seat.loader for seat in seats if seat.loader])
-    epoch, number = seats[0].position
+def _serve(slots: Sequence[WorkerSlot], waiting: Sequence[WorkerSlot], parts: int) -> None:
+    """Batches for `slots` from one loader, until one ends or they have caught up with others of `waiting`."""
+    loader = Loader.union([slot.loader for slot in slots if slot.loader])
+    epoch, number = slots[0].position
     loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "batch": number})
-    others = {seat.position for seat in waiting if seat not in seats}
+    others = {slot.position for slot in waiting if slot not in slots}
     for batch in endless(loader, parts):
         moved = batch.to("cuda" if torch.cuda.is_available() else "cpu")
-        for seat in seats:
-            seat.turn(moved)
-        if any(seat.is_done for seat in seats) or seats[0].position in others:
+        for slot in slots:
+            slot.turn(moved)
+        if any(slot.is_done for slot in slots) or slots[0].position in others:
             return

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen network that turns pixels into multi-level features, and its passport."""
+"""What a teacher is: a frozen network that turns pixels into multi-level features, and its spec."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Teacher(nn.Module, ABC):
     """A frozen network behind one contract; preprocessing is its own affair.
 
     Args:
-        spec: the passport; input size, mean, std and interpolation of it are what `normalised` follows.
+        spec: its facts; input size, mean, std and interpolation of it are what `normalised` follows.
 
     Attributes:
-        spec: the passport.
+        spec: its facts.
         native_size: (H, W) px that its weights were trained at, for lists; None where no one says. It runs at any.
         num_blocks: that its levels are of, so that one knows how deep they lie; None where no one says.
         weights_from: wrapper and prefix of names that its weights had in their file, dotted; "" where they had none.

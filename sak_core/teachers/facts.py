@@ -1,4 +1,4 @@
-"""What every teacher is and costs, for lists: from its passport and one pass that computes shapes alone."""
+"""What every teacher is and costs, for lists: from its spec and one pass that computes shapes alone."""
 
 from __future__ import annotations
 

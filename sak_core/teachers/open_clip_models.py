@@ -86,7 +86,7 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     tower = clip.visual
     preprocess = open_clip.get_model_preprocess_cfg(clip)
     weights_from = "" if options.weights is None else load_weights(tower, options.weights)
-    passport = {
+    facts = {
         "mean": tuple(preprocess["mean"]),
         "std": tuple(preprocess["std"]),
         "interpolation": preprocess["interpolation"],
@@ -95,17 +95,17 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     size = preprocess["size"]
     native = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if hasattr(tower, "trunk"):
-        teacher = timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **passport)
+        teacher = timm_teacher(name, "open_clip", model, tower.trunk, options, native=native, **facts)
         teacher.weights_from = weights_from
         return teacher
     if not hasattr(tower, "positional_embedding") or not hasattr(tower, "conv1"):
         raise TeacherUnavailable(f"{model}: open_clip taps blocks of vision transformers only, this is none")
-    teacher = _transformer(name, model, tower, options, passport)
+    teacher = _transformer(name, model, tower, options, facts)
     teacher.native_size, teacher.weights_from = native, weights_from
     return teacher
 
 
-def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passport: dict[str, Any]) -> Teacher:
+def _transformer(name: str, model: str, tower: Any, options: BuildOptions, facts: dict[str, Any]) -> Teacher:
     levels = choose_levels(name, options.levels, len(tower.transformer.resblocks))
     weights = identity(tower, options)
     patch = int(tower.patch_size[0])
@@ -125,7 +125,7 @@ def _transformer(name: str, model: str, tower: Any, options: BuildOptions, passp
         grid=grid,
         widths=(int(tower.conv1.out_channels),) * len(levels),
         levels=levels,
-        **passport,
+        **facts,
     )
     teacher = OpenClipTeacher(spec, tower, options.prefix)
     teacher.num_blocks = len(tower.transformer.resblocks)

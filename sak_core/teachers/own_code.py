@@ -30,7 +30,7 @@ def is_own_code(name: str) -> bool:
 def build_own(name: str, options: BuildOptions) -> Teacher:
     """Import the module, from where Python finds it or from the working folder, and call its function.
 
-    The passport's library becomes "code", its model the name with the digest of the module's file, so that features of
+    The spec's library becomes "code", its model the name with the digest of the module's file, so that features of
     changed code are refused where a store holds the former's.
 
     Raises TeacherUnavailable: no such module or function, or what it gives is no `Teacher`.

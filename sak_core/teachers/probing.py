@@ -86,7 +86,7 @@ def uncovered(grids: Sequence[Size], strides: Sequence[Size], levels: Sequence[i
 def first_that_covers(
     build: Callable[[Size], Teacher], sizes: Iterable[Size], strides: Sequence[int], network: str
 ) -> Teacher:
-    """The teacher of the first input size at which its network runs and gives what the passport says: maps that cover
+    """The teacher of the first input size at which its network runs and gives what the spec says: maps that cover
     exactly the view.
 
     Args:

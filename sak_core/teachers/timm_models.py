@@ -143,7 +143,7 @@ def timm_teacher(
     # some want an even number of the deepest cells
     sizes = [fit_to_patch(options.size, patch), fit_to_patch(options.size, 2 * patch), *([native] if native else [])]
 
-    def passport(input_size: Size) -> TeacherSpec:
+    def spec_at(input_size: Size) -> TeacherSpec:
         grids = tuple((input_size[0] // r, input_size[1] // r) for r in reductions)
         return TeacherSpec(
             name=name,
@@ -163,7 +163,7 @@ def timm_teacher(
         )
 
     def build(input_size: Size) -> Teacher:
-        return TimmTeacher(passport(input_size), net, num_prefix)
+        return TimmTeacher(spec_at(input_size), net, num_prefix)
 
     network = f"{model} ({type(net).__name__})"
     teacher = first_that_covers(build, _sizes(net, sizes, network), reductions, network)

@@ -27,8 +27,8 @@ from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests.small_images import cache_arguments, make_images
 
 NUM_IMAGES, ROWS_PER_SHARD = 10, 4
-TOGETHER = ("--codec", "klt", "--fidelity", "0.99", "--together")
-"""Options of a store whose rows are coded to lengths of their own, and whose levels lean on each other."""
+PREDICTED = ("--codec", "klt", "--fidelity", "0.99", "--predict-levels")
+"""Options of a store whose rows are coded to lengths of their own, and whose levels are coded against each other."""
 Row = tuple[str, int, int]
 """(array, sample, view)"""
 Values = dict[Row, np.ndarray[Any, np.dtype[Any]]]

@@ -18,8 +18,8 @@ from cache.format.manifest import SOURCE, PartManifest
 from cache.maintenance.verification import verify_store
 from cache.store import Store
 from tests.cache_toy import tree
+from tests.ready import ROOT, Logged
 from tests.small_images import cache_arguments, make_images
-from tests.torture.warm import ROOT, Warm
 
 NUM_IMAGES = 150
 """Three shards a view."""
@@ -36,8 +36,8 @@ class Victim:
         folder: an empty one to work in.
     """
 
-    def __init__(self, folder: Path, warm: Warm) -> None:
-        self.folder, self.warm = folder, warm
+    def __init__(self, folder: Path, commands: Logged) -> None:
+        self.folder, self.commands = folder, commands
         self.images = make_images(folder / "images", NUM_IMAGES)
         self.kills: Counter[str] = Counter()
         self.num_finished = self.num_reused = 0
@@ -45,7 +45,7 @@ class Victim:
         self._committed: Stamps = {}
         reference = folder / "undisturbed"
         start = time.monotonic()
-        assert warm.run(self._arguments(reference)) == 0, warm.log.read_text()
+        assert commands.run(self._arguments(reference)) == 0, commands.log.read_text()
         self.seconds = time.monotonic() - start
         self._undisturbed = tree(reference)
 
@@ -54,19 +54,19 @@ class Victim:
 
     def kill_at(self, fault: str) -> bool:
         """Run until `fault` (``phase:n``); false if the run came through without meeting it."""
-        return self._after(self.warm.run(self._arguments(self._out), {"SAK_FAULT": fault}), fault.partition(":")[0])
+        return self._after(self.commands.run(self._arguments(self._out), {"SAK_FAULT": fault}), fault.partition(":")[0])
 
     def kill_after(self, delay_s: float) -> bool:
         """Run, and kill from outside after a while; false if the run was faster."""
-        process = self.warm.start(self._arguments(self._out))
+        process = self.commands.start(self._arguments(self._out))
         time.sleep(delay_s)
         os.kill(process, signal.SIGKILL)
-        return self._after(self.warm.wait(), "random moment")
+        return self._after(self.commands.wait(), "random moment")
 
     def kill_cold(self, fault: str) -> bool:
         """As `kill_at`, in a process that a shell would start."""
         command = [sys.executable, "-m", "pipeline", *self._arguments(self._out)]
-        with self.warm.log.open("a") as log:
+        with self.commands.log.open("a") as log:
             done = subprocess.run(
                 command, env={**os.environ, "SAK_FAULT": fault}, stdout=log, stderr=log, cwd=ROOT, check=False
             )
@@ -75,10 +75,10 @@ class Victim:
     def finish(self) -> None:
         """Run undisturbed, and hold the result to what it should be."""
         if self._out.exists():
-            self._after(self.warm.run(self._arguments(self._out)), "")
+            self._after(self.commands.run(self._arguments(self._out)), "")
 
     def _after(self, code: int, what: str) -> bool:
-        assert code in (0, -signal.SIGKILL), f"exit {code}; {self.warm.log.read_text()[-2000:]}"
+        assert code in (0, -signal.SIGKILL), f"exit {code}; {self.commands.log.read_text()[-2000:]}"
         for path, stamp in self._committed.items():
             assert _stamp(path) == stamp, f"{path} was committed before and has been written again"
         self.num_reused += len(self._committed)
@@ -123,8 +123,8 @@ def run_kills(folder: Path, a_phase: int, at_random: int, cold: Sequence[str] = 
         AssertionError: a kill cost something.
     """
     draw = random.Random(seed)
-    with Warm(folder / "log.txt") as warm:
-        victim = Victim(folder, warm)
+    with Logged(folder / "log.txt") as commands:
+        victim = Victim(folder, commands)
         faults = [phase for phase in PHASES for _ in range(a_phase)] + [""] * at_random
         draw.shuffle(faults)
         for phase in faults:

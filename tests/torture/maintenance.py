@@ -14,8 +14,8 @@ from typing import Any
 
 from cache.maintenance.verification import verify_store
 from tests.cache_toy import tree
+from tests.ready import Logged
 from tests.small_images import TEACHERS, cache_arguments, make_images
-from tests.torture.warm import Warm
 
 DROPS = {("--teacher", "mini-dino"): 2, ("--teacher", "mini-sam", "--views", "1"): 3, ("--views", "1"): 9}
 """What is dropped -> fault points on the way."""
@@ -40,8 +40,8 @@ def damage(store: Path) -> list[str]:
 class _Patient:
     """A whole store, of which copies are dropped from, damaged, killed, and held to what they should come to."""
 
-    def __init__(self, folder: Path, warm: Warm) -> None:
-        self.folder, self.warm = folder, warm
+    def __init__(self, folder: Path, commands: Logged) -> None:
+        self.folder, self.commands = folder, commands
         self.kills: Counter[str] = Counter()
         self.num_finished = 0
         self.images = make_images(folder / "images", NUM_IMAGES)
@@ -51,8 +51,8 @@ class _Patient:
         self._dropped: dict[Sequence[str], dict[str, bytes]] = {}
 
     def _run(self, arguments: Sequence[str], codes: Sequence[int] = (0,)) -> None:
-        code = self.warm.run(arguments)
-        assert code in codes, f"exit {code}; {self.warm.log.read_text()[-2000:]}"
+        code = self.commands.run(arguments)
+        assert code in codes, f"exit {code}; {self.commands.log.read_text()[-2000:]}"
 
     def _copy(self) -> Path:
         shutil.rmtree(self.folder / "out", ignore_errors=True)
@@ -67,13 +67,13 @@ class _Patient:
     def _killed(self, arguments: Sequence[str], fault: str | None, delay_s: float) -> bool:
         """Run with a fault, or kill after a while; false where the command came through."""
         if fault:
-            code = self.warm.run(arguments, {"SAK_FAULT": fault})
+            code = self.commands.run(arguments, {"SAK_FAULT": fault})
         else:
-            process = self.warm.start(arguments)
+            process = self.commands.start(arguments)
             time.sleep(delay_s)
             os.kill(process, signal.SIGKILL)
-            code = self.warm.wait()
-        assert code in (0, -signal.SIGKILL), f"exit {code}; {self.warm.log.read_text()[-2000:]}"
+            code = self.commands.wait()
+        assert code in (0, -signal.SIGKILL), f"exit {code}; {self.commands.log.read_text()[-2000:]}"
         return code != 0
 
     def drop(self, what: Sequence[str], fault: str | None, delay_s: float = 0.0) -> bool:
@@ -118,7 +118,7 @@ def _content(path: Path) -> dict[str, bytes]:
     return {name: data for name, data in tree(path).items() if not name.endswith("/lock")}
 
 
-def run_upkeep_kills(folder: Path, times: int, at_random: int, most: int = 99, seed: int = 0) -> dict[str, Any]:
+def run_maintenance_kills(folder: Path, times: int, at_random: int, most: int = 99, seed: int = 0) -> dict[str, Any]:
     """Kill `sak drop` and `sak repair` at each of their fault points, `times` times, and at random moments.
 
     Args:
@@ -128,8 +128,8 @@ def run_upkeep_kills(folder: Path, times: int, at_random: int, most: int = 99, s
         AssertionError: a kill cost something.
     """
     draw = random.Random(seed)
-    with Warm(folder / "log.txt") as warm:
-        patient = _Patient(folder, warm)
+    with Logged(folder / "log.txt") as commands:
+        patient = _Patient(folder, commands)
         for _ in range(times):
             points = 0
             while patient.repair(f"repair:{points + 1}"):
