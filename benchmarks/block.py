@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.harness import Result, Side, measure
+from benchmarks.harness import Result, Side, SlowPlace, measure
 from benchmarks.read import make_store
 from cache.loading.loader import Loader
 from cache.loading.sampler import epoch_requests
-from cache.places.local import LocalPlace
-from cache.places.open_files import OpenFile, Range
 from cache.store import Store
 
 GOAL = "faster than exact order at 20 ms a request, with 4 threads and with 32; how far rows travel is printed"
@@ -27,41 +24,12 @@ BUFFER_ROWS = 256
 Order = Literal["exact", "block"]
 
 
-class SlowPlace(LocalPlace):
-    """A folder whose requests take `DELAY_S` longer."""
-
-    def child(self, name: str) -> SlowPlace:
-        """See `Place`."""
-        return SlowPlace(self.path / name)
-
-    def open(self, name: str, num_bytes: int) -> OpenFile:
-        """See `Place`."""
-        return SlowFile(super().open(name, num_bytes))
-
-
-class SlowFile(OpenFile):
-    """A file of a `SlowPlace`."""
-
-    def __init__(self, file: OpenFile) -> None:
-        self._file, self.shown = file, file.shown
-
-    def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
-        time.sleep(DELAY_S)
-        return self._file.read(start, num_bytes)
-
-    def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
-        time.sleep(DELAY_S * len(ranges))
-        self._file.read_into(ranges)
-
-
 def run(quick: bool) -> Result:
     """Read the same rows in both orders, with few threads and many, with the delay and without."""
     num_rows, rounds = (768, 2) if quick else (4096, 3)
     with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder:
         store = make_store(Path(folder), num_rows)
-        slow = Store.open(SlowPlace(store.path))
+        slow = Store.open(SlowPlace(store.path, DELAY_S))
         orders: tuple[Order, ...] = ("exact", "block")
         sides = [side(order, slow, threads, f"20 ms, {threads} threads") for threads in THREADS for order in orders]
         sides += [side(order, store, THREADS[0], "no delay, 4 threads") for order in orders]

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache.format.checksums import crc32c
+from cache.places.local import LocalPlace
+from cache.places.open_files import OpenFile, Range
 from pipeline.machine import processor
 
 
@@ -168,3 +171,34 @@ def table(result: Result) -> str:
         f"{values}: {'holds' if result.holds else 'does not hold' if result.holds is False else 'open'}",
     ]
     return "\n".join(lines)
+
+
+class SlowPlace(LocalPlace):
+    """A folder whose requests take `delay_s` longer, as over a network."""
+
+    def __init__(self, path: Path, delay_s: float) -> None:
+        super().__init__(path)
+        self.delay_s = delay_s
+
+    def child(self, name: str) -> SlowPlace:
+        """See `Place`."""
+        return SlowPlace(self.path / name, self.delay_s)
+
+    def open(self, name: str, num_bytes: int) -> OpenFile:
+        """See `Place`."""
+        return _SlowFile(super().open(name, num_bytes), self.delay_s)
+
+
+class _SlowFile(OpenFile):
+    def __init__(self, file: OpenFile, delay_s: float) -> None:
+        self._file, self._delay_s, self.shown = file, delay_s, file.shown
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """See `OpenFile`."""
+        time.sleep(self._delay_s)
+        return self._file.read(start, num_bytes)
+
+    def read_into(self, ranges: Sequence[Range]) -> None:
+        """See `OpenFile`."""
+        time.sleep(self._delay_s * len(ranges))
+        self._file.read_into(ranges)

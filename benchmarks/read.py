@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -254,16 +255,17 @@ def webdataset(name: str, store: Store, folder: Path) -> Side:
 
     def batches(number: int) -> Iterator[Any]:
         url = str(folder / f"rows-{{0000..{last:04d}}}.tar")
-        batch = []
-        for item in wds.WebDataset(url, shardshuffle=False):
-            batch.append(np.frombuffer(item["x"], dtype).reshape(shape))
-            if len(batch) == BATCH:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+        return _stacked(
+            np.frombuffer(item["x"], dtype).reshape(shape) for item in wds.WebDataset(url, shardshuffle=False)
+        )
 
     return Side(name, batches, "webdataset", "in order, no checksums")
+
+
+def _stacked(rows: Iterator[Any]) -> Iterator[Any]:
+    """Arrays (BATCH, ...) of arrays (...), the last one shorter."""
+    while batch := list(islice(rows, BATCH)):
+        yield np.stack(batch)
 
 
 def _write_litdata(folder: Path, items: Iterable[Any], chunk_bytes: int) -> str:
@@ -285,14 +287,8 @@ def litdata(name: str, store: Store, folder: Path) -> Side:
     where = _write_litdata(folder / "litdata", (item.tobytes() for item in data), 64 * data[0].nbytes)
 
     def batches(number: int) -> Iterator[Any]:
-        batch = []
-        for item in StreamingDataset(where, shuffle=True, seed=number):
-            batch.append(np.frombuffer(item, data.dtype).reshape(data.shape[1:]))
-            if len(batch) == BATCH:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+        items = StreamingDataset(where, shuffle=True, seed=number)
+        return _stacked(np.frombuffer(item, data.dtype).reshape(data.shape[1:]) for item in items)
 
     return Side(name, batches, "litdata", "items of raw bytes, no checksums")
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Result, Row, checksum, installed
+from benchmarks.harness import Result, Row, SlowPlace, checksum, installed
 from benchmarks.training import DEVICE, Trainee, make_trainee, random_store, wait
 from cache.format.spec import LevelSpec
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
-from cache.places.local import LocalPlace
-from cache.places.open_files import OpenFile, Range
 from cache.store import Store
 from pipeline.training.loop import endless
 from pipeline.training.together import Share, run_together
@@ -30,42 +28,13 @@ STEM = {"patch_size": 8, "width": 96, "depth": 4, "heads": 3}
 """Of students that take less time than their data, as students do on a GPU beside slow storage."""
 
 
-class SlowFile(OpenFile):
-    """A file of which every request takes `REQUEST_S` longer."""
-
-    def __init__(self, file: OpenFile) -> None:
-        self._file, self.shown = file, file.shown
-
-    def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
-        time.sleep(REQUEST_S)
-        return self._file.read(start, num_bytes)
-
-    def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
-        time.sleep(REQUEST_S * len(ranges))
-        self._file.read_into(ranges)
-
-
-class SlowPlace(LocalPlace):
-    """A folder whose files answer slowly."""
-
-    def open(self, name: str, num_bytes: int) -> OpenFile:
-        """See `Place`."""
-        return SlowFile(super().open(name, num_bytes))
-
-    def child(self, name: str) -> LocalPlace:
-        """See `Place`."""
-        return SlowPlace(self.path / name)
-
-
 def run(quick: bool) -> Result:
     """Both sides in turns. Their checksums are over the weights that every student ends with: they must be equal."""
     steps, rounds = (5, 1) if quick else (10, 3)
     levels = {name: [LevelSpec(i, (12, 12), 96, "fp16") for i in range(4)] for name in ("dinov2", "clip")}
     with tempfile.TemporaryDirectory(prefix="sak-bench-") as folder:
         made = random_store(Path(folder), (96, 96), levels, 32)
-        store = Store.open(SlowPlace(made.path))
+        store = Store.open(SlowPlace(made.path, REQUEST_S))
         note = f"{DEVICE.type}, batch 8, {REQUEST_S * 1000:.0f} ms a request"
         rows = [
             Row(name, installed("torch"), note, unit="steps/s", amount=NUM_STUDENTS * steps)

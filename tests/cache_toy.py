@@ -127,3 +127,10 @@ def tree(path: Path) -> dict[str, bytes]:
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "log.jsonl"
     }
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    """Turn one bit of a file over."""
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)

@@ -128,6 +128,12 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.zarr"))
 
 
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    """A copy of `whole`, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / whole.name))
+
+
 @pytest.fixture(scope="session")
 def no_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which teachers and their libraries cannot be imported."""

@@ -50,6 +50,16 @@ class Comparison:
         return self.largest[what] <= TOLERANCE
 
 
+def struct(fields: dict[str, list]) -> np.ndarray:
+    """A 1×N MATLAB struct array."""
+    count = len(next(iter(fields.values())))
+    made = np.empty((1, count), [(name, "O") for name in fields])
+    for name, values in fields.items():
+        for i, value in enumerate(values):
+            made[0, i][name] = value
+    return made
+
+
 def compare(folder: Path, name: str) -> Comparison:
     """Every split and id of `<folder>/<name>` against `<folder>/<name>.npz`."""
     result = Comparison()

@@ -22,17 +22,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.make_store(tmp_path_factory.mktemp("whole")).path
 
 
-@pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.name))
-
-
-def flip(path: Path, byte: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[byte] ^= 1 << bit
-    path.write_bytes(data)
-
-
 def test_a_whole_store_has_no_problems(whole: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert verify_store(whole, lambda done, total: seen.append((done, total))) == []
@@ -49,7 +38,7 @@ def test_every_flipped_bit_is_found(whole: Path, store: Path) -> None:
     assert len(files) > 150
     rng.shuffle(files)  # type: ignore[arg-type]
     for path in files[:60]:
-        flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
+        toy.flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
         name = path.relative_to(store).as_posix()
         (problem,) = verify_store(store)
         assert problem.file == name
@@ -80,7 +69,7 @@ def test_every_flipped_bit_is_found(whole: Path, store: Path) -> None:
 )
 def test_damaged_rows_are_named(store: Path, file: str, byte: int, rows: tuple[int, ...]) -> None:
     size = (store / file).stat().st_size
-    flip(store / file, byte % size, 3)
+    toy.flip(store / file, byte % size, 3)
     (problem,) = verify_store(store)
     teacher = file.startswith("teachers")
     assert problem.part == ("teachers/mini-dino" if teacher else "source")
@@ -91,7 +80,7 @@ def test_damaged_rows_are_named(store: Path, file: str, byte: int, rows: tuple[i
 
 
 def test_only_damaged_rows_are_refused(store: Path) -> None:
-    flip(store / "pixels/c.1.1.0.0.0", 130 * 2 + 7)
+    toy.flip(store / "pixels/c.1.1.0.0.0", 130 * 2 + 7)
     opened = Store.open(store)
     with pytest.raises(CorruptFile, match=r"pixels/c\.1\.1\.0\.0\.0: sample 6, view 1 fails its crc32c"):
         opened.pixels[6, 1]
@@ -108,7 +97,7 @@ def test_only_damaged_rows_are_refused(store: Path) -> None:
 
 def test_a_damaged_index_refuses_its_shard_alone(store: Path) -> None:
     size = (store / "pixels/c.1.1.0.0.0").stat().st_size
-    flip(store / "pixels/c.1.1.0.0.0", size - 30)
+    toy.flip(store / "pixels/c.1.1.0.0.0", size - 30)
     opened = Store.open(store)
     for sample in range(13):
         if sample // 4 == 1:
@@ -124,7 +113,7 @@ def test_padding_between_rows_belongs_to_no_row(tmp_path: Path) -> None:
     level = LevelSpec(0, (40, 30), 28, "fp16")
     store = toy.make_store(tmp_path, num_views=1)
     toy.write_teacher(store, 1, "wide", [level])
-    flip(store.path / "teachers/wide/level_0/c.0.0.0.0.0", 40 * 30 * 28 * 2 + 4 + 9)
+    toy.flip(store.path / "teachers/wide/level_0/c.0.0.0.0.0", 40 * 30 * 28 * 2 + 4 + 9)
     (problem,) = verify_store(store.path)
     assert "padding" in problem.what and problem.rows == ()
     for sample in range(4):
@@ -161,7 +150,7 @@ def test_truncated_and_missing_files(store: Path) -> None:
 )
 def test_damaged_metadata_is_refused_and_named(store: Path, file: str, use) -> None:  # type: ignore[no-untyped-def]
     size = (store / file).stat().st_size
-    flip(store / file, size // 2)
+    toy.flip(store / file, size // 2)
     with pytest.raises(CacheError, match=r"zarr\.json|c\.0|\.json"):
         use(store)
     problems = verify_store(store)
@@ -187,7 +176,7 @@ def test_a_damaged_entry_refuses_its_shard_alone(tmp_path: Path) -> None:
     writer = SourceWriter(store)
     for shard in range(3):  # not complete, so each has an entry of its own
         writer.write_shard(0, shard, toy.source_arrays(store.spec, 0, shard))
-    flip(store.path / "manifest/source/view_0000/shard_000001.json", 40)
+    toy.flip(store.path / "manifest/source/view_0000/shard_000001.json", 40)
     opened = Store.open(store.path)
     opened.pixels[0, 0], opened.pixels[11, 0]
     with pytest.raises(CorruptFile, match=r"shard_000001\.json: this manifest file fails its own digest"):

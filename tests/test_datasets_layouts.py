@@ -104,22 +104,14 @@ def test_voc_goes_before_pascal_context(copy):
 def anno(tmp_path: Path, objects: list[tuple[int, list[tuple[str, np.ndarray]]]]) -> np.ndarray:
     """An annotation as MATLAB would have written it, read back."""
 
-    def struct(fields: dict[str, list]) -> np.ndarray:
-        count = len(next(iter(fields.values())))
-        made = np.empty((1, count), [(name, "O") for name in fields])
-        for name, values in fields.items():
-            for i, value in enumerate(values):
-                made[0, i][name] = value
-        return made
-
     parts = [
-        struct({"part_name": [n for n, _ in p], "mask": [m for _, m in p]}) if p else np.zeros((0, 0))
+        layouts.struct({"part_name": [n for n, _ in p], "mask": [m for _, m in p]}) if p else np.zeros((0, 0))
         for _, p in objects
     ]
     kinds = [c for c, _ in objects]
     masks = [np.ones((4, 6), np.uint8) for _ in objects]
-    whole = struct({"class": ["x"] * len(kinds), "class_ind": kinds, "mask": masks, "parts": parts})
-    scipy.io.savemat(tmp_path / "a.mat", {"anno": struct({"imname": ["a"], "objects": [whole]})})
+    whole = layouts.struct({"class": ["x"] * len(kinds), "class_ind": kinds, "mask": masks, "parts": parts})
+    scipy.io.savemat(tmp_path / "a.mat", {"anno": layouts.struct({"imname": ["a"], "objects": [whole]})})
     return scipy.io.loadmat(tmp_path / "a.mat")["anno"]
 
 

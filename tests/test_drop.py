@@ -24,11 +24,6 @@ def files(path: Path) -> dict[str, bytes]:
     return {name: data for name, data in toy.tree(path).items() if not name.endswith("/lock")}
 
 
-@pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.name))
-
-
 def test_a_dropped_teacher_leaves_nothing_and_comes_back_the_same(
     images: Path, whole: Path, store: Path, tmp_path: Path
 ) -> None:

@@ -77,16 +77,6 @@ def write_nyud(root: Path, seed: int) -> dict[str, np.ndarray]:
     return reference
 
 
-def struct(fields: dict[str, list]) -> np.ndarray:
-    """A 1×N MATLAB struct array."""
-    count = len(next(iter(fields.values())))
-    made = np.empty((1, count), [(name, "O") for name in fields])
-    for name, values in fields.items():
-        for i, value in enumerate(values):
-            made[0, i][name] = value
-    return made
-
-
 def people(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[int], np.ndarray]:
     """An annotation, the classes in the split's list, and the parts that the reference draws from them.
 
@@ -113,11 +103,13 @@ def people(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
     if not drawn.any():
         drawn[:] = 255
     cells = [
-        struct({"part_name": [n for n, _, _ in own], "mask": [m for _, _, m in own]}) if own else np.zeros((0, 0))
+        layouts.struct({"part_name": [n for n, _, _ in own], "mask": [m for _, _, m in own]})
+        if own
+        else np.zeros((0, 0))
         for own in parts
     ]
-    objects = struct({"class": ["x"] * len(classes), "class_ind": classes, "mask": masks, "parts": cells})
-    return struct({"imname": ["x"], "objects": [objects]}), listed, drawn
+    objects = layouts.struct({"class": ["x"] * len(classes), "class_ind": classes, "mask": masks, "parts": cells})
+    return layouts.struct({"imname": ["x"], "objects": [objects]}), listed, drawn
 
 
 def write_pascal(root: Path, seed: int) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from pipeline.maintenance.recheck import draw_rows, recheck
 from sak_core.interfaces.teacher import Teacher
 from sak_core.miniature.network import WEIGHTS_DIR
 from sak_core.teachers import build_teacher
+from tests import cache_toy as toy
 from tests.conftest import sak
 from tests.small_images import NUM_IMAGES, cache_arguments
 
@@ -128,10 +129,7 @@ def test_random_weights_are_drawn_again_from_their_seed(images: Path, tmp_path: 
 def test_a_damaged_store_is_repaired_before_it_is_recomputed(images: Path, tmp_path: Path) -> None:
     sak(*cache_arguments(images, tmp_path, teachers=["mini-clip"], views=1))
     (path,) = tmp_path.glob("*.zarr")
-    file = path / "pixels/c.0.0.0.0.0"
-    data = bytearray(file.read_bytes())
-    data[7] ^= 1
-    file.write_bytes(data)
+    toy.flip(path / "pixels/c.0.0.0.0.0", 7)
     done = sak("verify", path, "--live", "4", "--json", check=False)
     assert done.returncode == 1
     assert "live" not in json.loads(done.stdout)

@@ -21,17 +21,6 @@ from tests.conftest import sak
 from tests.small_images import NUM_IMAGES
 
 
-@pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.name))
-
-
-def flip(path: Path, byte: int, bit: int = 3) -> None:
-    data = bytearray(path.read_bytes())
-    data[byte] ^= 1 << bit
-    path.write_bytes(data)
-
-
 def repaired(store: Path, **request: object) -> dict[str, object]:
     return repair_store(store, RepairRequest(**request))  # type: ignore[arg-type]
 
@@ -55,7 +44,7 @@ METADATA = [
 def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store: Path) -> None:
     size = (store / file).stat().st_size
     for byte in (0, size // 2, size - 2):
-        flip(store / file, byte)
+        toy.flip(store / file, byte)
         assert [problem.file for problem in verify_store(store)] == [file]
         assert mend_metadata(store) == ([file], [])
         assert (store / file).read_bytes() == (whole / file).read_bytes()
@@ -69,7 +58,7 @@ def test_a_manifest_file_too_large_to_search_is_put_right_by_the_files(
     file = "manifest/teachers/mini-dino/view_0001.json"
     bits = (0,) if what == '"bytes":[' else (0, 6)  # still a number or a hex digit, and no longer
     for bit in bits:
-        flip(store / file, (store / file).read_bytes().index(what.encode()) + len(what) + 1, bit)
+        toy.flip(store / file, (store / file).read_bytes().index(what.encode()) + len(what) + 1, bit)
         assert file in [problem.file for problem in verify_store(store)]
         assert mend_metadata(store) == ([file], [])
         assert (store / file).read_bytes() == (whole / file).read_bytes()
@@ -80,8 +69,8 @@ def test_a_large_manifest_file_is_not_believed_where_a_shard_is_damaged_too(
 ) -> None:
     monkeypatch.setattr("cache.maintenance.metadata_repair.MAX_SEARCHED_BYTES", 100)
     file = store / "manifest/teachers/mini-dino/view_0001.json"
-    flip(file, file.read_bytes().index(b'"sha256":["') + 12)
-    flip(store / "teachers/mini-dino/level_2/c.1.0.0.0.0", 77)
+    toy.flip(file, file.read_bytes().index(b'"sha256":["') + 12)
+    toy.flip(store / "teachers/mini-dino/level_2/c.1.0.0.0.0", 77)
     damaged = file.read_bytes()
     assert mend_metadata(store)[0] == [] and file.read_bytes() == damaged
 
@@ -109,7 +98,7 @@ def test_metadata_that_follows_from_the_manifest_is_written_again(whole: Path, s
     ],
 )
 def test_one_flip_is_found_and_repaired(file: str, byte: int, images: Path, whole: Path, store: Path) -> None:
-    flip(store / file, byte)
+    toy.flip(store / file, byte)
     stamps = {path: path.stat().st_mtime_ns for path in store.rglob("c.*") if path != store / file}
     result = repaired(store, root=images)
     assert result["mended"] == [file] and not result["left"]
@@ -130,13 +119,13 @@ def test_a_calibrations_manifest_beyond_mending_hinders_no_other_repair(store: P
 
 
 def test_damage_all_over_the_store_at_once(images: Path, whole: Path, store: Path) -> None:
-    flip(store / "zarr.json", 50)
-    flip(store / "pixels/c.0.1.0.0.0", 10)
+    toy.flip(store / "zarr.json", 50)
+    toy.flip(store / "pixels/c.0.1.0.0.0", 10)
     (store / "views/flip/c.1.0").unlink()
     (store / "teachers/mini-dino/level_1/c.0.1.0.0.0").write_bytes(b"")
-    flip(store / "manifest/teachers/mini-sam/view_0000.json", 60)
-    flip(store / "teachers/mini-sam/level_1/c.0.0.0.0.0", 100)
-    flip(store / "teachers/mini-sam/calibration/level_0/mean/c.0", 0)
+    toy.flip(store / "manifest/teachers/mini-sam/view_0000.json", 60)
+    toy.flip(store / "teachers/mini-sam/level_1/c.0.0.0.0.0", 100)
+    toy.flip(store / "teachers/mini-sam/calibration/level_0/mean/c.0", 0)
     (store / "teachers/mini-dino/calibration/level_0/std/c.0").unlink()
     result = repaired(store, root=images)
     assert not result["left"] and len(result["damaged"]) > 5  # type: ignore[arg-type]
@@ -156,8 +145,8 @@ def test_a_manifest_file_beyond_mending_costs_its_view_alone(part: str, images: 
 
 
 def test_without_the_images_pixels_are_left_as_they_were_and_teachers_are_repaired(store: Path) -> None:
-    flip(store / "pixels/c.1.0.0.0.0", 4000)
-    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    toy.flip(store / "pixels/c.1.0.0.0.0", 4000)
+    toy.flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
     before = (store / "pixels/c.1.0.0.0.0").read_bytes()
     done = sak("repair", store, "--json", check=False)
     result = json.loads(done.stdout)
@@ -172,7 +161,7 @@ def test_without_the_images_pixels_are_left_as_they_were_and_teachers_are_repair
 def test_changed_images_are_refused(images: Path, store: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(images, tmp_path / "images"))
     (changed / "0003.png").write_bytes((changed / "0004.png").read_bytes())  # another size: told by the spec
-    flip(store / "pixels/c.0.0.0.0.0", 4000)
+    toy.flip(store / "pixels/c.0.0.0.0.0", 4000)
     (left,) = repaired(store, root=changed)["left"]  # type: ignore[misc]
     assert "samples_digest" in left["why"]
     same_size = bytearray((images / "0003.png").read_bytes())
@@ -183,8 +172,8 @@ def test_changed_images_are_refused(images: Path, store: Path, tmp_path: Path) -
 
 
 def test_features_of_damaged_pixels_wait_for_the_pixels(images: Path, whole: Path, store: Path) -> None:
-    flip(store / "pixels/c.0.0.0.0.0", 4000)
-    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    toy.flip(store / "pixels/c.0.0.0.0.0", 4000)
+    toy.flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
     left = repaired(store)["left"]
     assert {problem["part"] for problem in left} == {"source", "teachers/mini-dino"}  # type: ignore[attr-defined]
     assert "pixels" in left[1]["why"]  # type: ignore[index]
@@ -232,7 +221,7 @@ def test_without_a_second_copy_it_is_said_what_to_do(store: Path) -> None:
 
 
 def test_a_dry_run_says_what_and_does_nothing(store: Path) -> None:
-    flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
+    toy.flip(store / "teachers/mini-dino/level_0/c.0.0.0.0.0", 1000)
     before = toy.tree(store)
     done = sak("repair", store, "--dry-run")
     assert "would repair" in done.stdout and "level_0/c.0.0.0.0.0" in done.stdout
@@ -242,7 +231,7 @@ def test_a_dry_run_says_what_and_does_nothing(store: Path) -> None:
 def test_a_committed_shard_is_written_again_only_as_it_was(tmp_path: Path) -> None:
     store = toy.make_store(tmp_path, num_views=1)
     before = toy.tree(store.path)
-    flip(store.path / "pixels/c.0.1.0.0.0", 9)
+    toy.flip(store.path / "pixels/c.0.1.0.0.0", 9)
     from cache.writing.source_writer import SourceWriter
 
     writer = SourceWriter(store)
