@@ -299,3 +299,39 @@ def test_threads_end_with_their_iteration(store: Store) -> None:
     del iterator, loader
     gc.collect()
     assert readers() == 0
+
+
+def test_a_batch_outlives_the_epoch_that_it_came_from(store: Store) -> None:
+    """It is valid until as many more have been asked for as was promised, in whichever epoch."""
+    for shuffle in (True, "block"):
+        loader = Loader(
+            store,
+            (),
+            ("semseg",),
+            batch_size=4,
+            num_views=1,
+            valid_batches=2,
+            debug=True,
+            shuffle=shuffle,
+            buffer_rows=4,
+        )
+        *_, last = loader
+        kept = last.pixels.clone()
+        loader.set_epoch(1)
+        batches = iter(loader)
+        next(batches)
+        assert torch.equal(last.pixels, kept)
+        next(batches)
+        with pytest.raises(StaleBatch):
+            last.pixels.sum()
+
+
+def test_an_iteration_that_has_ended_touches_no_live_batch(store: Store) -> None:
+    loader = Loader(store, (), ("semseg",), batch_size=4, num_views=1, debug=True)
+    old = iter(loader)
+    next(old)
+    live = next(iter(loader))
+    kept = live.pixels.clone()
+    with pytest.raises(CacheError, match="this iteration over the loader ended when another one began"):
+        next(old)
+    assert torch.equal(live.pixels, kept)

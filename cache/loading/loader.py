@@ -27,7 +27,7 @@ class Loader:
     A background thread reads batches ahead, `num_threads` threads share the rows of each. **A batch is valid
     until `valid_batches` more have been asked for** (1: until the next one): its tensors see memory that goes
     round. Take `batch.to(device)`, which owns its memory, or clone what must last. One iteration runs at a
-    time; starting another ends it.
+    time; starting another ends it, and the life of its batches.
 
     Args:
         store: to read from.
@@ -112,6 +112,8 @@ class Loader:
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []
         self._windows: list[Slot] = []
+        self._held: list[Slot] = []
+        """Of the last batches that were given out, at most `valid_batches`, in whichever iteration that was."""
         self._epoch, self._next_batch, self._resumes = 0, 0, False
         self._running: Prefetch | WindowPrefetch | None = None
 
@@ -231,8 +233,9 @@ class Loader:
         return self._batches(epoch_requests(self._valid, self.config, self._epoch), start)
 
     def _batches(self, requests: Requests, start: int) -> Iterator[Batch]:
-        if self._running is not None:
+        if self._running is not None and self._running.is_running:
             self._running.stop()
+            self._held.clear()
         if not self._slots:
             count = self._valid_batches + (1 if self.config.shuffle == "block" else self._prefetch)
             self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
@@ -240,25 +243,26 @@ class Loader:
                 rows = self.config.window_batches * self.config.batch_size
                 self._windows = [Slot(self._fields, rows, pin=False) for _ in range(2)]
         reading = self._running = self._read_ahead(requests, start)
-        held: list[Slot] = []
         try:
             for number in range(start, self._num_batches):
-                if len(held) == self._valid_batches:
-                    reading.free(held.pop(0))
+                reading.check_running()  # an iteration that has ended must not touch the batches of the running one
+                if len(self._held) == self._valid_batches:
+                    reading.free(self._held.pop(0))
                 slot = reading.take()
-                held.append(slot)
+                self._held.append(slot)
                 self._next_batch = number + 1
                 yield self._batch(slot, requests, number)
         finally:
             reading.stop()
 
     def _read_ahead(self, requests: Requests, start: int) -> Prefetch | WindowPrefetch:
+        free = [slot for slot in self._slots if slot not in self._held]
         if self.config.shuffle == "block":
             windows, size = self._windows, self.config.window_batches
-            return WindowPrefetch(self._slots, windows, self._fields, requests, start, size, self._num_threads)
+            return WindowPrefetch(free, windows, self._fields, requests, start, size, self._num_threads)
         batches = range(start, self._num_batches)
         return Prefetch(
-            self._slots, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
+            free, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
         )
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:

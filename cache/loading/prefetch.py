@@ -50,6 +50,11 @@ class Prefetch:
             job.result()
         return slot
 
+    @property
+    def is_running(self) -> bool:
+        """Whether `stop` was not called yet."""
+        return not self._stopped
+
     def check_running(self) -> None:
         """Raise `CacheError` once `stop` was called."""
         if self._stopped:

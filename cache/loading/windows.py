@@ -44,9 +44,18 @@ class WindowPrefetch:
         for slot in slots:
             self.free(slot)
 
-    def take(self) -> Slot:
+    @property
+    def is_running(self) -> bool:
+        """See `Prefetch`."""
+        return self._reading.is_running
+
+    def check_running(self) -> None:
         """See `Prefetch`."""
         self._reading.check_running()
+
+    def take(self) -> Slot:
+        """See `Prefetch`."""
+        self.check_running()
         inside = self._next % self._window_batches
         if self._window is None or inside == 0:
             if self._window is not None:
