@@ -59,7 +59,8 @@ class TeacherInfo:
 class Store:
     """An open store. Get one by `Store.create`, `Store.open` or `find_stores`.
 
-    Reading is safe from several threads. A half-finished store gives the rows that are committed.
+    Reading is safe from several threads, and a store, its levels and arrays can be pickled, as for a DataLoader's
+    workers. A half-finished store gives the rows that are committed.
 
     Attributes:
         place: where its files lie.
@@ -79,6 +80,9 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self)!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store.open, (self.place,)  # another process opens it anew: locks and open files are this one's
+
     def __str__(self) -> str:
         return self.place.shown
 
@@ -95,7 +99,9 @@ class Store:
 
     def zarr(self) -> Any:
         """The store for zarr-python, wherever it lies: ``zarr.open_group(store.zarr(), mode="r")``."""
-        return self.place.zarr()
+        from cache.reading.zarr_nodes import zarr_nodes
+
+        return zarr_nodes(self.place.zarr())
 
     # -- creating, opening ------------------------------------------------------------------------
 

@@ -302,3 +302,14 @@ def test_threads_end_with_their_iteration(store: Store) -> None:
     del iterator, loader
     gc.collect()
     assert readers() == 0
+
+
+def test_an_iteration_that_has_ended_touches_no_live_batch(store: Store) -> None:
+    loader = Loader(store, (), ("semseg",), batch_size=4, num_views=1, debug=True)
+    old = iter(loader)
+    next(old)
+    live = next(iter(loader))
+    kept = live.pixels.clone()
+    with pytest.raises(CacheError, match="this iteration over the loader ended when another one began"):
+        next(old)
+    assert torch.equal(live.pixels, kept)

@@ -54,7 +54,7 @@ def test_zarr_python_reads_the_same(store: Store) -> None:
         theirs = group[path]
         assert theirs.shape == ours.shape and theirs.dtype == ours.dtype, path
         np.testing.assert_array_equal(theirs[...], ours, err_msg=path)
-    assert len(expected) == 10 + 6 + 6 * 6  # source, levels, and six calibration arrays a level
+    assert len(expected) == 10 + 6 + 6 * 7  # source, levels, and seven calibration arrays a level
     assert group["pixels"].metadata.dimension_names == ("view", "sample", "y", "x", "channel")
 
 

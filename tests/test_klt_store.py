@@ -143,7 +143,7 @@ def test_plain_readers_read_the_integers(store: Store) -> None:
         ours = np.stack([store.features(name, level).stored[:, view] for view in range(VIEWS)])
         assert ours.dtype == np.uint16 and ours.shape == (VIEWS, SAMPLES, WIDTH, GRID[0] * GRID[1])
         array = zarr.open_array(store.path / path, mode="r")
-        assert array.metadata.dimension_names == ("view", "sample", "component", "cell")
+        assert array.metadata.dimension_names == ("view", "sample", f"level_{level}_component", f"level_{level}_cell")
         np.testing.assert_array_equal(array[...], ours)
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -20,6 +20,20 @@ from cache.places.place import Place
 
 Array = npt.NDArray[Any]
 
+_DIMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mean", "std", "min", "max", "error", "offset", "centre"), ("channel",)),
+    "covariance": ("channel", "other_channel"),
+    "fidelity": ("figure",),
+    "basis": ("component", "channel"),
+    **dict.fromkeys(("gain", "rounding", "first_bits", "more_bits"), ("component",)),
+    "rotation": ("rotated_channel", "channel"),
+    "low": ("rotated_channel",),
+    "predictor": ("lower_channel", "channel"),
+    "dct_y": ("frequency_y", "y"),
+    "dct_x": ("frequency_x", "x"),
+}
+"""What dimensions are, so that those of one level agree in size; others, as of ``step``, are named by the table."""
+
 
 def calibration_folder(teacher: str) -> str:
     """Path of a teacher's calibration group below the store."""
@@ -50,12 +64,14 @@ def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Bu
         if not np.isfinite(array).all():
             raise BadInput(f"calibration {name}: a value is NaN or infinite")
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-        files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(array))]
+        files[f"{folder}/{name}/zarr.json"] = [readable_json(_array_json(name, array))]
         files[f"{folder}/{name}/c." + ".".join("0" * array.ndim)] = [data, crc_suffix(data)]
     return files
 
 
-def _array_json(array: Array) -> dict[str, Any]:
+def _array_json(name: str, array: Array) -> dict[str, Any]:
+    level, _, table = name.rpartition("/")
+    dims = _DIMS.get(table, tuple(f"{table}_{axis}" for axis in range(array.ndim)))
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -66,7 +82,15 @@ def _array_json(array: Array) -> dict[str, Any]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         "attributes": {},
+        "dimension_names": [f"{level}_{dim}" if level else dim for dim in dims],
     }
+
+
+def _as_before_names(metadata: bytes) -> bytes:
+    """An array's ``zarr.json`` as stores have it that were made before dimensions of calibrations had names."""
+    document = json.loads(metadata)
+    document.pop("dimension_names", None)
+    return readable_json(document)
 
 
 def remade_files(
@@ -84,10 +108,19 @@ def remade_files(
         CalibrationDiffers: one does not; says what may have changed.
     """
     damaged = {name for name, digest in committed.items() if _digest(place, name) != digest}
+    files = {name: _as_it_was(name, buffers, committed) for name, buffers in files.items()}
     for name in sorted(damaged or committed):
         if name not in files or digest_of(files[name]) != committed.get(name):
             raise CalibrationDiffers(teacher, name)
     return {name: files[name] for name in sorted(damaged)}
+
+
+def _as_it_was(name: str, buffers: Buffers, committed: Mapping[str, FileDigest]) -> Buffers:
+    """A file made anew, without what has been added to its kind since, where the committed one lacks that."""
+    if not name.endswith("/zarr.json") or digest_of(buffers) == committed.get(name):
+        return buffers
+    before = [_as_before_names(b"".join(bytes(buffer) for buffer in buffers))]
+    return before if digest_of(before) == committed.get(name) else buffers
 
 
 def _digest(place: Place, name: str) -> FileDigest | None:

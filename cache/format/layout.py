@@ -41,7 +41,7 @@ class ArraySpec:
         path: below the store, e.g. ``pixels`` or ``teachers/dinov2/level_0``.
         dtype: numpy's name of the stored numbers' type.
         row_shape: shape of one row.
-        dims: names of the row's dimensions.
+        dims: names of the row's dimensions. Arrays of a group that share one agree in its size, as xarray asks.
         has_views: (view, sample, ...) if true, else (sample, ...), committed with view 0.
         sharded: layout *shards* if true, else *chunks*.
         fill_value: what plain readers see where nothing is committed: a number or ``"NaN"``.
@@ -135,9 +135,9 @@ def source_arrays(spec: SourceSpec) -> list[ArraySpec]:
     """The arrays of a store's source part."""
     height, width = spec.size
     facts: list[tuple[str, str, tuple[int, ...], tuple[str, ...]]] = [
-        ("samples/ids", "uint8", (spec.id_width,), ("byte",)),
+        ("samples/ids", "uint8", (spec.id_width,), ("id_byte",)),
         ("samples/size", "int32", (2,), ("height_width",)),
-        ("samples/digest", "uint8", (32,), ("byte",)),
+        ("samples/digest", "uint8", (32,), ("digest_byte",)),
         ("samples/valid", "uint8", (), ()),
     ]
     arrays = [ArraySpec(*fact, has_views=False, sharded=False) for fact in facts]
@@ -149,7 +149,7 @@ def source_arrays(spec: SourceSpec) -> list[ArraySpec]:
     ]
     for task, label in spec.labels.items():
         shape = (height, width, label.channels) if label.channels else (height, width)
-        dims = ("y", "x", "channel")[: len(shape)]
+        dims = ("y", "x", f"{task}_channel")[: len(shape)]
         fill = IGNORE if label.dtype == "uint8" else float(IGNORE)
         arrays.append(ArraySpec(f"labels/{task}", label.dtype, shape, dims, fill_value=fill))
     return arrays
@@ -168,7 +168,7 @@ def teacher_arrays(name: str, levels: Sequence[LevelSpec]) -> list[ArraySpec]:
                 f"teachers/{name}/{level.array}",
                 codec.stored_dtype,
                 shape,
-                dims,
+                tuple(f"{level.array}_{dim}" for dim in dims),
                 fill_value=codec.fill_value,
                 coder=codec.coder,
             )

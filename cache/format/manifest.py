@@ -70,6 +70,9 @@ class PartManifest:
         self._views: dict[int, ViewEntries] = {}
         self._mutex = threading.RLock()  # several threads read a store, and some workers have several that write
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PartManifest, (self.place, self.part)
+
     def forget(self) -> None:
         """Read everything from the disk anew when it is next asked for."""
         self._metadata = None

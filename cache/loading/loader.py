@@ -109,6 +109,7 @@ class Loader:
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []
         self._windows: list[Slot] = []
+        """Of the last batches that were given out, at most `valid_batches`, in whichever iteration that was."""
         self._epoch, self._next_batch, self._resumes = 0, 0, False
         self._running: Prefetch | WindowPrefetch | None = None
 
@@ -240,6 +241,7 @@ class Loader:
         slot: Slot | None = None
         try:
             for number in range(start, self._num_batches):
+                reading.check_running()  # an iteration that has ended must not touch the batches of the running one
                 if slot is not None:
                     reading.free(slot)
                 slot = reading.take()
@@ -249,12 +251,13 @@ class Loader:
             reading.stop()
 
     def _read_ahead(self, requests: Requests, start: int) -> Prefetch | WindowPrefetch:
+        free = list(self._slots)
         if self.config.shuffle == "block":
             windows, size = self._windows, self.config.window_batches
-            return WindowPrefetch(self._slots, windows, self._fields, requests, start, size, self._num_threads)
+            return WindowPrefetch(free, windows, self._fields, requests, start, size, self._num_threads)
         batches = range(start, self._num_batches)
         return Prefetch(
-            self._slots, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
+            free, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
         )
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:

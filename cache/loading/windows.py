@@ -44,9 +44,13 @@ class WindowPrefetch:
         for slot in slots:
             self.free(slot)
 
-    def take(self) -> Slot:
+    def check_running(self) -> None:
         """See `Prefetch`."""
         self._reading.check_running()
+
+    def take(self) -> Slot:
+        """See `Prefetch`."""
+        self.check_running()
         inside = self._next % self._window_batches
         if self._window is None or inside == 0:
             if self._window is not None:

@@ -34,13 +34,15 @@ class LocalPlace(Place):
     """
 
     def __init__(self, path: Path, direct: bool = False) -> None:
-        self.path, self.direct = path, direct
+        self.path, self.direct = path.absolute(), direct  # as it is now, wherever the process goes later
         self.num_readers = 16 if direct else 2
-        self.shown, self.name = str(path), path.name
+        self.shown, self.name = str(path), self.path.name
 
     def child(self, name: str) -> LocalPlace:
         """See `Place`."""
-        return LocalPlace(self.path / name, self.direct)
+        place = LocalPlace(self.path / name, self.direct)
+        place.shown = str(Path(self.shown) / name)
+        return place
 
     def zarr(self) -> Any:
         """See `Place`."""

@@ -76,6 +76,11 @@ class ObjectPlace(Place):
         except (BaseError, ValueError) as error:
             raise BadInput(f"{address}: {_first_line(error)}") from error
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if self.shown.partition("://")[0] not in SCHEMES:
+            return super().__reduce__()
+        return ObjectPlace.at, (self.shown,)  # keys and endpoints stay in the environment
+
     def zarr(self) -> Any:
         """See `Place`."""
         from zarr.storage import ObjectStore as ZarrStore

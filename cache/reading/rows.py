@@ -49,6 +49,9 @@ class OpenShards:
         self._files: OrderedDict[tuple[str, int, int], _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenShards, (self.limit,)
+
     def get(self, key: tuple[str, int, int]) -> _OpenShard | None:
         """The open file of (array, view, shard), if it is here."""
         with self._lock:
@@ -86,6 +89,9 @@ class RowReader:
         self._coder = None if array.coder is None else get_coder(array.coder)
         self._most_rows = max(1, min(_MOST_ROWS, _MOST_BYTES // array.stride))
         self._is_regular: dict[int, bytearray] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowReader, (self.place, self.manifest, self.array, self._files)
 
     @property
     def num_views(self) -> int:
