@@ -52,8 +52,9 @@ def values(names: str, word: str) -> dict[str, str]:
          ["distill", "RECIPE", "--out", "OUT", "--root", "ROOT", "--devices", "DEVICES"]),
         ("finetune", "RECIPE OUT FROM ROOT DEVICES",
          ["finetune", "RECIPE", "--out", "OUT", "--from", "FROM", "--root", "ROOT", "--devices", "DEVICES"]),
-        ("ablate", "STUDY WORKERS TOGETHER OUT DEVICES", [
-            "ablate", "STUDY", "--workers", "WORKERS", "--together", "TOGETHER", "--out", "OUT", "--devices", "DEVICES",
+        ("ablate", "STUDY WORKERS SHARE_READS OUT DEVICES", [
+            "ablate", "STUDY", "--workers", "WORKERS", "--share-reads", "SHARE_READS", "--out", "OUT",
+            "--devices", "DEVICES",
         ]),
         ("evaluate", "RUN SPLIT OUT", ["evaluate", "RUN", "--split", "SPLIT", "--out", "OUT"]),
         ("evaluate", "RUN", ["evaluate", "RUN", "--split", "=test", "--out", "=features"]),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.extraction.caching import start_teachers
+from pipeline.extraction.plan import _coarser
 from pipeline.extraction.prepare import source_spec
-from pipeline.extraction.proposals import _coarser
 from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
 from sak_core.teachers import build_teacher

@@ -119,7 +119,7 @@ def fsync_directory(directory: Path) -> None:
         warn_of_place(
             directory,
             f"its file system cannot make new names in a folder durable ({error.strerror}): after a power cut the last "
-            "files may be missing, which `sak verify` tells and the same command makes again",
+            "files may be missing: verifying the store tells which, and writing it again makes them",
         )
     finally:
         os.close(descriptor)
