@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import threading
@@ -123,9 +124,18 @@ def test_out_of_inodes_is_not_out_of_space(tmp_path: Path, images: Path) -> None
         with pytest.raises(StoreFull, match=r"no inodes left below .* takes \d+ more \(\d[\d,]+ bytes are free\)"):
             files.write_files(disk, {f"a/{number}": [b"x"] for number in range(60)})
         assert not [path for path in disk.rglob("*") if path.is_file()]
-        full = sak(*cache_arguments(images, disk / "out"), check=False)
+
+
+def test_inodes_are_planned(tmp_path: Path, images: Path) -> None:
+    with mounted(tmp_path / "few", "-t", "tmpfs", "-o", "size=200m,nr_inodes=330", "none") as disk:
+        arguments = cache_arguments(images, disk / "out")[1:]
+        planned = json.loads(sak("plan", *arguments, "--json").stdout)
+        assert not planned["fits"] and not planned["proposals"]
+        assert planned["free_files"] < planned["pending_files"] and planned["pending_bytes"] < planned["free_bytes"]
+        full = sak("cache", *arguments, check=False)
         assert full.returncode == 2 and "Traceback" not in full.stderr
-        assert "inodes" in full.stderr and "no space" not in full.stderr
+        assert f"more files, but the disk of {disk / 'out'} has inodes for" in full.stderr
+        assert not list(disk.iterdir())
 
 
 def test_threads_are_excluded_as_processes_are(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_p
         for array, num_bytes in part["array_bytes"].items():
             written = sum(file.stat().st_size for file in Path(store.place.show(array)).glob("c.*"))
             assert num_bytes == pytest.approx(written, rel=within), array
+    num_made = len(list((tmp_path / "made").rglob("*"))) - 1
+    assert num_made <= planned["pending_files"] <= 1.3 * num_made
     again = json.loads(sak("plan", *ARGUMENTS, *coding, *arguments[-2:], "--views", "3", "--json").stdout)
     assert [part["pending_rows"] for part in again["parts"]] == [70, 70, 70]
     a_view = sum(sum(part["array_bytes"].values()) for part in again["parts"]) / 3

@@ -14,6 +14,7 @@ from cache.format.layout import ArraySpec, source_arrays, teacher_arrays
 from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.format.spec import LevelSpec, SourceSpec
 from cache.places.addresses import as_place
+from cache.places.files import free_files
 from cache.places.local import LocalPlace
 from cache.store import Store
 from pipeline.console import amount
@@ -22,10 +23,13 @@ from pipeline.errors import UserError
 CODED_MARGIN = 0.1
 """Of entropy-coded arrays, kept free beside their measured bytes."""
 
+_STATISTICS = 7  # tables that every level's calibration has
+_FILES_OF_A_PART = 20  # groups, folders, lock and metadata, at most
+
 
 @dataclass(frozen=True)
 class PartAmount:
-    """Rows and bytes of one part over the views that are asked for.
+    """Rows, bytes and files of one part over the views that are asked for.
 
     Attributes:
         part: ``source`` or ``teachers/<name>``.
@@ -35,6 +39,7 @@ class PartAmount:
         pending_bytes: bytes still to be written, all arrays and the calibration together.
         calibration_bytes: of these, the calibration's.
         margin_bytes: what a measured `pending_bytes` may be off by.
+        pending_files: files and folders still to be made, at most: each takes an inode.
     """
 
     part: str
@@ -44,6 +49,7 @@ class PartAmount:
     pending_bytes: int
     calibration_bytes: int = 0
     margin_bytes: int = 0
+    pending_files: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -76,7 +82,19 @@ def teacher_amount(
     if is_calibrated(store, part):
         return found
     calibration = sum(calibration_bytes(level) for level in levels)
-    return replace(found, pending_bytes=found.pending_bytes + calibration, calibration_bytes=calibration)
+    return replace(
+        found,
+        pending_bytes=found.pending_bytes + calibration,
+        calibration_bytes=calibration,
+        pending_files=found.pending_files + sum(_calibration_files(level) for level in levels),
+    )
+
+
+def _calibration_files(level: LevelSpec) -> int:
+    """Files and folders of a level's calibration, at most: each table is a folder with two files."""
+    codec = get_codec(level.codec)
+    tables = (*codec.needs, *codec.may_need) if codec.is_fitted else ()
+    return 3 * (_STATISTICS + len(tables) + (level.predicts_from is not None)) + 2
 
 
 def is_calibrated(store: Store | None, part: str) -> bool:
@@ -89,7 +107,7 @@ def calibration_bytes(level: LevelSpec) -> int:
     codec is fitted with, float32; the map from the level below, float16 (C, C)."""
     codec, width = get_codec(level.codec), level.width
     tables = 4 * sum(math.prod(codec.table_shape(name, width)) for name in codec.needs) if codec.is_fitted else 0
-    return 8 * width**2 + 16 * width + tables + (0 if level.predicts_from is None else 2 * width**2)
+    return 8 * width**2 + 20 * width + tables + (0 if level.predicts_from is None else 2 * width**2)
 
 
 def coded(part: PartAmount, ratios: Mapping[str, float]) -> PartAmount:
@@ -118,7 +136,14 @@ def _amount(
         sum(len(spec.rows(shard)) for _, shard in pending),
         {array.path: _file_bytes(spec, [array], everything) for array in arrays},
         _file_bytes(spec, arrays, pending),
+        pending_files=_num_files(arrays, pending) + (0 if is_there else 2 * len(arrays) + _FILES_OF_A_PART),
     )
+
+
+def _num_files(arrays: Sequence[ArraySpec], shards: Sequence[tuple[int, int]]) -> int:
+    """Files of `arrays` for these (view, shard), an entry of the manifest for each, and two more for each view."""
+    files = sum(array.has_views or view == 0 for view, _ in shards for array in arrays)
+    return files + len(shards) + 2 * len({view for view, _ in shards})
 
 
 def _file_bytes(spec: SourceSpec, arrays: Sequence[ArraySpec], shards: Iterable[tuple[int, int]]) -> int:
@@ -132,8 +157,14 @@ def _file_bytes(spec: SourceSpec, arrays: Sequence[ArraySpec], shards: Iterable[
     )
 
 
-def check_disk(where: Path | str, needed_bytes: int, what: str) -> None:
-    """Raise `UserError` if the disk of `where` has less than `needed_bytes` free."""
+def check_disk(where: Path | str, needed_bytes: int, what: str, needed_files: int = 0) -> None:
+    """Raise `UserError` if the disk of `where` has not `needed_bytes` free, or takes fewer than `needed_files`."""
+    left = files_left(where)
+    if left is not None and needed_files > left:
+        raise UserError(
+            f"{what} need {needed_files:,} more files, but the disk of {where} has inodes for {left:,}, however "
+            "much of it is free. Delete files that nobody needs, choose another --out, or store less (--views, --limit)"
+        )
     free = free_bytes(where)
     if free is not None and needed_bytes > free:
         raise UserError(
@@ -141,6 +172,12 @@ def check_disk(where: Path | str, needed_bytes: int, what: str) -> None:
             "Free some, choose another --out, or store less (--grid, --codec, --views, --limit); "
             "`sak plan` says what would fit"
         )
+
+
+def files_left(where: Path | str) -> int | None:
+    """How many files more the disk of the folder `where` takes; None where it sets no limit."""
+    place = as_place(where)
+    return free_files(place.path) if isinstance(place, LocalPlace) else None
 
 
 def free_bytes(where: Path | str) -> int | None:

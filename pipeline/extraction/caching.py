@@ -18,6 +18,7 @@ from pipeline.extraction.amounts import (
     PartAmount,
     check_disk,
     existing_store,
+    files_left,
     free_bytes,
     source_amount,
     teacher_amount,
@@ -126,7 +127,8 @@ def _check_disk(
 
         say("the disk does not hold the most that coding can leave; measuring what it does leave")
         amounts = as_coded(amounts, measure())
-    check_disk(request.features, sum(part.needed_bytes for part in amounts), WHAT)
+    needed_files = sum(part.pending_files for part in amounts)
+    check_disk(request.features, sum(part.needed_bytes for part in amounts), WHAT, needed_files)
 
 
 def _measure(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> Mapping[str, TeacherSample]:
@@ -240,4 +242,6 @@ def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmoun
         "pending_bytes": sum(part.pending_bytes for part in amounts),
         "margin_bytes": sum(part.margin_bytes for part in amounts),
         "free_bytes": free_bytes(request.features),
+        "pending_files": sum(part.pending_files for part in amounts),
+        "free_files": files_left(request.features),
     }

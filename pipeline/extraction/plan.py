@@ -60,17 +60,22 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
     seconds = {"starting": started_s, "source": source.start_s + pending * source.row_s if pending else 0.0}
     for part in amounts[1:]:
         seconds[_name(part.part)] = _teacher_s(measured[part.part], part, spec, store)
-    fits = free is None or needed <= free
+    fits_bytes = free is None or needed <= free
+    files_left = described["free_files"]
     rows = {part: sample.rows for part, sample in measured.items()}
     return {
         **described,
-        "fits": fits,
+        "fits": fits_bytes and (files_left is None or described["pending_files"] <= files_left),
         "memory_bytes": memory,
         "device": teachers[0].provenance["device"] if teachers else None,
         "measured_rows": {"source": source.rows, **{_name(part): count for part, count in rows.items()}},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "total_seconds": round(_total_s(seconds, teachers, _waiting(amounts, spec, store), decoders), 1),
+<<<<<<< HEAD
         "proposals": [] if fits else proposals(request, spec, store, teachers, rows, free),
+=======
+        "proposals": [] if fits_bytes else proposals(request, teachers, rows, free),
+>>>>>>> fix-machines
     }
 
 
@@ -253,6 +258,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         "",
         f"to write: {amount(plan['pending_bytes'])}{margin}; "
         f"free: {free}: {'fits' if plan['fits'] else 'DOES NOT FIT'}",
+        f"at most {plan['pending_files']:,} files and folders"
+        + ("" if plan["free_files"] is None else f"; inodes free: {plan['free_files']:,}"),
         f"in memory at most: {', '.join(f'{name} {amount(size)}' for name, size in plan['memory_bytes'].items())}",
         f"on {plan['device'] or 'this machine'}: {duration(plan['total_seconds'])} ({seconds})",
     ]

@@ -170,8 +170,8 @@ def preparing(
     dataset = request.open()
     say_left_alone(dataset)
     spec = source_spec(dataset, request)
-    needed = source_amount(spec, existing_store(features, spec), num_views).pending_bytes
-    check_disk(features, needed, "pixels and labels")
+    needed = source_amount(spec, existing_store(features, spec), num_views)
+    check_disk(features, needed.pending_bytes, "pixels and labels", needed.pending_files)
     store = Store.create(features, spec, on_wait=say)
     source = Source(store, num_views, first(spec))
     held = ExitStack()
