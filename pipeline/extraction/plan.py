@@ -71,11 +71,7 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
         "measured_rows": {"source": source.rows, **{_name(part): count for part, count in rows.items()}},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "total_seconds": round(_total_s(seconds, teachers, _waiting(amounts, spec, store), decoders), 1),
-<<<<<<< HEAD
-        "proposals": [] if fits else proposals(request, spec, store, teachers, rows, free),
-=======
-        "proposals": [] if fits_bytes else proposals(request, teachers, rows, free),
->>>>>>> fix-machines
+        "proposals": [] if fits_bytes else proposals(request, spec, store, teachers, rows, free),
     }
 
 
