@@ -146,7 +146,7 @@ def test_keys_that_change_no_number_may_change(fields: Path, tmp_path: Path) -> 
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     asked = ["finetune", recipe, "--run", run, "--out", fields]
     sak(*asked)
-    other = ["--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "student.checkpointing=true"]
+    other = ["--set", "log_every=1", "--set", "checkpoint_every=1"]
     assert "already fine-tuned" in sak(*asked, *other).stderr
     assert "steps: 3 against 4" in sak(*asked, "--set", "steps=4", check=False).stderr
     (run / "results.json").unlink()  # as a run that was stopped

@@ -24,8 +24,8 @@ from sak_common.names import unknown
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
 Model = TypeVar("Model", bound=BaseModel)
-CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "direct", "student.checkpointing"})
-"""Dotted keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
+CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "direct"})
+"""Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 
 
 class Strict(BaseModel):

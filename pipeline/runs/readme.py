@@ -15,7 +15,8 @@ FILES = """\
 - `recipe.json`: every setting, resolved
 - `last/`, `best/`: checkpoints (safetensors and JSON); `best/` where the recipe asks for validation
 - `metrics.jsonl`, `tensorboard/`: losses and cosines by teacher and level, router weights, scores, predictions
-- `results.json`: written when the run is finished; `scores-*.json`: of `sak evaluate`
+- `results.json`: written when the run is finished; `scores-*.json`: of `sak evaluate`; both name what they are of
+- `lock`: held by the process that works here
 """
 
 
