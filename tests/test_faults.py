@@ -154,6 +154,11 @@ def test_a_folder_that_may_not_be_written(images: Path, tmp_path: Path, undistur
     assert tree(out) == undisturbed
 
 
+def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
+    """All but what a store keeps of its data set's files' times."""
+    return {name: content for name, content in files.items() if not name.endswith("manifest/source/files")}
+
+
 def test_a_folder_that_vanishes(images: Path, tmp_path: Path, undisturbed: dict[str, bytes], commands: Logged) -> None:
     """The images are gone: what is prepared goes on without them, what is not says so."""
     out = tmp_path / "out"
@@ -167,7 +172,7 @@ def test_a_folder_that_vanishes(images: Path, tmp_path: Path, undisturbed: dict[
     assert_intact(out)
     shutil.copytree(images, gone)
     assert commands.run(arguments) == 0, commands.log.read_text()
-    assert tree(out) == undisturbed
+    assert without_times(tree(out)) == without_times(undisturbed), "copied images have other times"
 
 
 def test_a_store_that_vanishes_under_a_run(

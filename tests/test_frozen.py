@@ -78,7 +78,8 @@ def test_the_arrays_are_named_as_documented(places: tuple[Path, Path]) -> None:
     info = store.teacher("stem-demo")
     assert [level.level for level in info.maps] == list(range(7)), "x_0 and six blocks"
     prefix = zarr.open_array(store.path / "teachers" / "stem-demo" / "level_3_prefix", mode="r")
-    assert prefix.shape == (2, 48, 1, 96) and prefix.metadata.dimension_names == ("view", "sample", "token", "channel")
+    named = ("view", "sample", "level_3_prefix_token", "level_3_prefix_channel")
+    assert prefix.shape == (2, 48, 1, 96) and prefix.metadata.dimension_names == named
     read = store.features("stem-demo", 3, prefix=True)
     assert read.row_shape == (1, 96)
     np.testing.assert_array_equal(read[5, 1], prefix[1, 5])

@@ -130,7 +130,7 @@ def test_runs_are_found_by_path_and_by_name(run: Path) -> None:
     with pytest.raises(UserError, match="did you mean demo-distill-sak-seed0"):
         find_run(Path("demo-distil-sak-seed0"), runs)
     for command in ("evaluate", "finetune"):
-        words = ["--from", "demo-distil-sak"] if command == "finetune" else ["demo-distil-sak"]
+        words = ["demo", "--from", "demo-distil-sak"] if command == "finetune" else ["demo-distil-sak"]
         done = sak(command, *words, "--runs", runs, check=False)
         assert done.returncode == 2 and "did you mean demo-distill-sak-seed0" in done.stderr
 

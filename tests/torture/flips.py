@@ -78,9 +78,10 @@ def make_store(folder: Path, codec: Sequence[str] = ()) -> tuple[Path, Path]:
     arguments += codec
     options = cache.make_context("cache", arguments[1:]).params
     options.pop("as_json")
+    out = options.pop("features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.extraction.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
-        run_cache(cache_request(**{**options, "levels": None, "out": options.pop("features")}))
+        run_cache(cache_request(**{**options, "levels": None}, out=out))
     return next((folder / "out").glob("*.zarr")), images
 
 
@@ -214,7 +215,8 @@ def kind_of(flip: Flip, problem: Problem) -> str:
 def run_flips(folder: Path, count: int, seed: int = 0, codec: Sequence[str] = ()) -> dict[str, Any]:
     """Flip `count` single bits, one at a time, half of them in files drawn evenly; check and repair each.
 
-    ``log.jsonl``, which is outside of every digest, and the empty lock files are left out.
+    ``log.jsonl`` and the times of the data set's files (``manifest/source/files``), which are outside of every digest,
+    and the empty lock files are left out.
 
     Raises:
         AssertionError: see `check`; or a repaired store differs from the intact one.
@@ -227,7 +229,7 @@ def run_flips(folder: Path, count: int, seed: int = 0, codec: Sequence[str] = ()
     sizes = {
         path.relative_to(store).as_posix(): path.stat().st_size
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name not in ("log.jsonl", "lock")
+        if path.is_file() and path.name not in ("log.jsonl", "files", "lock")
     }
     kinds: Counter[str] = Counter()
     # every kind of place is drawn, however small: indexes, paddings and manifests are a few bytes in many
