@@ -13,7 +13,8 @@ from sak_core.student.initial_weights import load_student, load_vit
 from sak_core.student.network import StudentNetwork
 from sak_core.student.reference import export_reference, import_reference
 from sak_core.student.reference_config import reference_config
-from sak_core.student.stem import Stem, StemConfig, resample_positions
+from sak_core.student.stem import Stem, StemConfig
+from sak_core.weights.positions import resample_positions
 from sak_core.weights.tensor_files import RefusedFile, read_tensors
 from tests import students
 from tests.parity import student_for
@@ -154,7 +155,7 @@ def test_positions_of_as_many_patches_on_another_grid_are_resampled(tmp_path):
     square, wide = (StemConfig("custom", size, 8, 16, 4, 2) for size in ((48, 48), (32, 72)))
     distilled = students.student(tasks=(), stem=square)
     positions = distilled.stem.vit.pos_embed
-    expected = resample_positions(positions, (6, 6), (4, 9), 1)
+    expected = resample_positions(positions, (6, 6), (4, 9))
     student = students.student(tasks=(), stem=wide)
     load_student(student, distilled.state_dict(), image_size=(48, 48))
     assert torch.equal(student.stem.vit.pos_embed, expected)

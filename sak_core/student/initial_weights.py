@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sak_core.student.lora import plain_name
 from sak_core.student.network import StudentNetwork
-from sak_core.student.stem import Stem, StemConfig, resample_positions
+from sak_core.student.stem import Stem, StemConfig
 from sak_core.weights.hub import hub_or_local, hub_reason
+from sak_core.weights.positions import resample_positions
 from sak_core.weights.prefixes import find_state
 from sak_core.weights.tensor_files import Misfit, RefusedFile, check_finite, check_state
 
@@ -100,7 +101,7 @@ def fit_positions(stem: Stem, position: Tensor, old: tuple[int, int] | None = No
         old = (side, side) if side * side == patches else grid
     if patches < 1 or old[0] * old[1] != patches:
         raise ValueError(f"a position embedding of {patches} patches is neither square nor {old[0]}x{old[1]}")
-    return resample_positions(position, old, grid, num_prefix)
+    return resample_positions(position, old, grid)
 
 
 def _hub_state(config: StemConfig) -> dict[str, Tensor]:

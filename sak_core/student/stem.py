@@ -1,15 +1,14 @@
 """The Teacher-Agnostic Stem: a ViT that gives its tokens before the first and after every block."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sak_common.names import UnknownName, unknown
+from sak_core.weights.positions import resample_positions
 
 
 @dataclass(frozen=True)
@@ -100,25 +99,12 @@ class Stem(nn.Module):
         prefix = [token.expand(x.shape[0], -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
         if vit.pos_embed is None:
             return vit.norm_pre(torch.cat([*prefix, x], dim=1))  # type: ignore[no-any-return]
-        embedded = 0 if vit.no_embed_class else self.num_prefix
-        position = resample_positions(vit.pos_embed, vit.patch_embed.grid_size, grid, embedded)
+        position = resample_positions(vit.pos_embed, vit.patch_embed.grid_size, grid)
         if vit.no_embed_class:
             x = torch.cat([*prefix, x + position], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + position
         return vit.norm_pre(x)  # type: ignore[no-any-return]
-
-
-def resample_positions(position: Tensor, old_grid: Sequence[int], new_grid: Sequence[int], num_prefix: int) -> Tensor:
-    """Position embedding (1, num_prefix + h·w, C) of one grid for another: bicubic, no antialias, prefix
-    entries kept.
-    """
-    if tuple(old_grid) == tuple(new_grid):
-        return position
-    prefix, patches = position[:, :num_prefix], position[:, num_prefix:]
-    maps = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
-    maps = F.interpolate(maps, size=tuple(new_grid), mode="bicubic", antialias=False)
-    return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
 
 
 def _build_vit(config: StemConfig) -> Any:
