@@ -189,7 +189,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe `name` as it applies to `stage`, or where it is None the one for the caches that are there."""
-    from pipeline.recipes.automatic import choose, missing_labels, write_recipe
+    from pipeline.recipes.automatic import choose, missing_labels, save_recipe
     from pipeline.recipes.config import load_recipe
     from pipeline.runs import check_live_options
 
@@ -199,7 +199,7 @@ def load(
         choice = choose(where.features, dataset)
         if stage == "finetune" and choice.finetune is None:
             raise UserError(missing_labels(choice))
-        name = write_recipe(where.features, where.runs / f"{choice.name}.toml", dataset)
+        name = save_recipe(choice, where.runs / f"{choice.name}.toml")
     loaded = load_recipe(str(name), stage, overrides)
     check_live_options([loaded], where)
     return loaded

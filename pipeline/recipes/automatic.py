@@ -209,10 +209,14 @@ def write_recipe(features: Path | str, path: Path | None = None, dataset: str | 
 
     Raises `UserError` as `choose` does.
     """
+    choice = choose(features, dataset)
+    return save_recipe(choice, path or Path("runs") / f"{choice.name}.toml")
+
+
+def save_recipe(choice: Choice, path: Path) -> Path:
+    """As `write_recipe`, of what was chosen already."""
     import torch
 
-    choice = choose(features, dataset)
-    path = path or Path("runs") / f"{choice.name}.toml"
     text = recipe_text(choice, torch.cuda.is_available())
     if path.exists() and is_edited(path.read_text()):
         say(f"{path}: edited, used as it is; remove it to have it written anew")

@@ -9,7 +9,7 @@ from cache.format.manifest import SOURCE
 from cache.store import find_stores
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.recipes.automatic import EVALUATION, Choice, choose, missing_labels, write_recipe
+from pipeline.recipes.automatic import EVALUATION, Choice, choose, missing_labels, save_recipe
 from pipeline.recipes.config import Data, Study
 from sak_core.datasets import DATASETS
 
@@ -34,7 +34,7 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
             raise UserError(f"a labelled split to score on would be prepared first: {PREPARED} samples, no teacher")
         _prepare_test(choice, features)
         choice = choose(features, dataset)
-    recipe = write_recipe(features, runs / f"{choice.name}.toml", dataset)
+    recipe = save_recipe(choice, runs / f"{choice.name}.toml")
     split = next(name for name in EVALUATION if name in choice.evaluation)
     tested, labelled = choice.evaluation[split], choice.finetune
     assert labelled is not None
