@@ -243,7 +243,7 @@ def initialize(recipe: Recipe, model: nn.Module) -> None:
     Raises `UserError` where they are not to be had or do not fit.
     """
     source = recipe.student.stem.weights
-    if source is None or not isinstance(model, StudentNetwork):
+    if not source or not isinstance(model, StudentNetwork):
         return
     try:
         where = load_vit(model.stem, source)

@@ -41,6 +41,7 @@ class Data(Strict):
     split: str
     size: str | None = Field(None, description="`S` or `HxW`; the data set's own size when absent")
     views: int = Field(1, ge=1, description="number of cached views that the epochs cycle through")
+    folder: str = Field("", description="where below the folder of caches it lies: caches that differ in their codec")
 
 
 class Stem(Strict):
@@ -48,7 +49,7 @@ class Stem(Strict):
 
     name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
     weights: str | None = Field(
-        None, description="'hub', 'mini-vit' (ships, for rooms), a file or FILE::KEY; untrained when absent"
+        None, description="'hub', 'mini-vit' (ships, for rooms), a file or FILE::KEY; untrained when absent or ''"
     )
     patch_size: int | None = Field(None, ge=1, description="px; this and the next three for custom alone")
     width: int | None = Field(None, ge=8)
@@ -180,6 +181,20 @@ class Variation(Strict):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
+class StudyCache(Strict):
+    """A cache that a study reads, by the options of `sak cache` that make it."""
+
+    dataset: str
+    split: str
+    size: str | None = Field(None, description="`S` or `HxW`; the data set's own size when absent")
+    limit: int | None = Field(None, ge=1, description="the first N samples; all when absent")
+    views: int = Field(1, ge=1)
+    teachers: tuple[str, ...] = ()
+    codec: str = "fp16"
+    fidelity: float | None = Field(None, gt=0, lt=1)
+    folder: str = Field("", description="as a recipe's data.folder")
+
+
 class Study(Strict):
     """Arms, variations and seeds run on the same caches."""
 
@@ -191,6 +206,8 @@ class Study(Strict):
     variations: tuple[Variation, ...] = ()
     test: Data
     set: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe for every run")
+    caches: tuple[StudyCache, ...] = Field((), description="what `sak reproduce` makes before the runs")
+    subject: str = Field("sak", description="the arm that `sak reproduce` compares with all others")
 
     @model_validator(mode="before")
     @classmethod
@@ -204,8 +221,8 @@ class Study(Strict):
 def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read the recipe `name` (one that ships, a path to a TOML file, or a run's recipe.json) as it applies to `stage`.
 
-    `overrides` maps dotted keys to values and is laid over the file. Raises `UserError` for an unknown recipe,
-    an unknown key (with the nearest right one) or a value of the wrong kind.
+    `overrides` maps dotted keys to values and is laid over the file; `distill.steps` is stage 1's alone.
+    Raises `UserError` for an unknown recipe, an unknown key (with the nearest right one) or a value of the wrong kind.
     """
     if name.endswith(".json"):
         return _resolved(Path(name), stage, overrides or {})
@@ -217,7 +234,11 @@ def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = N
         raise UserError(f"recipe {name!r} ({path}) has no [{stage}] table; it describes {have}")
     merged = _merge(table, layers[stage])
     for key, value in (overrides or {}).items():
-        merged = _merge(merged, _nest(key, value))
+        first, _, rest = key.partition(".")
+        if first not in STAGES:
+            merged = _merge(merged, _nest(key, value))
+        elif first == stage:
+            merged = _merge(merged, _nest(rest, value))
     return _validate(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}")
 
 

@@ -138,7 +138,7 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     if stage1 is not None:
         return {"begins_with": _digest_of(checkpoint.scored_weights(stage1))}
     source = recipe.student.stem.weights
-    if source is None or not stem_file(source).is_file():  # the hub's do not change under their name
+    if not source or not stem_file(source).is_file():  # the hub's do not change under their name
         return {}
     return {"begins_with": _digest_of(stem_file(source))}
 

@@ -63,11 +63,13 @@ def validation_of(recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.M
 
 
 def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Task], boundary: Boundary) -> Values:
-    """The loss over a loader's rows, and every score of every task, `<task>/<score>`. `loss` sees uneven batches, so it
-    must average nothing over processes."""
+    """The loss over a loader's rows, and every score of every task, `<task>/<score>`; without tasks, in stage 1, the
+    terms of the loss and the cosines to each teacher's levels, means over rows. `loss` sees uneven batches, so it must
+    average nothing over processes."""
     device = next(model.parameters()).device
     losses: list[tuple[Tensor, int]] = []
     terms: dict[str, list[tuple[Tensor, int]]] = {task.name: [] for task in tasks}
+    distances: dict[str, list[tuple[Tensor, int]]] = {}
 
     def predictions() -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         for stored in loader:
@@ -77,10 +79,13 @@ def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Ta
                 losses.append((result.loss, len(batch)))
                 for task, found in terms.items():
                     found.append((result.terms[task], int(labelled_rows(batch.labels[task]).sum())))
+                for name, value in () if tasks else {**result.terms, **result.probe()}.items():
+                    distances.setdefault(name, []).append((value, len(batch)))
                 yield batch, result.output.outputs
 
     scores, _ = score(tasks, boundary, loader.store, predictions())
     values: Values = {f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}
+    values |= {name: total / rows for name, found in distances.items() for total, rows in [_summed(found)]}
     says_nothing = bool(values) and all(value is None for value in values.values())
     return {LOSS: None if says_nothing else mean_loss(losses, terms), **values}
 
