@@ -16,12 +16,14 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import frozen_part, student_input
+from sak_common.errors import SakError
 from sak_common.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.config import NUM_LEVELS, Depths, StudentConfig, match_levels
 from sak_core.student.feature_model import FeatureModel
-from sak_core.student.initial_weights import load_vit
+from sak_core.student.initial_weights import STAGE2_PARTS, load_student, load_vit
 from sak_core.student.network import StudentNetwork, StudentOutput
+from sak_core.student.pretrained import Student
 from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 
@@ -242,19 +244,31 @@ def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
 
 
 def initialize(recipe: Recipe, model: nn.Module) -> None:
-    """Load the stem's weights where the recipe names some and the model has a stem.
+    """Load the weights that a recipe begins with, the stem's or a trained student's, into a model that has a stem.
 
     Raises `UserError` where they are not to be had or do not fit.
     """
-    source = recipe.student.stem.weights
-    if not source or not isinstance(model, StudentNetwork):
+    if not isinstance(model, StudentNetwork):
         return
+    if recipe.init:
+        _go_on_from(recipe.init, model)
+    elif source := recipe.student.stem.weights:
+        try:
+            where = load_vit(model.stem, source)
+        except (ValueError, OSError) as error:
+            raise UserError(f"student.stem.weights = {source!r}: {error}") from error
+        if where:
+            say(f"stem: weights of {source} under {where!r}")
+
+
+def _go_on_from(source: str, model: StudentNetwork) -> None:
+    """Load a saved student's stem and paths; its routers and heads stay behind."""
     try:
-        where = load_vit(model.stem, source)
-    except (ValueError, OSError) as error:
-        raise UserError(f"student.stem.weights = {source!r}: {error}") from error
-    if where:
-        say(f"stem: weights of {source} under {where!r}")
+        saved = Student.from_pretrained(source)
+        kept = {name: value for name, value in saved.network.state_dict().items() if not name.startswith(STAGE2_PARTS)}
+        load_student(model, kept, STAGE2_PARTS, saved.config.student.stem.image_size)
+    except (SakError, ValueError, OSError) as error:
+        raise UserError(f"init = {source!r}: {error}") from error
 
 
 def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:

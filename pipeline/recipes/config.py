@@ -179,6 +179,11 @@ class Recipe(Strict):
     )
     tasks: tuple[str, ...] | None = Field(None, description="the data set's tasks, all when absent")
     student: StudentOptions = StudentOptions()
+    init: str | None = Field(
+        None,
+        description="a trained student whose stem and paths training goes on from: rooms-sak (ships), an exported "
+        "folder or a hub id",
+    )
     stage1: Literal["on", "off"] = Field("on", description="off: stage 2 starts from the stem's own weights")
     trains: Literal["all", "adapters", "routers"] = Field(
         "all", description="adapters: all but the stem; routers: routers and heads alone (stage 2)"

@@ -94,7 +94,7 @@ def record(
     lineage = Lineage(
         arm=recipe.arm,
         student=model.config.to_dict() if isinstance(model, StudentNetwork) else None,
-        stem_weights=before.stem_weights if before else recipe.student.stem.weights or None,
+        stem_weights=before.stem_weights if before else recipe.init or recipe.student.stem.weights or None,
         teachers=tuple(origins.values()),
         data=(*(before.data if before else ()), data),
     )
