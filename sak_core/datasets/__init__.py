@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sak_common.names import UnknownName, unknown
-from sak_core.errors import DatasetError
+from sak_core.errors import DatasetError, FolderNeeded
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 from sak_core.tasks import Task
 
@@ -182,8 +182,8 @@ def open_dataset(
     if row.splits and split not in row.splits:
         raise UnknownName(unknown(f"split of {name}", split, row.splits))
     if row.needs_root and root is None:
-        raise DatasetError(f"dataset {name!r} lies in a folder: say which (ROOT=DIR, --root DIR)")
+        raise FolderNeeded(f"dataset {name!r} lies in a folder")
     if images is not None and not row.several_images:
-        raise DatasetError(f"dataset {name!r} has one image a sample: leave --images out")
+        raise DatasetError(f"dataset {name!r} has one image a sample: there is none to choose")
     dataset = row.open(split, root, size, images)
     return dataset if limit is None else FirstSamples(dataset, limit)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import Teacher, TeacherUnavailable
+from sak_core.errors import OwnCode, PerhapsOwnCode
+from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers.own_code import build_own, is_own_code
 from sak_core.weights.teacher_weights import BuildOptions
 
@@ -166,10 +167,8 @@ def check_teacher(name: str, allow_code: bool = False) -> None:
         return
     module = name.partition(":")[0]
     if "." in module:
-        raise TeacherUnavailable(f"teacher {name!r} is code of your own: --allow-code lets it run")
-    raise UnknownName(
-        f"{unknown('teacher library', module, LIBRARIES)}. If {name!r} is code of your own: --allow-code lets it run"
-    )
+        raise OwnCode(f"teacher {name!r} is code of your own")
+    raise PerhapsOwnCode(unknown("teacher library", module, LIBRARIES))
 
 
 def build_teacher(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, TeacherUnavailable, freeze, nearest_multiple
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple
 from sak_core.weights.teacher_weights import (
     BuildOptions,
     choose_levels,
