@@ -83,7 +83,7 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     if recipe.arm.startswith(TEACHER_PREFIX):
         return (recipe.arm.removeprefix(TEACHER_PREFIX),)
     # routers and heads have no part in the distillation loss: where they alone train, it would change nothing
-    compares = recipe.stage == "distill" or (recipe.alpha > 0 and recipe.trains != "routers")
+    compares = recipe.stage == "distill" or (recipe.loss.alpha > 0 and recipe.trains != "routers")
     needed = arm.frozen_features or (arm.distils and compares)
     if (arm.distils or arm.frozen_features) and not recipe.teachers:
         raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
@@ -101,14 +101,14 @@ def class_tokens_read(recipe: Recipe) -> tuple[str, ...]:
 
     Raises `UserError` where class tokens are asked of others than the recipe's teachers, or have nothing to compare.
     """
-    if not recipe.class_tokens or not find_arm(recipe.arm).distils:
+    if not recipe.loss.class_tokens or not find_arm(recipe.arm).distils:
         return ()
-    if recipe.loss == "relational":
-        raise UserError("class_tokens: one token has no relations to others; choose loss = 'cos+l1', 'cos' or 'l2'")
-    for name in recipe.class_tokens:
+    if recipe.loss.kind == "relational":
+        raise UserError("loss.class_tokens: one token has no relations; choose loss.kind = 'cos+l1', 'cos' or 'l2'")
+    for name in recipe.loss.class_tokens:
         if name not in recipe.teachers:
-            raise UserError(f"class_tokens: {unknown('teacher', name, recipe.teachers)}")
-    return tuple(name for name in teachers_read(recipe) if name in recipe.class_tokens)
+            raise UserError(f"loss.class_tokens: {unknown('teacher', name, recipe.teachers)}")
+    return tuple(name for name in teachers_read(recipe) if name in recipe.loss.class_tokens)
 
 
 def prefixes_read(recipe: Recipe) -> tuple[str, ...]:
@@ -126,10 +126,14 @@ def one_a_task(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Recipe]:
     """What the students of an arm `per_task` train by, one a task."""
     singles = {}
     for task in tasks:
-        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
-        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
-        if recipe.best_by in tasks:
-            changes["best_by"] = task
+        weights = {name: weight for name, weight in recipe.loss.task_weights.items() if name == task}
+        changes: dict[str, Any] = {
+            "arm": "multi-task",
+            "tasks": (task,),
+            "loss": recipe.loss.model_copy(update={"task_weights": weights}),
+        }
+        if recipe.validation and recipe.validation.best_by in tasks:
+            changes["validation"] = recipe.validation.model_copy(update={"best_by": task})
         singles[task] = recipe.model_copy(update=changes)
     return singles
 
@@ -152,10 +156,10 @@ def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
     """
     if not find_arm(recipe.arm).distils:
         return {}
-    given, ours = recipe.match_levels or {}, range(len(recipe.student.levels or range(NUM_LEVELS)))
+    given, ours = recipe.loss.match_levels or {}, range(len(recipe.student.levels or range(NUM_LEVELS)))
     for name in given:
         if name not in recipe.teachers:
-            raise UserError(f"match_levels: {unknown('teacher', name, recipe.teachers)}")
+            raise UserError(f"loss.match_levels: {unknown('teacher', name, recipe.teachers)}")
     found = {}
     for name in recipe.teachers:
         theirs = _depths(store, name)
@@ -163,8 +167,8 @@ def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
             matched = given[name]
             if len(matched) != len(theirs) or not set(matched) <= set(ours):
                 raise UserError(
-                    f"match_levels.{name} = {list(matched)}: one of the student's levels 0..{ours[-1]} is expected for "
-                    f"each of the {len(theirs)} levels in the cache"
+                    f"loss.match_levels.{name} = {list(matched)}: one of the student's levels 0..{ours[-1]} is "
+                    f"expected for each of the {len(theirs)} levels in the cache"
                 )
         elif len(theirs) == len(ours):
             continue
@@ -211,7 +215,7 @@ def model_of(
         paths=arm.paths,
         adapter=options.adapter,
         aligner=options.aligner,
-        class_tokens=tuple(name for name in recipe.teachers if name in recipe.class_tokens) if arm.distils else (),
+        class_tokens=tuple(name for name in recipe.teachers if name in recipe.loss.class_tokens) if arm.distils else (),
         router=options.router,
         head=options.head,
         tasks=tuple(tasks),
