@@ -30,6 +30,7 @@ def repaired(store: Path, **request: object) -> dict[str, object]:
 
 METADATA = [
     "zarr.json",
+    "manifest/zarr.json",
     "pixels/zarr.json",
     "views/zarr.json",
     "teachers/mini-dino/zarr.json",

@@ -60,7 +60,7 @@ class StoredFidelity:
 def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
     """The last figures that were measured of a teacher's stored rows: ``rows`` and ``levels``; None where none were."""
     try:
-        lines = store.place.read("log.jsonl").decode().splitlines()
+        lines = store.place.read(store.log_file).decode().splitlines()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     for line in reversed(lines):
