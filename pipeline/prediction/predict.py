@@ -56,7 +56,8 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
     """Draw `model`'s predictions for all pictures of `sources` into the folder `out`.
 
     Makes `<task>/<name>.png` a task, `raw/<name>.npz` where asked, and a contact sheet; what is there already is
-    left, so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be read are listed and left out.
+    left, so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be
+    read are listed and left out.
     Returns counts, the unreadable with reasons, and the model's seconds an image.
     Raises `UserError` for a model without tasks, and where `out` holds another model's predictions.
     """
@@ -133,7 +134,8 @@ def plan(model: Student, sources: Sequence[Source], out: Path, settings: Setting
     """What `predict` would do: how many pictures there are, how many of them are predicted already, for which tasks."""
     pictures = [picture for source in sources for picture in source.pictures()]
     there = 0 if settings.overwrite else sum(_is_done(model.tasks, out, each, settings) for each in pictures)
-    return {"images": len(pictures), "already_there": there, "tasks": [task.name for task in model.tasks], "out": str(out)}
+    tasks = [task.name for task in model.tasks]
+    return {"images": len(pictures), "already_there": there, "tasks": tasks, "out": str(out)}
 
 
 def predict_text(result: dict[str, Any]) -> str:
