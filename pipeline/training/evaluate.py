@@ -25,7 +25,7 @@ from pipeline.console import progress, say, start_worker, warn
 from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Boundary, Data, Recipe
-from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.recipes.stores import find_store, row_of, store_tasks, training_store, warn_of_random
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
 from sak_common.differences import differences
@@ -147,7 +147,7 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
                 f"{task.name} is not the same task in {trained_on.name} ({here.kind}, {len(here.classes)} classes) and "
                 f"in {loader.store.name} ({there.kind}, {len(there.classes)} classes): classes must agree in order"
             )
-        _metric(task, recipe.boundary, loader.store.spec.dataset)
+        _metric(task, recipe.boundary, row_of(loader.store.spec))
     check_same_teachers(trained_on, loader.store, _features_read(recipe))
 
 
@@ -252,7 +252,7 @@ def score(
     """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
-        metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
+        metrics = {task.name: _metric(task, boundary, row_of(store.spec), image_map) for task in tasks}
         for batch, outputs in predictions:
             samples += batch.samples.tolist()
             scales = stored_scales(tasks, store, batch)
