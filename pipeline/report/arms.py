@@ -207,8 +207,8 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
     return Figure(
         f"confusion-{task.name}",
         f"Confusion: {task.name}",
-        f"{run.name}: rows are the true class, columns what it was taken for, in percent of the row. Classes that never "
-        "occur are left out.",
+        f"{run.name}: rows are the true class, columns what it was taken for, in percent of the row. Classes that "
+        "never occur are left out.",
         [picture],
         table,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,12 +125,3 @@ def heat(
         if np.isfinite(value):
             told = f"{100 * value if percent else value:.{digits}f}"
             axes.text(float(x), float(y), told, ha="center", va="center", color="#0b1d2c", fontsize=10)
-
-
-def lines(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], indices: Sequence[int]) -> None:
-    """Curves of (steps, values), in the colours of `indices`."""
-    for index, (steps, values) in zip(indices, curves.values(), strict=True):
-        axes.plot(
-            steps, values, color=colour(index), linewidth=1.6, marker=marker(index), markersize=3.5, markevery=0.2
-        )
-    axes.grid(axis="y")

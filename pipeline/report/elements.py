@@ -14,6 +14,9 @@ from PIL import Image
 
 from pipeline.console import number
 
+IMAGE_PX = 192
+"""Longer side of a picture on the page."""
+
 Value = float | int | str | None
 Tone = Literal["", "better", "worse", "open", "quiet"]
 
@@ -59,13 +62,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG drawing (`svg`) or an image (`source`, a data address). alt: what it shows, for who cannot see it."""
+    """An SVG drawing (`svg`) or an image (`source`, a data address).
+
+    alt: what it shows, for who cannot see it. size: (width, height) that the image is shown at, px. pixelated: whether
+    its pixels are cells of a map, to be seen as such.
+    """
 
     alt: str
     caption: str = ""
     svg: str = ""
     source: str = ""
     size: tuple[int, int] = (0, 0)
+    pixelated: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,27 @@ def webp(picture: npt.NDArray[np.uint8], *, lossless: bool = False) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=WEBP_QUALITY, method=6, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def image(picture: npt.NDArray[np.uint8], alt: str, caption: str = "", *, flat: bool = False) -> Picture:
+    """A picture (H, W, 3), scaled down to `IMAGE_PX` where it is larger. flat: of few colours, which stay exact."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, IMAGE_PX / max(height, width))
+    if scale < 1:
+        how = Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS
+        smaller = Image.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
+        picture = np.asarray(smaller)
+    shown = IMAGE_PX / max(picture.shape[:2])
+    size = round(picture.shape[1] * shown), round(picture.shape[0] * shown)
+    return Picture(alt, caption, source=webp(picture, lossless=flat), size=size)
+
+
+def cells(colours: npt.NDArray[np.uint8], alt: str, caption: str = "") -> Picture:
+    """A map (h, w, 3) of few cells, enlarged by who shows it."""
+    height, width = colours.shape[:2]
+    shown = IMAGE_PX / max(height, width)
+    size = round(width * shown), round(height * shown)
+    return Picture(alt, caption, source=webp(colours, lossless=True), size=size, pixelated=True)
 
 
 def tables_json(panels: Sequence[Panel]) -> Mapping[str, Any]:

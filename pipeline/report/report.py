@@ -16,16 +16,27 @@ from pipeline.report.cost import cost_panel
 from pipeline.report.elements import tables_json
 from pipeline.report.facts import StudyFacts
 from pipeline.report.origin import origin_panel
+from pipeline.report.paths import paths_panel
+from pipeline.report.predictions import predictions_panel
 from pipeline.report.render import page
+from pipeline.report.routers import routers_panel
 
 
-def report(names: Sequence[Path | str], out: Path, places: runs.Places) -> dict[str, Any]:
+def report(names: Sequence[Path | str], out: Path, places: runs.Places, live: bool = False) -> dict[str, Any]:
     """Write the report of a study or of runs to the file `out`. Returns its path, bytes, remarks, and every table.
 
-    Raises what `collect` raises.
+    live: whether teachers are run on the images whose features are pictured. Raises what `collect` raises.
     """
     found = collect(names, places)
-    panels = [answer_panel(found), arms_panel(found), cost_panel(found), origin_panel(found)]
+    panels = [
+        answer_panel(found),
+        arms_panel(found),
+        routers_panel(found, places.features),
+        paths_panel(found, places.features, live),
+        predictions_panel(found, places.features),
+        cost_panel(found),
+        origin_panel(found),
+    ]
     text = page(_title(found), _made(found), f"Written by sak {__version__} from the files of the runs.", panels)
     out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_atomically(out, text)
