@@ -101,8 +101,9 @@ def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int
                     future.result()
             return {run: why for future in futures for run, why in future.result().items()}
         except BaseException:
+            workers_now = list((pool._processes or {}).values())  # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
+            for process in workers_now:
                 process.terminate()
             raise
 
