@@ -16,12 +16,14 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import frozen_part, student_input
+from sak_common.errors import SakError
 from sak_common.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.config import NUM_LEVELS, Depths, StudentConfig, match_levels
 from sak_core.student.feature_model import FeatureModel
-from sak_core.student.initial_weights import load_vit
+from sak_core.student.initial_weights import STAGE2_PARTS, load_student, load_vit
 from sak_core.student.network import StudentNetwork, StudentOutput
+from sak_core.student.pretrained import Student
 from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 
@@ -81,7 +83,7 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     if recipe.arm.startswith(TEACHER_PREFIX):
         return (recipe.arm.removeprefix(TEACHER_PREFIX),)
     # routers and heads have no part in the distillation loss: where they alone train, it would change nothing
-    compares = recipe.stage == "distill" or (recipe.alpha > 0 and recipe.trains != "routers")
+    compares = recipe.stage == "distill" or (recipe.loss.alpha > 0 and recipe.trains != "routers")
     needed = arm.frozen_features or (arm.distils and compares)
     if (arm.distils or arm.frozen_features) and not recipe.teachers:
         raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
@@ -99,14 +101,14 @@ def class_tokens_read(recipe: Recipe) -> tuple[str, ...]:
 
     Raises `UserError` where class tokens are asked of others than the recipe's teachers, or have nothing to compare.
     """
-    if not recipe.class_tokens or not find_arm(recipe.arm).distils:
+    if not recipe.loss.class_tokens or not find_arm(recipe.arm).distils:
         return ()
-    if recipe.loss == "relational":
-        raise UserError("class_tokens: one token has no relations to others; choose loss = 'cos+l1', 'cos' or 'l2'")
-    for name in recipe.class_tokens:
+    if recipe.loss.kind == "relational":
+        raise UserError("loss.class_tokens: one token has no relations; choose loss.kind = 'cos+l1', 'cos' or 'l2'")
+    for name in recipe.loss.class_tokens:
         if name not in recipe.teachers:
-            raise UserError(f"class_tokens: {unknown('teacher', name, recipe.teachers)}")
-    return tuple(name for name in teachers_read(recipe) if name in recipe.class_tokens)
+            raise UserError(f"loss.class_tokens: {unknown('teacher', name, recipe.teachers)}")
+    return tuple(name for name in teachers_read(recipe) if name in recipe.loss.class_tokens)
 
 
 def prefixes_read(recipe: Recipe) -> tuple[str, ...]:
@@ -124,10 +126,14 @@ def one_a_task(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Recipe]:
     """What the students of an arm `per_task` train by, one a task."""
     singles = {}
     for task in tasks:
-        weights = {name: weight for name, weight in recipe.task_weights.items() if name == task}
-        changes: dict[str, Any] = {"arm": "multi-task", "tasks": (task,), "task_weights": weights}
-        if recipe.best_by in tasks:
-            changes["best_by"] = task
+        weights = {name: weight for name, weight in recipe.loss.task_weights.items() if name == task}
+        changes: dict[str, Any] = {
+            "arm": "multi-task",
+            "tasks": (task,),
+            "loss": recipe.loss.model_copy(update={"task_weights": weights}),
+        }
+        if recipe.validation and recipe.validation.best_by in tasks:
+            changes["validation"] = recipe.validation.model_copy(update={"best_by": task})
         singles[task] = recipe.model_copy(update=changes)
     return singles
 
@@ -150,10 +156,10 @@ def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
     """
     if not find_arm(recipe.arm).distils:
         return {}
-    given, ours = recipe.match_levels or {}, range(len(recipe.student.levels or range(NUM_LEVELS)))
+    given, ours = recipe.loss.match_levels or {}, range(len(recipe.student.levels or range(NUM_LEVELS)))
     for name in given:
         if name not in recipe.teachers:
-            raise UserError(f"match_levels: {unknown('teacher', name, recipe.teachers)}")
+            raise UserError(f"loss.match_levels: {unknown('teacher', name, recipe.teachers)}")
     found = {}
     for name in recipe.teachers:
         theirs = _depths(store, name)
@@ -161,8 +167,8 @@ def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
             matched = given[name]
             if len(matched) != len(theirs) or not set(matched) <= set(ours):
                 raise UserError(
-                    f"match_levels.{name} = {list(matched)}: one of the student's levels 0..{ours[-1]} is expected for "
-                    f"each of the {len(theirs)} levels in the cache"
+                    f"loss.match_levels.{name} = {list(matched)}: one of the student's levels 0..{ours[-1]} is "
+                    f"expected for each of the {len(theirs)} levels in the cache"
                 )
         elif len(theirs) == len(ours):
             continue
@@ -209,7 +215,7 @@ def model_of(
         paths=arm.paths,
         adapter=options.adapter,
         aligner=options.aligner,
-        class_tokens=tuple(name for name in recipe.teachers if name in recipe.class_tokens) if arm.distils else (),
+        class_tokens=tuple(name for name in recipe.teachers if name in recipe.loss.class_tokens) if arm.distils else (),
         router=options.router,
         head=options.head,
         tasks=tuple(tasks),
@@ -238,19 +244,31 @@ def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
 
 
 def initialize(recipe: Recipe, model: nn.Module) -> None:
-    """Load the stem's weights where the recipe names some and the model has a stem.
+    """Load the weights that a recipe begins with, the stem's or a trained student's, into a model that has a stem.
 
     Raises `UserError` where they are not to be had or do not fit.
     """
-    source = recipe.student.stem.weights
-    if source is None or not isinstance(model, StudentNetwork):
+    if not isinstance(model, StudentNetwork):
         return
+    if recipe.init:
+        _go_on_from(recipe.init, model)
+    elif source := recipe.student.stem.weights:
+        try:
+            where = load_vit(model.stem, source)
+        except (ValueError, OSError) as error:
+            raise UserError(f"student.stem.weights = {source!r}: {error}") from error
+        if where:
+            say(f"stem: weights of {source} under {where!r}")
+
+
+def _go_on_from(source: str, model: StudentNetwork) -> None:
+    """Load a saved student's stem and paths; its routers and heads stay behind."""
     try:
-        where = load_vit(model.stem, source)
-    except (ValueError, OSError) as error:
-        raise UserError(f"student.stem.weights = {source!r}: {error}") from error
-    if where:
-        say(f"stem: weights of {source} under {where!r}")
+        saved = Student.from_pretrained(source)
+        kept = {name: value for name, value in saved.network.state_dict().items() if not name.startswith(STAGE2_PARTS)}
+        load_student(model, kept, STAGE2_PARTS, saved.config.student.stem.image_size)
+    except (SakError, ValueError, OSError) as error:
+        raise UserError(f"init = {source!r}: {error}") from error
 
 
 def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:

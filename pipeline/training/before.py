@@ -22,7 +22,7 @@ def check_validation(recipe: Recipe, places: runs.Places) -> None:
     """Raise `UserError` where the split that a run is validated on, or what chooses its best checkpoint, is not there
     or does not belong to what it trains on."""
     store = training_store(places.features, recipe, parts_read(recipe))
-    tasks = store_tasks(store, recipe.tasks, recipe.task_weights) if recipe.stage == "finetune" else []
+    tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights) if recipe.stage == "finetune" else []
     if not find_arm(recipe.arm).per_task:  # each of its students has its own
         validation_of(recipe, tasks, lambda model: {})
     if (validated := validation_store(recipe, places.features)) is None:

@@ -59,7 +59,7 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     if find_arm(recipe.arm).per_task:
         return _evaluate_parts(run, data, places)
     trained_on = training_store(places.features, recipe, teachers_read(recipe))
-    tasks = store_tasks(trained_on, recipe.tasks, recipe.task_weights)
+    tasks = store_tasks(trained_on, recipe.tasks, recipe.loss.task_weights)
     check_scorable(recipe, tasks, trained_on, data, places)
     _check_up_to_date(run, recipe, places)
     teachers = _features_read(recipe)
@@ -178,7 +178,7 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
     store = training_store(places.features, recipe, teachers_read(recipe))
-    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights)
     model = build_model(recipe, store, tasks)
     runs.load_weights(run, model)
     return model.eval(), tasks

@@ -59,7 +59,7 @@ def finetune(
     if arm.derived:
         raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
     store = training_store(places.features, recipe, parts_read(recipe))
-    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights)
     if starts_from_stage1(recipe) != (stage1 is not None):
         raise UserError(
             f"arm {recipe.arm} with stage1 = {recipe.stage1!r} starts from "
@@ -163,7 +163,7 @@ def _check_matches(stage1: Path, matches: Mapping[str, tuple[int, ...]]) -> None
         if then != now:
             raise UserError(
                 f"{stage1} compared the levels of {name} with the student's {then}, here it would be {now}: say which "
-                "in both stages, match_levels = {" + f"{name} = [...]" + "}"
+                "in both stages, loss.match_levels = {" + f"{name} = [...]" + "}"
             )
 
 
@@ -201,7 +201,7 @@ def _loss(
     total, terms = task_losses(tasks, output.outputs, seen_labels(tasks, store, batch), over_ranks)
     if targets is not None:
         distillation, by_level = targets(output, batch, noise, over_ranks)
-        total = total + recipe.alpha * distillation
+        total = total + recipe.loss.alpha * distillation
         terms = {**terms, **by_level, "distillation": distillation}
 
     def probe() -> dict[str, Tensor]:

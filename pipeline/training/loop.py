@@ -148,8 +148,8 @@ def train(
                     fabric.backward(result.loss / parts)
                 watch.add(result, batch, probes=logs, shows=saves)
                 del result, batch  # or they would live beside the next ones
-            if recipe.clip:
-                fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+            if clip := recipe.optimizer.clip:
+                fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=clip, error_if_nonfinite=False)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
             if average:
