@@ -31,6 +31,7 @@ from sak_core.views.view import (
     largest_share,
     sources,
     view_scale,
+    view_scales,
 )
 
 POLICIES = {
@@ -99,7 +100,7 @@ def test_drawn_numbers_keep_to_their_ranges(policy, key, image_size, size):
         assert min(top, left) >= 0 and top + height <= image_size[0] and left + width <= image_size[1]
     rows, columns = sources(view, image_size, size)
     outside = (rows < 0).sum(), (columns < 0).sum()
-    if policy is ROOMS_TRAIN or policy.kind == "random-resized-crop":
+    if policy.kind == "random-resized-crop":
         assert outside == (0, 0)  # nothing padded
     if policy.kind == "pad":
         # the whole image, centred
@@ -108,6 +109,13 @@ def test_drawn_numbers_keep_to_their_ranges(policy, key, image_size, size):
             assert shown == (set(range(image_size[0])), set(range(image_size[1])))
         before, after = (rows >= 0).argmax(), (rows[::-1] >= 0).argmax()
         assert 0 <= after - before <= 1
+
+
+def test_rooms_are_trained_at_the_scale_they_are_scored_at():
+    views = [draw_view(ROOMS_TRAIN, 0, i, 0, (96, 96), (96, 96)) for i in range(1000)]
+    scales = np.array([np.sqrt(np.prod(view_scales(np.array([v.box]), (96, 96)))) for v in views])
+    assert abs(np.log(scales).mean()) < 0.02
+    assert scales.min() < 0.83 and scales.max() > 1.2
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

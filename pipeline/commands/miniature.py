@@ -1,4 +1,4 @@
-"""`sak miniature`: train the miniature teachers again, or probe them."""
+"""`sak miniature`: train the miniature teachers and the stem again, or probe the teachers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.errors import UserError
 
 @click.group()
 def miniature() -> None:
-    """The miniature teachers: train them again, or probe them."""
+    """The miniature teachers and stem: train them again, or probe the teachers."""
 
 
 @miniature.command("train")
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures"), show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Length of the run; the teacher's own when absent.")
+@click.option("--steps", type=click.IntRange(1), help="Length of the run; its own when absent.")
 @click.option("--scenes", "num_scenes", type=click.IntRange(64), default=8000, show_default=True)
 def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) -> None:
-    """Train the miniature teacher NAME again, from rendered scenes; goes on where it stopped."""
+    """Train a miniature teacher or the stem, mini-vit, again, from rendered scenes; goes on where it stopped."""
     from pipeline.console import say
     from pipeline.miniature.trainer import train
     from sak_common.names import unknown
-    from sak_core.miniature.network import MINIATURES
+    from sak_core.miniature.network import SHIPPED
 
-    if name not in MINIATURES:
-        raise UserError(unknown("miniature teacher", name, MINIATURES))
+    if name not in SHIPPED:
+        raise UserError(unknown("miniature", name, SHIPPED))
     print(train(name, out, num_scenes=num_scenes, num_steps=steps, report=say))
 
 

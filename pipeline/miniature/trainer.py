@@ -1,4 +1,4 @@
-"""Train a miniature teacher: a fixed number of steps in float32 on one thread, so that it can be made again.
+"""Train a miniature: a fixed number of steps in float32 on one thread, so that it can be made again.
 
 A run writes `state.pt` as it goes and continues from there when started again; at the end it writes the
 weights (fp16 safetensors) and a card (JSON) that says how they came about.
@@ -25,7 +25,7 @@ from pipeline.miniature.pixels import PixelNet
 from pipeline.miniature.scenes import TRAINING_SEED, SceneStore, render_scenes
 from sak_common.names import UnknownName, unknown
 from sak_common.random import philox
-from sak_core.miniature.network import MINIATURES, PATCH, MiniatureNet, file_digest
+from sak_core.miniature.network import PATCH, SHIPPED, file_digest
 from sak_core.weights.digests import state_digest
 
 
@@ -51,7 +51,7 @@ def learning_rate(config: MiniatureConfig, step: int, num_steps: int) -> float:
 
 
 class MiniatureTraining:
-    """A miniature teacher in training: network, objective, optimizer, step and CPU-seconds spent.
+    """A miniature in training: network, objective, optimizer, step and CPU-seconds spent.
 
     Args:
         name: a key of `LESSONS`.
@@ -63,8 +63,8 @@ class MiniatureTraining:
     def __init__(self, name: str, scenes: SceneStore, num_steps: int, config: MiniatureConfig) -> None:
         torch.manual_seed(config.seed)
         self.name, self.scenes, self.num_steps, self.config = name, scenes, num_steps, config
-        self.net = MiniatureNet()
-        self.pixel_net = PixelNet(self.net, MINIATURES[name])
+        self.net = LESSONS[name].network()
+        self.pixel_net = PixelNet(self.net, SHIPPED[name])
         self.objective: nn.Module = LESSONS[name].build(scenes.attributes)
         self.modules = nn.ModuleDict({"net": self.net, "objective": self.objective}).train()
         # Decay for matrices only, as usual: not for biases, norms and the mask token.
@@ -138,14 +138,14 @@ class MiniatureTraining:
         save_file(tensors, path, metadata={"format": "pt", "name": self.name})
         card = {
             "name": self.name,
-            "objective": MINIATURES[self.name].objective,
+            "objective": SHIPPED[self.name].objective,
             "licence": "Apache-2.0",
             "sha256": file_digest(path),
             "state": state_digest(tensors),
             "num_parameters": sum(p.numel() for p in self.net.parameters()),
             "patch": PATCH,
-            "mean": MINIATURES[self.name].mean,
-            "std": MINIATURES[self.name].std,
+            "mean": SHIPPED[self.name].mean,
+            "std": SHIPPED[self.name].std,
             "num_steps": self.step,
             "cpu_seconds": round(self.cpu_s, 1),
             "num_images": self.step * self.config.batch_size,
@@ -174,12 +174,12 @@ def train(
     report: Callable[[str], None] = print,
     report_every: int = 25,
 ) -> Path:
-    """Train miniature teacher `name`, rendering the scenes first where they are missing.
+    """Train the miniature `name`, rendering the scenes first where they are missing.
 
     Args:
-        name: `mini-dino`, `mini-clip` or `mini-sam`.
+        name: `mini-dino`, `mini-clip`, `mini-sam` or the stem, `mini-vit`.
         out: folder for weights, card, log and the state to go on from; a run found there is continued.
-        scenes: folder of the rendered scenes, shared by the three; `out / "scenes"` by default.
+        scenes: folder of the rendered scenes, shared by all; `out / "scenes"` by default.
         num_scenes: how many scenes to render.
         num_steps: length of the run; the lesson's own by default.
         config: other settings.
@@ -191,12 +191,12 @@ def train(
         The path of the weights, `out / f"{name}.safetensors"`.
 
     Raises:
-        UnknownName: there is no such miniature teacher.
+        UnknownName: there is no such miniature.
         ValueError: `out` or `scenes` holds something made with other settings.
         FloatingPointError: the loss is not finite.
     """
     if name not in LESSONS:
-        raise UnknownName(unknown("miniature teacher", name, LESSONS))
+        raise UnknownName(unknown("miniature", name, LESSONS))
     torch.set_num_threads(threads)
     store = render_scenes(
         scenes or out / "scenes",

@@ -47,7 +47,9 @@ class Stem(Strict):
     """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions."""
 
     name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
-    weights: str | None = Field(None, description="'hub', a file or FILE::KEY; untrained when absent")
+    weights: str | None = Field(
+        None, description="'hub', 'mini-vit' (ships, for rooms), a file or FILE::KEY; untrained when absent"
+    )
     patch_size: int | None = Field(None, ge=1, description="px; this and the next three for custom alone")
     width: int | None = Field(None, ge=8)
     depth: int | None = Field(None, ge=1)

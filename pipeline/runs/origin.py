@@ -23,6 +23,7 @@ from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import digest, find_store, training_store
 from pipeline.runs import checkpoint
 from sak_common.differences import differences
+from sak_core.student.initial_weights import stem_file
 
 Origin = dict[str, Any]
 """JSON values by what they are of, see `origin_of_run` and `origin_of_scores`."""
@@ -137,9 +138,9 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     if stage1 is not None:
         return {"begins_with": _digest_of(checkpoint.scored_weights(stage1))}
     source = recipe.student.stem.weights
-    if source is None or not Path(source).is_file():  # the hub's do not change under their name
+    if source is None or not stem_file(source).is_file():  # the hub's do not change under their name
         return {}
-    return {"begins_with": _digest_of(Path(source))}
+    return {"begins_with": _digest_of(stem_file(source))}
 
 
 def _facts(store: Store, teachers: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ WEIGHTS_DIR = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class Miniature:
-    """What tells one miniature teacher from another, besides its weights."""
+    """What tells one miniature from another, besides its weights."""
 
     name: str
     mean: tuple[float, float, float]
@@ -60,6 +60,12 @@ MINIATURES: dict[str, Miniature] = {
     "mini-clip": Miniature("mini-clip", *_OPENAI, "contrast of phrases with the prompt vocabulary, and grounding"),
     "mini-sam": Miniature("mini-sam", *_IMAGENET, "point-prompted masks at three levels, and pixel affinity"),
 }
+
+STEM = Miniature("mini-vit", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "masked pixels")
+"""The students' stem on `rooms`: no teacher, and another network, a ViT by timm's names."""
+
+SHIPPED = {**MINIATURES, STEM.name: STEM}
+"""All whose weights ship."""
 
 
 def position_grid(height: int, width: int, channels: int) -> Tensor:

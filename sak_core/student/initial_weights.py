@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sak_core.miniature.network import STEM, shipped_weights
 from sak_core.student.lora import plain_name
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import Stem, StemConfig
@@ -27,8 +28,8 @@ def load_vit(stem: Stem, source: Path | str) -> str:
     """Loads a timm ViT's weights into the stem; its final norm and classifier are left out.
 
     source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
-    authors ship them), FILE::KEY where several of its state dicts would fit, or "hub" for the weights that timm
-    downloads for the stem's name. Position embeddings are resampled.
+    authors ship them), FILE::KEY where several of its state dicts would fit, "hub" for the weights that timm
+    downloads for the stem's name, or "mini-vit" for the stem of `rooms` that ships. Position embeddings are resampled.
 
     Returns wrapper and prefix that the weights' names had in the file, "" where they had none. Raises ValueError
     naming what is missing, left over or of another shape, RefusedFile for a damaged or hostile file,
@@ -37,13 +38,18 @@ def load_vit(stem: Stem, source: Path | str) -> str:
     if source == HUB:
         _load(stem, _fitted(stem, _hub_state(stem.config)))
         return ""
-    path = Path(source)
+    path = stem_file(source)
     if path.suffix == ".npz":
         _load(stem, _fitted(stem, _augreg_state(stem.config, path)))
         return ""
     found = find_state(path, partial(_fitted, stem), f"the stem {stem.config.name}")
     _load(stem, found.value)
     return found.where
+
+
+def stem_file(source: Path | str) -> Path:
+    """The file that `source` names: "mini-vit" is the stem that ships."""
+    return shipped_weights(STEM.name) if source == STEM.name else Path(source)
 
 
 def _fitted(stem: Stem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
