@@ -21,6 +21,7 @@ from pipeline.runs.readme import run_readme
 from sak_common.names import unknown
 from sak_core.student.initial_weights import load_student
 from sak_core.student.network import StudentNetwork
+from sak_core.student.parts import FRESH_PARTS
 from sak_core.weights.tensor_files import check_state
 
 RUNS = Path("runs")
@@ -177,7 +178,7 @@ def load_weights(run: Path, model: nn.Module) -> None:
 
 
 def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) -> None:
-    """Load a stage-1 run's scored weights into a stage-2 student, whose routers and heads stay as initialised.
+    """Load a stage-1 run's scored weights into a stage-2 student, whose routers, heads and decoder stay as initialised.
 
     image_size: (H, W) in px of the run's views; a position embedding of another size is resampled. Raises `UserError`
     where the rest does not fit.
@@ -188,7 +189,7 @@ def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) 
     if not model.config.class_tokens:  # a further target of the distillation alone
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_aligners.")}
     try:
-        load_student(model, tensors, fresh=("heads.", "routers."), image_size=image_size)
+        load_student(model, tensors, fresh=FRESH_PARTS, image_size=image_size)
     except ValueError as error:
         raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 
