@@ -21,7 +21,7 @@ optional = $(if $($(1)),$(option))
 given = $(if $($(1)),$(call quoted,$($(1))))
 chosen = $(if $(filter file,$(origin DATASET)),,$(call option,DATASET,--dataset))
 
-.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate evaluate predict export clean
+.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate evaluate predict export reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -94,6 +94,10 @@ predict: $(STAMP)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's pr
 
 export: $(STAMP)  ## RUN= [TO=exported] a trained student as a folder for others
 	$(SAK) export $(call quoted,$(RUN)) $(call quoted,$(if $(TO),$(TO),exported)) $(ARGS)
+
+reproduce: $(STAMP)  ## [STUDY=claim|parts|views|scale] [WORKERS=2] [SHARE_READS=1] the studies of docs/reproduction again, hours
+	$(SAK) reproduce $(call given,STUDY) --workers $(if $(filter file,$(origin WORKERS)),2,$(WORKERS)) \
+	  $(call option,SHARE_READS,--share-reads) $(ARGS)
 
 clean:  ## remove the virtual environment and tools' caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

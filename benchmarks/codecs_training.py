@@ -15,42 +15,35 @@ import click
 
 from cache.store import find_stores
 from pipeline.console import say, table
-from pipeline.demo import SMALL_SPLITS, SMALL_STEPS, SPLITS, cache_splits, prepare_splits
-from pipeline.extraction.request import TeacherOptions
 from pipeline.recipes.config import load_study
 from pipeline.runs import Places
 from pipeline.studies import ablate
+from pipeline.studies.caches import prepare_caches, run_teachers
+from pipeline.studies.reproduce import small_study
 
 ARM = "sak"
-TEACHERS = ("mini-dino", "mini-clip", "mini-sam")
-CODINGS: dict[str, TeacherOptions] = {
-    "fp16": TeacherOptions(codec="fp16", threads=1),
-    "int8": TeacherOptions(codec="int8", threads=1),
+CODINGS: dict[str, dict[str, Any]] = {
+    "fp16": {"codec": "fp16"},
+    "int8": {"codec": "int8"},
     # int4 at whatever it reaches: this is to show what that costs
-    "int4": TeacherOptions(codec="int4", fidelity=0.9, threads=1),
-    "klt at 0.995": TeacherOptions(codec="klt", fidelity=0.995, threads=1),
-    "klt at 0.98": TeacherOptions(codec="klt", fidelity=0.98, threads=1),
+    "int4": {"codec": "int4", "fidelity": 0.9},
+    "klt at 0.995": {"codec": "klt", "fidelity": 0.995},
+    "klt at 0.98": {"codec": "klt", "fidelity": 0.98},
 }
 
 
 def measure(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
     """Scores of every coding: mean and standard deviation over seeds, and bits a value of the teachers' levels."""
-    splits = SMALL_SPLITS if quick else SPLITS
-    study = load_study("demo").model_copy(
-        update={
-            "arms": (ARM,),
-            "baseline": ARM,
-            "seeds": (0,) if quick else (0, 1, 2),
-            "set": SMALL_STEPS if quick else {},
-        }
-    )
+    study = load_study("demo").model_copy(update={"arms": (ARM,), "baseline": ARM, "seeds": (0, 1, 2)})
+    study = small_study(study) if quick else study
     rows = []
     for name, coding in CODINGS.items():
         say(f"codecs-training: {name}")
         own = folder / name.replace(" ", "-")
         places = Places(own / "features", own / "runs")
-        prepare_splits(splits, places.features)
-        cache_splits(splits, TEACHERS, places.features, workers, coding)
+        caches = [cache.model_copy(update=coding) for cache in study.caches]
+        prepare_caches(caches, places.features)
+        run_teachers(caches, places.features, workers)
         result = ablate.ablate(study, places, workers)
         row = next(row for row in result["rows"] if row["arm"] == ARM)
         num_bytes, bits = _size(places.features)

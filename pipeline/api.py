@@ -366,19 +366,20 @@ def export(
     onnx: bool = False,
     torch_export: bool = False,
     size: str | tuple[int, int] | None = None,
+    half: bool = False,
     push: str | None = None,
     public: bool = False,
     runs: Path | str = "runs",
 ) -> dict[str, Any]:
     """Write a trained student as a folder that `Student.from_pretrained` loads; returns folder, files and checks.
 
-    run: a run, a folder or a hub id. onnx, torch_export: further files; size: of their images. push: OWNER/NAME on the
-    hub; public: make a new repository of it public.
+    run: a run, a folder or a hub id. onnx, torch_export: further files; size: of their images. half: keep the weights
+    as fp16. push: OWNER/NAME on the hub; public: make a new repository of it public.
     """
     from pipeline.export import model_folder
     from pipeline.export.models import open_model
 
-    formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size))
+    formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size), half=half)
     result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push)
     if push:
         result["pushed"] = model_folder.push(Path(out), push, public)

@@ -20,6 +20,7 @@ from pipeline.commands import (
     frontier,
     miniature,
     models,
+    reproduce,
     stores,
     teachers,
     train,
@@ -66,7 +67,8 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
     "Elsewhere": {
         models.import_reference: "Read a checkpoint of the authors' release.",
         models.export_reference: "Write one.",
-        miniature.miniature: "Train or probe the miniature teachers.",
+        miniature.miniature: "Train or probe the miniature teachers and stem.",
+        reproduce.reproduce: "Run the studies of the documents again.",
     },
 }
 """The commands by the step that they serve, each with its line in `sak --help`."""

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from sak_core.losses.step import task_losses
 from sak_core.noise import RowNoise
 from sak_core.student.config import StudentConfig
-from sak_core.student.initial_weights import load_student, load_vit
+from sak_core.student.initial_weights import STAGE2_PARTS, load_student, load_vit
 from sak_core.student.network import Experts, StudentNetwork
-from sak_core.student.parts import FRESH_PARTS, count_parameters, freeze
+from sak_core.student.parts import count_parameters, freeze
 from sak_core.student.pretrained import Student, save_pretrained
 from sak_core.student.pretrained_config import PretrainedConfig, RefusedModel
 from sak_core.student.stem import Stem, StemConfig
@@ -106,8 +106,8 @@ def test_frozen_parts_from_stored_tokens_give_the_same_numbers(name: str) -> Non
 def test_a_distilled_student_takes_a_fresh_decoder(name: str) -> None:
     distilled = students.student(1, tasks=())
     made = student(name)
-    before = {n: v.clone() for n, v in made.state_dict().items() if n.startswith(FRESH_PARTS)}
-    load_student(made, distilled.state_dict(), FRESH_PARTS)
+    before = {n: v.clone() for n, v in made.state_dict().items() if n.startswith(STAGE2_PARTS)}
+    load_student(made, distilled.state_dict(), STAGE2_PARTS)
     after = made.state_dict()
     assert all(torch.equal(after[n], v) for n, v in before.items()) and "final_norm.weight" in before
     assert torch.equal(

@@ -28,15 +28,20 @@ from pipeline.miniature.scenes import (
     render_scenes,
 )
 from pipeline.miniature.trainer import MiniatureConfig, MiniatureTraining, learning_rate, train
+from pipeline.miniature.vit import STEM, normalized, patches
 from sak_core.interfaces.teacher import TeacherUnavailable
 from sak_core.miniature.network import (
     MINIATURES,
+    SHIPPED,
     build_miniature,
     file_digest,
     position_grid,
     shipped_weights,
 )
 from sak_core.miniature.rooms import CLASSES, COLORS, PARTS, PLACES, render_scene
+from sak_core.student.initial_weights import load_vit
+from sak_core.student.stem import Stem, normalize
+from sak_core.weights.digests import state_digest
 
 NAMES = list(MINIATURES)
 
@@ -88,6 +93,48 @@ def test_lessons_and_splits_share_no_scene() -> None:
 
     assert shipped_card("mini-dino")["scenes"]["seed"] == TRAINING_SEED
     assert SEED != TRAINING_SEED
+
+
+def test_the_stem_that_ships_is_what_its_card_says_and_had_no_longer_than_a_teacher() -> None:
+    card, path = shipped_card("mini-vit"), shipped_weights("mini-vit")
+    assert card["sha256"] == file_digest(path) and path.stat().st_size < 3_000_000
+    assert card["num_steps"] == LESSONS["mini-vit"].num_steps and card["cpu_seconds"] <= 11 * 60
+    assert card["scenes"] == shipped_card("mini-dino")["scenes"]
+    assert card["training"] == shipped_card("mini-dino")["training"]
+    assert (card["mean"], card["std"]) == ([0.5] * 3, [0.5] * 3)
+    stem = Stem(STEM)
+    load_vit(stem, "mini-vit")
+    assert sum(p.numel() for p in stem.parameters()) == card["num_parameters"]
+    state = {name: value.half() for name, value in stem.vit.state_dict().items()}
+    assert state_digest(state) == card["state"]
+
+
+def test_the_stem_that_ships_resamples_its_positions_and_refuses_other_widths() -> None:
+    load_vit(Stem(replace(STEM, image_size=(64, 128))), "mini-vit")
+    with pytest.raises(ValueError, match=r"pos_embed|shape"):
+        load_vit(Stem(replace(STEM, width=192)), "mini-vit")
+
+
+def test_the_stem_that_ships_knows_more_of_classes_than_an_untrained_one() -> None:
+    """A ridge regression of patches' class shares on its tokens, on scenes that it was not fitted to."""
+    seen = [render_scene(5, i) for i in range(60)]
+    pixels = normalize(torch.stack([torch.from_numpy(scene.image) for scene in seen]))
+    semseg = torch.stack([torch.from_numpy(scene.semseg.astype(np.int64)) for scene in seen])
+    target = patch_histogram(semseg, len(CLASSES)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    errors = []
+    for trained in (True, False):
+        torch.manual_seed(0)
+        stem = Stem(STEM).eval()
+        if trained:
+            load_vit(stem, "mini-vit")
+        with torch.no_grad():
+            tokens = torch.nn.functional.layer_norm(stem(pixels)[-1][:, 1:].flatten(0, 1), (96,)).double()
+        tokens = torch.cat([tokens, torch.ones(len(tokens), 1, dtype=torch.float64)], 1)
+        fitted, held_out = tokens[: 40 * 144], tokens[40 * 144 :]
+        gram = fitted.T @ fitted + 1.0 * torch.eye(97, dtype=torch.float64)
+        weight = torch.linalg.solve(gram, fitted.T @ target[: 40 * 144])
+        errors.append(float((held_out @ weight - target[40 * 144 :]).square().mean()))
+    assert errors[0] < 0.9 * errors[1], errors
 
 
 # The network and the teacher
@@ -177,6 +224,16 @@ def test_box_coverage_is_a_share_of_cells() -> None:
     torch.testing.assert_close(coverage, torch.tensor([[0.5, 0.25], [1.0, 0.5]]))
 
 
+def test_patches_lie_in_the_order_of_tokens_and_are_normalized_alone() -> None:
+    pixels = torch.zeros(1, 3, 16, 24)
+    pixels[0, 1, 8:, 16:] = torch.arange(64.0).view(8, 8)
+    cut = patches(pixels, 8)
+    assert cut.shape == (1, 6, 192) and torch.equal(cut[0, 5, 64:128], torch.arange(64.0))
+    assert not cut[0, :5].any()
+    last = normalized(cut)[0, 5]
+    assert last.mean().abs() < 1e-5 and last.std() == pytest.approx(1, abs=1e-3)
+
+
 def test_phrases_are_found_again() -> None:
     tower = PhraseTower()
     assert len(tower.phrases) == len(CLASSES) * len(COLORS) * len(PLACES)
@@ -246,7 +303,7 @@ def test_colours_change_and_shapes_stay(batch: SceneBatch) -> None:
 # Training
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(LESSONS))
 def test_every_lesson_teaches(name: str, scenes: SceneStore) -> None:
     training = MiniatureTraining(name, scenes, 24, MiniatureConfig(batch_size=8))
     losses = [training.train_step()["loss"] for _ in range(24)]
@@ -303,7 +360,7 @@ def test_objectives_draw_from_their_generator_only(batch: SceneBatch) -> None:
     attributes = tuple(SceneAttribute(str(i), ("a",) * 20) for i in range(batch.attributes.shape[1]))
     for name, lesson in LESSONS.items():
         objective = lesson.build(attributes).eval()
-        net = PixelNet(build_miniature(name, (96, 96)).net, MINIATURES[name])
+        net = PixelNet(lesson.network(), SHIPPED[name]).eval()
         one, two = (sum(objective(net, batch, generator()).values()) for _ in range(2))
         assert isinstance(one, Tensor) and torch.equal(one, two), name
 

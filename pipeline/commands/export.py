@@ -17,6 +17,7 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option(
     "--size", metavar="HxW", help="Of the images of --onnx and --torch-export; the training views' if absent."
 )
+@click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes; they are computed with in fp32.")
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
 @click.option("--public", is_flag=True, help="Make a new repository of the hub public; private otherwise.")
 @RUNS
@@ -27,6 +28,7 @@ def export(
     onnx: bool,
     torch_export: bool,
     size: str | None,
+    half: bool,
     model_id: str | None,
     public: bool,
     runs: Path,
@@ -36,7 +38,7 @@ def export(
     from pipeline import api
 
     result = api.export(
-        run, out, onnx=onnx, torch_export=torch_export, size=size, push=model_id, public=public, runs=runs
+        run, out, onnx=onnx, torch_export=torch_export, size=size, half=half, push=model_id, public=public, runs=runs
     )
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
 

@@ -18,11 +18,12 @@ from sak_core.weights.hub import hub_reason
 @dataclass(frozen=True)
 class Formats:
     """What to write beside the folder's own files: an ONNX file, a `torch.export` program, both for images of `size`
-    (H, W) px, the training views' when None."""
+    (H, W) px, the training views' when None. half: weights as fp16, which are read back as fp32."""
 
     onnx: bool = False
     program: bool = False
     size: tuple[int, int] | None = None
+    half: bool = False
 
 
 def export(model: Student, out: Path, formats: Formats = Formats(), model_id: str | None = None) -> dict[str, Any]:
@@ -33,11 +34,13 @@ def export(model: Student, out: Path, formats: Formats = Formats(), model_id: st
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
         raise UserError(f"{out} is there and is no earlier export; choose another folder")
+    if formats.half:
+        model = model.half()
     card = model_card(model.config, model_id or out.name)
     for earlier in (*out.glob(f"{ONNX}*"), *out.glob(PROGRAM)):
         earlier.unlink()  # perhaps of another student
     save_pretrained(model.network, model.config, out)
-    _check(model, out)
+    model = _read_back(model, out)
     result: dict[str, Any] = {"folder": str(out)}
     size = formats.size or model.config.student.stem.image_size
     for key, wanted, write in (("onnx", formats.onnx, write_onnx), ("torch_export", formats.program, write_program)):
@@ -75,11 +78,13 @@ def push(out: Path, model_id: str, public: bool) -> str:
     return str(address)
 
 
-def _check(model: Student, out: Path) -> None:
-    """That what was written reads back as what was exported, bit for bit."""
+def _read_back(model: Student, out: Path) -> Student:
+    """What was written, read again; `UserError` where it is not what was exported, bit for bit."""
     import torch
 
-    again = Student.from_pretrained(out).network.state_dict()
+    again = Student.from_pretrained(out)
+    found = again.network.state_dict()
     for name, value in model.network.state_dict().items():
-        if not torch.equal(value.cpu(), again[name]):
+        if not torch.equal(value.cpu().to(found[name].dtype), found[name]):
             raise UserError(f"{out}: {name} reads back with other values; is the disk faulty?")
+    return again

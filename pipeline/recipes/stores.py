@@ -33,11 +33,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[-1]))
 
 
+def caches_below(features: Path | str, folder: str) -> Path | str:
+    """The caches in `folder` of a folder or address of caches; "" is that itself."""
+    if not folder:
+        return features
+    return f"{features.rstrip('/')}/{folder}" if isinstance(features, str) else features / folder
+
+
 def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete.
 
     live: the teachers will run anew, so that knowing them is enough."""
     size = parse_size(data.size) if data.size else None
+    features = caches_below(features, data.folder)
     is_there = isinstance(features, str) or features.is_dir()
     found = find_stores(features, data.dataset, data.split, size) if is_there else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")

@@ -19,9 +19,8 @@ from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes, finished_from
 from pipeline.runs.readme import run_readme
 from sak_common.names import unknown
-from sak_core.student.initial_weights import load_student
+from sak_core.student.initial_weights import STAGE2_PARTS, load_student
 from sak_core.student.network import StudentNetwork
-from sak_core.student.parts import FRESH_PARTS
 from sak_core.weights.tensor_files import check_state
 
 RUNS = Path("runs")
@@ -189,7 +188,7 @@ def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) 
     if not model.config.class_tokens:  # a further target of the distillation alone
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_aligners.")}
     try:
-        load_student(model, tensors, fresh=FRESH_PARTS, image_size=image_size)
+        load_student(model, tensors, fresh=STAGE2_PARTS, image_size=image_size)
     except ValueError as error:
         raise UserError(f"{path}: {error}. Same recipe.student, arm and teachers?") from None
 

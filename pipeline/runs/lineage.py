@@ -16,7 +16,8 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.console import is_silent
 from pipeline.errors import UserError
-from pipeline.recipes.config import Recipe, Strict
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
 
@@ -93,7 +94,7 @@ def record(
     lineage = Lineage(
         arm=recipe.arm,
         student=model.config.to_dict() if isinstance(model, StudentNetwork) else None,
-        stem_weights=before.stem_weights if before else recipe.student.stem.weights,
+        stem_weights=before.stem_weights if before else recipe.init or recipe.student.stem.weights or None,
         teachers=tuple(origins.values()),
         data=(*(before.data if before else ()), data),
     )

@@ -24,6 +24,7 @@ from pipeline.recipes.stores import digest, find_store, training_store
 from pipeline.runs import checkpoint
 from sak_common.differences import differences
 from sak_core.student.initial_weights import stem_file
+from sak_core.student.pretrained import SHIPPED_STUDENTS, WEIGHTS
 
 Origin = dict[str, Any]
 """JSON values by what they are of, see `origin_of_run` and `origin_of_scores`."""
@@ -137,10 +138,12 @@ def changed_caches(run: Path, recipe: Recipe, features: Path | str) -> list[str]
 def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     if stage1 is not None:
         return {"begins_with": _digest_of(checkpoint.scored_weights(stage1))}
-    source = recipe.student.stem.weights
-    if source is None or not stem_file(source).is_file():  # the hub's do not change under their name
-        return {}
-    return {"begins_with": _digest_of(stem_file(source))}
+    if recipe.init:
+        file = SHIPPED_STUDENTS.get(recipe.init, Path(recipe.init)) / WEIGHTS
+    else:
+        file = stem_file(recipe.student.stem.weights or "")
+    # the hub's do not change under their name
+    return {"begins_with": _digest_of(file)} if file.is_file() else {}
 
 
 def _facts(store: Store, teachers: Sequence[str]) -> str:

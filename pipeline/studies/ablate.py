@@ -27,7 +27,7 @@ from sak_common.errors import SakError
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
 
-SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "direct", "source")
+SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "loader", "source")
 """The keys of a recipe that decide which rows come in which order."""
 
 

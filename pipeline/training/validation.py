@@ -45,29 +45,29 @@ class Validation:
 def validation_of(recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], Values]) -> Validation | None:
     """What a recipe asks for, None where it does not.
 
-    Raises `UserError` for a test split, a missing split, and an unknown score.
+    Raises `UserError` for a test split and an unknown score.
     """
-    if recipe.validate_every is None:
+    if recipe.validation is None or recipe.validation.every is None:
         return None
-    if recipe.validation is None:
-        raise UserError("validate_every needs a split to score: validation = { dataset = ..., split = 'val' }")
     if recipe.validation.split == "test":
         raise UserError("validation.split = 'test': test scores never choose a checkpoint; name another split")
-    if recipe.best_by == LOSS:
+    if recipe.validation.best_by == LOSS:
         return Validation(measure, LOSS, higher_is_better=False)
     by_name = {task.name: task for task in tasks}
-    if recipe.best_by not in by_name:
-        raise UserError(f"best_by: {unknown('score', recipe.best_by, [LOSS, *by_name])}")
-    task = by_name[recipe.best_by]
+    if recipe.validation.best_by not in by_name:
+        raise UserError(f"validation.best_by: {unknown('score', recipe.validation.best_by, [LOSS, *by_name])}")
+    task = by_name[recipe.validation.best_by]
     return Validation(measure, f"{task.name}/{task.score}", task.higher_is_better)
 
 
 def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Task], boundary: Boundary) -> Values:
-    """The loss over a loader's rows, and every score of every task, `<task>/<score>`. `loss` sees uneven batches, so it
-    must average nothing over processes."""
+    """The loss over a loader's rows, and every score of every task, `<task>/<score>`; without tasks, in stage 1, the
+    terms of the loss and the cosines to each teacher's levels, means over rows. `loss` sees uneven batches, so it must
+    average nothing over processes."""
     device = next(model.parameters()).device
     losses: list[tuple[Tensor, int]] = []
     terms: dict[str, list[tuple[Tensor, int]]] = {task.name: [] for task in tasks}
+    distances: dict[str, list[tuple[Tensor, int]]] = {}
 
     def predictions() -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         for stored in loader:
@@ -77,10 +77,13 @@ def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Ta
                 losses.append((result.loss, len(batch)))
                 for task, found in terms.items():
                     found.append((result.terms[task], int(labelled_rows(batch.labels[task]).sum())))
+                for name, value in () if tasks else {**result.terms, **result.probe()}.items():
+                    distances.setdefault(name, []).append((value, len(batch)))
                 yield batch, result.output.outputs
 
     scores, _ = score(tasks, boundary, loader.store, predictions())
     values: Values = {f"{t}/{name}": v for t, by in scores.items() for name, v in by.items()}
+    values |= {name: total / rows for name, found in distances.items() for total, rows in [_summed(found)]}
     says_nothing = bool(values) and all(value is None for value in values.values())
     return {LOSS: None if says_nothing else mean_loss(losses, terms), **values}
 

@@ -20,6 +20,8 @@ from sak_core.weights.prefixes import find_state
 from sak_core.weights.tensor_files import Misfit, RefusedFile, check_finite, check_state
 
 HUB = "hub"
+STAGE2_PARTS = ("routers.", "heads.", "decoder.", "final_norm.")
+"""Begins of the names of what stage 1 does not have."""
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
 _FINAL_NORM = ("norm.weight", "norm.bias")
 _POSITIONS = "pos_embed"
@@ -88,7 +90,7 @@ def load_student(
     """Loads a student's weights, its position embedding resampled where the image size differs.
 
     image_size: (H, W) in px that `state` was made for; where no one says, see `fit_positions`.
-    fresh: parts that keep their initial weights where `state` lacks them, such as ("routers.", "heads.")
+    fresh: parts that keep their initial weights where `state` lacks them, such as `STAGE2_PARTS`
     after stage 1. Raises ValueError naming what else is missing, left over or of another shape.
     """
     own = student.state_dict()

@@ -22,9 +22,6 @@ TRAINS: dict[str, tuple[str, ...]] = {
 """What a run trains, by name: everything; all but the stem; routers and heads (or the decoder in their place) alone."""
 
 
-FRESH_PARTS = tuple(f"{module}." for part in ("routers", "heads", "decoder") for module in PARTS[part])
-"""What a distilled student lacks, so that fine-tuning begins it anew: beginnings of parameters' names."""
-
 FROZEN_PARTS: dict[str, tuple[str, ...]] = {"adapters": ("stem.",), "routers": ("stem.", "paths.")}
 """What a run that trains less than all keeps as it is and may read from a cache: beginnings of parameters' names."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sak_common.errors import SakError
 from sak_core.errors import UnreadableSample
 from sak_core.images import pixels_of
+from sak_core.miniature.network import WEIGHTS_DIR
 from sak_core.student.decoder import to_map
 from sak_core.student.network import StudentNetwork
 from sak_core.student.pretrained_config import PretrainedConfig, RefusedModel, parse_config
@@ -37,6 +38,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SHIPPED_STUDENTS = {"rooms-sak": WEIGHTS_DIR / "rooms-sak"}
+"""Students that ship, by name."""
 STEM = "stem"
 """The stem's name among the maps of `Student.features`."""
 
@@ -65,7 +68,8 @@ class Student(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """The student saved in the folder `source`, or in the model `source` ("owner/name") of the Hugging Face hub.
+        """The student saved in the folder `source`, or in the model `source` ("owner/name") of the Hugging Face hub, or
+        one that ships ("rooms-sak").
 
         revision: branch, tag or commit on the hub. The weights are on the CPU and the student in evaluation mode.
         Nothing from the files is executed: JSON and safetensors alone, both checked before memory is taken.
@@ -75,7 +79,7 @@ class Student(nn.Module):
             RefusedModel: a configuration that is damaged, hostile or of another format; weights that do not fit it.
             RefusedFile: weights that are damaged or hostile.
         """
-        folder = _locate(source, revision)
+        folder = locate(source, revision)
         config = parse_config(folder / CONFIG)
         state = read_tensors(folder / WEIGHTS)
         try:
@@ -198,15 +202,21 @@ def as_batch(images: ImageLike | Sequence[ImageLike]) -> Tensor:
     return normalize(torch.stack([to_pixels(image) for image in listed]))
 
 
-def _locate(source: str | Path, revision: str | None) -> Path:
-    """The local folder of a saved student, fetched from the hub where need be."""
-    folder = Path(source)
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a saved student: itself, that of one that ships, or fetched from the hub.
+
+    Raises ModelNotFound.
+    """
+    folder = SHIPPED_STUDENTS[str(source)] if str(source) in SHIPPED_STUDENTS else Path(source)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG} as `sak export` writes it")
         return folder
     if not HUB_ID.fullmatch(str(source)) or folder.exists():
-        raise ModelNotFound(f"{source} is no folder of a saved student, and no model of the hub (owner/name)")
+        raise ModelNotFound(
+            f"{source} is no folder of a saved student, no model of the hub (owner/name) and none that ships "
+            f"({', '.join(SHIPPED_STUDENTS)})"
+        )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

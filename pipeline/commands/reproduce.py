@@ -1,0 +1,34 @@
+"""`sak reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands.options import JSON, show
+
+
+@click.command()
+@click.argument("studies", nargs=-1)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("reproduction"), show_default=True)
+@click.option("--docs", type=click.Path(path_type=Path), default=Path("docs/reproduction"), show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs side by side.")
+@click.option("--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs a worker, on one read.")
+@click.option("--small", is_flag=True, help="A trial of every step in seconds; its numbers mean nothing.")
+@JSON
+def reproduce(
+    studies: tuple[str, ...], folder: Path, docs: Path, workers: int, share_reads: int, small: bool, as_json: bool
+) -> None:
+    """The published STUDIES again: claim, parts, views, scale, all when none is named.
+
+    Caches and runs lie below --folder, tables and JSON go to --docs. What is interrupted goes on with the same command.
+    """
+    from pipeline.studies.record import page
+    from pipeline.studies.reproduce import reproduce as run
+
+    def text(found: list[dict[str, Any]]) -> str:
+        return "\n".join(page(one) for one in found)
+
+    show(run(studies, folder, docs, workers=workers, share_reads=share_reads, small=small), as_json, text)

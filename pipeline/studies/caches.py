@@ -1,0 +1,44 @@
+"""The caches of a study, made as its file says; what is there already stays."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from pipeline.console import start_worker
+from pipeline.extraction.caching import run_cache
+from pipeline.extraction.prepare import prepare
+from pipeline.extraction.request import CacheRequest, TeacherOptions
+from pipeline.extraction.samples import DatasetRequest
+from pipeline.recipes.config import StudyCache
+from pipeline.recipes.stores import caches_below, parse_size
+
+
+def prepare_caches(caches: Sequence[StudyCache], features: Path | str) -> None:
+    """Pixels and labels of every cache."""
+    for cache in caches:
+        prepare(_source(cache), caches_below(features, cache.folder), cache.views)
+
+
+def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: int) -> None:
+    """Every teacher over every cache, whose sources must be there; `workers` teachers at once, a core each."""
+    requests = [_request(cache, teacher, features) for cache in caches for teacher in cache.teachers]
+    if not requests:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(requests)), mp_context=context, initializer=start_worker) as pool:
+        for job in [pool.submit(run_cache, request) for request in requests]:
+            job.result()
+
+
+def _source(cache: StudyCache) -> DatasetRequest:
+    size = parse_size(cache.size) if cache.size else None
+    return DatasetRequest(cache.dataset, cache.split, size, limit=cache.limit)
+
+
+def _request(cache: StudyCache, teacher: str, features: Path | str) -> CacheRequest:
+    options = TeacherOptions(codec=cache.codec, fidelity=cache.fidelity, threads=1)
+    below = caches_below(features, cache.folder)
+    return CacheRequest(_source(cache), (teacher,), cache.views, below, options, decoders=0, strict=True)
