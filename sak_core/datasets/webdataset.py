@@ -46,6 +46,7 @@ class TarFolder(Stage1Images):
             which several could be the photograph.
     """
 
+    name = "webdataset"
     root: Path
     split: str
     images: str | None = None
@@ -63,11 +64,6 @@ class TarFolder(Stage1Images):
         object.__setattr__(self, "_members", tuple(chosen))
         object.__setattr__(self, "left_alone", {f".{ending}": others[ending] for ending in sorted(others)})
         check_unique(self.ids, self.root)
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "webdataset"
 
     @property
     def info(self) -> Mapping[str, object]:
