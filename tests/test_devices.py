@@ -15,15 +15,11 @@ from PIL import Image
 from torch import nn
 
 from pipeline.training.sync_norm import synchronise_norms
-from tests.conftest import sak
+from tests.conftest import logged, sak
 from tests.test_training import STEPS as TRAINING_STEPS
 from tests.test_training import begin
 
 STEPS = ["--set", "steps=20", "--set", "threads=1", "--set", "log_every=1"]
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_follows(one: Path, two: Path) -> None:
