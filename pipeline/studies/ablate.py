@@ -134,14 +134,14 @@ def _run_group(group: Sequence[Call], devices: int) -> Failed:
 
     if len(group) == 1:
         return _attempt(group[0], Execution(devices))
-    from pipeline.training.together import Share, run_together
+    from pipeline.training.shared_reads import Share, run_sharing
 
     say(f"side by side, from one read: {', '.join(call[1].label for call in group)}")
 
     def work(call: Call) -> Callable[[Share], Failed]:
         return lambda share: _attempt(call, Execution(share=share))
 
-    found = run_together([work(call) for call in group], _recipe(group[0]).accumulate)
+    found = run_sharing([work(call) for call in group], _recipe(group[0]).accumulate)
     return {run: why for failed in found for run, why in failed.items()}
 
 

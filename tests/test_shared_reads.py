@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.recipes.config import load_recipe
 from pipeline.runs import Places
 from pipeline.training.distill import distill
-from pipeline.training.together import Share, run_together
+from pipeline.training.shared_reads import Share, run_sharing
 from tests.conftest import sak
 
 STUDY = (
@@ -66,7 +66,7 @@ def side_by_side(features: Path, folder: Path, **changes: object) -> None:
 
         return train
 
-    run_together([work(arm, recipe) for arm, recipe in recipes(**changes)], 1)
+    run_sharing([work(arm, recipe) for arm, recipe in recipes(**changes)], 1)
 
 
 def test_runs_that_stopped_at_other_places_are_brought_level(features: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_one_that_fails_leaves_the_others_alone(features: Path, tmp_path: Path) 
         lambda share: distill(good, tmp_path / "good", places, Execution(share=share)),
     ]
     with pytest.raises(UserError, match="step "):
-        run_together(works, 1)
+        run_sharing(works, 1)
     assert (tmp_path / "good" / "results.json").exists() and not (tmp_path / "bad" / "results.json").exists()
 
 
