@@ -10,12 +10,16 @@ import numpy.typing as npt
 
 from cache.store import Store
 from pipeline.console import warn
+from pipeline.recipes.stores import DESCRIBED, row_of
+from sak_core.datasets.label_files import NO_DEPTH_ADVICE
 from sak_core.labels import FARTHEST_M, IGNORE
 from sak_core.tasks import Task, check_class_names
 from sak_core.views.view import View, view_scale
 
 MOST_SAMPLES = 1000
 """Samples whose labels are looked at, at most, spread evenly; a usual task needs only the first."""
+FEW_SAMPLES = 16
+"""That are looked at for depths which are none."""
 
 
 def warn_of_labels(store: Store, tasks: Sequence[Task]) -> None:
@@ -35,14 +39,17 @@ def labels_lack(store: Store, task: Task) -> str | None:
     valid = np.flatnonzero(store.valid(1))
     chosen = valid[:: -(-len(valid) // MOST_SAMPLES)] if len(valid) else valid
     values = set[int]()
-    has_label = False
-    for sample in chosen:
+    has_label = has_depth = False
+    for number, sample in enumerate(chosen):
         found = _valid_values(store, task, int(sample))
         has_label = has_label or found.size > 0
         if task.kind == "normals" and has_label:
             return None
-        if task.kind == "depth" and (found < FARTHEST_M).any():
+        if task.kind == "depth" and row_of(store.spec) == DESCRIBED and (found <= 0).any():
+            return f"{store.ids(int(sample))[0]} has depths of {found.min():g} m: {NO_DEPTH_ADVICE}"
+        if task.kind == "depth" and number >= FEW_SAMPLES and has_depth:
             return None
+        has_depth = has_depth or bool((found < FARTHEST_M).any())
         if task.kind not in ("normals", "depth"):
             values |= set(np.unique(found).tolist())
             if len(values) > 1:
@@ -50,6 +57,8 @@ def labels_lack(store: Store, task: Task) -> str | None:
     looked_at = f"the {len(chosen)} samples looked at"
     if not has_label:
         return f"no pixel of {looked_at} has a label, so there is nothing to learn"
+    if task.kind == "depth" and has_depth:
+        return None
     if task.kind == "depth":
         return f"all depths of {looked_at} are {FARTHEST_M:g} m or more, which no score counts; is the scale in metres?"
     (value,) = values
