@@ -170,7 +170,7 @@ def test_holes_of_0_m_are_a_problem_and_said_before_training(tmp_path: Path) -> 
     assert sak(*check).returncode == 0
     (root / "dataset.toml").write_text((root / "dataset.toml").read_text().replace("ignore = [0]", ""))
     done = sak(*check, check=False)
-    assert done.returncode == 1 and "task depth: depths begin at 0 m: training takes 0 m and less for" in done.stdout
+    assert done.returncode == 1 and "holds 0 to 2: expected metres above 0" in done.stdout
     cache(root, tmp_path / "features")
     assert "warning: depth: 1 has depths of 0 m: training takes 0 m and less for truth" in finetune(
         tmp_path / "features", 1

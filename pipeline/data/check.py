@@ -20,7 +20,6 @@ from pipeline.pictures import save_sheet
 from sak_common.names import UnknownName, unknown
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.datasets.folder import files_below
-from sak_core.datasets.label_files import NO_DEPTH_ADVICE
 from sak_core.datasets.recognise import nearby, recognise
 from sak_core.errors import DatasetError, NoSuchSplit
 from sak_core.images import EXTENSIONS, OTHER_EXTENSIONS
@@ -235,8 +234,6 @@ def _doubts(dataset: Dataset, seen: Sequence[SampleSeen]) -> Iterator[tuple[str,
                 task,
                 f"depths are {low:g} to {high:g} m, all beyond the {FARTHEST_M:g} m that scores count: see scale",
             )
-        if told["kind"] == "depth" and low <= 0 and isinstance(dataset, Described):
-            yield task, f"depths begin at {low:g} m: {NO_DEPTH_ADVICE}"
         if told["kind"] in ("saliency", "boundary") and low == high:
             yield task, f"every labelled pixel is {low:g}, so there is nothing to tell it from: see threshold"
 
