@@ -10,7 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.recipes.config import Loss, Recipe, StudentOptions
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.tables import Loss, StudentOptions
 from sak_core.losses.balance import BALANCES
 from sak_core.losses.rows import DISTILLATION
 from sak_core.student.decoder import ROUTERS
