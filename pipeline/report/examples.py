@@ -37,7 +37,7 @@ def open_run(run: RunFacts, features: Path | str) -> Opened:
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run.name} is one student a task")
     store = training_store(features, recipe, parts_read(recipe))
-    tasks = () if recipe.stage == "distill" else tuple(store_tasks(store, recipe.tasks, recipe.task_weights))
+    tasks = () if recipe.stage == "distill" else tuple(store_tasks(store, recipe.tasks, recipe.loss.task_weights))
     model = build_model(recipe, store, tasks)
     runs.load_weights(run.folder, model)
     return Opened(run, recipe, model.eval(), tasks, store)
