@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from cache import errors as cache
 from sak_common.errors import SakError
-from sak_common.extras import extra_of
+from sak_common.extras import extra_of, how_to_install
 from sak_core import errors as core
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 AGAIN = "run the same command again"
 _MORE_FILES = f"raise the limit (`ulimit -n`) and {AGAIN}"
@@ -63,7 +69,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, SakError):
         return advised(error)
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name)):
-        return f"this needs {error.name}, which is not installed: pip install 'sak[{extra}]'"
+        return f"this needs {error.name}, which is not installed: {how_to_install(extra)}"
     if _is_out_of_memory(error):
         first = text.partition("\n")[0] or type(error).__name__
         return (
@@ -77,6 +83,22 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         return f"not allowed: {text}"
     return None
+
+
+def with_advice(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, whose errors carry as a note what to do about them, where their own message does not say it."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            advice = (explain(error) or "").removeprefix(str(error)).removeprefix("; ")
+            if advice and advice not in getattr(error, "__notes__", ()):
+                error.add_note(advice)
+            raise
+
+    return call
 
 
 def _is_out_of_memory(error: Exception) -> bool:
