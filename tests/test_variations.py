@@ -41,7 +41,14 @@ VARIATIONS = {
     "checkpointing": {"student.checkpointing": True},
 }
 PLACE = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
-BASE = {"steps": 2, "batch_size": 8, "tasks": ["semseg"], "log_every": 1, "student.stem.depth": 4}
+BASE = {
+    "steps": 2,
+    "batch_size": 8,
+    "tasks": ["semseg"],
+    "log_every": 1,
+    "student.stem.depth": 4,
+    "student.stem.weights": "",
+}
 SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 

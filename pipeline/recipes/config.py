@@ -75,6 +75,28 @@ class Stem(Strict):
     width: int | None = Field(None, ge=8)
     depth: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
+    class_token: bool = Field(True, description="false: a ViT without a class token, as MLoRE's authors run it")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth at the last block, growing from 0")
+
+
+class InvPTOptions(Strict):
+    """Sizes of InvPT's decoder, published ones when absent; embed + pred must be a multiple of 8 and of 4 * heads."""
+
+    embed: int = Field(512, ge=1, description="channels of a task's features")
+    pred: int = Field(64, ge=1, description="what a task's initial prediction adds to them")
+    heads: int = Field(2, ge=1, description="of the attention")
+
+
+class MLoREOptions(Strict):
+    """Sizes of MLoRE's decoder, those published for ViT-B on PASCAL-Context when absent."""
+
+    width: int = Field(640, ge=4)
+    ranks: tuple[int, ...] = Field(tuple(range(16, 129, 8)), description="of the experts, one each")
+    task_rank: int = Field(64, ge=1, description="of a task's own low-rank convolution")
+    top_k: int = Field(9, ge=1, description="experts that an image keeps")
+    pre_softmax: bool = Field(
+        False, description="leave the other experts out before the softmax (published on NYUD-v2), not after it"
+    )
 
 
 class StudentOptions(Strict):
@@ -86,12 +108,18 @@ class StudentOptions(Strict):
     aligner: bool = Field(True, description="a linear layer from each path to its teacher's width")
     router: Literal["mor", "token", "none"] = "mor"
     head: Literal["sak", "linear", "dpt"] = "sak"
+    decoder: Literal["none", "invpt", "mlore"] = Field(
+        "none", description="one decoder of all tasks in place of a head a task; the arms invpt and mlore have theirs"
+    )
+    invpt: InvPTOptions = InvPTOptions()
+    mlore: MLoREOptions = MLoREOptions()
     checkpointing: bool = Field(False, description="recompute activations in the backward pass; changes no bit")
 
 
 class Optimizer(Strict):
-    """AdamW."""
+    """AdamW, or Adam, whose weight decay is part of the gradient."""
 
+    kind: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -130,6 +158,11 @@ class Loss(Strict):
     drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
     alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
     task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
+    boundary_positives: float = Field(
+        0.95, gt=0, lt=1, description="weight of boundary pixels in the loss of boundaries; others have 1 minus it"
+    )
+    initial: float = Field(1.0, ge=0, description="factor of the task losses of a decoder's initial predictions")
+    expert_balance: float = Field(1e-4, ge=0, description="weight of how unevenly a decoder's experts are taken")
     normalizers: Literal["step", "process"] = Field(
         "step",
         description="losses' pixel counts and class weights: over a step's rows on all processes, or (as published) "

@@ -23,7 +23,7 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.console import progress, say, start_worker, warn
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
+from pipeline.recipes.arms import build_model, decoder_of, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Boundary, Data, Recipe
 from pipeline.recipes.stores import find_store, row_of, store_tasks, training_store, warn_of_random
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
@@ -32,6 +32,7 @@ from sak_common.differences import differences
 from sak_core.boundary import even_thresholds
 from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
+from sak_core.student.network import StudentNetwork
 from sak_core.tasks import Task, published_max_dist
 from sak_core.tasks.constant import ConstantPredictor
 from sak_core.tasks.own_units import own_label, own_output
@@ -149,6 +150,22 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
             )
         _metric(task, recipe.boundary, row_of(loader.store.spec))
     check_same_teachers(trained_on, loader.store, _features_read(recipe))
+    check_decoder(recipe, trained_on, tasks, loader.store)
+
+
+def check_decoder(recipe: Recipe, trained_on: Store, tasks: Sequence[Task], seen: Store | None = None) -> None:
+    """Raise `UserError` where a recipe's decoder of all tasks cannot be built for the views of the store `trained_on`,
+    or, built for them, cannot see those of `seen`."""
+    if decoder_of(recipe) is None or not tasks:
+        return
+    with torch.device("meta"):
+        model = build_model(recipe, trained_on, tasks)
+    fixed = model.fixed_size if isinstance(model, StudentNetwork) else None
+    if fixed and seen and seen.spec.size != fixed:
+        raise UserError(
+            f"{seen.name} has views of {seen.spec.size[0]}x{seen.spec.size[1]} px, but arm {recipe.arm}'s decoder has "
+            f"routers for the grid of {fixed[0]}x{fixed[1]} px, on which it trains, and takes no other: make both alike"
+        )
 
 
 def check_same_teachers(one: Store, other: Store, teachers: Sequence[str]) -> None:

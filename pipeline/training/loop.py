@@ -50,6 +50,10 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+"""By a recipe's `optimizer.kind`."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training came to: seconds of all its sessions together, the chosen checkpoint's folder, and its step."""
@@ -96,7 +100,7 @@ def train(
     """
     if fabric.world_size > 1:
         model = synchronise_norms(model, fabric.device)
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[recipe.optimizer.kind](
         [p for p in model.parameters() if p.requires_grad],
         lr=recipe.optimizer.lr,
         betas=recipe.optimizer.betas,
