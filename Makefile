@@ -21,7 +21,7 @@ optional = $(if $($(1)),$(option))
 given = $(if $($(1)),$(call quoted,$($(1))))
 chosen = $(if $(filter file,$(origin DATASET)),,$(call option,DATASET,--dataset))
 
-.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate evaluate predict export reproduce clean
+.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate report evaluate predict export reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -83,6 +83,10 @@ finetune: $(LIGHT)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage
 ablate: $(LIGHT)  ## [STUDY=] [DATASET=] [WORKERS=1] [SHARE_READS=1] [DEVICES=1] arms, variations and seeds over the caches
 	$(SAK) ablate $(call given,STUDY) $(chosen) $(call option,WORKERS,--workers) $(call option,SHARE_READS,--share-reads) \
 	  $(call option,OUT,--out) $(call optional,DEVICES,--devices) $(ARGS)
+
+report: $(LIGHT)  ## STUDY= [TO=report.html] one page: what won, by how much, what it cost, how it was made
+	$(SAK) report $(call quoted,$(STUDY)) --out $(call quoted,$(if $(TO),$(TO),report.html)) \
+	  $(call option,OUT,--features) $(ARGS)
 
 evaluate: $(LIGHT)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(call quoted,$(RUN)) --split $(call quoted,$(if $(filter file,$(origin SPLIT)),test,$(SPLIT))) \

@@ -284,6 +284,21 @@ def ablate(
 
 
 @with_advice
+def report(
+    names: Path | str | Sequence[Path | str], *, to: Path | str = "report.html", live: bool = False, **where: Any
+) -> dict[str, Any]:
+    """Write a study's or runs' report, one HTML file, and return its path, bytes, remarks and every table's numbers.
+
+    names: a study by name, file or folder; or runs. to: the file. live: whether teachers run on the images whose
+    features are pictured. where: see `places`.
+    """
+    from pipeline.report.report import report as write
+
+    listed = [names] if isinstance(names, Path | str) else list(names)
+    return write(listed, Path(to), places(**where), live)
+
+
+@with_advice
 def predict(
     sources: Path | str | Sequence[Path | str],
     model: Path | str,

@@ -14,9 +14,13 @@ from pipeline.studies import ablate, jobs
 from pipeline.studies.caches import prepare_caches, run_teachers
 from pipeline.studies.reproduce import small_study
 from pipeline.studies.study_table import CONSTANT, markdown
+from sak_core.datasets import open_dataset
 
 MARGIN = 0.05
 """By how much every trained arm must beat the constant predictor on every task."""
+
+PICTURED = (288, 288)
+"""Size of the scenes on the contact sheet, px: three times that of the views, seen in tiles."""
 
 
 def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -86,13 +90,14 @@ def beaten_by_constant(table: dict[str, Any]) -> list[str]:
 
 
 def _draw(study: Study, places: Places) -> list[Path]:
+    from pipeline.export.models import from_run
     from pipeline.studies import sheets
 
     test: Data = study.test
     folder = places.runs / study.name
     run = next(job.run for job in jobs.plan(study, places) if job.label == "sak")
     return [
-        sheets.contact_sheet(run, test, places, folder / "contact-sheet.png"),
+        sheets.contact_sheet(from_run(run), open_dataset("rooms", "test", size=PICTURED), folder / "contact-sheet.png"),
         sheets.pca_sheet(run, test, places, folder / "pca.png"),
         sheets.router_sheet(run, test, places, folder / "routers.png"),
     ]

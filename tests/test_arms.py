@@ -106,14 +106,15 @@ def test_every_shipped_study_plans_every_run(name: str, features: Path) -> None:
 
 
 def test_runs_that_choose_by_validation_are_told_apart(features: Path) -> None:
-    def distilled(**changes: object) -> int:
-        table = {"name": "x", "recipe": "demo", "arms": ["sak"], "test": demo_test(), "set": changes}
-        split = {"name": "other", "set": {"validation": demo_test(), "best_by": "loss"}}
+    def distilled(**every: int) -> int:
+        own, other = {**demo_test(), "split": "val", **every}, {**demo_test(), **every, "best_by": "loss"}
+        table = {"name": "x", "recipe": "demo", "arms": ["sak"], "test": demo_test(), "set": {"validation": own}}
+        split = {"name": "other", "set": {"validation": other}}
         jobs = plan(Study.model_validate({**table, "variations": [split]}), Places(features, Path("none")))
         return len({job.stage1 for job in jobs})
 
     assert distilled() == 1, "validation chooses nothing in stage 1"
-    assert distilled(validate_every=2) == 2, "another split may choose another checkpoint"
+    assert distilled(every=2) == 2, "another split may choose another checkpoint"
 
 
 def test_the_study_of_all_arms_has_them_all() -> None:
@@ -134,7 +135,7 @@ def test_stage_1_is_the_published_one() -> None:
     assert recipe.steps == 30 * epoch and recipe.schedule.warmup_steps == 2 * epoch
     assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (1e-3, 0.01)
     assert (recipe.schedule.kind, recipe.schedule.warmup_lr, recipe.schedule.final_lr) == ("cosine", 1.25e-7, 1.25e-6)
-    assert recipe.clip is None and recipe.ema is None and recipe.loss == "cos+l1"
+    assert recipe.optimizer.clip is None and recipe.ema is None and recipe.loss.kind == "cos+l1"
     assert (recipe.data.dataset, recipe.data.split, recipe.data.size) == ("imagenet", "train", "384")
     published_student(recipe)
     policy = Stage1Images.policy.fget(type("Train", (Stage1Images,), {"split": "train"})())  # type: ignore[attr-defined]
@@ -153,9 +154,10 @@ def test_stage_2_is_the_published_one(name: str, dataset: str, size: str, tasks:
     assert recipe.batch_size == 2 * 2 and recipe.steps == 40_000
     assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (2e-5, 1e-6)
     assert (recipe.schedule.kind, recipe.schedule.power, recipe.schedule.warmup_steps) == ("polynomial", 0.9, 0)
-    assert recipe.clip == 10 and recipe.alpha == 1 and recipe.trains == "all" and recipe.stage1 == "on"
+    assert recipe.optimizer.clip == 10 and recipe.loss.alpha == 1 and recipe.trains == "all" and recipe.stage1 == "on"
     assert (recipe.data.dataset, recipe.data.split, recipe.data.size) == (dataset, "train", size)
-    assert set(recipe.tasks or ()) == tasks and not recipe.task_weights, "the tasks' own weights are the published ones"
+    assert set(recipe.tasks or ()) == tasks
+    assert not recipe.loss.task_weights, "the tasks' own weights are the published ones"
     assert (recipe.boundary.thresholds, recipe.boundary.max_dist) == (99, max_dist)
     assert recipe.validation is None, "the last checkpoint is scored"
     published_student(recipe)
@@ -167,7 +169,8 @@ def published_student(recipe: Recipe) -> None:
     assert recipe.arm == "sak" and set(recipe.teachers) == {"dinov2", "clip", "sam"}
     assert recipe.student.stem.name == "vit_base_patch16_384" and recipe.student.stem.weights == "hub"
     assert (recipe.student.router, recipe.student.head, recipe.student.adapter) == ("mor", "sak", "standard")
-    assert recipe.normalizers == "process" and recipe.balance == "none" and not recipe.drop_teachers
+    loss = recipe.loss
+    assert loss.normalizers == "process" and loss.balance == "none" and not loss.drop_teachers
 
 
 def test_a_missing_teachers_cache_is_named(features: Path, tmp_path: Path) -> None:

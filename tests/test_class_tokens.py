@@ -30,7 +30,7 @@ from tests.towers import exactly, normalise, pixels
 VIT = "timm:test_vit"
 NAME = "timm-test_vit"
 """timm's small test network, with a class token."""
-ASKS = f'teachers=["{NAME}", "mini-sam"]', f"class_tokens={{{NAME} = 2.0}}"
+ASKS = f'teachers=["{NAME}", "mini-sam"]', f"loss.class_tokens={{{NAME} = 2.0}}"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_cache_holds_them_beside_pooled_maps(features: Path) -> None:
 
 @pytest.mark.parametrize("arm", ["sak", "many-to-one"])
 def test_the_loss_is_the_weighted_cosine_of_class_tokens(features: Path, arm: str) -> None:
-    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"arm={arm}", "loss=cos", "batch_size=8"]))
+    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"arm={arm}", "loss.kind=cos", "batch_size=8"]))
     store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
     model = build_model(recipe, store, ())
     assert isinstance(model, StudentNetwork)
@@ -105,7 +105,7 @@ def test_the_loss_is_the_weighted_cosine_of_class_tokens(features: Path, arm: st
 @pytest.mark.parametrize("kind", ["standardize", "phi-s"])
 def test_a_balance_brings_class_tokens_to_one_scale(features: Path, kind: str) -> None:
     """Over the samples of the store every channel has mean 0 and variance 1, and errors keep their relative size."""
-    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"balance={kind}", "loss=l2", "batch_size=8"]))
+    recipe = load_recipe("demo", "distill", parse_set([*ASKS, f"loss.balance={kind}", "loss.kind=l2", "batch_size=8"]))
     store = Store.open(find_stores(features, "rooms", "unlabelled")[0].path)
     targets = Targets(recipe, store, recipe.teachers)
     count = store.spec.num_samples
@@ -134,7 +134,7 @@ def test_registers_are_no_class_token(tmp_path: Path) -> None:
     done = cache_split(tmp_path, "unlabelled", "--teacher", network, "--random-weights", "--prefix", "--grid", "3x3")
     assert f"{network} has no class token: --prefix keeps its 1 registers" in done.stderr
     name = "timm-vit_wee_patch16_reg1_gap_256"
-    recipe = load_recipe("demo", "distill", parse_set([f'teachers=["{name}"]', f"class_tokens={{{name} = 1.0}}"]))
+    recipe = load_recipe("demo", "distill", parse_set([f'teachers=["{name}"]', f"loss.class_tokens={{{name} = 1.0}}"]))
     with pytest.raises(UserError, match=f"{name}'s network has registers and no class token; leave {name} out"):
         distill(recipe, tmp_path / "run", Places(tmp_path, tmp_path))
     (store,) = find_stores(tmp_path, "rooms", "unlabelled")
@@ -155,17 +155,17 @@ def test_both_stages_train_from_it_and_the_live_teacher_agrees(features: Path, t
     tune = ["finetune", "demo", *common, "--set", "validation.split=train", "--from", tmp_path / "one"]
     sak(*tune, "--run", tmp_path / "two")
     assert f"{NAME}_class1" in (tmp_path / "two" / "metrics.jsonl").read_text()
-    sak(*tune, "--run", tmp_path / "without", "--set", "class_tokens={}")
+    sak(*tune, "--run", tmp_path / "without", "--set", "loss.class_tokens={}")
     assert f"{NAME}_class1" not in (tmp_path / "without" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (("class_tokens={mini-sam = 1.0}",), "no class tokens of mini-sam. Cache mini-sam with --prefix"),
-        (("class_tokens={mini-dino = 1.0}",), "no teacher|unknown teacher"),
-        ((f"class_tokens={{{NAME} = [1.0, 2.0]}}",), "2 weights, but the cache has 4 levels"),
-        ((ASKS[1], "loss=relational"), "one token has no relations"),
+        (("loss.class_tokens={mini-sam = 1.0}",), "no class tokens of mini-sam. Cache mini-sam with --prefix"),
+        (("loss.class_tokens={mini-dino = 1.0}",), "no teacher|unknown teacher"),
+        ((f"loss.class_tokens={{{NAME} = [1.0, 2.0]}}",), "2 weights, but the cache has 4 levels"),
+        ((ASKS[1], "loss.kind=relational"), "one token has no relations"),
     ],
 )
 def test_what_cannot_be_is_said(features: Path, tmp_path: Path, changes: tuple[str, ...], reason: str) -> None:

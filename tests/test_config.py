@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import isclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from pipeline.errors import UserError
-from pipeline.recipes.config import Schedule, load_recipe, load_study, parse_set, recipe_names
+from pipeline.recipes.config import MOVED, Recipe, Schedule, load_recipe, load_study, parse_set, recipe_names
 from pipeline.recipes.stores import parse_size
 from pipeline.training.loop import learning_rate
 
@@ -45,6 +47,8 @@ def test_a_stage_table_lies_over_common_keys_and_set_over_both() -> None:
         ("optimizer.lrr=1", "did you mean lr?"),
         ("batchsize=4", "did you mean batch_size"),
         ("student.stem.widht=4", "did you mean width or weights?"),
+        ("loss=cos", "loss is loss.kind now"),
+        ("shuffle_rows=8", "shuffle_rows is loader.buffer_rows now"),
         ("steps=-1", "steps"),
         ("steps=many", "steps"),
         ("optimizer.lr", "KEY=VALUE"),
@@ -108,3 +112,26 @@ def test_a_recipe_may_begin_with_the_mark_that_editors_on_windows_write(tmp_path
     text = 'recipe = "demo"\narms = ["sak"]\ntest = { dataset = "rooms", split = "test" }\n'
     path.write_text(text, encoding="utf-8-sig")
     assert load_study(str(path)).arms == ("sak",)
+
+
+def tables() -> dict[str, type[BaseModel]]:
+    """A recipe's tables, by name."""
+    kinds = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    options = {name: [kind, *getattr(kind, "__args__", ())] for name, kind in kinds.items()}
+    return {
+        name: one for name, kinds in options.items() for one in kinds if isclass(one) and issubclass(one, BaseModel)
+    }
+
+
+def test_keys_that_moved_are_told_where_they_stand() -> None:
+    for key, now in MOVED.items():
+        table, _, name = now.partition(".")
+        assert name in tables()[table].model_fields
+        with pytest.raises(UserError, match=f"{key} is {now} now"):
+            load_recipe("demo", "distill", {key: 1})
+
+
+def test_the_page_on_training_names_every_key_of_every_table() -> None:
+    page = Path("docs/training.md").read_text()
+    named = {key: f"`{key}`" in page for model in tables().values() for key in model.model_fields}
+    assert [key for key, found in named.items() if not found] == [] and {"alpha", "every", "clip"} <= set(named)

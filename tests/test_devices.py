@@ -85,7 +85,8 @@ def test_two_processes_fine_tune_as_one(features: Path, tmp_path: Path) -> None:
     for task, scores in one["validation"].items():
         for name, value in scores.items():
             assert two["validation"][task][name] == pytest.approx(value, rel=1e-2, abs=0.5), f"{task} {name}"
-    sak(*tune, "--run", tmp_path / "published", "--devices", "2", "--set", "normalizers=process", "--set", "steps=1")
+    published = ["--set", "loss.normalizers=process", "--set", "steps=1"]
+    sak(*tune, "--run", tmp_path / "published", "--devices", "2", *published)
     first, own = logged(tmp_path / "one")[0], logged(tmp_path / "published")[0]
     assert own["saliency"] != pytest.approx(first["saliency"], rel=1e-5), "each process weighs its own classes"
 

@@ -217,7 +217,7 @@ def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
     data = "data={dataset='rooms', split='train', size='96x96', views=2}"
     settings = [*SETTINGS, data, "steps=10", "checkpoint_every=1", "stage1=off"]
     recipe = load_recipe("demo", stage, parse_set(settings)).model_copy(update={"validation": None})  # type: ignore[arg-type]
-    assert recipe.alpha > 0
+    assert recipe.loss.alpha > 0
 
     views: list[list[int]] = []
 
@@ -251,7 +251,7 @@ def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
 def test_finetuning_live_through_the_command_line(rooms: Path, tmp_path: Path) -> None:
     """With no teacher in the step, too: what is live are the views."""
     data = "data={dataset='rooms', split='train', size='96x96', views=1}"
-    settings = options(data, "steps=5", "alpha=0", "stage1=off")
+    settings = options(data, "steps=5", "loss.alpha=0", "stage1=off")
     recipe = tmp_path / "own.toml"
     shipped = (Path(__file__).parents[1] / "pipeline" / "recipes" / "demo.toml").read_text()
     recipe.write_text("\n".join(line for line in shipped.splitlines() if not line.startswith("validation")))

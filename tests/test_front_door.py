@@ -60,7 +60,7 @@ def test_the_recipe_is_one_that_loads_and_an_edited_one_is_kept(features: Path, 
     distill, finetune = load_recipe(str(path), "distill"), load_recipe(str(path), "finetune")
     assert distill.data.split == "unlabelled" and distill.teachers == ("mini-clip", "mini-dino", "mini-sam")
     assert finetune.data.split == "train" and finetune.validation and finetune.validation.split == "val"
-    assert distill.steps > distill.schedule.warmup_steps and finetune.alpha == 1
+    assert distill.steps > distill.schedule.warmup_steps and finetune.loss.alpha == 1
     path.write_text(path.read_text().replace("depth = 6", "depth = 5"))
     assert load_recipe(str(write_recipe(features, path)), "distill").student.stem.depth == 5
 

@@ -28,7 +28,7 @@ ORDER = {
     "sak_core": "errors labels noise png < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
     "pipeline": "errors interrupts machine advice < console < pictures < recipes < runs < data boundary_scores results "
-    "< extraction < training < studies miniature < maintenance export prediction < demo api "
+    "< extraction < training < studies miniature < maintenance export prediction < report < demo api "
     "< commands < cli < __main__",
 }
 """The packages (and single files) of each floor, from the ground up; beside each other: neither imports the other."""

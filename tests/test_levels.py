@@ -76,16 +76,16 @@ def test_where_levels_lie_is_known_of_blocks_that_were_chosen(levels: Path) -> N
 
 
 def test_a_recipe_says_which(levels: Path, tmp_path: Path) -> None:
-    chosen = ["match_levels.mini-dino=[0]", "match_levels.mini-clip=[3, 3, 3, 3]"]
+    chosen = ["loss.match_levels.mini-dino=[0]", "loss.match_levels.mini-clip=[3, 3, 3, 3]"]
     (store,) = find_stores(levels, "rooms", "unlabelled")
     recipe = recipe_of("distill", *chosen)
     model = build_model(recipe, store, ())
     assert model.matches["mini-dino"] == (0,) and model.matches["mini-clip"] == (3,) * 4
     assert model.matches["mini-sam"] == tuple(MATCHES["mini-sam"]), "of the others the nearest in depth"
     for wrong, words in (
-        ("match_levels.mini-dino=[4]", r"match_levels.mini-dino = \[4\]: one of the student's levels 0..3"),
-        ("match_levels.mini-sam=[1]", "for each of the 2 levels in the cache"),
-        ("match_levels.mini-sma=[1]", "unknown teacher 'mini-sma'; did you mean mini-sam"),
+        ("loss.match_levels.mini-dino=[4]", r"loss.match_levels.mini-dino = \[4\]: one of the student's levels 0..3"),
+        ("loss.match_levels.mini-sam=[1]", "for each of the 2 levels in the cache"),
+        ("loss.match_levels.mini-sma=[1]", "unknown teacher 'mini-sma'; did you mean mini-sam"),
     ):
         with pytest.raises(UserError, match=words):
             matches_of(recipe_of("distill", wrong), store)

@@ -27,8 +27,8 @@ def test_distill_finetune_evaluate_without_teachers(
     assert 0 <= scores["semseg"]["mIoU"] <= 100
     again = sak("finetune", "demo", *places, *TINY, env=no_teachers)
     assert "already fine-tuned" in again.stderr
-    other = sak("finetune", "demo", *places, *TINY, "--set", "alpha=0.5", check=False)
-    assert other.returncode == 2 and "alpha: 1.0 against 0.5" in other.stderr
+    other = sak("finetune", "demo", *places, *TINY, "--set", "loss.alpha=0.5", check=False)
+    assert other.returncode == 2 and "loss.alpha: 1.0 against 0.5" in other.stderr
 
 
 def test_ablate_without_teachers_skips_what_is_finished(

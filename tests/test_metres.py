@@ -36,9 +36,7 @@ RECIPE = """
 arm = "multi-task"
 batch_size = 2
 threads = 1
-validation = { dataset = "room", split = "val" }
-validate_every = 2
-best_by = "depth"
+validation = { dataset = "room", split = "val", every = 2, best_by = "depth" }
 [student.stem]
 name = "custom"
 patch_size = 8

@@ -162,7 +162,7 @@ def store(own: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Stor
 
 
 def asks(store: Store) -> list[str]:
-    return [f"teachers={json.dumps(store.teachers)}", 'balance="standardize"', "data.views=1"]
+    return [f"teachers={json.dumps(store.teachers)}", 'loss.balance="standardize"', "data.views=1"]
 
 
 def recipe_of(store: Store) -> Recipe:
@@ -206,7 +206,7 @@ def test_a_store_that_does_not_know_its_channels_errors_is_taken_or_refused(
     arrays = {key: value for key, value in (store.calibration(name) or {}).items() if not key.endswith("/error")}
     monkeypatch.setattr(store, "calibration", lambda teacher: arrays)
     with pytest.raises(
-        UserError, match=r"level 0 is .* times its variance.*balance = 'phi-s' or 'none', or `sak drop`"
+        UserError, match=r"level 0 is .* times its variance.*loss.balance = 'phi-s' or 'none', or `sak drop`"
     ):
         Targets(recipe_of(store), store, [name])
     for level in range(4):

@@ -16,7 +16,8 @@ from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
 from pipeline.training.watch import Watch
 
-SETTINGS = ["teachers=['mini-dino']", "stage1=off", "steps=4", "log_every=4", "batch_size=4", "threads=1", "clip=10.0"]
+SHORT = ["steps=4", "log_every=4", "batch_size=4", "threads=1"]
+SETTINGS = ["teachers=['mini-dino']", "stage1=off", "optimizer.clip=10.0", *SHORT]
 ASKS = {
     torch.ops.aten._local_scalar_dense.default,  # item(), float(), bool()
     torch.ops.aten.nonzero.default,

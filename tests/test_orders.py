@@ -36,16 +36,18 @@ DATA = {
 }
 
 
-def loader(store: Store, **keys: Any) -> Any:
-    """The training batches of a recipe with these keys."""
+def loader(store: Store, source: str = "cache", **keys: Any) -> Any:
+    """The training batches of a recipe whose `loader` has these keys."""
     fabric: Any = SimpleNamespace(world_size=1, global_rank=0)
-    return open_loader(store, load_recipe("demo", "distill", {**DATA, **keys}), (), fabric, Places())
+    return open_loader(
+        store, load_recipe("demo", "distill", {**DATA, "source": source, "loader": keys}), (), fabric, Places()
+    )
 
 
 def test_block_order_is_a_key_of_a_recipe(tmp_path: Path) -> None:
     store = toy.make_store(tmp_path)
     assert loader(store).config.shuffle is True
-    block = loader(store, shuffle="block", shuffle_rows=6)
+    block = loader(store, shuffle="block", buffer_rows=6)
     assert (block.config.shuffle, block.config.buffer_rows, block.config.block_rows) == ("block", 6, 4)
     assert sorted(s for batch in block for s in batch.samples.tolist())[:3] == [0, 1, 2] and len(block) == 3
     with pytest.raises(UserError, match="shuffle"):
@@ -117,7 +119,7 @@ def test_a_file_system_that_cannot_is_an_error(tmp_path: Path) -> None:
 
 def test_past_the_page_cache_of_what_has_none() -> None:
     bucket = toy.make_store(ObjectPlace(MemoryStore(), "features"))
-    with pytest.raises(UserError, match=r"direct = true is for a folder of this machine, not memory:"):
+    with pytest.raises(UserError, match=r"loader.direct = true is for a folder of this machine, not memory:"):
         loader(bucket, direct=True)
-    with pytest.raises(UserError, match="source = 'live' reads none: leave `direct` out"):
+    with pytest.raises(UserError, match="source = 'live' reads none: leave it out"):
         loader(bucket, direct=True, source="live")

@@ -24,7 +24,7 @@ STUDY = (
     'set = { steps = 3, batch_size = 16, checkpoint_every = 2, tasks = ["semseg", "depth"], '
     '"student.stem.depth" = 4 }\n'
     'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
-    '[[variations]]\nname = "dropping"\nset = { drop_teachers = 0.5 }\n'
+    '[[variations]]\nname = "dropping"\nset = { loss.drop_teachers = 0.5 }\n'
 )
 
 

@@ -70,7 +70,7 @@ def assert_equal_checkpoints(one: Path, two: Path) -> None:
             assert left.read_bytes() == right.read_bytes(), name
 
 
-ALL = ["accumulate=2", "ema=0.7", "clip=1.0", "steps=7"]
+ALL = ["accumulate=2", "ema=0.7", "optimizer.clip=1.0", "steps=7"]
 """Everything that a checkpoint must carry; 12 parts of 4 rows are an epoch, 6 steps."""
 
 
@@ -200,7 +200,7 @@ def test_averaged_weights_are_what_is_scored(features: Path, tmp_path: Path) -> 
 
 
 def test_the_best_validation_is_kept_and_used(features: Path, tmp_path: Path) -> None:
-    validated = ["validation={dataset='rooms', split='val', size='96x96'}", "validate_every=2", "optimizer.lr=2e-2"]
+    validated = ["validation={dataset='rooms', split='val', size='96x96', every=2}", "optimizer.lr=2e-2"]
     result = distilled(features, tmp_path / "run", *validated)
     losses = {line["step"]: line["validation/loss"] for line in logged(tmp_path / "run") if "validation/loss" in line}
     assert sorted(losses) == [2, 4, 6, 8, 10, 12]
@@ -221,13 +221,13 @@ def test_the_best_validation_is_kept_and_used(features: Path, tmp_path: Path) ->
     ("settings", "words"),
     [
         (["validation={dataset='rooms', split='test', size='96x96'}"], "test scores never choose a checkpoint"),
-        (["validation={dataset='rooms', split='val', size='96x96'}", "best_by=losss"], "did you mean loss"),
-        ([], "validate_every needs a split to score"),
+        (["validation={dataset='rooms', split='val', size='96x96'}", "validation.best_by=losss"], "did you mean loss"),
+        ([], "validation.dataset is missing; validation.split is missing"),
     ],
 )
 def test_wrong_validations_are_refused(settings: list[str], words: str, features: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        distilled(features, tmp_path / "run", *settings, "validate_every=2")
+        distilled(features, tmp_path / "run", *settings, "validation.every=2")
 
 
 def test_a_bad_term_is_named_with_its_step_and_rows(

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.recipes.config import Recipe, StudentOptions
+from pipeline.recipes.config import Loss, Recipe, StudentOptions
 from sak_core.losses.balance import BALANCES
 from sak_core.losses.rows import DISTILLATION
 from sak_core.student.decoder import ROUTERS
@@ -28,16 +28,16 @@ VARIATIONS = {
     "no stage1": {"stage1": "off"},
     "adapters": {"trains": "adapters"},
     "routers": {"trains": "routers"},
-    "alpha 0": {"alpha": 0.0},
+    "alpha 0": {"loss.alpha": 0.0},
     "two teachers": {"teachers": ["mini-dino", "mini-sam"]},
-    "cos": {"loss": "cos"},
-    "l2": {"loss": "l2"},
-    "relational": {"loss": "relational"},
-    "cos and relational": {"loss": "cos", "relational": 2.0},
-    "standardize": {"balance": "standardize"},
-    "phi-s": {"balance": "phi-s"},
-    "weights": {"level_weights": {"mini-dino": [0.0, 1.0, 1.0, 2.0], "mini-sam": 0.5}},
-    "dropping": {"drop_teachers": 0.5},
+    "cos": {"loss.kind": "cos"},
+    "l2": {"loss.kind": "l2"},
+    "relational": {"loss.kind": "relational"},
+    "cos and relational": {"loss.kind": "cos", "loss.relational": 2.0},
+    "standardize": {"loss.balance": "standardize"},
+    "phi-s": {"loss.balance": "phi-s"},
+    "weights": {"loss.level_weights": {"mini-dino": [0.0, 1.0, 1.0, 2.0], "mini-sam": 0.5}},
+    "dropping": {"loss.drop_teachers": 0.5},
     "checkpointing": {"student.checkpointing": True},
 }
 PLACE = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
@@ -180,8 +180,8 @@ def test_the_choices_are_those_of_the_core() -> None:
     assert choices(StudentOptions, "head") == set(HEADS)
     assert choices(StudentOptions, "adapter") == set(ADAPTERS)
     assert choices(Recipe, "trains") == set(TRAINS)
-    assert choices(Recipe, "loss") == set(DISTILLATION)
-    assert choices(Recipe, "balance") == set(BALANCES)
+    assert choices(Loss, "kind") == set(DISTILLATION)
+    assert choices(Loss, "balance") == set(BALANCES)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_the_choices_are_those_of_the_core() -> None:
     [
         ("student.router=more", "unknown student.router 'more'; did you mean mor"),
         ("student.head=dtp", "did you mean dpt"),
-        ("loss=cos+l2", "did you mean"),
-        ("balance=phis", "did you mean phi-s"),
+        ("loss.kind=cos+l2", "did you mean"),
+        ("loss.balance=phis", "did you mean phi-s"),
         ("trains=router", "did you mean routers"),
-        ('level_weights={"mini-dion"=1.0}', "unknown teacher 'mini-dion'; did you mean mini-dino"),
-        ('level_weights={"mini-dino"=[1.0, 2.0]}', "2 weights, but the cache has 4 levels"),
+        ('loss.level_weights={"mini-dion"=1.0}', "unknown teacher 'mini-dion'; did you mean mini-dino"),
+        ('loss.level_weights={"mini-dino"=[1.0, 2.0]}', "2 weights, but the cache has 4 levels"),
         ("trains=routers", "belongs to stage 2"),
-        ("drop_teachers=1.5", "drop_teachers"),
+        ("loss.drop_teachers=1.5", "drop_teachers"),
     ],
 )
 def test_wrong_values_are_answered_with_right_ones(features: Path, tmp_path: Path, assignment: str, hint: str) -> None:

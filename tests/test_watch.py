@@ -57,7 +57,8 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = ["--out", features, "--runs", folder / "runs"]
     sak("distill", "demo", *places, *STEPS)
     sak(
-        "finetune", "demo", *places, *STEPS, "--wandb", "--set", "validate_every=2", "--set", "best_by=semseg",
+        "finetune", "demo", *places, *STEPS, "--wandb", 
+        "--set", "validation.every=2", "--set", "validation.best_by=semseg",
         env={"PYTHONPATH": str(folder / "modules"), "NOTES": str(folder / "notes.jsonl")},
     )  # fmt: skip
     return folder
@@ -89,7 +90,7 @@ def test_weights_and_biases_is_told(run: Path) -> None:
     notes = [json.loads(line) for line in (run / "notes.jsonl").read_text().splitlines()]
     options = notes[0]["init"]
     assert options["project"] == "sak" and options["name"] == "demo-finetune-sak-seed0"
-    assert options["resume"] == "allow" and options["config"]["alpha"] == 1.0
+    assert options["resume"] == "allow" and options["config"]["loss"]["alpha"] == 1.0
     assert any("loss" in note and note["step"] == 4 for note in notes[1:-1])
     assert any(len(note.get("predictions", ())) == 3 for note in notes[1:-1])
     assert notes[-1] == "finished"

@@ -32,7 +32,7 @@ _OPTIONS = (
     click.option(
         "--standardized",
         is_flag=True,
-        help='Promise it of standardized channels, too: for recipes with balance = "standardize".',
+        help='Promise it of standardized channels, too: for recipes with loss.balance = "standardize".',
     ),
     click.option(
         "--predict-levels", is_flag=True, help="Code each level against the one below: fewer bits, read as one."

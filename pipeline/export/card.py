@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.console import number, table
 from pipeline.errors import UserError
-from pipeline.recipes.config import Strict
+from pipeline.recipes.strict import Strict
 from pipeline.runs.lineage import DataOrigin, TeacherOrigin
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.tasks import Task

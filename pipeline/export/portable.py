@@ -123,6 +123,8 @@ def _prepare(model: Student, size: tuple[int, int]) -> tuple[Portable, Tensor]:
     patch = model.network.stem.patch
     if size[0] % patch or size[1] % patch:
         raise UserError(f"size {size[0]}x{size[1]}: both sides must be multiples of the stem's patch of {patch} px")
+    if (fixed := model.network.fixed_size) and size != fixed:
+        raise UserError(f"size {size[0]}x{size[1]}: this student's decoder takes {fixed[0]}x{fixed[1]} px alone")
     return Portable(model.cpu()).eval().requires_grad_(False), _pixels(2, size, seed=0)
 
 

@@ -12,6 +12,7 @@ from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.samples import DatasetRequest
+from pipeline.recipes.stores import row_of
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
 from sak_core.errors import DatasetError
@@ -26,7 +27,7 @@ def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequ
     """
     spec = store.spec
     images = spec.dataset_info.get("images")
-    asked = DatasetRequest(spec.dataset, spec.split, spec.size, root, None, spec.seed, images)
+    asked = DatasetRequest(row_of(spec), spec.split, spec.size, root, None, spec.seed, images)
     try:
         dataset = asked.open()
         if len(dataset.ids) > spec.num_samples:

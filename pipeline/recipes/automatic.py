@@ -163,7 +163,6 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
         f"teachers = [{teachers}]",
         'arm = "sak"  # or many-to-one, multi-task, teacher:NAME: see docs/training.md',
         f"batch_size = {batch}",
-        "clip = 1.0  # largest gradient norm",
         *(['precision = "bf16-mixed"'] if on_gpu else ["boundary = { thresholds = 19 }  # 99 as published; slower"]),
         "checkpoint_every = 100",
         "",
@@ -178,9 +177,10 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
         shared = set(choice.teachers) <= set(choice.finetune.teachers)
         lines += ["", "[finetune]", f"data = {choice.finetune.table()}"]
         if "val" in choice.evaluation:
-            lines += [f"validation = {choice.evaluation['val'].table(views=False)}  # scored at the end"]
-        lines += ["alpha = 1.0  # weight of the distillation loss beside the tasks'"] if shared else []
-        lines += [] if shared else ["alpha = 0.0  # the teachers are not cached on this split"]
+            lines += ["# scored at the end; with every = 100 in between, too, and the best weights are kept"]
+            lines += [f"validation = {choice.evaluation['val'].table(views=False)}"]
+        lines += ["loss = { alpha = 1.0 }  # weight of the distillation loss beside the tasks'"] if shared else []
+        lines += [] if shared else ["loss = { alpha = 0.0 }  # the teachers are not cached on this split"]
         lines += [f"batch_size = {batch}", *_training(few, choice.finetune.rows, batch, on_gpu)]
     body = "\n".join(lines) + "\n"
     return f"{HEAD}{_digest(body)}\n{body}"
@@ -221,7 +221,7 @@ def _steps(rows: int, on_gpu: bool, stage1: bool) -> tuple[int, int]:
 def _training(steps: int, rows: int, batch: int, on_gpu: bool) -> list[str]:
     return [
         f"steps = {steps}  # {steps * batch / max(rows, 1):.1f} epochs",
-        f"optimizer = {{ lr = {'5e-4' if on_gpu else '2e-3'}, weight_decay = 0.01 }}",
+        f"optimizer = {{ lr = {'5e-4' if on_gpu else '2e-3'}, weight_decay = 0.01, clip = 1.0 }}  # clip: largest norm",
         f'schedule = {{ kind = "cosine", warmup_steps = {max(steps // 20, 1)} }}',
     ]
 

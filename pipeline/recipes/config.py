@@ -6,32 +6,43 @@ that stage runs; `--set optimizer.lr=1e-4` is laid over both. What results is a 
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.recipes.strict import Strict, validated
 from sak_common.differences import NOTHING, differences
 from sak_common.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
-Model = TypeVar("Model", bound=BaseModel)
-CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "direct"})
+CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "loader.direct"})
 """Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+MOVED = {
+    "loss": "loss.kind",
+    "relational": "loss.relational",
+    "level_weights": "loss.level_weights",
+    "match_levels": "loss.match_levels",
+    "class_tokens": "loss.class_tokens",
+    "balance": "loss.balance",
+    "drop_teachers": "loss.drop_teachers",
+    "alpha": "loss.alpha",
+    "task_weights": "loss.task_weights",
+    "normalizers": "loss.normalizers",
+    "validate_every": "validation.every",
+    "best_by": "validation.best_by",
+    "shuffle": "loader.shuffle",
+    "shuffle_rows": "loader.buffer_rows",
+    "direct": "loader.direct",
+    "clip": "optimizer.clip",
+}
+"""Keys that once stood alone, and where they stand now."""
 
 
 class Data(Strict):
@@ -42,6 +53,15 @@ class Data(Strict):
     size: str | None = Field(None, description="`S` or `HxW`; the data set's own size when absent")
     views: int = Field(1, ge=1, description="number of cached views that the epochs cycle through")
     folder: str = Field("", description="where below the folder of caches it lies: caches that differ in their codec")
+
+
+class ValidationData(Data):
+    """The split that is scored after training, and in between where `every` says so."""
+
+    every: int | None = Field(
+        None, ge=1, description="steps between validations, the best of which is kept and used; none: the last step is"
+    )
+    best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
 
 
 class Stem(Strict):
@@ -55,6 +75,28 @@ class Stem(Strict):
     width: int | None = Field(None, ge=8)
     depth: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
+    class_token: bool = Field(True, description="false: a ViT without a class token, as MLoRE's authors run it")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth at the last block, growing from 0")
+
+
+class InvPTOptions(Strict):
+    """Sizes of InvPT's decoder, published ones when absent; embed + pred must be a multiple of 8 and of 4 * heads."""
+
+    embed: int = Field(512, ge=1, description="channels of a task's features")
+    pred: int = Field(64, ge=1, description="what a task's initial prediction adds to them")
+    heads: int = Field(2, ge=1, description="of the attention")
+
+
+class MLoREOptions(Strict):
+    """Sizes of MLoRE's decoder, those published for ViT-B on PASCAL-Context when absent."""
+
+    width: int = Field(640, ge=4)
+    ranks: tuple[int, ...] = Field(tuple(range(16, 129, 8)), description="of the experts, one each")
+    task_rank: int = Field(64, ge=1, description="of a task's own low-rank convolution")
+    top_k: int = Field(9, ge=1, description="experts that an image keeps")
+    pre_softmax: bool = Field(
+        False, description="leave the other experts out before the softmax (published on NYUD-v2), not after it"
+    )
 
 
 class StudentOptions(Strict):
@@ -66,15 +108,22 @@ class StudentOptions(Strict):
     aligner: bool = Field(True, description="a linear layer from each path to its teacher's width")
     router: Literal["mor", "token", "none"] = "mor"
     head: Literal["sak", "linear", "dpt"] = "sak"
+    decoder: Literal["none", "invpt", "mlore"] = Field(
+        "none", description="one decoder of all tasks in place of a head a task; the arms invpt and mlore have theirs"
+    )
+    invpt: InvPTOptions = InvPTOptions()
+    mlore: MLoREOptions = MLoREOptions()
     checkpointing: bool = Field(False, description="recompute activations in the backward pass; changes no bit")
 
 
 class Optimizer(Strict):
-    """AdamW."""
+    """AdamW, or Adam, whose weight decay is part of the gradient."""
 
+    kind: Literal["adamw", "adam"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none when absent")
 
 
 class Schedule(Strict):
@@ -85,6 +134,56 @@ class Schedule(Strict):
     warmup_lr: float = Field(1.25e-7, ge=0)
     final_lr: float = Field(0.0, ge=0)
     power: float = Field(0.9, gt=0)
+
+
+class Loss(Strict):
+    """Distillation: `kind` of teachers' features, what is added to it, weights. Its sum with the task losses."""
+
+    kind: Literal["cos+l1", "cos", "l2", "relational"] = "cos+l1"
+    relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `kind`")
+    level_weights: dict[str, float | tuple[float, ...]] = Field(
+        default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
+    )
+    match_levels: dict[str, tuple[int, ...]] | None = Field(
+        None,
+        description="of a teacher's levels, the student's level (0 is the shallowest) that each is compared with; the "
+        "nearest in depth when absent, and the same one where there are as many",
+    )
+    class_tokens: dict[str, float | tuple[float, ...]] = Field(
+        default_factory=dict,
+        description="teachers whose class token is a further target, with that loss's weight, one for all or one a "
+        "level; read from caches made with --prefix",
+    )
+    balance: Literal["none", "standardize", "phi-s"] = "none"
+    drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
+    alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
+    task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
+    boundary_positives: float = Field(
+        0.95, gt=0, lt=1, description="weight of boundary pixels in the loss of boundaries; others have 1 minus it"
+    )
+    initial: float = Field(1.0, ge=0, description="factor of the task losses of a decoder's initial predictions")
+    expert_balance: float = Field(1e-4, ge=0, description="weight of how unevenly a decoder's experts are taken")
+    normalizers: Literal["step", "process"] = Field(
+        "step",
+        description="losses' pixel counts and class weights: over a step's rows on all processes, or (as published) "
+        "over each process's own; a part of an accumulated step always has its own",
+    )
+
+
+class LoaderOptions(Strict):
+    """How rows are read from the cache; see `cache.Loader`."""
+
+    shuffle: Literal["exact", "block"] = Field(
+        "exact",
+        description="order of rows: any after any, or runs of neighbours shuffled through a buffer, for networks and "
+        "spinning disks; each process then has blocks of its own",
+    )
+    buffer_rows: int = Field(512, ge=1, description="rows that block order shuffles among each other, a process")
+    direct: bool = Field(
+        False,
+        description="read the cache past the page cache (O_DIRECT): for a store on a fast disk of this machine that "
+        "memory cannot hold; changes no bit",
+    )
 
 
 class Boundary(Strict):
@@ -105,11 +204,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     teachers: tuple[str, ...] = ()
     data: Data
-    validation: Data | None = Field(None, description="scored after training, and where validate_every says so")
-    validate_every: int | None = Field(
-        None, ge=1, description="steps between validations, the best of which is kept and used; none: the last step is"
-    )
-    best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
+    validation: ValidationData | None = None
     source: Literal["cache", "live"] = Field(
         "cache",
         description="cache: views and teachers' features from the store; live: fresh views of the data set's images "
@@ -129,53 +224,24 @@ class Recipe(Strict):
     frozen: str | None = Field(
         None, description="cached part in place of running what is frozen: stem:RECIPE, stem:RUN or student:RUN"
     )
-    loss: Literal["cos+l1", "cos", "l2", "relational"] = "cos+l1"
-    relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `loss`")
-    level_weights: dict[str, float | tuple[float, ...]] = Field(
-        default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
-    )
-    match_levels: dict[str, tuple[int, ...]] | None = Field(
-        None,
-        description="of a teacher's levels, the student's level (0 is the shallowest) that each is compared with; the "
-        "nearest in depth when absent, and the same one where there are as many",
-    )
-    class_tokens: dict[str, float | tuple[float, ...]] = Field(
-        default_factory=dict,
-        description="teachers whose class token is a further target, with that loss's weight, one for all or one a "
-        "level; read from caches made with --prefix",
-    )
-    balance: Literal["none", "standardize", "phi-s"] = "none"
-    drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
-    alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
-    task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
+    loss: Loss = Loss()
     boundary: Boundary = Boundary()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    loader: LoaderOptions = LoaderOptions()
     batch_size: int = Field(16, ge=1, description="rows an optimizer step, over all processes and parts")
-    shuffle: Literal["exact", "block"] = Field(
-        "exact",
-        description="order of rows: any after any, or runs of neighbours shuffled through a buffer, for networks and "
-        "spinning disks; each process then has blocks of its own",
-    )
-    shuffle_rows: int = Field(512, ge=1, description="rows that block order shuffles among each other, a process")
-    direct: bool = Field(
-        False,
-        description="read the cache past the page cache (O_DIRECT): for a store on a fast disk of this machine that "
-        "memory cannot hold; changes no bit",
-    )
     accumulate: int = Field(1, ge=1, description="parts that a step's rows are cut into, one after another")
-    normalizers: Literal["step", "process"] = Field(
-        "step",
-        description="losses' pixel counts and class weights: over a step's rows on all processes, or (as published) "
-        "over each process's own; a part of an accumulated step always has its own",
-    )
     steps: int = Field(ge=1, description="optimizer steps")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are scored; none: off")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; none when absent")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent")
     log_every: int = Field(20, ge=1, description="steps between log lines; nothing is synchronised between")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+    @property
+    def validate_every(self) -> int | None:
+        """Steps between validations; None where the last step's weights are used."""
+        return self.validation.every if self.validation else None
 
 
 class Variation(Strict):
@@ -244,7 +310,7 @@ def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = N
             merged = _merge(merged, _nest(key, value))
         elif first == stage:
             merged = _merge(merged, _nest(rest, value))
-    return _validate(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}")
+    return validated(Recipe, {"name": path.stem, "stage": stage, **merged}, f"recipe {path}", MOVED)
 
 
 def _resolved(path: Path, stage: Stage, overrides: Mapping[str, Any]) -> Recipe:
@@ -257,7 +323,7 @@ def _resolved(path: Path, stage: Stage, overrides: Mapping[str, Any]) -> Recipe:
         raise UserError(f"{path} is no recipe of stage {stage}")
     for key, value in overrides.items():
         table = _merge(table, _nest(key, value))
-    return _validate(Recipe, table, f"recipe {path}")
+    return validated(Recipe, table, f"recipe {path}", MOVED)
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:
@@ -269,7 +335,7 @@ def recipe_stages(name: str) -> tuple[Stage, ...]:
 def load_study(name: str) -> Study:
     """Read the study `name` (one that ships, or a path to a TOML file)."""
     path = _find(name, "recipes/studies", "study")
-    return _validate(Study, {"name": path.stem, **_read(path)}, f"study {path}")
+    return validated(Study, {"name": path.stem, **_read(path)}, f"study {path}")
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -344,38 +410,3 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _nest(dotted: str, value: Any) -> dict[str, Any]:
     head, dot, tail = dotted.partition(".")
     return {head: _nest(tail, value) if dot else value}
-
-
-def _validate(model: type[Model], table: dict[str, Any], where: str) -> Model:
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                lines.append(f"unknown key {key!r}{_nearest_key(model, item['loc'])}")
-            elif item["type"] == "literal_error":
-                allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-                lines.append(unknown(key, str(item["input"]), allowed))
-            elif item["type"] == "tuple_type":
-                # A list of tables has brackets of its own in TOML, which are easily forgotten.
-                brackets = f"write [[{key}]] over each" if isinstance(item["input"], dict) else "write [...]"
-                lines.append(f"{key}: a list is expected: {brackets} (got {item['input']!r})")
-            else:
-                lines.append(f"{key}: {item['msg']} (got {item['input']!r})")
-        raise UserError(f"{where}: " + "; ".join(lines)) from None
-
-
-def _nearest_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`; did you mean ...` for the key at `location`, by the fields of the model that refused it."""
-    fields = model.model_fields
-    for part in location[:-1]:
-        annotation = fields[str(part)].annotation if str(part) in fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not inner:
-            return ""
-        fields = inner[0].model_fields
-    near = difflib.get_close_matches(str(location[-1]), fields, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; known keys: {', '.join(fields)}"

@@ -16,6 +16,7 @@ from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe, recipe_differences, recipe_json
 from pipeline.runs import checkpoint
+from pipeline.runs.environment import environment
 from pipeline.runs.origin import changes, finished_from
 from pipeline.runs.readme import run_readme
 from sak_common.names import unknown
@@ -107,11 +108,12 @@ def describe(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: M
 
 def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dict[str, Any]) -> None:
     """Write the README and `results.json`, which marks the run finished; one process of several does so. The results
-    get a key "made_from".
+    get the keys "made_from" and "environment".
 
     made_from: see `pipeline.runs.origin`.
     """
     results["made_from"] = dict(made_from)
+    results["environment"] = environment()
     describe(run, recipe, made_from, results)
     if not is_silent():
         write_atomically(run / "results.json", json.dumps(results, indent=1))
@@ -177,7 +179,7 @@ def load_weights(run: Path, model: nn.Module) -> None:
 
 
 def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) -> None:
-    """Load a stage-1 run's scored weights into a stage-2 student, whose routers and heads stay as initialised.
+    """Load a stage-1 run's scored weights into a stage-2 student, whose routers, heads and decoder stay as initialised.
 
     image_size: (H, W) in px of the run's views; a position embedding of another size is resampled. Raises `UserError`
     where the rest does not fit.

@@ -51,7 +51,7 @@ def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
     if bad := [name for name, value in every if not bool(torch.isfinite(value).all())]:
         raise UserError(
             f"step {state['step']}: {bad[0]} is not finite{f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''}. "
-            "The last good checkpoint is kept; try a lower optimizer.lr, clip = 10, or precision = '32-true'"
+            "The last good checkpoint is kept; try a lower optimizer.lr, optimizer.clip = 10, or precision = '32-true'"
         )
     whole = {**state, "scaler": trained.scaler.state_dict() if trained.scaler else None}
     if not folder.exists() and (found := find(folder)):  # of a save that was killed between its two renames

@@ -16,7 +16,8 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.console import is_silent
 from pipeline.errors import UserError
-from pipeline.recipes.config import Recipe, Strict
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
 

@@ -33,7 +33,7 @@ def run_readme(
         f"    {shlex.join(['sak', *sys.argv[1:]])}",
         "",
     ]
-    if recipe.normalizers == "process":
+    if recipe.loss.normalizers == "process":
         lines += [
             "Losses count pixels and weigh classes in each process's rows, as published: another number of processes "
             "computes other losses.",

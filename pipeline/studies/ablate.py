@@ -20,14 +20,14 @@ from pipeline.recipes.arms import find_arm
 from pipeline.recipes.config import Recipe, Study
 from pipeline.runs.holder import alone_in
 from pipeline.runs.origin import origin_of_run
-from pipeline.studies.jobs import Job, check, is_finished, plan, single_jobs
+from pipeline.studies.jobs import PLAN, Job, check, is_finished, plan, planned, single_jobs
 from pipeline.studies.study_table import as_csv, collect, markdown
 from sak_common.errors import SakError
 
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
 
-SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "shuffle", "shuffle_rows", "direct", "source")
+SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "loader", "source")
 """The keys of a recipe that decide which rows come in which order."""
 
 
@@ -44,6 +44,7 @@ def ablate(
     check(study, jobs, places)
     folder = places.runs / study.name
     with alone_in(folder):
+        runs.write_atomically(folder / PLAN, json.dumps(planned(study, jobs), indent=1))
         failed = _train_all(study, jobs, places, workers, share_reads, devices)
         result = collect(study, jobs, places, failed)
         runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
@@ -100,8 +101,9 @@ def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int
                     future.result()
             return {run: why for future in futures for run, why in future.result().items()}
         except BaseException:
+            workers_now = list((pool._processes or {}).values())  # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
+            for process in workers_now:
                 process.terminate()
             raise
 

@@ -12,7 +12,7 @@ from pipeline import runs
 from pipeline.console import amount, duration, say
 from pipeline.errors import UserError
 from pipeline.recipes.arms import find_arm
-from pipeline.recipes.config import Recipe
+from pipeline.recipes.config import Data, Recipe
 from pipeline.runs import checkpoint
 from pipeline.studies.jobs import Job, single_jobs
 
@@ -21,16 +21,11 @@ WORTH_MEASURING = 50
 """Steps of a run below which a sample would take about as long as the run."""
 COPIES = 3
 """Of the weights in a checkpoint: themselves and AdamW's two moments."""
-FREE_OF_TIME = {
-    "name",
-    "seed",
-    "steps",
-    "optimizer",
-    "schedule",
-    "alpha",
-    "task_weights",
-    "level_weights",
-    "validation",
+FREE_OF_TIME: Any = {
+    **dict.fromkeys(("name", "seed", "steps", "schedule"), True),
+    "optimizer": {"lr", "weight_decay", "betas"},
+    "loss": {"alpha", "task_weights", "level_weights"},
+    "validation": set(Data.model_fields),
 }
 """Keys of a recipe that a step's time does not depend on (or hardly)."""
 
@@ -93,7 +88,7 @@ def _sample(recipe: Recipe, places: runs.Places) -> tuple[float, int]:
     from pipeline.training.distill import distill
     from pipeline.training.finetune import finetune
 
-    changes: dict[str, Any] = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None, "validate_every": None}
+    changes: dict[str, Any] = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None}
     stage1: Path | None = None
     if recipe.frozen is None:
         stem = recipe.student.stem.model_copy(update={"weights": None})

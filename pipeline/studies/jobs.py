@@ -40,6 +40,29 @@ class Job:
     stage1: Path | None = None
 
 
+PLAN = "study.json"
+"""Beside a study's runs: what it is, and which run is which arm's, so that a report needs no recipe to read them."""
+
+
+def planned(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a study comes to, JSON-able: "study" itself, and "jobs", runs by the names of their folders."""
+    return {
+        "study": study.model_dump(mode="json"),
+        "jobs": [
+            {
+                "label": job.label,
+                "arm": job.finetune.arm,
+                "seed": job.seed,
+                "run": job.run.name,
+                "stage1": job.stage1.name if job.stage1 else None,
+                "steps": job.finetune.steps,
+                "stage1_steps": job.distill.steps if job.distill else None,
+            }
+            for job in jobs
+        ],
+    }
+
+
 def plan(study: Study, places: runs.Places) -> list[Job]:
     """The study's jobs. A variation that changes nothing of stage 1 starts from its arm's own distilled run."""
     folder = places.runs / study.name
@@ -76,12 +99,11 @@ def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, An
 
 def _same_training(a: Recipe, b: Recipe) -> bool:
     """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
-    stage2_only = {"tasks", "task_weights", "alpha", "boundary", "stage1"}
+    stage2_only: dict[str, Any] = {"tasks": True, "boundary": True, "stage1": True}
+    stage2_only |= {"loss": {"alpha", "task_weights"}, "student": {"router", "head"}}
     if a.validate_every is None and b.validate_every is None:
-        stage2_only |= {"validation", "best_by"}  # nothing is chosen by it
+        stage2_only["validation"] = True  # nothing is chosen by it
     left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))
-    for side in (left, right):
-        side["student"] = {k: v for k, v in side["student"].items() if k not in ("router", "head")}
     return not recipe_differences(left, right)
 
 
@@ -153,4 +175,4 @@ def single_jobs(job: Job, places: runs.Places) -> list[Job]:
 def _tasks(recipe: Recipe, places: runs.Places) -> list[Task]:
     """The tasks that a stage-2 recipe trains."""
     store = training_store(places.features, recipe, parts_read(recipe))
-    return store_tasks(store, recipe.tasks, recipe.task_weights)
+    return store_tasks(store, recipe.tasks, recipe.loss.task_weights)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from pipeline import pictures, runs
-from pipeline.recipes.arms import run_model
 from pipeline.recipes.config import Data
 from pipeline.recipes.stores import find_store
-from pipeline.training.evaluate import load_model, open_evaluation, without_padding
+from pipeline.training.evaluate import load_model, without_padding
+from sak_core.interfaces.dataset import Dataset
+from sak_core.student import Student
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
 from sak_core.tasks import Task
@@ -27,14 +28,18 @@ Picture = npt.NDArray[np.uint8]
 SHEET_ROWS = 6
 
 
-def contact_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
-    """Image, then truth and prediction of every task, for the first samples of `data`."""
-    model, tasks = load_model(run, places)
-    recipe = runs.read_recipe(run)
-    batch = _first(open_evaluation(recipe, tasks, data, places, SHEET_ROWS))
-    with torch.inference_mode():
-        outputs = run_model(recipe, model, batch).outputs
-    return pictures.save_sheet(*pictures.prediction_rows(tasks, batch, outputs), out)
+def contact_sheet(student: Student, dataset: Dataset, out: Path) -> Path:
+    """Image, then truth and prediction of every task, for the first samples of a labelled data set, at its size."""
+    rows = []
+    for i in range(SHEET_ROWS):
+        sample = dataset.load(i)
+        found = student(sample.image)
+        row = [sample.image]
+        for task in student.tasks:
+            row += [pictures.label_picture(task, values[task.name]) for values in (sample.labels, found)]
+        rows.append(row)
+    captions = ["image", *(f"{task.name} {what}" for task in student.tasks for what in ("truth", "predicted"))]
+    return pictures.save_sheet(rows, captions, out)
 
 
 def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
@@ -53,14 +58,15 @@ def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
     captions = ["image"]
     for teacher in recipe.teachers:
         theirs, ours = batch.features[teacher][-1], output.aligned[teacher][-1]
-        for caption, colours in zip((teacher, "student"), _shared_pca(theirs, ours), strict=True):
+        for caption, colours in zip((teacher, "student"), shared_pca(theirs, ours), strict=True):
             columns.append(_enlarge(colours, (batch.pixels.shape[1], batch.pixels.shape[2])))
             captions.append(caption)
     return pictures.save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
 
 
-def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components."""
+def shared_pca(teacher: Tensor, *others: Tensor) -> list[Tensor]:
+    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components: the
+    teacher's own, then those of the others, which may have other grids."""
     tokens = teacher.flatten(2).transpose(1, 2).flatten(0, 1)
     mean = tokens.mean(0)
     basis = torch.linalg.svd(tokens - mean, full_matrices=False).Vh[:3]
@@ -72,7 +78,7 @@ def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         scaled: Tensor = ((projected - low) / (high - low)).clamp(0, 1)
         return scaled.permute(0, 3, 1, 2)
 
-    return colour(teacher), colour(student)
+    return [colour(maps) for maps in (teacher, *others)]
 
 
 def _enlarge(colours: Tensor, size: tuple[int, int]) -> list[Picture]:

@@ -23,11 +23,11 @@ def check_class_tokens(recipe: Recipe, store: Store) -> tuple[str, ...]:
         teacher = store.teacher(name)
         if len(teacher.levels) == len(teacher.maps):
             raise UserError(
-                f"class_tokens: {store.name} has no class tokens of {name}. Cache {name} with --prefix: sak drop its "
-                f"features and run sak cache --teacher {name} --prefix (a teacher without such tokens has none to give)"
+                f"loss.class_tokens: {store.name} has no class tokens of {name}. Cache {name} with --prefix: sak drop "
+                f"its features and run sak cache --teacher {name} --prefix (a teacher without such tokens has none)"
             )
         if teacher.provenance["prefix"] == REGISTERS:
-            raise UserError(f"class_tokens: {name}'s network has registers and no class token; leave {name} out")
+            raise UserError(f"loss.class_tokens: {name}'s network has registers and no class token; leave {name} out")
     return names
 
 

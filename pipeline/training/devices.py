@@ -65,7 +65,7 @@ def start(recipe: Recipe, execution: Execution, unused: bool = False) -> Fabric:
     if torch.cuda.is_available() and torch.cuda.device_count() < execution.devices:
         raise UserError(f"--devices {execution.devices}: torch sees {torch.cuda.device_count()} GPUs")
     # aligners at alpha = 0 and blocks above the last tapped one get no gradient: they must not be waited for
-    unused = unused or recipe.alpha == 0 or recipe.student.levels is not None
+    unused = unused or recipe.loss.alpha == 0 or recipe.student.levels is not None
     strategy = DDPStrategy(find_unused_parameters=unused) if execution.devices > 1 else "auto"
     fabric = Fabric(accelerator="auto", devices=execution.devices, strategy=strategy, precision=recipe.precision)
     if recipe.threads:
@@ -98,7 +98,7 @@ def gather(fabric: Fabric, own: Tensor) -> Tensor:
 
 def over_ranks(fabric: Fabric, recipe: Recipe) -> OverRanks | None:
     """What averages the losses' normalisers over the processes; None where each process keeps its own."""
-    if fabric.world_size == 1 or recipe.normalizers == "process":
+    if fabric.world_size == 1 or recipe.loss.normalizers == "process":
         return None
 
     def average(value: Tensor) -> Tensor:

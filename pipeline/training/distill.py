@@ -120,7 +120,7 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
         raise UserError(
             f"source = 'live' runs everything in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
         )
-    if recipe.direct:
+    if recipe.loader.direct:
         store = _past_page_cache(store, recipe)
     loader = Loader(
         store,
@@ -130,8 +130,8 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
         batch_size=recipe.batch_size // (fabric.world_size * recipe.accumulate),
         num_views=recipe.data.views,
         seed=recipe.seed,
-        shuffle="block" if recipe.shuffle == "block" else True,
-        buffer_rows=recipe.shuffle_rows,
+        shuffle="block" if recipe.loader.shuffle == "block" else True,
+        buffer_rows=recipe.loader.buffer_rows,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
@@ -149,9 +149,11 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
 def _past_page_cache(store: Store, recipe: Recipe) -> Store:
     """The same store, whose files are opened with O_DIRECT. Raises `UserError` where it has none of this machine."""
     if recipe.source == "live":
-        raise UserError("direct = true reads rows of the cache, and source = 'live' reads none: leave `direct` out")
+        raise UserError("loader.direct = true reads rows of the cache, and source = 'live' reads none: leave it out")
     if not isinstance(store.place, LocalPlace):
-        raise UserError(f"direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first")
+        raise UserError(
+            f"loader.direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first"
+        )
     return Store.open(LocalPlace(store.path, direct=True))
 
 

@@ -23,15 +23,16 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.console import progress, say, start_worker, warn
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
+from pipeline.recipes.arms import build_model, decoder_of, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Boundary, Data, Recipe
-from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.recipes.stores import find_store, row_of, store_tasks, training_store, warn_of_random
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
 from sak_common.differences import differences
 from sak_core.boundary import even_thresholds
 from sak_core.metrics import BoundaryMetric, TaskMetric
 from sak_core.metrics.boundary import ImageMap
+from sak_core.student.network import StudentNetwork
 from sak_core.tasks import Task, published_max_dist
 from sak_core.tasks.constant import ConstantPredictor
 from sak_core.tasks.own_units import own_label, own_output
@@ -59,7 +60,7 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     if find_arm(recipe.arm).per_task:
         return _evaluate_parts(run, data, places)
     trained_on = training_store(places.features, recipe, teachers_read(recipe))
-    tasks = store_tasks(trained_on, recipe.tasks, recipe.task_weights)
+    tasks = store_tasks(trained_on, recipe.tasks, recipe.loss.task_weights)
     check_scorable(recipe, tasks, trained_on, data, places)
     _check_up_to_date(run, recipe, places)
     teachers = _features_read(recipe)
@@ -147,8 +148,24 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
                 f"{task.name} is not the same task in {trained_on.name} ({here.kind}, {len(here.classes)} classes) and "
                 f"in {loader.store.name} ({there.kind}, {len(there.classes)} classes): classes must agree in order"
             )
-        _metric(task, recipe.boundary, loader.store.spec.dataset)
+        _metric(task, recipe.boundary, row_of(loader.store.spec))
     check_same_teachers(trained_on, loader.store, _features_read(recipe))
+    check_decoder(recipe, trained_on, tasks, loader.store)
+
+
+def check_decoder(recipe: Recipe, trained_on: Store, tasks: Sequence[Task], seen: Store | None = None) -> None:
+    """Raise `UserError` where a recipe's decoder of all tasks cannot be built for the views of the store `trained_on`,
+    or, built for them, cannot see those of `seen`."""
+    if decoder_of(recipe) is None or not tasks:
+        return
+    with torch.device("meta"):
+        model = build_model(recipe, trained_on, tasks)
+    fixed = model.fixed_size if isinstance(model, StudentNetwork) else None
+    if fixed and seen and seen.spec.size != fixed:
+        raise UserError(
+            f"{seen.name} has views of {seen.spec.size[0]}x{seen.spec.size[1]} px, but arm {recipe.arm}'s decoder has "
+            f"routers for the grid of {fixed[0]}x{fixed[1]} px, on which it trains, and takes no other: make both alike"
+        )
 
 
 def check_same_teachers(one: Store, other: Store, teachers: Sequence[str]) -> None:
@@ -178,7 +195,7 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
     store = training_store(places.features, recipe, teachers_read(recipe))
-    tasks = store_tasks(store, recipe.tasks, recipe.task_weights)
+    tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights)
     model = build_model(recipe, store, tasks)
     runs.load_weights(run, model)
     return model.eval(), tasks
@@ -252,7 +269,7 @@ def score(
     """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
-        metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
+        metrics = {task.name: _metric(task, boundary, row_of(store.spec), image_map) for task in tasks}
         for batch, outputs in predictions:
             samples += batch.samples.tolist()
             scales = stored_scales(tasks, store, batch)

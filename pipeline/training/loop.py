@@ -50,6 +50,10 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+"""By a recipe's `optimizer.kind`."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training came to: seconds of all its sessions together, the chosen checkpoint's folder, and its step."""
@@ -96,7 +100,7 @@ def train(
     """
     if fabric.world_size > 1:
         model = synchronise_norms(model, fabric.device)
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[recipe.optimizer.kind](
         [p for p in model.parameters() if p.requires_grad],
         lr=recipe.optimizer.lr,
         betas=recipe.optimizer.betas,
@@ -148,8 +152,8 @@ def train(
                     fabric.backward(result.loss / parts)
                 watch.add(result, batch, probes=logs, shows=saves)
                 del result, batch  # or they would live beside the next ones
-            if recipe.clip:
-                fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+            if clip := recipe.optimizer.clip:
+                fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=clip, error_if_nonfinite=False)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
             if average:

@@ -44,17 +44,18 @@ class Targets:
         self.recipe, self.teachers = recipe, tuple(teachers)
         self.class_tokens = check_class_tokens(recipe, store)
         self.num_levels = {name: len(store.teacher(name).maps) for name in teachers}
-        self.level_weights = _weights("level_weights", recipe.level_weights, self.num_levels)
-        class_weights = _weights("class_tokens", recipe.class_tokens, self.num_levels)
+        options = recipe.loss
+        self.level_weights = _weights("loss.level_weights", options.level_weights, self.num_levels)
+        class_weights = _weights("loss.class_tokens", options.class_tokens, self.num_levels)
         for name in self.class_tokens:
             maps = self.level_weights.get(name, (1.0,) * self.num_levels[name])
             self.level_weights[name] = (*maps, *class_weights[name])
-        balances = recipe.balance != "none"
-        where = f"{recipe.balance} on {store.name}"
-        of_maps = {name: channel_statistics(store, name, recipe.balance) for name in teachers if balances}
-        self.balance = _balance(recipe.balance, of_maps, f"balance {where}")
+        balances = options.balance != "none"
+        where = f"{options.balance} on {store.name}"
+        of_maps = {name: channel_statistics(store, name, options.balance) for name in teachers if balances}
+        self.balance = _balance(options.balance, of_maps, f"balance {where}")
         of_tokens = {name: class_token_statistics(store, name) for name in self.class_tokens if balances}
-        self.class_balance = _balance(recipe.balance, of_tokens, f"balance {where}, class tokens")
+        self.class_balance = _balance(options.balance, of_tokens, f"balance {where}, class tokens")
 
     def __call__(
         self,
@@ -74,10 +75,10 @@ class Targets:
         loss, terms = distillation_loss(
             ours,
             theirs,
-            recipe.loss,
-            relational=recipe.relational,
+            recipe.loss.kind,
+            relational=recipe.loss.relational,
             level_weights=self.level_weights,
-            dropping=TeacherDropping(recipe.drop_teachers, noise) if recipe.drop_teachers else None,
+            dropping=TeacherDropping(recipe.loss.drop_teachers, noise) if recipe.loss.drop_teachers else None,
             over_ranks=over_ranks,
         )
         for name in self.class_tokens:
@@ -125,7 +126,7 @@ def _deviations(store: Store, teacher: str, level: LevelSpec, calibration: Mappi
         raise UserError(
             f"balance standardize on {store.name}: the coding error of a channel of {name} is {worst:.2g} times its "
             "variance, and this store is from before it was kept which channel's: it would become a target of noise. "
-            f"Use balance = 'phi-s' or 'none', or `sak drop` {teacher} and cache it again"
+            f"Use loss.balance = 'phi-s' or 'none', or `sak drop` {teacher} and cache it again"
         )
     variance, error = calibration[f"{level.array}/covariance"].diagonal(), calibration[f"{level.array}/error"]
     if count := int(is_near_dead(variance, error).sum()):

@@ -45,20 +45,18 @@ class Validation:
 def validation_of(recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], Values]) -> Validation | None:
     """What a recipe asks for, None where it does not.
 
-    Raises `UserError` for a test split, a missing split, and an unknown score.
+    Raises `UserError` for a test split and an unknown score.
     """
-    if recipe.validate_every is None:
+    if recipe.validation is None or recipe.validation.every is None:
         return None
-    if recipe.validation is None:
-        raise UserError("validate_every needs a split to score: validation = { dataset = ..., split = 'val' }")
     if recipe.validation.split == "test":
         raise UserError("validation.split = 'test': test scores never choose a checkpoint; name another split")
-    if recipe.best_by == LOSS:
+    if recipe.validation.best_by == LOSS:
         return Validation(measure, LOSS, higher_is_better=False)
     by_name = {task.name: task for task in tasks}
-    if recipe.best_by not in by_name:
-        raise UserError(f"best_by: {unknown('score', recipe.best_by, [LOSS, *by_name])}")
-    task = by_name[recipe.best_by]
+    if recipe.validation.best_by not in by_name:
+        raise UserError(f"validation.best_by: {unknown('score', recipe.validation.best_by, [LOSS, *by_name])}")
+    task = by_name[recipe.validation.best_by]
     return Validation(measure, f"{task.name}/{task.score}", task.higher_is_better)
 
 

@@ -151,7 +151,7 @@ class Watch:
         return (
             f"step {number}: {names[term]} is {values[process, entry, term]:g}; "
             f"rows (sample/view) {first}{', ...' if len(samples) > 8 else ''}. The last good checkpoint is kept; "
-            "try a lower optimizer.lr, clip = 10, or precision = '32-true'"
+            "try a lower optimizer.lr, optimizer.clip = 10, or precision = '32-true'"
         )
 
 

@@ -78,6 +78,23 @@ def task_losses(
     return sum(values[1:], values[0]), terms
 
 
+def load_balance(routes: Sequence[Tensor], over_ranks: OverRanks | None = None) -> Tensor:
+    """How unevenly experts are taken, a scalar: the sum over `routes` of the squared coefficient of variation of their
+    mean weights (Shazeer et al. 2017, arXiv 1701.06538, equation 7; MLoRE, arXiv 2403.17749).
+
+    routes: weights (B, T, N) of N experts for B images and T tasks, one a place where experts are weighed.
+    over_ranks: takes the means over all processes' images; each passes on the gradient of its own.
+    """
+    total = routes[0].new_zeros(())
+    for weights in routes:
+        mean = weights.mean((0, 1))
+        if over_ranks is not None:
+            mean = mean + (over_ranks(mean) - mean).detach()
+        # (standard deviation with N - 1 / mean)^2
+        total = total + mean.var() / mean.mean().square()
+    return total
+
+
 def _check(
     aligned: Mapping[str, Sequence[Tensor]],
     targets: Mapping[str, Sequence[Tensor]],
