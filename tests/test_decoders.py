@@ -63,14 +63,14 @@ def test_every_student_takes_a_decoder_and_all_of_it_learns(name: str, changes: 
 
 def test_routers_stand_where_a_decoder_reads_a_task_s_own_levels() -> None:
     made = student("invpt").eval()
-    assert {n.split(".")[2] for n, _ in made.routers.named_parameters()} == {"3"}
+    assert {n.split(".")[1] for n, _ in made.routers.named_parameters()} == {"3"}
     out = made(students.images())
     weights = out.router_weights["depth"]
     assert [tuple(w.shape) for w in weights] == [(2, 3)] * 4
     # the first levels are the stem's alone, and are said to be
     assert all(torch.equal(w, torch.tensor([[1.0, 0.0, 0.0]] * 2)) for w in weights[:3])
     assert float(weights[3].min()) > 0 and weights[3].sum(1).tolist() == pytest.approx([1, 1])
-    assert {n.split(".")[2] for n, _ in student("mlore").routers.named_parameters()} == {"0", "1", "2", "3"}
+    assert {n.split(".")[1] for n, _ in student("mlore").routers.named_parameters()} == {"0", "1", "2", "3"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -160,7 +160,8 @@ def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Pa
     study = tmp_path / "two.toml"
     study.write_text(
         'recipe = "demo"\narms = ["single-task", "many-to-one"]\n'
-        'set = { steps = 2, batch_size = 8, log_every = 1, threads = 1, tasks = ["depth"], "student.stem.depth" = 4 }\n'
+        'set = { steps = 2, batch_size = 8, log_every = 1, threads = 1, tasks = ["depth"], "student.stem.depth" = 4, '
+        '"student.stem.weights" = "" }\n'
         'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     )
     places = ["--out", features, "--json", "--runs"]

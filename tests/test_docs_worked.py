@@ -94,6 +94,11 @@ def test_a_new_task(tmp_path):
     assert any("material: mIoU" in text and "depth: RMSE" in text for text in printed)
 
 
+def test_a_new_decoder(tmp_path):
+    (printed,) = work_through("new-decoder.md", tmp_path)
+    assert "'decoder'" in printed and "'heads'" not in printed
+
+
 @pytest.mark.slow
 def test_a_backbone(tmp_path):
     printed = work_through("backbone.md", tmp_path)

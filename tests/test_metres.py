@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from cache.store import Store
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.recipes.config import Boundary, Data, load_recipe
+from pipeline.recipes.config import Data, load_recipe
 from pipeline.recipes.stores import store_tasks
+from pipeline.recipes.tables import Boundary
 from pipeline.runs import Places
-from pipeline.training.evaluate import constant_scores, evaluation_loader, score
+from pipeline.training.evaluate import constant_scores, evaluation_loader
 from pipeline.training.scales import seen_labels
+from pipeline.training.scoring import score
 from sak_core.student.network import StudentOutput
 from sak_core.student.pretrained import PretrainedConfig, Student, save_pretrained
 from sak_core.tasks import Task

@@ -161,6 +161,22 @@ def test_depths_beyond_the_limit_are_said_before_training(tmp_path: Path) -> Non
     )
 
 
+def test_holes_of_0_m_are_a_problem_and_said_before_training(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", 2, 2, optional=False)
+    depth = np.full((64, 64), 2000, np.uint16)
+    depth[:8] = 0
+    Image.fromarray(depth).save(root / "depth/1.png")
+    check = ["data", "check", root, "--sheet", tmp_path / "sheet.png"]
+    assert sak(*check).returncode == 0
+    (root / "dataset.toml").write_text((root / "dataset.toml").read_text().replace("ignore = [0]", ""))
+    done = sak(*check, check=False)
+    assert done.returncode == 1 and "holds 0 to 2: expected metres above 0" in done.stdout
+    cache(root, tmp_path / "features")
+    assert "warning: depth: 1 has depths of 0 m: training takes 0 m and less for truth" in finetune(
+        tmp_path / "features", 1
+    )
+
+
 def test_a_mask_of_0_and_255_is_a_problem_and_said_before_training(tmp_path: Path) -> None:
     root = make(tmp_path / "data", 3, 3, optional=False)
     for path in (root / "semseg").iterdir():

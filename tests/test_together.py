@@ -22,7 +22,7 @@ from tests.conftest import sak
 STUDY = (
     'recipe = "demo"\narms = ["single-task", "multi-task", "teacher:mini-sam", "many-to-one", "sak"]\n'
     'set = { steps = 3, batch_size = 16, checkpoint_every = 2, tasks = ["semseg", "depth"], '
-    '"student.stem.depth" = 4 }\n'
+    '"student.stem.depth" = 4, "student.stem.weights" = "" }\n'
     'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     '[[variations]]\nname = "dropping"\nset = { loss.drop_teachers = 0.5 }\n'
 )
@@ -51,7 +51,14 @@ def test_a_study_side_by_side_is_the_study_alone_bit_for_bit(features: Path, tmp
 
 
 def recipes(**changes: object) -> list[tuple[str, object]]:
-    base = {"steps": 4, "batch_size": 16, "student.stem.depth": 4, "checkpoint_every": 2, **changes}
+    base = {
+        "steps": 4,
+        "batch_size": 16,
+        "student.stem.depth": 4,
+        "student.stem.weights": "",
+        "checkpoint_every": 2,
+        **changes,
+    }
     return [(arm, load_recipe("demo", "distill", {**base, "arm": arm})) for arm in ("sak", "many-to-one")]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def params(
     name: str, stage: Stage | None, assignments: tuple[str, ...], features: Path | str, runs: Path, as_json: bool
 ) -> None:
-    """Count the parameters of a recipe's or a run's model, by part."""
+    """Count the parameters of a recipe's or a run's model, and its multiply-adds an image, by part."""
     from pipeline.export.params import params_text, recipe_parameters, run_parameters
     from pipeline.recipes.config import parse_set
     from pipeline.runs import Places
@@ -42,12 +42,12 @@ def params(
 @click.option("--size", metavar="HxW", help="Image size of its position embedding, where it is not plain.")
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
-    """Read a checkpoint of the authors' release (stage 1 or 2) into the folder OUT."""
+    """Read a checkpoint of SAK's (stage 1 or 2), InvPT's or MLoRE's release into the folder OUT."""
     from pipeline.export.reference_checkpoint import import_checkpoint
     from pipeline.recipes.stores import parse_size
 
     result = import_checkpoint(checkpoint, out, parse_size(size) if size else None)
-    show(result, as_json, lambda r: f"{out}: {r['stage']}, teachers {', '.join(r['teachers'])}")
+    show(result, as_json, lambda r: f"{out}: {r['arm']}, {r['stage']}, teachers {', '.join(r['teachers']) or 'none'}")
 
 
 @click.command("export-reference")

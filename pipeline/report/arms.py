@@ -183,7 +183,7 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
     keys = list(details["per_class"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mixed = [
-        (shares[truth, taken], keys[truth], keys[taken])
+        (float(shares[truth, taken]), keys[truth], keys[taken])
         for truth in range(len(keys))
         for taken in range(len(keys))
         if truth != taken and counts[truth, taken]
@@ -192,7 +192,10 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
         f"mixed-{task.name}",
         f"{task.name}: what {run.name} mixes up most, in percent of the true class's pixels",
         [Column("truth", numeric=False), Column("taken for", numeric=False), Column("pixels %", sense="lower")],
-        [[name(truth), name(taken), figure(100 * share)] for share, truth, taken in sorted(mixed)[::-1][:MOST_MIXED]],
+        [
+            [name(truth), name(taken), figure(100 * share)]
+            for share, truth, taken in sorted(mixed, key=lambda one: -one[0])[:MOST_MIXED]
+        ],
     )
     present = [place for place in range(len(keys)) if counts[place].sum()]
     if not 1 < len(present) <= MOST_CLASSES:

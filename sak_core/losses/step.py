@@ -9,7 +9,7 @@ from sak_common.names import UnknownName, unknown
 from sak_core.losses.dropping import TeacherDropping
 from sak_core.losses.rows import DISTILLATION
 from sak_core.tasks import Task
-from sak_core.tasks.losses import OverRanks
+from sak_core.tasks.losses import POSITIVE_BOUNDARY_WEIGHT, OverRanks, boundary_cross_entropy
 
 
 def distillation_loss(
@@ -56,11 +56,19 @@ def distillation_loss(
     return len(by_teacher) * _mean(losses, dropping.kept(losses), over_ranks), terms
 
 
-def task_loss(task: Task, output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
+def task_loss(
+    task: Task,
+    output: Tensor,
+    label: Tensor,
+    over_ranks: OverRanks | None = None,
+    positives: float = POSITIVE_BOUNDARY_WEIGHT,
+) -> Tensor:
     """The task's loss, not yet times its weight.
 
-    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3).
+    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3). positives: weight of boundary pixels.
     """
+    if task.kind == "boundary":
+        return boundary_cross_entropy(output, label, over_ranks, positives)
     return task.spec.loss(output, label, over_ranks)
 
 
@@ -69,10 +77,15 @@ def task_losses(
     outputs: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     over_ranks: OverRanks | None = None,
+    positives: float = POSITIVE_BOUNDARY_WEIGHT,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the tasks' losses, each times its weight, and the weighted terms by task name."""
+    """The sum of the tasks' losses, each times its weight, and the weighted terms by task name.
+
+    positives: as for `task_loss`.
+    """
     terms = {
-        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks) for task in tasks
+        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks, positives)
+        for task in tasks
     }
     values = list(terms.values())
     return sum(values[1:], values[0]), terms
