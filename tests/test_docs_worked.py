@@ -117,3 +117,14 @@ def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
     for page in ("new-teacher", "new-task", "new-dataset", "backbone", "python"):
         assert f"docs/{page}.md" in text
+
+
+@pytest.mark.parametrize("page", sorted(Path("docs").rglob("*.md")), ids=str)
+def test_lines_of_prose_end_before_120_characters(page: Path) -> None:
+    """Tables and code may be longer; what is wide scrolls, and prose would not."""
+    is_code, long = False, []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        is_code ^= line.startswith("```")
+        if len(line) > 120 and not is_code and not line.startswith(("|", "    ")):
+            long.append(number)
+    assert not long

@@ -16,11 +16,11 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too: pixels in, raw outputs out, any batch.")
 @click.option("--torch-export", is_flag=True, help="Write model.pt2, too: a torch.export program.")
 @click.option(
-    "--size", metavar="HxW", help="Of the images of --onnx and --torch-export; the training views' if absent."
+    "--size", metavar="HxW", help="Size of images for --onnx and --torch-export; by default that of the training views."
 )
-@click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes; they are computed with in fp32.")
+@click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes. Computing stays in fp32.")
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
-@click.option("--public", is_flag=True, help="Make a new repository of the hub public; private otherwise.")
+@click.option("--public", is_flag=True, help="If --push makes a repository, make it public, not private.")
 @RUNS
 @JSON
 def export(
@@ -48,14 +48,16 @@ def export(
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="RUN_OR_FOLDER_OR_HUB_ID", help="A run, an exported folder, a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
-@click.option("--size", type=click.IntRange(8), help="Scale larger images down to this longer side, px, to predict.")
 @click.option(
-    "--tile", type=click.IntRange(8), help="Longest side seen whole, px; twice that of the training views when absent."
+    "--size", type=click.IntRange(8), help="Longer side, px, that larger images are scaled down to before predicting."
 )
-@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Of a video, each such frame.")
+@click.option(
+    "--tile", type=click.IntRange(8), help="Longest side, px, seen whole; by default twice that of the training views."
+)
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take each N-th frame of a video.")
 @click.option("--raw", is_flag=True, help="Write the arrays, too: raw/NAME.npz, an array a task.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--overwrite", is_flag=True, help="Predict what is there already anew.")
+@click.option("--overwrite", is_flag=True, help="Predict again what is there already.")
 @RUNS
 @DRY
 @JSON

@@ -11,8 +11,14 @@ from pipeline.commands.options import JSON, show
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--teacher", help="Of a cache: whose features.")
-@click.option("--level", "levels", type=click.IntRange(0), multiple=True, help="Of a cache; several are one group.")
+@click.option("--teacher", help="The teacher to measure, where SOURCE is a cache.")
+@click.option(
+    "--level",
+    "levels",
+    type=click.IntRange(0),
+    multiple=True,
+    help="A level to measure, where SOURCE is a cache; several are coded as one group.",
+)
 @click.option("--fidelity", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.995, show_default=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for every setting's coded and decoded rows.")
 @JSON

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", metavar="RECIPE_OR_RUN")
-@click.option("--stage", type=click.Choice(["distill", "finetune"]), help="Of a recipe; its last one when absent.")
+@click.option(
+    "--stage", type=click.Choice(["distill", "finetune"]), help="The recipe's stage to count; its last one by default."
+)
 @SET
 @FEATURES
 @RUNS
@@ -39,7 +41,7 @@ def params(
 @click.command("import-reference")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--size", metavar="HxW", help="Image size of its position embedding, where it is not plain.")
+@click.option("--size", metavar="HxW", help="Image size of the position embedding, where its length does not tell.")
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
     """Read a checkpoint of SAK's (stage 1 or 2), InvPT's or MLoRE's release into the folder OUT."""

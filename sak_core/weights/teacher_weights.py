@@ -39,7 +39,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.random_weights:
-            raise BadTeacherOptions(f"weights from {self.weights} and random weights exclude each other")
+            raise BadTeacherOptions(f"either weights from {self.weights} or random weights, not both")
         if min(self.size) < 1:
             raise BadTeacherOptions(f"views of {self.size[0]}x{self.size[1]} px")
 
