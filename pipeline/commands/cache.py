@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, WHERE, numbers, show
 
 _OPTIONS = (
     click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels."),
@@ -25,8 +25,9 @@ _OPTIONS = (
     ),
     click.option(
         "--fidelity",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Token cosine that is promised, plain and with the mean removed; klt finds the fewest bits (0.995).",
+        metavar="COSINE|TASK=LOSS,...",
+        help="What is promised: a token cosine, plain and with the mean removed, or the most that tasks' probes lose, "
+        "in their own units; klt finds the fewest bits (0.995).",
     ),
     click.option(
         "--standardized",
@@ -35,6 +36,12 @@ _OPTIONS = (
     ),
     click.option(
         "--predict-levels", is_flag=True, help="Code each level against the one below: fewer bits, read as one."
+    ),
+    click.option(
+        "--probes",
+        type=WHERE,
+        metavar="own|CACHE",
+        help="Tell what tasks lose to the codec, by linear heads on raw features of labelled rows, own or a cache's.",
     ),
     click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
     click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),
