@@ -62,7 +62,7 @@ def cache_request(
     Raises:
         UserError: values that cannot be, or do not go together.
     """
-    from pipeline.extraction.request import CacheRequest, TeacherOptions
+    from pipeline.extraction.request import CacheRequest, teacher_options
     from pipeline.extraction.samples import DatasetRequest
 
     names, is_scored = _names(teachers), split in ("val", "test")
@@ -78,7 +78,7 @@ def cache_request(
         names,
         views or (1 if is_scored else TRAINING_VIEWS),
         out,
-        TeacherOptions(grid=None if grid in (None, "native") else _size(grid), **options),
+        teacher_options(grid=None if grid in (None, "native") else _size(grid), **options),
         decoders=decoders,
         strict=strict,
         scheduler=scheduler,
@@ -95,8 +95,8 @@ def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **
         dataset, split: such as "folder", "train".
         options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, images (which of a
             sample's images is the input), out (folder or address of the caches), grid ("hxw"), decoders, strict,
-            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels,
-            weights, device, ...
+            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, probes, fidelity (or,
+            as text, what tasks may lose: "semseg=0.5"), levels, weights, device, ...
 
     Raises:
         SakError: what is asked cannot be, or what it needs is missing.
