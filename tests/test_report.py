@@ -55,9 +55,12 @@ def test_the_answer_names_the_winner_its_lead_and_what_is_not_established(known:
     best = stats.ttest_rel(gains("sak"), gains("multi-task")).confidence_interval(0.95)
     assert (rows[0]["from"], rows[0]["to"]) == (pytest.approx(best.low), pytest.approx(best.high))
     assert rows[0]["verdict"] == "better" and rows[3]["verdict"] is None
-    assert rows[1]["verdict "] == "worse" and rows[2]["verdict "] == "not established"
+    lead = {row["arm"]: row for row in table(known, "lead")}
+    assert lead["without mini-sam"]["verdict"] == "worse" and lead["many-to-one"]["verdict"] == "not established"
     assert "sak has the highest mean gain over multi-task" in known[1]
     assert f"+{mean(gains('sak')):.1f} %" in known[1]
+    ahead = mean(gains("sak")) - mean(gains("without mini-sam"))
+    assert f"Its lead on the next, without mini-sam, is +{ahead:.1f} points" in known[1]
 
 
 def test_cost_of_training_is_beside_the_gain(known: Made) -> None:
@@ -149,7 +152,7 @@ def test_caches_and_budgets_that_differ_are_said(tmp_path: Path) -> None:
     remarks = " ".join(made(tmp_path / "runs")[0]["remarks"])
     assert "NOT COMPARABLE as they stand: source of rooms-train-96x96-aaaa.zarr was read with other bytes" in remarks
     assert "different budgets in stage 2: 320 rows (multi-task, sak, without mini-sam); 320 or 640 rows" in remarks
-    assert "The cache rooms-train-96x96-aaaa.zarr is not below" in remarks
+    assert "are missing: rooms-train-96x96-aaaa.zarr" in remarks
 
 
 def _running(folder: Path) -> None:

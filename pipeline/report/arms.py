@@ -137,8 +137,7 @@ def _dot_rows(axes: Axes, found: StudyFacts, task: TaskFacts) -> None:
     axes.grid(axis="x")
     axes.margins(x=0.08)
     axes.set_title(task.name, color=INK)
-    sense = "more is better" if task.higher_is_better else "less is better, so the axis is turned"
-    axes.set_xlabel(f"{task.score}, {task.unit}: {sense}")
+    axes.set_xlabel(f"{task.score}, {task.unit} ({'more' if task.higher_is_better else 'less'} is better)")
     if not task.higher_is_better:
         axes.invert_xaxis()
 

@@ -143,7 +143,8 @@ def name(text: str, tone: Tone = "") -> Cell:
 
 def figure(value: float | None, digits: int = 1, unit: str = "", tone: Tone = "") -> Cell:
     """A cell of one number; "–" where there is none."""
-    text = "–" if value is None else number(value, f".{digits}f").replace("-", "−") + unit
+    rounded = None if value is None else round(value, digits) + 0.0  # no "−0.0"
+    text = "–" if rounded is None else number(rounded, f".{digits}f").replace("-", "−") + unit
     return Cell(value, text, tone)
 
 
