@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import UserError
+from pipeline.report.collect import kind_of
 from pipeline.report.report import report
 from pipeline.runs import Places
+from sak_core.tasks import KINDS, Task
 from tests.written_study import IMAGES, MIOU, RMSE, put, write_run, write_study
 
 Made = tuple[dict[str, Any], str]
@@ -246,6 +248,13 @@ def test_what_is_no_study_and_no_run_is_refused(names: list[str], says: str, tmp
     (tmp_path / "runs" / "empty").mkdir()
     with pytest.raises(UserError, match=says):
         made(tmp_path / "runs", *names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_is_known_by_the_scores_that_its_own_metric_gives(kind: str) -> None:
+    """Saliency has an mIoU beside its maxF, and is no task of classes."""
+    classes = ("wall", "floor") if kind == "classes" else ()
+    assert kind_of(Task("task", kind=kind, classes=classes).metric().compute()) == kind
 
 
 def test_text_of_runs_cannot_break_out_of_the_page(tmp_path: Path) -> None:

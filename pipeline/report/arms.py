@@ -167,7 +167,9 @@ def _per_class(found: StudyFacts, task: TaskFacts) -> Table:
     classes = list(dict.fromkeys(key for means in by_arm.values() for key in means))
     rows = [[name(key), *[figure(means.get(key)) for means in by_arm.values()]] for key in classes]
     columns = [Column("class", numeric=False), *[Column(label, sense="higher") for label in by_arm]]
-    return Table(f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows)
+    return Table(
+        f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows, True
+    )
 
 
 def _class_means(arm: ArmFacts, task: TaskFacts) -> dict[str, float]:

@@ -179,7 +179,13 @@ def _tasks(found: StudyFacts) -> tuple[TaskFacts, ...]:
     tasks: dict[str, TaskFacts] = {}
     for run in found.runs:
         for name, scores in (run.on.scores if run.on else {}).items():
-            kind = next((kind for kind, row in KINDS.items() if row.score in scores), None)
+            kind = kind_of(scores)
             if kind and name not in tasks:
                 tasks[name] = TaskFacts(name, kind, KINDS[kind].score, KINDS[kind].higher_is_better)
     return tuple(tasks.values())
+
+
+def kind_of(scores: Mapping[str, float | None]) -> str | None:
+    """The kind of task that scores of these names are of; None where no kind has them. Saliency has an mIoU, too."""
+    kinds = [kind for kind, row in KINDS.items() if row.score in scores]
+    return next((kind for kind in kinds if kind != "classes"), kinds[0] if kinds else None)

@@ -44,12 +44,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; the first column names the row. id: unique in the page, of its JSON, too."""
+    """Rows under columns; the first column names the row.
+
+    id: unique in the page, of its JSON, too. folded: whether it is shown when asked for.
+    """
 
     id: str
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
+    folded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Columns and values, without their form."""
