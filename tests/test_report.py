@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,6 +19,7 @@ from pipeline.report.collect import kind_of
 from pipeline.report.report import report
 from pipeline.runs import Places
 from sak_core.tasks import KINDS, Task
+from tests.conftest import sak
 from tests.written_study import IMAGES, MIOU, RMSE, put, write_run, write_study
 
 Made = tuple[dict[str, Any], str]
@@ -255,6 +258,38 @@ def test_a_task_is_known_by_the_scores_that_its_own_metric_gives(kind: str) -> N
     """Saliency has an mIoU beside its maxF, and is no task of classes."""
     classes = ("wall", "floor") if kind == "classes" else ()
     assert kind_of(Task("task", kind=kind, classes=classes).metric().compute()) == kind
+
+
+def test_runs_are_watched_while_they_train(tmp_path: Path) -> None:
+    """One run of 40 steps at step 40 in the log, half a step a second since it began, beside one that is finished."""
+    folder = write_study(tmp_path / "runs", seeds=(0,))
+    _running(folder)
+    run = folder / "sak-seed0-finetune"
+    put(run / "recipe.json", {**json.loads((run / "recipe.json").read_text()), "steps": 60})
+    os.utime(run / "recipe.json", (1000, 1000))
+    os.utime(run / "metrics.jsonl", (1080, 1080))
+    (run / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()} since now, sak ablate")
+    rows = {row["run"]: row for row in json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)}
+    going = rows["sak-seed0-finetune"]
+    assert (going["state"], going["step"], going["steps"]) == ("running", 40, 60)
+    assert (going["rate"], going["left_seconds"], going["loss"]) == (0.5, 40.0, 0.25)
+    assert rows["multi-task-seed0-finetune"]["scores"] == {"semseg": 10.0, "depth": 1.0}
+    shown = sak("watch", "known", "--runs", tmp_path / "runs").stdout
+    assert "40/60" in shown and "40 s" in shown and "semseg 10" in shown
+    (run / "lock").write_text(
+        "process 999999999 on elsewhere since now, sak ablate".replace("elsewhere", socket.gethostname())
+    )
+    again = json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)
+    assert {row["run"]: row["state"] for row in again}["sak-seed0-finetune"] == "stopped"
+
+
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    write_study(tmp_path / "runs", seeds=(0,))
+    where = ["--runs", tmp_path / "runs", "--features", tmp_path / "features", "--out", tmp_path / "page.html"]
+    told = json.loads(sak("report", "known", *where, "--json").stdout)
+    assert told["bytes"] == (tmp_path / "page.html").stat().st_size and "standings" in told["tables"]
+    refused = sak("report", "nothing", *where, check=False)
+    assert refused.returncode == 2 and "no study or run" in refused.stderr
 
 
 def test_text_of_runs_cannot_break_out_of_the_page(tmp_path: Path) -> None:

@@ -31,18 +31,22 @@ def collect(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:
     names: a study's name, file or folder; or runs, by path or by name below the folder of runs. Raises `UserError`
     where there is no such thing, or nothing in it.
     """
+    found = runs_of(names, places)
+    caches, troubles = caches_read(found.runs, places.features)
+    found = replace(found, caches=caches)
+    return replace(found, remarks=(*remarks(found), *troubles))
+
+
+def runs_of(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:
+    """As `collect`, of the runs' own folders alone: no cache is opened, and nothing remarked on."""
     if not names:
         raise UserError("name a study or runs to report on")
     folders = [_folder(str(name), places) for name in names]
     study = [folder for folder in folders if not (folder / "recipe.json").exists()]
     if study and len(folders) > 1:
         raise UserError(f"{study[0]} is a study: a report is of one study, or of runs")
-    found = _study(study[0]) if study else _single_runs(folders)
-    found = _on_one_split(found)
-    found = replace(found, tasks=_tasks(found))
-    caches, troubles = caches_read(found.runs, places.features)
-    found = replace(found, caches=caches)
-    return replace(found, remarks=(*remarks(found), *troubles))
+    found = _on_one_split(_study(study[0]) if study else _single_runs(folders))
+    return replace(found, tasks=_tasks(found))
 
 
 def _folder(name: str, places: runs.Places) -> Path:
