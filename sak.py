@@ -30,13 +30,14 @@ for _name in _OURS:
 if TYPE_CHECKING:
     from cache.loading.loader import Loader
     from cache.store import Store
-    from pipeline.api import ablate, cache, distill, evaluate, export, finetune, plan, predict, recipe
+    from pipeline.api import ablate, cache, distill, evaluate, export, finetune, plan, predict, recipe, report
     from sak_common.errors import SakError
     from sak_core.student import Student
 
 _WHERE = {
     **dict.fromkeys(
-        ("ablate", "cache", "distill", "evaluate", "export", "finetune", "plan", "predict", "recipe"), "pipeline.api"
+        ("ablate", "cache", "distill", "evaluate", "export", "finetune", "plan", "predict", "recipe", "report"),
+        "pipeline.api",
     ),
     "Loader": "cache.loading.loader",
     "SakError": "sak_common.errors",
@@ -58,6 +59,7 @@ __all__ = [
     "plan",
     "predict",
     "recipe",
+    "report",
 ]
 
 

@@ -17,8 +17,8 @@ from cache.calibration.statistics import level_constants, needed_tables
 from cache.calibration.stored import read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
-from cache.format.layout import group_json, source_arrays
-from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part
+from cache.format.layout import closed_json, group_json, source_arrays
+from cache.format.manifest import CLOSED, FOLDER, LOG, SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
 from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
@@ -120,6 +120,7 @@ class Store:
                 groups = {
                     "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),
                     **{f"{name}/zarr.json": group_json({}) for name in ("samples", "views", "teachers")},
+                    CLOSED: closed_json(),
                 }
                 if spec.labels:
                     groups["labels/zarr.json"] = group_json({})
@@ -356,9 +357,14 @@ class Store:
 
     # -- the log ----------------------------------------------------------------------------------
 
+    @property
+    def log_file(self) -> str:
+        """Where `log` writes, below the store."""
+        return f"{FOLDER}/{LOG}" if CLOSED in self.part(SOURCE).metadata.files else LOG
+
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest. Raises OSError."""
-        self.place.append("log.jsonl", canonical_json(dict(event)))
+        """Append a line to `log_file`: times, hosts, speeds. Outside of every digest. Raises OSError."""
+        self.place.append(self.log_file, canonical_json(dict(event)))
 
 
 def find_stores(

@@ -20,6 +20,7 @@ from pipeline.commands import (
     frontier,
     miniature,
     models,
+    report,
     reproduce,
     stores,
     teachers,
@@ -49,6 +50,7 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
     "Score and compare": {
         train.evaluate: "Score a run on a labelled split.",
         train.ablate: "Compare arms, variations and seeds.",
+        report.report: "Write one page on a study or on runs.",
         boundary.boundary: "Score boundary maps as BSDS does.",
         models.params: "Count parameters and operations.",
     },

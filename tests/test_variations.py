@@ -11,7 +11,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.recipes.config import Loss, Recipe, StudentOptions
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.tables import Loss, StudentOptions
 from sak_core.losses.balance import BALANCES
 from sak_core.losses.rows import DISTILLATION
 from sak_core.student.decoder import ROUTERS
@@ -43,7 +44,14 @@ VARIATIONS = {
     "checkpointing": {"student.checkpointing": True},
 }
 PLACE = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
-BASE = {"steps": 2, "batch_size": 8, "tasks": ["semseg"], "log_every": 1, "student.stem.depth": 4}
+BASE = {
+    "steps": 2,
+    "batch_size": 8,
+    "tasks": ["semseg"],
+    "log_every": 1,
+    "student.stem.depth": 4,
+    "student.stem.weights": "",
+}
 SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 

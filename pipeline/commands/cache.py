@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,17 @@ def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
 @DRY
 @click.option("--workers", type=click.IntRange(0), default=0, help="Run on so many Dask workers on this machine.")
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
-def cache(as_json: bool, **options: Any) -> None:
+def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
-    from pipeline.api import cache_request
-    from pipeline.extraction.caching import run_cache
+    from pipeline import api
 
-    result = run_cache(cache_request(**_asked(options)))
+    if dry_run:
+        from pipeline.extraction import caching
+
+        result = caching.dry_run(api.cache_request(**_asked(options)))
+    else:
+        made = asdict(api.cache(**_asked(options)))
+        result = {"store": made.pop("path"), **made}
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,15 +74,13 @@ def predict(
     as_json: bool,
 ) -> None:
     """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
-    from pipeline.export.models import open_model
-    from pipeline.prediction.predict import Settings, plan, predict_text
-    from pipeline.prediction.predict import predict as run
-    from pipeline.prediction.sources import open_sources
+    from pipeline import api
+    from pipeline.prediction.predict import predict_text
 
-    found = open_sources(sources, every)
-    settings = Settings(size=size, tile=tile, raw=raw, batch_size=batch_size, overwrite=overwrite)
-    loaded = open_model(model, runs)
-    if dry_run:
-        show(plan(loaded, found, out, settings), as_json, lambda p: f"would predict {p['images'] - p['already_there']}")
-        return
-    show(run(loaded, found, out, settings), as_json, predict_text)
+    settings = {"size": size, "tile": tile, "raw": raw, "batch_size": batch_size, "overwrite": overwrite}
+    result = api.predict(sources, model, out, every=every, runs=runs, dry_run=dry_run, **settings)
+    show(result, as_json, _would if dry_run else predict_text)
+
+
+def _would(planned: dict[str, Any]) -> str:
+    return f"would predict {planned['images'] - planned['already_there']}"

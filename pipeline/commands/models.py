@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import FEATURES, JSON, RUNS, SET, places, show
+from pipeline.commands.options import FEATURES, JSON, RUNS, SET, show
 
 if TYPE_CHECKING:
     from pipeline.recipes.config import Stage
@@ -26,12 +26,13 @@ def params(
     """Count the parameters of a recipe's or a run's model, and its multiply-adds an image, by part."""
     from pipeline.export.params import params_text, recipe_parameters, run_parameters
     from pipeline.recipes.config import parse_set
+    from pipeline.runs import Places
 
     run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
     if run is not None:
         counts = run_parameters(run)
     else:
-        counts = recipe_parameters(name, stage, parse_set(assignments), places(features, runs))
+        counts = recipe_parameters(name, stage, parse_set(assignments), Places(features, runs))
     show(counts, as_json, params_text)
 
 

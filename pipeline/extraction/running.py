@@ -97,9 +97,7 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
 
 def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
     if is_frozen_part(request.name):
-        if request.grid:
-            raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
-        return build_frozen(request.name, size)
+        return _build_frozen(request, size)
     return build_teacher(
         request.name,
         size=size,
@@ -109,6 +107,22 @@ def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
         allow_code=request.allow_code,
         prefix=request.prefix,
     )
+
+
+def _build_frozen(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
+    """A frozen part; raises `UserError` for options that it has no use for, which would otherwise be passed over."""
+    if request.grid:
+        raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
+    if request.weights or request.random_weights:
+        option = "--weights" if request.weights else "--random-weights"
+        raise UserError(f"{request.name}: a frozen part has the weights of its recipe or run; leave {option} out")
+    teacher = build_frozen(request.name, size)
+    if request.levels is not None and request.levels != teacher.spec.levels:
+        raise UserError(
+            f"{request.name}: a frozen part is all that training does not run again, here levels "
+            f"{','.join(map(str, teacher.spec.levels))}; leave --levels out"
+        )
+    return teacher
 
 
 def batches(rows: range, batch_size: int) -> Iterator[range]:

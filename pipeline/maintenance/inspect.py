@@ -10,7 +10,7 @@ from typing import Any
 from cache.calibration.stored import calibration_folder
 from cache.codecs import get_codec
 from cache.codecs.fidelity import Fidelity
-from cache.format.manifest import FOLDER, SOURCE, teacher_part
+from cache.format.manifest import FOLDER, LOG, SOURCE, teacher_part
 from cache.maintenance.verification import Problem, verify_store
 from cache.places.addresses import as_place
 from cache.store import Store
@@ -52,7 +52,7 @@ def _part_info(store: Store, part: str, sizes: Mapping[str, int]) -> dict[str, A
     metadata = manifest.metadata
     shards = [(view, shard) for view in range(metadata.num_views) for shard in manifest.view(view).shards]
     if part == SOURCE:
-        mine = [name for name in sizes if not name.startswith(("teachers/", f"{FOLDER}/")) and name != "log.jsonl"]
+        mine = [name for name in sizes if not name.startswith(("teachers/", f"{FOLDER}/")) and name != LOG]
     else:
         mine = [name for name in sizes if name.startswith(f"{part}/")]
     return {

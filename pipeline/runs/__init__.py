@@ -16,6 +16,7 @@ from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe, recipe_differences, recipe_json
 from pipeline.runs import checkpoint
+from pipeline.runs.environment import environment
 from pipeline.runs.origin import changes, finished_from
 from pipeline.runs.readme import run_readme
 from sak_common.names import unknown
@@ -107,11 +108,12 @@ def describe(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: M
 
 def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dict[str, Any]) -> None:
     """Write the README and `results.json`, which marks the run finished; one process of several does so. The results
-    get a key "made_from".
+    get the keys "made_from" and "environment".
 
     made_from: see `pipeline.runs.origin`.
     """
     results["made_from"] = dict(made_from)
+    results["environment"] = environment()
     describe(run, recipe, made_from, results)
     if not is_silent():
         write_atomically(run / "results.json", json.dumps(results, indent=1))

@@ -27,12 +27,32 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         with file_lock(path, str(folder), wait=False):
             path.write_text(_this_process())
-            yield
+            try:
+                yield
+            finally:
+                path.write_text("")
     except StoreLocked:
         raise UserError(
             f"another process works in {folder}: {path.read_text() or 'it has just begun'}. Wait until it ends or stop "
             "it, or choose another --run (for a study another name)"
         ) from None
+
+
+def holder(folder: Path) -> str | None:
+    """The process that works in a folder, in the words that it left there; None where none does.
+
+    Of a process that was killed its words stay: what is no longer there is not believed. Takes no lock itself, which
+    could stand in the way of one that begins.
+    """
+    try:
+        said = (folder / "lock").read_text()
+    except OSError:
+        return None
+    words = said.split()
+    if len(words) < 4 or not words[1].isdigit():
+        return None
+    is_here = words[3] == socket.gethostname()
+    return said if not is_here or Path("/proc", words[1]).exists() else None
 
 
 def _this_process() -> str:

@@ -40,6 +40,29 @@ class Job:
     stage1: Path | None = None
 
 
+PLAN = "study.json"
+"""Beside a study's runs: what it is, and which run is which arm's, so that a report needs no recipe to read them."""
+
+
+def planned(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a study comes to, JSON-able: "study" itself, and "jobs", runs by the names of their folders."""
+    return {
+        "study": study.model_dump(mode="json"),
+        "jobs": [
+            {
+                "label": job.label,
+                "arm": job.finetune.arm,
+                "seed": job.seed,
+                "run": job.run.name,
+                "stage1": job.stage1.name if job.stage1 else None,
+                "steps": job.finetune.steps,
+                "stage1_steps": job.distill.steps if job.distill else None,
+            }
+            for job in jobs
+        ],
+    }
+
+
 def plan(study: Study, places: runs.Places) -> list[Job]:
     """The study's jobs. A variation that changes nothing of stage 1 starts from its arm's own distilled run."""
     folder = places.runs / study.name

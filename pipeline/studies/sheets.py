@@ -58,14 +58,15 @@ def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:
     captions = ["image"]
     for teacher in recipe.teachers:
         theirs, ours = batch.features[teacher][-1], output.aligned[teacher][-1]
-        for caption, colours in zip((teacher, "student"), _shared_pca(theirs, ours), strict=True):
+        for caption, colours in zip((teacher, "student"), shared_pca(theirs, ours), strict=True):
             columns.append(_enlarge(colours, (batch.pixels.shape[1], batch.pixels.shape[2])))
             captions.append(caption)
     return pictures.save_sheet([list(row) for row in zip(*columns, strict=True)], captions, out)
 
 
-def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components."""
+def shared_pca(teacher: Tensor, *others: Tensor) -> list[Tensor]:
+    """Maps (B, C, h, w) to colours (B, 3, h, w) in [0, 1] by the teacher's first three principal components: the
+    teacher's own, then those of the others, which may have other grids."""
     tokens = teacher.flatten(2).transpose(1, 2).flatten(0, 1)
     mean = tokens.mean(0)
     basis = torch.linalg.svd(tokens - mean, full_matrices=False).Vh[:3]
@@ -77,7 +78,7 @@ def _shared_pca(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         scaled: Tensor = ((projected - low) / (high - low)).clamp(0, 1)
         return scaled.permute(0, 3, 1, 2)
 
-    return colour(teacher), colour(student)
+    return [colour(maps) for maps in (teacher, *others)]
 
 
 def _enlarge(colours: Tensor, size: tuple[int, int]) -> list[Picture]:

@@ -1,0 +1,112 @@
+"""The caches that runs read, with what their making took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cache.codecs import get_codec
+from cache.errors import CacheError
+from cache.format.spec import LevelSpec
+from cache.store import Store, find_stores
+from pipeline.advice import advised
+from pipeline.maintenance.inspect import store_info
+from pipeline.report.facts import CacheFacts, Extraction, RunFacts
+
+SHARES = ("busy", "pixels", "encoding", "disk")
+
+
+def caches_read(runs: Sequence[RunFacts], features: Path | str) -> tuple[dict[str, CacheFacts], list[str]]:
+    """The caches below `features` that the runs name, by name; and in words what is not there or cannot be read."""
+    wanted = {name: None for run in runs for name in _named(run)}
+    asked = {_asked(run.recipe["data"]) for run in runs if not run.results and "data" in run.recipe}
+    found: dict[str, CacheFacts] = {}
+    troubles = []
+    try:
+        stores = [] if isinstance(features, Path) and not features.is_dir() else find_stores(features)
+    except CacheError as error:
+        return {}, [f"The caches below {features} cannot be read: {advised(error)}."]
+    for store in stores:
+        height, width = store.spec.size
+        is_asked = (store.spec.dataset, store.spec.split, f"{height}x{width}") in asked
+        if store.name not in wanted and not is_asked:
+            continue
+        try:
+            found[store.name] = _facts(store)
+        except (CacheError, KeyError, ValueError) as error:
+            troubles.append(f"The cache {store.name} cannot be read: {error}.")
+    for name in wanted:
+        if name not in found and not any(name in trouble for trouble in troubles):
+            troubles.append(f"The cache {name} is not below {features}: what it took, and pictures of it, are missing.")
+    return found, troubles
+
+
+def _named(run: RunFacts) -> Iterator[str]:
+    """The caches that a run's results and scores name."""
+    yield from run.results.get("caches", ())
+    yield from run.results.get("made_from", {}).get("caches", {})
+    if run.on is not None:
+        yield from run.on.made_from.get("caches", {})
+
+
+def _asked(data: Mapping[str, Any]) -> tuple[str, str, str]:
+    size = str(data.get("size") or "")
+    return str(data["dataset"]), str(data["split"]), size if "x" in size or not size else f"{size}x{size}"
+
+
+def _facts(store: Store) -> CacheFacts:
+    info = store_info(store.place.shown)
+    events = _log(store)
+    prepared = [event["seconds"] for event in events if event.get("stage") == "prepare"]
+    return CacheFacts(
+        name=store.name,
+        path=store.place.shown,
+        dataset=store.spec.dataset,
+        split=store.spec.split,
+        size=store.spec.size,
+        samples=store.spec.num_samples,
+        views=store.num_views,
+        source_bytes=info["source"]["bytes"],
+        prepare_seconds=sum(prepared) if prepared else None,
+        teachers={name: _extraction(store, name, made, events) for name, made in info["teachers"].items()},
+    )
+
+
+def _log(store: Store) -> list[dict[str, Any]]:
+    """The store's log; lines that a kill cut short are left out."""
+    try:
+        lines = store.place.read("log.jsonl").decode().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def _extraction(store: Store, name: str, made: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Extraction:
+    mine = [event for event in events if event.get("stage") == "extract" and event.get("teacher") == name]
+    told = sum(event["rows"] for event in mine)
+    seconds = sum(event["seconds"] for event in mine)
+    rows = made["committed_rows"]
+    levels = [LevelSpec(**level) for level in made["levels"]]
+    promised = [level.fidelity or get_codec(level.codec).promised_cosine for level in levels]
+    measured = (made["stored_fidelity"] or {"levels": {}})["levels"].values()
+    return Extraction(
+        store=store.name,
+        teacher=name,
+        rows=rows,
+        bytes=made["bytes"],
+        seconds=seconds * rows / told if told else None,  # rows that another machine's log tells of cost the same
+        codecs=tuple(dict.fromkeys(level.codec for level in levels)),
+        promised=min((value for value in promised if value is not None), default=None),
+        measured=min((min(one["cosine"], one["centred_cosine"]) for one in measured), default=None),
+        device=str(made["provenance"].get("device", "")),
+        shares={share: sum(event[share] * event["seconds"] for event in mine) / seconds for share in SHARES if seconds},
+        provenance=made["provenance"],
+    )

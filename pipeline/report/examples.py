@@ -1,0 +1,91 @@
+"""Trained models and a few rows of a cache, for panels that show what a model makes of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cache.loading.batch import Batch
+from cache.store import Store
+from pipeline import runs
+from pipeline.errors import UserError
+from pipeline.recipes.arms import build_model, find_arm, parts_read, teachers_read
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.stores import store_tasks, training_store
+from pipeline.report.facts import CacheFacts, RunFacts, StudyFacts
+from sak_core.tasks import Task
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained model in evaluation mode, and the cache that it was trained on."""
+
+    run: RunFacts
+    recipe: Recipe
+    model: nn.Module
+    tasks: Sequence[Task]
+    trained_on: Store
+
+
+def open_run(run: RunFacts, features: Path | str) -> Opened:
+    """The model of a run, of either stage. Raises `UserError` where its cache or its weights are not there."""
+    recipe = runs.read_recipe(run.folder)
+    if find_arm(recipe.arm).per_task:
+        raise UserError(f"{run.name} is one student a task")
+    store = training_store(features, recipe, parts_read(recipe))
+    tasks = () if recipe.stage == "distill" else tuple(store_tasks(store, recipe.tasks, recipe.loss.task_weights))
+    model = build_model(recipe, store, tasks)
+    runs.load_weights(run.folder, model)
+    return Opened(run, recipe, model.eval(), tasks, store)
+
+
+def split_cache(found: StudyFacts) -> CacheFacts | None:
+    """The cache that the report's scores are of, None where it is not at hand."""
+    for cache in found.caches.values():
+        if found.split == f"{cache.dataset}-{cache.split}-{cache.size[0]}x{cache.size[1]}":
+            return cache
+    return None
+
+
+def features_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features an arm's model takes in place of an image."""
+    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
+
+
+def rows(store: Store, samples: Sequence[int], teachers: Sequence[str] = (), tasks: Sequence[Task] = ()) -> Batch:
+    """View 0 of these samples, with features of `teachers` and labels of `tasks`."""
+    return Batch(
+        samples=torch.tensor(samples),
+        views=torch.zeros(len(samples), dtype=torch.int64),
+        weights=torch.ones(len(samples)),
+        pixels=torch.stack([torch.from_numpy(store.pixels[sample, 0]) for sample in samples]),
+        features={
+            name: [
+                torch.stack(
+                    [
+                        torch.from_numpy(store.features(name, level.level)[sample, 0]).permute(2, 0, 1)
+                        for sample in samples
+                    ]
+                )
+                for level in store.teacher(name).maps
+            ]
+            for name in teachers
+        },
+        labels={
+            task.name: torch.stack([torch.from_numpy(store.labels[task.name][sample, 0]) for sample in samples])
+            for task in tasks
+        },
+    )
+
+
+def spread(store: Store, number: int) -> list[int]:
+    """So many valid samples of a store, evenly spread over it."""
+    valid = store.valid(1).nonzero()[0]
+    if not len(valid):
+        raise UserError(f"{store.name} has no valid sample")
+    places = torch.linspace(0, len(valid) - 1, min(number, len(valid))).round().long().tolist()
+    return [int(valid[place]) for place in places]
