@@ -31,8 +31,8 @@ _OPTIONS = (
     click.option(
         "--fidelity",
         metavar="COSINE|TASK=LOSS,...",
-        help="What to promise: a token cosine such as 0.995, plain and without the mean, or the most that tasks' probes "
-        "may lose, in their own units; klt finds the fewest bits for it.",
+        help="What to promise: a token cosine such as 0.995, plain and without the mean, or the most that probes of "
+        "tasks may lose, in their own units; klt finds the fewest bits for it.",
     ),
     click.option(
         "--standardized",
