@@ -6,7 +6,7 @@ Errors that the caller can mend are `sak_common.errors.SakError`s. Progress goes
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def cache_request(
     Raises:
         UserError: values that cannot be, or do not go together.
     """
-    from pipeline.extraction.request import CacheRequest, TeacherOptions
+    from pipeline.extraction.request import CacheRequest, teacher_options
     from pipeline.extraction.samples import DatasetRequest
 
     names, is_scored = _names(teachers), split in ("val", "test")
@@ -78,7 +78,7 @@ def cache_request(
         names,
         views or (1 if is_scored else TRAINING_VIEWS),
         out,
-        TeacherOptions(grid=None if grid in (None, "native") else _size(grid), **options),
+        teacher_options(grid=None if grid in (None, "native") else _size(grid), **options),
         decoders=decoders,
         strict=strict,
         scheduler=scheduler,
@@ -95,8 +95,8 @@ def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **
         dataset, split: such as "folder", "train".
         options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, images (which of a
             sample's images is the input), out (folder or address of the caches), grid ("hxw"), decoders, strict,
-            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels,
-            weights, device, ...
+            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, probes, fidelity (or,
+            as text, what tasks may lose: "semseg=0.5"), levels, weights, device, ...
 
     Raises:
         SakError: what is asked cannot be, or what it needs is missing.
@@ -289,13 +289,11 @@ def report(
 ) -> dict[str, Any]:
     """Write a study's or runs' report, one HTML file, and return its path, bytes, remarks and every table's numbers.
 
-    names: a study by name, file or folder; or runs. to: the file. live: whether teachers run on the images whose
-    features are pictured. where: see `places`.
+    names: a study by name, file or folder; or runs. live: whether teachers run on the pictured images, too.
     """
     from pipeline.report.report import report as write
 
-    listed = [names] if isinstance(names, Path | str) else list(names)
-    return write(listed, Path(to), places(**where), live)
+    return write([names] if isinstance(names, Path | str) else list(names), Path(to), places(**where), live)
 
 
 @with_advice
@@ -335,18 +333,21 @@ def export(
     half: bool = False,
     push: str | None = None,
     public: bool = False,
+    licence: str | None = None,
+    confirm: Callable[[str], bool] | None = None,
     runs: Path | str = "runs",
 ) -> dict[str, Any]:
     """Write a trained student as a folder that `Student.from_pretrained` loads; returns folder, files and checks.
 
     run: a run, a folder or a hub id. onnx, torch_export: further files; size: of their images. half: keep the weights
-    as fp16. push: OWNER/NAME on the hub; public: make a new repository of it public.
+    as fp16. push: OWNER/NAME on the hub; public: make a new repository of it public. licence: of the student, on its
+    card; one that allows more than its teachers' do is refused, unless `confirm` says yes to the question.
     """
     from pipeline.export import model_folder
     from pipeline.export.models import open_model
 
     formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size), half=half)
-    result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push)
+    result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push, licence, confirm)
     if push:
         result["pushed"] = model_folder.push(Path(out), push, public)
     return result

@@ -172,3 +172,19 @@ def test_saved_students_predict_images_of_any_size(name: str, tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RefusedModel, match="decoder"):
         Student.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_gives_nearly_the_same(name: str) -> None:
+    """Autocast, as training in bf16-mixed has it, and a student kept in fp16."""
+    made = student(name).eval()
+    images = students.images()
+    with torch.no_grad():
+        whole = made(images).outputs
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = made(images).outputs
+        halved = made.half()(images.half()).outputs
+    for task, output in whole.items():
+        scale = float(output.abs().max())
+        assert float((mixed[task].float() - output).abs().max()) < 0.2 * scale, task
+        assert float((halved[task].float() - output).abs().max()) < 0.05 * scale, task

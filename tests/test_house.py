@@ -27,8 +27,9 @@ ORDER = {
     "< writing loading < maintenance",
     "sak_core": "errors labels noise png < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
-    "pipeline": "errors interrupts machine advice < console < pictures < recipes < runs < data boundary_scores results "
-    "< extraction < training < studies miniature < maintenance export prediction < report < demo api "
+    "pipeline": "errors interrupts machine advice < console < pictures < recipes < runs "
+    "< probes data boundary_scores results < extraction < training < studies miniature "
+    "< maintenance export prediction < report < demo api "
     "< commands < cli < __main__",
 }
 """The packages (and single files) of each floor, from the ground up; beside each other: neither imports the other."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,8 +15,11 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import UserError
+from pipeline.report.collect import kind_of
 from pipeline.report.report import report
 from pipeline.runs import Places
+from sak_core.tasks import KINDS, Task
+from tests.conftest import sak
 from tests.written_study import IMAGES, MIOU, RMSE, put, write_run, write_study
 
 Made = tuple[dict[str, Any], str]
@@ -55,9 +60,12 @@ def test_the_answer_names_the_winner_its_lead_and_what_is_not_established(known:
     best = stats.ttest_rel(gains("sak"), gains("multi-task")).confidence_interval(0.95)
     assert (rows[0]["from"], rows[0]["to"]) == (pytest.approx(best.low), pytest.approx(best.high))
     assert rows[0]["verdict"] == "better" and rows[3]["verdict"] is None
-    assert rows[1]["verdict "] == "worse" and rows[2]["verdict "] == "not established"
+    lead = {row["arm"]: row for row in table(known, "lead")}
+    assert lead["without mini-sam"]["verdict"] == "worse" and lead["many-to-one"]["verdict"] == "not established"
     assert "sak has the highest mean gain over multi-task" in known[1]
     assert f"+{mean(gains('sak')):.1f} %" in known[1]
+    ahead = mean(gains("sak")) - mean(gains("without mini-sam"))
+    assert f"Its lead on the next, without mini-sam, is +{ahead:.1f} points" in known[1]
 
 
 def test_cost_of_training_is_beside_the_gain(known: Made) -> None:
@@ -149,7 +157,7 @@ def test_caches_and_budgets_that_differ_are_said(tmp_path: Path) -> None:
     remarks = " ".join(made(tmp_path / "runs")[0]["remarks"])
     assert "NOT COMPARABLE as they stand: source of rooms-train-96x96-aaaa.zarr was read with other bytes" in remarks
     assert "different budgets in stage 2: 320 rows (multi-task, sak, without mini-sam); 320 or 640 rows" in remarks
-    assert "The cache rooms-train-96x96-aaaa.zarr is not below" in remarks
+    assert "are missing: rooms-train-96x96-aaaa.zarr" in remarks
 
 
 def _running(folder: Path) -> None:
@@ -243,6 +251,45 @@ def test_what_is_no_study_and_no_run_is_refused(names: list[str], says: str, tmp
     (tmp_path / "runs" / "empty").mkdir()
     with pytest.raises(UserError, match=says):
         made(tmp_path / "runs", *names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_is_known_by_the_scores_that_its_own_metric_gives(kind: str) -> None:
+    """Saliency has an mIoU beside its maxF, and is no task of classes."""
+    classes = ("wall", "floor") if kind == "classes" else ()
+    assert kind_of(Task("task", kind=kind, classes=classes).metric().compute()) == kind
+
+
+def test_runs_are_watched_while_they_train(tmp_path: Path) -> None:
+    """One run of 40 steps at step 40 in the log, half a step a second since it began, beside one that is finished."""
+    folder = write_study(tmp_path / "runs", seeds=(0,))
+    _running(folder)
+    run = folder / "sak-seed0-finetune"
+    put(run / "recipe.json", {**json.loads((run / "recipe.json").read_text()), "steps": 60})
+    os.utime(run / "recipe.json", (1000, 1000))
+    os.utime(run / "metrics.jsonl", (1080, 1080))
+    (run / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()} since now, sak ablate")
+    rows = {row["run"]: row for row in json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)}
+    going = rows["sak-seed0-finetune"]
+    assert (going["state"], going["step"], going["steps"]) == ("running", 40, 60)
+    assert (going["rate"], going["left_seconds"], going["loss"]) == (0.5, 40.0, 0.25)
+    assert rows["multi-task-seed0-finetune"]["scores"] == {"semseg": 10.0, "depth": 1.0}
+    shown = sak("watch", "known", "--runs", tmp_path / "runs").stdout
+    assert "40/60" in shown and "40 s" in shown and "semseg 10" in shown
+    (run / "lock").write_text(
+        "process 999999999 on elsewhere since now, sak ablate".replace("elsewhere", socket.gethostname())
+    )
+    again = json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)
+    assert {row["run"]: row["state"] for row in again}["sak-seed0-finetune"] == "stopped"
+
+
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    write_study(tmp_path / "runs", seeds=(0,))
+    where = ["--runs", tmp_path / "runs", "--features", tmp_path / "features", "--out", tmp_path / "page.html"]
+    told = json.loads(sak("report", "known", *where, "--json").stdout)
+    assert told["bytes"] == (tmp_path / "page.html").stat().st_size and "standings" in told["tables"]
+    refused = sak("report", "nothing", *where, check=False)
+    assert refused.returncode == 2 and "no study or run" in refused.stderr
 
 
 def test_text_of_runs_cannot_break_out_of_the_page(tmp_path: Path) -> None:

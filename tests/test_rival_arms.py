@@ -26,7 +26,7 @@ from sak_core.student.stem import StemConfig
 from tests import students
 from tests.conftest import sak
 from tests.test_devices import logged
-from tests.test_together import assert_equal_runs, failing_after
+from tests.test_shared_reads import assert_equal_runs, failing_after
 
 SIZES = {
     "student.invpt": {"embed": 20, "pred": 4},

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, WHERE, numbers, show
 
 _OPTIONS = (
     click.option(
@@ -30,8 +30,9 @@ _OPTIONS = (
     ),
     click.option(
         "--fidelity",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Token cosine to promise, such as 0.995, plain and without the mean; klt finds the fewest bits for it.",
+        metavar="COSINE|TASK=LOSS,...",
+        help="What to promise: a token cosine such as 0.995, plain and without the mean, or the most that probes of "
+        "tasks may lose, in their own units; klt finds the fewest bits for it.",
     ),
     click.option(
         "--standardized",
@@ -50,6 +51,12 @@ _OPTIONS = (
         default="native",
         show_default=True,
         help="Cells to keep, such as 24x24 (averaged over areas), or native.",
+    ),
+    click.option(
+        "--probes",
+        type=WHERE,
+        metavar="own|CACHE",
+        help="Tell what tasks lose to the codec, by linear heads on raw features of labelled rows, own or a cache's.",
     ),
     click.option(
         "--weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes. Computing stays in fp32.")
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
 @click.option("--public", is_flag=True, help="If --push makes a repository, make it public, not private.")
+@click.option("--licence", metavar="NAME", help="Of the student, on its card; what its teachers' allow if absent.")
+@click.option("--yes", is_flag=True, help="Do not ask where --licence allows more than the teachers' licences.")
 @RUNS
 @JSON
 def export(
@@ -32,14 +35,29 @@ def export(
     half: bool,
     model_id: str | None,
     public: bool,
+    licence: str | None,
+    yes: bool,
     runs: Path,
     as_json: bool,
 ) -> None:
     """Write a trained student as a folder that `Student.from_pretrained` and `sak predict` load."""
     from pipeline import api
 
+    def confirm(question: str) -> bool:
+        return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
+
     result = api.export(
-        run, out, onnx=onnx, torch_export=torch_export, size=size, half=half, push=model_id, public=public, runs=runs
+        run,
+        out,
+        onnx=onnx,
+        torch_export=torch_export,
+        size=size,
+        half=half,
+        push=model_id,
+        public=public,
+        licence=licence,
+        confirm=confirm,
+        runs=runs,
     )
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
 

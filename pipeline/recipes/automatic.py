@@ -155,7 +155,6 @@ def _is_teacher(store: Store, name: str) -> bool:
 
 def recipe_text(choice: Choice, on_gpu: bool) -> str:
     """The recipe for `choice` as TOML with comments; on_gpu: whether it will train on a GPU."""
-    size = choice.distill.store.spec.size
     teachers = ", ".join(f'"{name}"' for name in choice.teachers)
     steps, batch = _steps(choice.distill.rows, on_gpu, stage1=True)
     lines = [
@@ -166,7 +165,7 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
         *(['precision = "bf16-mixed"'] if on_gpu else ["boundary = { thresholds = 19 }  # 99 as published; slower"]),
         "checkpoint_every = 100",
         "",
-        *_stem(size, on_gpu),
+        *_stem(choice.distill.store.spec, on_gpu),
         "",
         "[distill]",
         f"data = {choice.distill.table()}",
@@ -186,7 +185,8 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
     return f"{HEAD}{_digest(body)}\n{body}"
 
 
-def _stem(size: tuple[int, int], on_gpu: bool) -> list[str]:
+def _stem(views: SourceSpec, on_gpu: bool) -> list[str]:
+    size = views.size
     if on_gpu and not any(side % 16 for side in size):
         return [
             "[student.stem]",
@@ -200,9 +200,11 @@ def _stem(size: tuple[int, int], on_gpu: bool) -> list[str]:
             "cache at another SIZE, or write a recipe with a patch of your own"
         )
     patch = next((p for p in fits if size[0] * size[1] <= MAX_TOKENS * p * p), fits[-1])
+    has_seen = views.dataset == "rooms" and patch == 8
     return [
-        "[student.stem]  # a narrow ViT, trained from noise",
+        "[student.stem]  # a narrow ViT",
         'name = "custom"',
+        'weights = "mini-vit"  # ships: it has seen rooms, and no label' if has_seen else "# trained from noise",
         f"patch_size = {patch}  # px",
         "width = 96",
         "depth = 6",

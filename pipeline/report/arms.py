@@ -137,8 +137,7 @@ def _dot_rows(axes: Axes, found: StudyFacts, task: TaskFacts) -> None:
     axes.grid(axis="x")
     axes.margins(x=0.08)
     axes.set_title(task.name, color=INK)
-    sense = "more is better" if task.higher_is_better else "less is better, so the axis is turned"
-    axes.set_xlabel(f"{task.score}, {task.unit}: {sense}")
+    axes.set_xlabel(f"{task.score}, {task.unit} ({'more' if task.higher_is_better else 'less'} is better)")
     if not task.higher_is_better:
         axes.invert_xaxis()
 
@@ -168,7 +167,9 @@ def _per_class(found: StudyFacts, task: TaskFacts) -> Table:
     classes = list(dict.fromkeys(key for means in by_arm.values() for key in means))
     rows = [[name(key), *[figure(means.get(key)) for means in by_arm.values()]] for key in classes]
     columns = [Column("class", numeric=False), *[Column(label, sense="higher") for label in by_arm]]
-    return Table(f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows)
+    return Table(
+        f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows, True
+    )
 
 
 def _class_means(arm: ArmFacts, task: TaskFacts) -> dict[str, float]:
