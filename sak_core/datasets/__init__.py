@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 from sak_core.errors import DatasetError, FolderNeeded
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 from sak_core.tasks import Task
@@ -137,9 +137,7 @@ def open_dataset(
         DatasetError: root missing, not a folder, empty, or not laid out as the dataset is; `images` where samples
             have one image.
     """
-    if name not in DATASETS:
-        raise UnknownName(unknown("dataset", name, DATASETS))
-    row = DATASETS[name]
+    row = find("dataset", name, DATASETS)
     if row.splits and split not in row.splits:
         raise UnknownName(unknown(f"split of {name}", split, row.splits))
     if row.needs_root and root is None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 from sak_core.losses.dropping import TeacherDropping
 from sak_core.losses.rows import DISTILLATION
 from sak_core.tasks import Task
@@ -36,10 +36,8 @@ def distillation_loss(
     Returns the total and the unweighted terms, all rows and teachers kept, named `<teacher>_level<i + 1>`.
     Raises ValueError where teachers, levels or widths do not fit, naming them.
     """
-    if kind not in DISTILLATION:
-        raise UnknownName(unknown("distillation loss", kind, DISTILLATION))
+    row_loss = find("distillation loss", kind, DISTILLATION).with_relational(relational)
     _check(aligned, targets, level_weights or {})
-    row_loss = DISTILLATION[kind].with_relational(relational)
     terms: dict[str, Tensor] = {}
     by_teacher: list[Tensor] = []
     for teacher, maps in aligned.items():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.noise import NoiseSource
 from sak_core.student.decoders import Decoded, JointDecoder, Levels
 from sak_core.student.heads import build_head
@@ -32,10 +32,8 @@ def build_routers(
     routed: the levels that have one, all when absent; the others have an `nn.Identity` that nothing calls.
     Raises ValueError for an unknown kind.
     """
-    if kind not in ROUTERS:
-        raise UnknownName(unknown("router", kind, ROUTERS))
     routers = nn.ModuleDict()
-    router = ROUTERS[kind]
+    router = find("router", kind, ROUTERS)
     if router is not None and num_experts > 1:
         for task in tasks:
             routers[task.name] = nn.ModuleList(

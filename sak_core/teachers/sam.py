@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple
 from sak_core.weights.teacher_weights import (
@@ -101,9 +101,7 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "") -
     """
     from segment_anything.modeling import ImageEncoderViT
 
-    if model not in SAM_TYPES:
-        raise UnknownName(unknown("SAM type", model, SAM_TYPES))
-    row = SAM_TYPES[model]
+    row = find("SAM type", model, SAM_TYPES)
     with seeded(options.seed):
         encoder = ImageEncoderViT(
             img_size=1024,
