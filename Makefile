@@ -21,7 +21,7 @@ optional = $(if $($(1)),$(option))
 given = $(if $($(1)),$(call quoted,$($(1))))
 chosen = $(if $(filter file,$(origin DATASET)),,$(call option,DATASET,--dataset))
 
-.PHONY: bench help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate report evaluate predict export reproduce clean
+.PHONY: bench docs help install demo test test-slow torture lint check-data cache plan recipe distill finetune ablate report evaluate predict export reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -52,6 +52,10 @@ torture: $(STAMP)  ## the command killed, a store's bits flipped: minutes, with 
 
 bench: $(STAMP)  ## every benchmark, one after the other [ARGS=--quick]
 	$(BIN)/python -m benchmarks all $(ARGS)
+
+docs: $(STAMP)  ## the pages of docs/ as a site in build/docs; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP)  ## ruff, format and types
 	$(BIN)/ruff check .

@@ -57,6 +57,8 @@ def values(names: str, word: str) -> dict[str, str]:
             "ablate", "STUDY", "--workers", "WORKERS", "--share-reads", "SHARE_READS", "--out", "OUT",
             "--devices", "DEVICES",
         ]),
+        ("report", "STUDY TO OUT", ["report", "STUDY", "--out", "TO", "--features", "OUT"]),
+        ("report", "STUDY", ["report", "STUDY", "--out", "=report.html", "--features", "=features"]),
         ("evaluate", "RUN SPLIT OUT", ["evaluate", "RUN", "--split", "SPLIT", "--out", "OUT"]),
         ("evaluate", "RUN", ["evaluate", "RUN", "--split", "=test", "--out", "=features"]),
         ("predict", "SOURCE MODEL TO", ["predict", "SOURCE", "--model", "MODEL", "--out", "TO"]),

@@ -289,7 +289,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     told = json.loads(sak("report", "known", *where, "--json").stdout)
     assert told["bytes"] == (tmp_path / "page.html").stat().st_size and "standings" in told["tables"]
     refused = sak("report", "nothing", *where, check=False)
-    assert refused.returncode == 2 and "no study or run" in refused.stderr
+    assert refused.returncode == 2 and "unknown study or run 'nothing'; did you mean known? (" in refused.stderr
 
 
 def test_text_of_runs_cannot_break_out_of_the_page(tmp_path: Path) -> None:

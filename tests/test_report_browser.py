@@ -54,8 +54,7 @@ LOW_CONTRAST = """
 
 CELLS = """
 [...document.querySelectorAll("table[data-json]")].map((table) => [table.id, [...table.tBodies[0].rows].map((row) =>
-  [...row.cells].map((cell) =>
-    [cell.textContent, cell.dataset.value === undefined ? null : Number(cell.dataset.value)]))])
+  [...row.cells].map((cell) => [cell.textContent, "value" in cell.dataset ? Number(cell.dataset.value) : null]))])
 """
 
 OVERFLOWING = """

@@ -32,6 +32,7 @@ SIZES = {
     "student.invpt": {"embed": 20, "pred": 4},
     "student.mlore": {"width": 12, "ranks": [1, 2, 3], "task_rank": 2, "top_k": 2},
     "student.stem.depth": 4,
+    "student.stem.weights": "",
 }
 SHORT = {"steps": 4, "batch_size": 8, "checkpoint_every": 2, "tasks": ["semseg", "depth"], "log_every": 1, **SIZES}
 

@@ -191,7 +191,7 @@ def _as_promised(request: CacheRequest, running: RunningTeacher) -> RunningTeach
     Raises `UserError` where the part was made without this promise: features that are there keep their codec.
     """
     from pipeline.extraction.running import with_fidelity
-    from pipeline.extraction.stored_losses import promised_of
+    from pipeline.probes.kept import promised_of
 
     store = existing_store(request.features, source_spec(request.source.open(), request.source))
     name, promised = running.provenance["name"], dict(request.options.promised)

@@ -38,7 +38,7 @@ from pipeline.extraction.probed import (
 )
 from pipeline.extraction.running import RunningTeacher, batches, with_fidelity
 from pipeline.extraction.stored_fidelity import StoredFidelity
-from pipeline.extraction.stored_losses import kept_losses
+from pipeline.probes.kept import kept_losses
 
 CALIBRATION_ROWS = 256
 """Rows of view 0 that a teacher's channel statistics are fitted on."""

@@ -26,7 +26,7 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
-from pipeline.extraction.stored_losses import PREFIX, kept_tables
+from pipeline.probes.kept import PREFIX, kept_tables
 from pipeline.probes.linear import LEAST_IMAGES, Probe, ProbeFitter, side_by_side
 from pipeline.probes.loss import Loss
 from pipeline.probes.losses import Images, compare, draws, image_sums, num_images, scores

@@ -16,7 +16,7 @@ from cache.places.addresses import as_place
 from cache.store import Store
 from pipeline.console import amount, progress, red
 from pipeline.extraction.stored_fidelity import logged_fidelity
-from pipeline.extraction.stored_losses import told_lines, told_losses
+from pipeline.probes.kept import told_lines, told_losses
 from pipeline.probes.loss import Loss
 from pipeline.recipes.stores import random_teachers, weights_of
 

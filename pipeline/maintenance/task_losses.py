@@ -25,7 +25,7 @@ from pipeline.extraction.probed import (
     probe_teacher,
 )
 from pipeline.extraction.running import request_of, start_teacher
-from pipeline.extraction.stored_losses import promised_of
+from pipeline.probes.kept import promised_of
 from pipeline.recipes.stores import store_tasks
 from sak_common.names import UnknownName
 from sak_core.errors import TeacherUnavailable

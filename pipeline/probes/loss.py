@@ -63,8 +63,8 @@ class Loss:
     @classmethod
     def from_array(cls, score: str, values: npt.NDArray[Any]) -> Loss:
         """The inverse of `to_array`."""
-        raw, decoded, loss, low, high = (float(value) for value in values[:5])
-        return cls(score, raw, decoded, loss, low, high, int(values[5]))
+        raw, decoded, loss, low, high, images = (float(value) for value in values)
+        return cls(score, raw, decoded, loss, low, high, int(images))
 
 
 def unit_of(score: str) -> str:

@@ -61,7 +61,7 @@ def _folder(name: str, places: runs.Places) -> Path:
             if not ((folder / "recipe.json").exists() or (folder / PLAN).exists() or _runs_below(folder)):
                 raise UserError(f"{folder} holds no run and no study: no recipe.json, no {PLAN}")
             return folder
-    have = [path.parent.name for path in places.runs.glob("*/*.json")] if places.runs.is_dir() else []
+    have = sorted({path.parent.name for path in places.runs.glob("*/*.json")}) if places.runs.is_dir() else []
     raise UserError(f"{unknown('study or run', name, have)} (looked at {name} and below {places.runs})")
 
 

@@ -4,7 +4,6 @@ decoder all of them."""
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak_common.names import find
@@ -99,6 +98,7 @@ def decode_jointly(
     weights: dict[str, list[Tensor]] = {}
     own: dict[str, list[Tensor]] = {}
     shared = [level[0] if len(routers) else sum(level[1:], level[0]) for level in experts]
+    stem_alone = torch.eye(len(experts[0])).to(shared[0])[:1].expand(len(shared[0]), -1)
 
     def maps(tokens: Sequence[Tensor]) -> list[Tensor]:
         return [to_map(x, grid) for x in (*tokens[:-1], final_norm(tokens[-1]))]
@@ -107,11 +107,11 @@ def decode_jointly(
         assert isinstance(by_level, nn.ModuleList)
         mixed, weights[task] = list(shared), []
         for level, router in enumerate(by_level):
-            w = F.one_hot(torch.zeros(len(shared[0]), 1, dtype=torch.long, device=shared[0].device), len(experts[0]))
-            w = w.transpose(1, 2).to(shared[0].dtype)
-            if level in decoder.own_levels:
-                w = router(shared[level], generator, f"{task}/{level}")
-                mixed[level] = mix(experts[level], w)
+            if level not in decoder.own_levels:
+                weights[task].append(stem_alone)
+                continue
+            w = router(shared[level], generator, f"{task}/{level}")
+            mixed[level] = mix(experts[level], w)
             weights[task].append(w.detach().mean(dim=2))
         own[task] = maps(mixed)
     return decoder(Levels(maps(shared), own), image_size, generator), weights
