@@ -216,7 +216,7 @@ def test_wrong_roots_and_names(tmp_path):
     (tmp_path / "x.png").write_bytes(b"x")
     with pytest.raises(DatasetError, match="is a file"):
         open_dataset("folder", "train", tmp_path / "x.png")
-    with pytest.raises(DatasetError, match="ROOT"):
+    with pytest.raises(DatasetError, match="lies in a folder"):
         open_dataset("folder", "train")
     with pytest.raises(UnknownName, match="did you mean folder"):
         open_dataset("foldr", "train", tmp_path)
