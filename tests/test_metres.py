@@ -179,6 +179,8 @@ def test_views_of_other_aspect_ratios_teach_the_normals_that_are_seen(tmp_path: 
 class Stripes(nn.Module):
     """Takes for near what is seen large: 100 m over the mean width of stripes, px; a wall seen slanted."""
 
+    fixed_size = None
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(1, 1)
