@@ -21,7 +21,7 @@ from pipeline.report.arms import best_arm
 from pipeline.report.drawing import INK, colour, css_colour, draw, glyph, marker
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, cells, figure, image, name
 from pipeline.report.examples import Opened, open_run, rows, split_cache, spread
-from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
+from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.sheets import shared_pca
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
@@ -231,17 +231,6 @@ def arm_curves(arm: ArmFacts) -> Curves:
         if found:
             return {key: {step: mean(values) for step, values in by.items()} for key, by in found.items()}
     return {}
-
-
-def last_cosine(runs: Mapping[int, RunFacts]) -> float | None:
-    """The mean of the last logged cosines of all teachers and levels, over seeds: how near a distillation has come."""
-    last = [
-        mean(values)
-        for run in runs.values()
-        for line in run.metrics[-1:]
-        if (values := [value for key, value in line.items() if KEY.fullmatch(key) and value is not None])
-    ]
-    return mean(last) if last else None
 
 
 def _curves_figure(arm: ArmFacts, curves: Curves, held: Mapping[str, float]) -> Figure:

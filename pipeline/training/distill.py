@@ -114,12 +114,8 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
 
     Raises `UserError` for keys of the recipe that do not go together, or not with where the store lies.
     """
-    teachers, frozen = teachers_read(recipe), frozen_part(recipe)
-    is_live = recipe.source == "live"
-    if is_live and frozen:
-        raise UserError(
-            f"source = 'live' runs everything in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
-        )
+    frozen_part(recipe)  # raises where it does not go with the others
+    teachers, is_live = teachers_read(recipe), recipe.source == "live"
     if recipe.loader.direct:
         store = _past_page_cache(store, recipe)
     loader = Loader(
