@@ -29,7 +29,7 @@ from cache.places.place import Place
 from cache.reading.arrays import ArrayTable, FeatureArray, StoredArray
 from cache.reading.rows import OpenShards, RowReader
 from sak_common.differences import first_difference
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 
 Array = npt.NDArray[Any]
 
@@ -329,9 +329,7 @@ class Store:
             CorruptFile: its metadata is not what was committed.
         """
         levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
-        if str(level) not in levels:
-            raise UnknownName(unknown(f"level of {teacher}", str(level), levels))
-        return levels[str(level)]
+        return find(f"level of {teacher}", str(level), levels)
 
     def is_complete(self, part: str, num_views: int) -> bool:
         """Whether every shard of the part's first `num_views` views is committed; raises `CorruptFile` for damage."""

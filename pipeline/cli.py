@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         train.evaluate: "Score a run on a labelled split.",
         train.ablate: "Compare arms, variations and seeds.",
         report.report: "Write one page on a study or on runs.",
+        report.watch: "Show a study's runs while they train.",
         boundary.boundary: "Score boundary maps as BSDS does.",
         models.params: "Count parameters and operations.",
     },

@@ -20,7 +20,8 @@ def arguments(target: str, tmp_path: Path, **variables: str) -> list[str]:
     shown = tmp_path / "shown.py"
     shown.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
     given = [f"{name}={value.replace('$', '$$')}" for name, value in variables.items()]  # make's own escape
-    command = ["make", "-s", "-o", ".venv/.installed", target, f"SAK={sys.executable} {shown}", *given]
+    there = ["-o", ".venv/.installed", "-o", ".venv/.installed-light"]
+    command = ["make", "-s", *there, target, f"SAK={sys.executable} {shown}", *given]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": "/h"}
     )
@@ -56,6 +57,8 @@ def values(names: str, word: str) -> dict[str, str]:
             "ablate", "STUDY", "--workers", "WORKERS", "--share-reads", "SHARE_READS", "--out", "OUT",
             "--devices", "DEVICES",
         ]),
+        ("report", "STUDY TO OUT", ["report", "STUDY", "--out", "TO", "--features", "OUT"]),
+        ("report", "STUDY", ["report", "STUDY", "--out", "=report.html", "--features", "=features"]),
         ("evaluate", "RUN SPLIT OUT", ["evaluate", "RUN", "--split", "SPLIT", "--out", "OUT"]),
         ("evaluate", "RUN", ["evaluate", "RUN", "--split", "=test", "--out", "=features"]),
         ("predict", "SOURCE MODEL TO", ["predict", "SOURCE", "--model", "MODEL", "--out", "TO"]),

@@ -103,8 +103,8 @@ def test_a_picture_that_changed_under_its_name_is_predicted_anew(trained: Path, 
     first, second, copied = tmp_path / "first", tmp_path / "second", tmp_path / "copied"
     for number, folder in enumerate((first, second)):
         folder.mkdir()
-        Image.fromarray(np.full((40, 48, 3), 60 + 100 * number, np.uint8)).save(folder / "x.png", compress_level=0)
-        Image.fromarray(np.full((40, 48, 3), 60, np.uint8)).save(folder / "same.png", compress_level=0)
+        scene(number, (40, 48)).save(folder / "x.png", compress_level=0)
+        scene(2, (40, 48)).save(folder / "same.png", compress_level=0)
         for path in folder.iterdir():
             os.utime(path, ns=(10**18, 10**18))
     shutil.copytree(second, copied)

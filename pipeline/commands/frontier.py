@@ -11,8 +11,14 @@ from pipeline.commands.options import JSON, show
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--teacher", help="Of a cache: whose features.")
-@click.option("--level", "levels", type=click.IntRange(0), multiple=True, help="Of a cache; several are one group.")
+@click.option("--teacher", help="The teacher to measure, where SOURCE is a cache.")
+@click.option(
+    "--level",
+    "levels",
+    type=click.IntRange(0),
+    multiple=True,
+    help="A level to measure, where SOURCE is a cache; several are coded as one group.",
+)
 @click.option(
     "--fidelity",
     "fidelities",
@@ -20,9 +26,9 @@ from pipeline.commands.options import JSON, show
     multiple=True,
     default=(0.995,),
     show_default=True,
-    help="Of codecs with a rate; several are gone through.",
+    help="Token cosine for codecs with a rate; several are gone through.",
 )
-@click.option("--probes", is_flag=True, help="Of a labelled cache: what tasks lose, by linear heads on the levels.")
+@click.option("--probes", is_flag=True, help="Tell what tasks lose, by linear heads on a labelled cache's levels.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for every setting's coded and decoded rows.")
 @JSON
 def frontier(

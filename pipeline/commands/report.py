@@ -29,3 +29,30 @@ def report(names: tuple[Path, ...], out: Path, features: Path | str, runs: Path,
 
     found = api.report(list(names), to=out, live=live, out=features, runs=runs)
     show(found, as_json, lambda r: r["report"])
+
+
+@click.command()
+@click.argument("names", metavar="STUDY_OR_RUNS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--every", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look once, and end.")
+@RUNS
+@JSON
+def watch(names: tuple[Path, ...], every: float, once: bool, runs: Path, as_json: bool) -> None:
+    """Show a study's runs while they train: step, rate, loss, scores and time left; until none is left to go on.
+
+    With --once, --json or where stdout is no terminal, the table comes once.
+    """
+    from rich.console import Console
+
+    from pipeline.report import watch as table
+    from pipeline.runs import Places
+
+    where = Places(runs=runs)
+    if not (once or as_json) and Console().is_terminal:
+        table.watch(names, where, every)
+        return
+    rows = table.watched(names, where)
+    if as_json:
+        show(table.as_json(rows), True, str)
+    else:
+        Console(width=None if Console().is_terminal else 160).print(table.as_table(", ".join(map(str, names)), rows))

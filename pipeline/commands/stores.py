@@ -27,7 +27,7 @@ def info(store: Path | str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("store", type=WHERE)
-@click.option("--live", type=click.IntRange(1), help="Compute so many random rows of each teacher again, and compare.")
+@click.option("--live", type=click.IntRange(1), help="Compute N random rows of each teacher again, and compare.")
 @click.option(
     "--probes", type=WHERE, metavar="own|CACHE", help="Tell what tasks lose on decoded rows, own ones or a cache's."
 )
@@ -81,9 +81,9 @@ def repair(
 
 @click.command()
 @click.argument("store", type=WHERE)
-@click.option("--teacher", help="This teacher; with --views only its last views.")
-@click.option("--views", type=click.IntRange(1), help="So many of the last views.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--teacher", help="The teacher to drop; with --views, only its last views.")
+@click.option("--views", type=click.IntRange(1), help="Drop the last N views.")
+@click.option("--yes", is_flag=True, help="Do not ask before dropping.")
 @DRY
 @JSON
 def drop(store: Path | str, teacher: str | None, views: int | None, yes: bool, dry_run: bool, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from pipeline.console import number, table
 from pipeline.errors import UserError
 from pipeline.probes.loss import Loss
 from pipeline.recipes.strict import Strict
+from pipeline.runs.licences import Terms, strictest
 from pipeline.runs.lineage import DataOrigin, TeacherOrigin
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.tasks import Task
@@ -37,15 +38,26 @@ class About(Strict):
     recipe: dict[str, Any]
 
 
-def model_card(config: PretrainedConfig, model_id: str) -> str:
-    """The card as Markdown with the hub's YAML head. model_id: what `from_pretrained` is to be given."""
+def terms_of(config: PretrainedConfig) -> Terms:
+    """What the licences of a student's teachers together allow. Raises `UserError` where it does not name them."""
+    return strictest((teacher.name, teacher.licence) for teacher in _about(config).teachers)
+
+
+def _about(config: PretrainedConfig) -> About:
     try:
-        about = About.model_validate(config.about)
+        return About.model_validate(config.about)
     except ValidationError as error:
         raise UserError(f"the model does not say where it comes from: {error.errors()[0]['msg']}") from None
+
+
+def model_card(config: PretrainedConfig, model_id: str, licence: str | None = None) -> str:
+    """The card as Markdown with the hub's YAML head. model_id: what `from_pretrained` is to be given. licence: of the
+    student; what its teachers' licences allow together when absent."""
+    about, terms = _about(config), terms_of(config)
     licences = {teacher.licence for teacher in about.teachers}
     data = ModelCardData(
-        license="other",
+        license=licence or "other",
+        license_name=None if licence else f"teachers-{terms.use.replace(' ', '-')}",
         library_name="sak",
         pipeline_tag="image-segmentation" if config.student.tasks else "image-feature-extraction",
         tags=["knowledge-distillation", "multi-task", *(task.name for task in config.student.tasks)],
@@ -62,6 +74,8 @@ def model_card(config: PretrainedConfig, model_id: str) -> str:
         "## Teachers",
         _teachers(about),
         _caching(about),
+        f"**What it may be used for.** {terms.sentence()}"
+        + (f" Its own licence, as whoever exported it says: {licence}." if licence else ""),
         "Licences of the teachers' weights: "
         + (", ".join(sorted(licences)) if licences else "none, as there are no teachers")
         + ". Whether they, and the data's, bind a student that learned from them is for you to judge.",

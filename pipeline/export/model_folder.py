@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from pipeline import runs
 from pipeline.console import amount, say
 from pipeline.errors import UserError
-from pipeline.export.card import model_card, portable_section
+from pipeline.export.card import model_card, portable_section, terms_of
 from pipeline.export.portable import ONNX, PROGRAM, write_onnx, write_program
+from pipeline.runs.licences import allows_more
 from sak_core.student.pretrained import CARD, CONFIG, Student, save_pretrained
 from sak_core.weights.hub import hub_reason
 
@@ -26,22 +28,36 @@ class Formats:
     half: bool = False
 
 
-def export(model: Student, out: Path, formats: Formats = Formats(), model_id: str | None = None) -> dict[str, Any]:
+def export(
+    model: Student,
+    out: Path,
+    formats: Formats = Formats(),
+    model_id: str | None = None,
+    licence: str | None = None,
+    confirm: Callable[[str], bool] | None = None,
+) -> dict[str, Any]:
     """Write `model` into the folder `out`, and read it back. Returns folder, files' bytes and `formats`' checks.
 
-    model_id: what the card tells people to load; the folder's name when absent.
-    Raises `UserError` where `out` holds anything but an earlier export, or a format fails its check.
+    model_id: what the card tells people to load; the folder's name when absent. licence: of the student; what its
+    teachers' allow together when absent. confirm: is asked where it allows more than they do.
+    Raises `UserError` where `out` holds anything but an earlier export, a format fails its check, or such a licence is
+    not confirmed.
     """
+    terms = terms_of(model.config)
+    if licence is not None and allows_more(licence, terms):
+        question = f"{terms.sentence()} The licence {licence!r} allows more."
+        if confirm is None or not confirm(f"{question} Write it on the card all the same?"):
+            raise UserError(f"{question} Leave --licence out, or say --yes if you have the right")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
         raise UserError(f"{out} is there and is no earlier export; choose another folder")
     if formats.half:
         model = model.half()
-    card = model_card(model.config, model_id or out.name)
+    card = model_card(model.config, model_id or out.name, licence)
     for earlier in (*out.glob(f"{ONNX}*"), *out.glob(PROGRAM)):
         earlier.unlink()  # perhaps of another student
     save_pretrained(model.network, model.config, out)
     model = _read_back(model, out)
-    result: dict[str, Any] = {"folder": str(out)}
+    result: dict[str, Any] = {"folder": str(out), "use": terms.use}
     size = formats.size or model.config.student.stem.image_size
     for key, wanted, write in (("onnx", formats.onnx, write_onnx), ("torch_export", formats.program, write_program)):
         if wanted:
@@ -49,6 +65,7 @@ def export(model: Student, out: Path, formats: Formats = Formats(), model_id: st
             card += portable_section(result[key])
     runs.write_atomically(out / CARD, card)
     result["files"] = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+    say(terms.sentence())
     say(f"{out}: {', '.join(f'{name} {amount(num_bytes)}' for name, num_bytes in result['files'].items())}")
     return result
 

@@ -44,8 +44,6 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
     """
     get_codec(request.options.codec)
-    if request.dry_run:
-        return dry_run(request)
     dataset = request.source.open()
     partly = unlabelled(dataset)
     for task, samples in partly.items():
@@ -251,6 +249,7 @@ def planned_amounts(
 
 def dry_run(request: CacheRequest) -> dict[str, Any]:
     """What `request` would write, JSON-able; nothing is prepared, run or written."""
+    get_codec(request.options.codec)
     spec = source_spec(request.source.open(), request.source)
     # a hub is not asked for a trial, but a file is looked at as the run will
     amounts = planned_amounts(request, start_teachers(request, untrained=request.options.weights is None))

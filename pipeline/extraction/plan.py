@@ -15,6 +15,7 @@ from cache.calibration.statistics import calibration_order
 from cache.codecs import CODECS
 from cache.format.spec import SourceSpec
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.console import amount, duration, table, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import PartAmount, coded, existing_store, is_calibrated, source_amount, teacher_amount
@@ -81,14 +82,15 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
 def _teachers(request: CacheRequest) -> list[RunningTeacher]:
     if not request.teachers:
         return []
-    from sak_core.interfaces.teacher import TeacherUnavailable
+    from sak_core.errors import TeacherUnavailable
 
     try:
         return start_teachers(request)
     except TeacherUnavailable as error:
         if request.options.weights is not None:
             raise  # a hub may answer another day; a file that is not there or does not fit would stop the run, too
-        warn(f"{error}\nMeasured with untrained weights: speed is the same, bytes of entropy-coded codecs are not")
+        warn(advised(error))
+        warn("measured with untrained weights: speed is the same, bytes of entropy-coded codecs are not")
         return start_teachers(request, untrained=True)
 
 

@@ -98,7 +98,6 @@ class CacheRequest:
     options: TeacherOptions = TeacherOptions()
     decoders: int | None = None
     strict: bool = False
-    dry_run: bool = False
     scheduler: str | None = None
     workers: int = 0
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.samples import DatasetRequest
@@ -34,7 +35,7 @@ def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequ
             asked = replace(asked, limit=spec.num_samples)
             dataset = asked.open()
     except (DatasetError, UnknownName) as error:
-        raise UserError(f"{what} come from the data set: {error}") from error
+        raise UserError(f"{what} come from the data set: {advised(error)}") from error
     now = replace(source_spec(dataset, asked), rows_per_shard=spec.rows_per_shard)  # the store's own affair
     if difference := first_difference(spec.to_dict(), now.to_dict()):
         field, stored, found = difference

@@ -375,7 +375,8 @@ def _write(path: Path, data: bytes) -> None:
 def frontier_text(result: dict[str, Any]) -> str:
     """`frontier` for people."""
     columns = ["codec", "bits", "cosine", "centred", "relative mse", "worst", "side kB", "encode M/s", "decode M/s"]
-    first = next(iter(result["results"]), {}).get("probes", {})
+    rows: list[dict[str, Any]] = result["results"]
+    first: dict[str, Any] = rows[0].get("probes", {}) if rows else {}
     columns += [f"{task} {loss['score']} lost" for task, loss in first.items()]
     return table(
         columns,

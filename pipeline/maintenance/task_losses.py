@@ -28,7 +28,7 @@ from pipeline.extraction.running import request_of, start_teacher
 from pipeline.probes.kept import promised_of
 from pipeline.recipes.stores import store_tasks
 from sak_common.names import UnknownName
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 
 
 def task_losses(

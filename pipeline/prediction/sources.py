@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline.console import warn
 from pipeline.data.check import left_alone
 from pipeline.errors import UserError
+from sak_common.extras import how_to_install
 from sak_core.datasets.folder import ImageFolder
 from sak_core.errors import UnreadableSample
 from sak_core.images import read_image
@@ -103,7 +104,7 @@ def _video(path: Path, every: int) -> Source:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError(f"{path} is a video, which PyAV reads: pip install 'sak[video]' (or av)") from None
+        raise UserError(f"{path} is a video, which PyAV reads: {how_to_install('video')} (or av)") from None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -185,6 +185,21 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
     return model_of(recipe, store.spec.size, widths, tasks, depths, matches_of(recipe, store))
 
 
+def check_decoder(recipe: Recipe, trained_on: Store, tasks: Sequence[Task], seen: Store | None = None) -> None:
+    """Raise `UserError` where a recipe's decoder of all tasks cannot be built for the views of the store `trained_on`,
+    or, built for them, cannot see those of `seen`."""
+    if decoder_of(recipe) is None or not tasks:
+        return
+    with torch.device("meta"):
+        model = build_model(recipe, trained_on, tasks)
+    fixed = model.fixed_size if isinstance(model, StudentNetwork) else None
+    if fixed and seen and seen.spec.size != fixed:
+        raise UserError(
+            f"{seen.name} has views of {seen.spec.size[0]}x{seen.spec.size[1]} px, but arm {recipe.arm}'s decoder has "
+            f"routers for the grid of {fixed[0]}x{fixed[1]} px, on which it trains, and takes no other: make both alike"
+        )
+
+
 def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
     """The student's levels that the levels of a teacher are compared with, by the recipe or the nearest in depth; only
     of teachers whose levels are not as many and matched one to one. Empty for arms that distil nothing.

@@ -25,7 +25,7 @@ from pipeline.report.elements import (
     name,
 )
 from pipeline.report.facts import StudyFacts
-from pipeline.studies.statistics import Comparison, Verdict
+from pipeline.studies.statistics import Comparison, Verdict, compare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,8 @@ def answer_panel(found: StudyFacts) -> Panel:
         blocks.append(Text(f"No arm can be named first, for a gain is counted from a baseline, and {why}.", "lead"))
     else:
         blocks += [Text(_winner(found, ranked), "lead"), _standings_table(found, ranked)]
+        if len(ranked) > 2:
+            blocks.append(_lead_table(ranked))
     blocks += [Text(remark, "warning") for remark in found.remarks if remark]
     if found.scored and not why and len(ranked) > 1:
         blocks.append(_pareto(found, ranked))
@@ -96,44 +98,46 @@ def _winner(found: StudyFacts, ranked: Sequence[Standing]) -> str:
             f"{best.arm.label} has the highest mean gain over {found.baseline}: "
             f"{in_words(best.against_baseline, ' %')}."
         )
-    second = next((one for one in known[1:] if one.against_first), None)
-    if second and second.against_first and second.arm.label != found.baseline:
-        behind = second.against_first
-        told += f" Next is {second.arm.label}, against it {in_words(behind)}."
+    second = known[1]
+    if second.arm.label != found.baseline:
+        lead = compare(best.gains, second.gains, higher_is_better=True)
+        told += f" Its lead on the next, {second.arm.label}, is {in_words(lead)}."
     return told
 
 
 def _standings_table(found: StudyFacts, ranked: Sequence[Standing]) -> Table:
-    columns = [
-        Column("arm", numeric=False),
-        Column("gain %", sense="higher"),
-        Column("± std"),
-        Column("seeds"),
-        Column(f"against {found.baseline}"),
-        Column("from"),
-        Column("to"),
-        Column("verdict", numeric=False),
-        Column("against the first"),
-        Column("from "),
-        Column("to "),
-        Column("verdict ", numeric=False),
-    ]
     rows = [
         [
             name(one.arm.label),
             figure(one.gain.mean),
-            figure(one.gain.std),
+            figure(one.gain.std, tone="quiet"),
             count(one.gain.count),
             *comparison_cells(one.against_baseline),
-            *comparison_cells(one.against_first),
         ]
         for one in ranked
     ]
+    columns = [Column("arm", numeric=False), Column("gain %", sense="higher"), Column("± std"), Column("seeds")]
     caption = (
         f"Gain: mean over the tasks of the relative improvement on {found.baseline}. Differences are paired by seed, "
         "in points of gain, with a 95 % interval of Student's t."
     )
-    return Table("standings", caption, columns, rows)
+    return Table("standings", caption, [*columns, *comparison_columns(f"against {found.baseline}")], rows)
+
+
+def _lead_table(ranked: Sequence[Standing]) -> Table:
+    rows = [
+        [name(one.arm.label), *comparison_cells(one.against_first)]
+        for one in ranked
+        if one.arm.label != ranked[0].arm.label
+    ]
+    against = f"against {ranked[0].arm.label}"
+    columns = [Column("arm", numeric=False), *comparison_columns(against)]
+    return Table("lead", f"The others {against}, likewise", columns, rows)
+
+
+def comparison_columns(difference: str) -> list[Column]:
+    """The columns of `comparison_cells`."""
+    return [Column(difference), Column("from"), Column("to"), Column("verdict", numeric=False)]
 
 
 def comparison_cells(compared: Comparison | None, digits: int = 1) -> list[Cell]:

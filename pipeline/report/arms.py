@@ -137,8 +137,7 @@ def _dot_rows(axes: Axes, found: StudyFacts, task: TaskFacts) -> None:
     axes.grid(axis="x")
     axes.margins(x=0.08)
     axes.set_title(task.name, color=INK)
-    sense = "more is better" if task.higher_is_better else "less is better, so the axis is turned"
-    axes.set_xlabel(f"{task.score}, {task.unit}: {sense}")
+    axes.set_xlabel(f"{task.score}, {task.unit} ({'more' if task.higher_is_better else 'less'} is better)")
     if not task.higher_is_better:
         axes.invert_xaxis()
 
@@ -168,7 +167,9 @@ def _per_class(found: StudyFacts, task: TaskFacts) -> Table:
     classes = list(dict.fromkeys(key for means in by_arm.values() for key in means))
     rows = [[name(key), *[figure(means.get(key)) for means in by_arm.values()]] for key in classes]
     columns = [Column("class", numeric=False), *[Column(label, sense="higher") for label in by_arm]]
-    return Table(f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows)
+    return Table(
+        f"classes-{task.name}", f"{task.name}: IoU of every class in percent, mean over seeds", columns, rows, True
+    )
 
 
 def _class_means(arm: ArmFacts, task: TaskFacts) -> dict[str, float]:
@@ -183,7 +184,7 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
     keys = list(details["per_class"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mixed = [
-        (shares[truth, taken], keys[truth], keys[taken])
+        (float(shares[truth, taken]), keys[truth], keys[taken])
         for truth in range(len(keys))
         for taken in range(len(keys))
         if truth != taken and counts[truth, taken]
@@ -192,7 +193,10 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
         f"mixed-{task.name}",
         f"{task.name}: what {run.name} mixes up most, in percent of the true class's pixels",
         [Column("truth", numeric=False), Column("taken for", numeric=False), Column("pixels %", sense="lower")],
-        [[name(truth), name(taken), figure(100 * share)] for share, truth, taken in sorted(mixed)[::-1][:MOST_MIXED]],
+        [
+            [name(truth), name(taken), figure(100 * share)]
+            for share, truth, taken in sorted(mixed, key=lambda one: -one[0])[:MOST_MIXED]
+        ],
     )
     present = [place for place in range(len(keys)) if counts[place].sum()]
     if not 1 < len(present) <= MOST_CLASSES:

@@ -37,9 +37,11 @@ def caches_read(runs: Sequence[RunFacts], features: Path | str) -> tuple[dict[st
             found[store.name] = _facts(store)
         except (CacheError, KeyError, ValueError) as error:
             troubles.append(f"The cache {store.name} cannot be read: {error}.")
-    for name in wanted:
-        if name not in found and not any(name in trouble for trouble in troubles):
-            troubles.append(f"The cache {name} is not below {features}: what it took, and pictures of it, are missing.")
+    told = " ".join(troubles)
+    if absent := [name for name in wanted if name not in found and name not in told]:
+        troubles.append(
+            f"Not below {features}, so that what they took, and pictures of them, are missing: {', '.join(absent)}."
+        )
     return found, troubles
 
 

@@ -31,18 +31,22 @@ def collect(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:
     names: a study's name, file or folder; or runs, by path or by name below the folder of runs. Raises `UserError`
     where there is no such thing, or nothing in it.
     """
+    found = runs_of(names, places)
+    caches, troubles = caches_read(found.runs, places.features)
+    found = replace(found, caches=caches)
+    return replace(found, remarks=(*remarks(found), *troubles))
+
+
+def runs_of(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:
+    """As `collect`, of the runs' own folders alone: no cache is opened, and nothing remarked on."""
     if not names:
         raise UserError("name a study or runs to report on")
     folders = [_folder(str(name), places) for name in names]
     study = [folder for folder in folders if not (folder / "recipe.json").exists()]
     if study and len(folders) > 1:
         raise UserError(f"{study[0]} is a study: a report is of one study, or of runs")
-    found = _study(study[0]) if study else _single_runs(folders)
-    found = _on_one_split(found)
-    found = replace(found, tasks=_tasks(found))
-    caches, troubles = caches_read(found.runs, places.features)
-    found = replace(found, caches=caches)
-    return replace(found, remarks=(*remarks(found), *troubles))
+    found = _on_one_split(_study(study[0]) if study else _single_runs(folders))
+    return replace(found, tasks=_tasks(found))
 
 
 def _folder(name: str, places: runs.Places) -> Path:
@@ -57,7 +61,7 @@ def _folder(name: str, places: runs.Places) -> Path:
             if not ((folder / "recipe.json").exists() or (folder / PLAN).exists() or _runs_below(folder)):
                 raise UserError(f"{folder} holds no run and no study: no recipe.json, no {PLAN}")
             return folder
-    have = [path.parent.name for path in places.runs.glob("*/*.json")] if places.runs.is_dir() else []
+    have = sorted({path.parent.name for path in places.runs.glob("*/*.json")}) if places.runs.is_dir() else []
     raise UserError(f"{unknown('study or run', name, have)} (looked at {name} and below {places.runs})")
 
 
@@ -179,7 +183,13 @@ def _tasks(found: StudyFacts) -> tuple[TaskFacts, ...]:
     tasks: dict[str, TaskFacts] = {}
     for run in found.runs:
         for name, scores in (run.on.scores if run.on else {}).items():
-            kind = next((kind for kind, row in KINDS.items() if row.score in scores), None)
+            kind = kind_of(scores)
             if kind and name not in tasks:
                 tasks[name] = TaskFacts(name, kind, KINDS[kind].score, KINDS[kind].higher_is_better)
     return tuple(tasks.values())
+
+
+def kind_of(scores: Mapping[str, float | None]) -> str | None:
+    """The kind of task that scores of these names are of; None where no kind has them. Saliency has an mIoU, too."""
+    kinds = [kind for kind, row in KINDS.items() if row.score in scores]
+    return next((kind for kind in kinds if kind != "classes"), kinds[0] if kinds else None)

@@ -44,12 +44,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; the first column names the row. id: unique in the page, of its JSON, too."""
+    """Rows under columns; the first column names the row.
+
+    id: unique in the page, of its JSON, too. folded: whether it is shown when asked for.
+    """
 
     id: str
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
+    folded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Columns and values, without their form."""
@@ -143,7 +147,8 @@ def name(text: str, tone: Tone = "") -> Cell:
 
 def figure(value: float | None, digits: int = 1, unit: str = "", tone: Tone = "") -> Cell:
     """A cell of one number; "–" where there is none."""
-    text = "–" if value is None else number(value, f".{digits}f").replace("-", "−") + unit
+    rounded = None if value is None else round(value, digits) + 0.0  # no "−0.0"
+    text = "–" if rounded is None else number(rounded, f".{digits}f").replace("-", "−") + unit
     return Cell(value, text, tone)
 
 

@@ -32,6 +32,11 @@ class TaskFacts:
         return {"depth": "m", "normals": "°"}.get(self.kind, "%")
 
     @property
+    def after(self) -> str:
+        """The unit as it follows a number."""
+        return self.unit if self.unit == "°" else f" {self.unit}"
+
+    @property
     def digits(self) -> int:
         """Decimals that the primary score is shown with."""
         return 3 if self.kind == "depth" else 1

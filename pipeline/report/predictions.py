@@ -137,7 +137,7 @@ def _figure(facts: TaskFacts, task: Task, shown: Sequence[Example]) -> Figure:
     table_rows = []
     for one, (error, valid), span in zip(shown, errors, spans, strict=True):
         mean = float(error[valid].mean()) if valid.any() else None
-        score = figure(one.score, facts.digits, facts.unit)
+        score = figure(one.score, facts.digits, facts.after)
         told = _error_text(task.kind, mean)
         pictures += [
             image(one.image, f"image {one.id}", f"{one.place}: {one.id}"),

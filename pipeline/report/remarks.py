@@ -53,10 +53,12 @@ def _count(runs: Sequence[RunFacts], told: str) -> str:
 
 def _seeds(found: StudyFacts) -> Iterator[str]:
     scored = [arm for arm in found.arms if arm.scored]
-    for arm in scored:
-        lacking = [str(seed) for seed in found.seeds if seed not in arm.scored]
-        if lacking and found.is_study:
-            yield f"{arm.label} has no scores for seed {', '.join(lacking)}: its mean is over {len(arm.scored)} seeds."
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for arm in scored if found.is_study else ():
+        if missing := tuple(seed for seed in found.seeds if seed not in arm.scored):
+            lacking.setdefault(missing, []).append(arm.label)
+    for seeds, labels in lacking.items():
+        yield f"Without scores for seed {', '.join(map(str, seeds))}, their means over the others: {', '.join(labels)}."
     if scored and all(len(arm.scored) == 1 for arm in scored) and len(scored) > 1:
         yield ("One seed: another one moves scores, too, so no difference between arms is established, however large.")
 

@@ -53,7 +53,7 @@ def routers_panel(found: StudyFacts, features: Path | str) -> Panel:
     best = best_arm(found)
     first = best.label if best and best.label in routed else next(iter(routed))
     blocks: list[Block] = [_stability(first, routed[first]), _weights_figure(first, routed[first])]
-    blocks += [_weights_table(label, weights) for label, weights in routed.items() if label != first]
+    blocks += [_weights_table(label, weights, folded=True) for label, weights in routed.items() if label != first]
     arm = found.arm(first)
     if arm:
         blocks.append(_left_out(found, arm, routed[first]))
@@ -130,7 +130,7 @@ def _heat(axes: Axes, task: str, values: Float64, levels: Sequence[int], experts
     axes.set_ylabel("level")
 
 
-def _weights_table(label: str, weights: Mapping[tuple[str, int, str], Summary]) -> Table:
+def _weights_table(label: str, weights: Mapping[tuple[str, int, str], Summary], folded: bool = False) -> Table:
     tasks, levels, experts = _shape(weights)
     empty = Summary(None, None, 0)
     rows = [
@@ -150,7 +150,9 @@ def _weights_table(label: str, weights: Mapping[tuple[str, int, str], Summary]) 
     for place, expert in enumerate(experts):
         columns += [Column(expert), Column("± std" + " " * place)]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower())
-    return Table(f"router-{slug}", f"{label}: router weights, mean and standard deviation over seeds", columns, rows)
+    return Table(
+        f"router-{slug}", f"{label}: router weights, mean and standard deviation over seeds", columns, rows, folded
+    )
 
 
 def _left_out(found: StudyFacts, arm: ArmFacts, weights: Mapping[tuple[str, int, str], Summary]) -> Block:

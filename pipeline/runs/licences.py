@@ -19,7 +19,8 @@ _NON_COMMERCIAL = re.compile(
     r"non[- ]?commercial|\bnc\b|[-_]nc\b|[-_]nc[-_]|research[- ]only|academic|amlr|fair[- ]noncommercial", re.IGNORECASE
 )
 _CONDITIONAL = re.compile(
-    r"dinov3|nvidia open model|openrail|llama|gemma|cc[- ]by|\bl?gpl|agpl|sam license|community", re.IGNORECASE
+    r"dinov3|nvidia open model|apple sample code|openrail|llama|gemma|cc[- ]by|\bl?gpl|agpl|sam license|community",
+    re.IGNORECASE,
 )
 _SENTENCES: dict[Use, str] = {
     "any use": "any use, commercial, too, with the notices that they ask for",

@@ -6,12 +6,12 @@ import torch
 
 from pipeline import runs
 from pipeline.console import warn
-from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import check_decoder, find_arm, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import store_tasks, training_store
 from pipeline.runs.origin import validation_store
 from pipeline.training.class_tokens import check_class_tokens
-from pipeline.training.evaluate import check_decoder, check_same_teachers, check_scorable
+from pipeline.training.evaluate import check_same_teachers, check_scorable
 from pipeline.training.validation import validation_of
 
 INITIAL_SHARE = 0.1

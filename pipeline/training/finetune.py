@@ -202,9 +202,9 @@ def _loss(
     noise = noise_of(recipe, batch, store.spec.num_samples, step)
     output = run_model(recipe, model, batch, noise)
     labels = seen_labels(tasks, store, batch)
-    total, terms = task_losses(tasks, output.outputs, labels, over_ranks)
+    total, terms = task_losses(tasks, output.outputs, labels, over_ranks, recipe.loss.boundary_positives)
     if beside and output.initial:
-        own, initial = task_losses(tasks, output.initial, labels, over_ranks)
+        own, initial = task_losses(tasks, output.initial, labels, over_ranks, recipe.loss.boundary_positives)
         total = total + recipe.loss.initial * own
         terms |= {f"initial/{name}": recipe.loss.initial * term for name, term in initial.items()}
     if beside and output.routes:

@@ -20,7 +20,8 @@ from cache.loading.batch import Batch
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
-from pipeline.recipes.config import Recipe, Schedule, recipe_differences
+from pipeline.recipes.config import Recipe, recipe_differences
+from pipeline.recipes.tables import Schedule
 from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes
 from pipeline.training.ema import Ema

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.student.decoders import DECODERS, DecoderConfig
 from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
@@ -97,9 +97,7 @@ def _decoder(value: Mapping[str, Any] | None) -> DecoderConfig | None:
     """The decoder that `_as_json` described."""
     if value is None:
         return None
-    if value.get("kind") not in DECODERS:
-        raise UnknownName(unknown("decoder", str(value.get("kind")), DECODERS))
-    return DECODERS[value["kind"]](**value)
+    return find("decoder", str(value.get("kind")), DECODERS)(**value)
 
 
 NUM_LEVELS = 4

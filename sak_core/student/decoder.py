@@ -4,10 +4,9 @@ decoder all of them."""
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.noise import NoiseSource
 from sak_core.student.decoders import Decoded, JointDecoder, Levels
 from sak_core.student.heads import build_head
@@ -32,10 +31,8 @@ def build_routers(
     routed: the levels that have one, all when absent; the others have an `nn.Identity` that nothing calls.
     Raises ValueError for an unknown kind.
     """
-    if kind not in ROUTERS:
-        raise UnknownName(unknown("router", kind, ROUTERS))
     routers = nn.ModuleDict()
-    router = ROUTERS[kind]
+    router = find("router", kind, ROUTERS)
     if router is not None and num_experts > 1:
         for task in tasks:
             routers[task.name] = nn.ModuleList(
@@ -101,6 +98,7 @@ def decode_jointly(
     weights: dict[str, list[Tensor]] = {}
     own: dict[str, list[Tensor]] = {}
     shared = [level[0] if len(routers) else sum(level[1:], level[0]) for level in experts]
+    stem_alone = torch.eye(len(experts[0])).to(shared[0])[:1].expand(len(shared[0]), -1)
 
     def maps(tokens: Sequence[Tensor]) -> list[Tensor]:
         return [to_map(x, grid) for x in (*tokens[:-1], final_norm(tokens[-1]))]
@@ -109,11 +107,11 @@ def decode_jointly(
         assert isinstance(by_level, nn.ModuleList)
         mixed, weights[task] = list(shared), []
         for level, router in enumerate(by_level):
-            w = F.one_hot(torch.zeros(len(shared[0]), 1, dtype=torch.long, device=shared[0].device), len(experts[0]))
-            w = w.transpose(1, 2).to(shared[0].dtype)
-            if level in decoder.own_levels:
-                w = router(shared[level], generator, f"{task}/{level}")
-                mixed[level] = mix(experts[level], w)
+            if level not in decoder.own_levels:
+                weights[task].append(stem_alone)
+                continue
+            w = router(shared[level], generator, f"{task}/{level}")
+            mixed[level] = mix(experts[level], w)
             weights[task].append(w.detach().mean(dim=2))
         own[task] = maps(mixed)
     return decoder(Levels(maps(shared), own), image_size, generator), weights

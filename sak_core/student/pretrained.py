@@ -210,7 +210,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     folder = SHIPPED_STUDENTS[str(source)] if str(source) in SHIPPED_STUDENTS else Path(source)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG} as `sak export` writes it")
+            raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG}")
         return folder
     if not HUB_ID.fullmatch(str(source)) or folder.exists():
         raise ModelNotFound(
