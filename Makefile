@@ -36,7 +36,7 @@ $(STAMP): $(LIGHT)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	@touch $(STAMP)
 
-install: $(STAMP)  ## .venv with the package and all its extras
+install: $(STAMP)  ## .venv with the package and all its extras; training alone needs none of them
 
 demo: $(LIGHT)  ## the whole line on rendered rooms, with a table and pictures
 	$(SAK) demo
@@ -73,34 +73,34 @@ check-data: $(STAMP)  ## ROOT= [DATASET=] what a data set holds and what is wron
 cache:  ## TEACHER= [DATASET= SPLIT= SIZE= VIEWS= CODEC= LEVELS= GRID= LIMIT= ROOT= WEIGHTS= OUT=]
 plan:  ## the same variables: what `make cache` would write, hold and take
 
-recipe: $(STAMP)  ## [DATASET=] [TO=] a commented recipe for the caches that are there, to edit
+recipe: $(LIGHT)  ## [DATASET=] [TO=] a commented recipe for the caches that are there, to edit
 	$(SAK) recipe $(chosen) $(call optional,TO,--to) $(call option,OUT,--out) $(ARGS)
 
-distill: $(STAMP)  ## [RECIPE=] [DATASET=] [DEVICES=1] [ROOT=] stage 1 from the caches that are there
+distill: $(LIGHT)  ## [RECIPE=] [DATASET=] [DEVICES=1] [ROOT=] stage 1 from the caches that are there
 	$(SAK) distill $(call given,RECIPE) $(chosen) $(call option,OUT,--out) $(call optional,ROOT,--root) \
 	  $(call optional,DEVICES,--devices) $(ARGS)
 
-finetune: $(STAMP)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage 2
+finetune: $(LIGHT)  ## [RECIPE=] [DATASET=] [FROM=run] [DEVICES=1] [ROOT=] stage 2
 	$(SAK) finetune $(call given,RECIPE) $(chosen) $(call option,OUT,--out) $(call optional,FROM,--from) \
 	  $(call optional,ROOT,--root) $(call optional,DEVICES,--devices) $(ARGS)
 
-ablate: $(STAMP)  ## [STUDY=] [DATASET=] [WORKERS=1] [SHARE_READS=1] [DEVICES=1] arms, variations and seeds over the caches
+ablate: $(LIGHT)  ## [STUDY=] [DATASET=] [WORKERS=1] [SHARE_READS=1] [DEVICES=1] arms, variations and seeds over the caches
 	$(SAK) ablate $(call given,STUDY) $(chosen) $(call option,WORKERS,--workers) $(call option,SHARE_READS,--share-reads) \
 	  $(call option,OUT,--out) $(call optional,DEVICES,--devices) $(ARGS)
 
-report: $(STAMP)  ## STUDY= [TO=report.html] one page: what won, by how much, what it cost, how it was made
+report: $(LIGHT)  ## STUDY= [TO=report.html] one page: what won, by how much, what it cost, how it was made
 	$(SAK) report $(call quoted,$(STUDY)) --out $(call quoted,$(if $(TO),$(TO),report.html)) \
 	  $(call option,OUT,--features) $(ARGS)
 
-evaluate: $(STAMP)  ## RUN= [SPLIT=test] scores of a run
+evaluate: $(LIGHT)  ## RUN= [SPLIT=test] scores of a run
 	$(SAK) evaluate $(call quoted,$(RUN)) --split $(call quoted,$(if $(filter file,$(origin SPLIT)),test,$(SPLIT))) \
 	  $(call option,OUT,--out) $(ARGS)
 
-predict: $(STAMP)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's predictions
+predict: $(LIGHT)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's predictions
 	$(SAK) predict $(call quoted,$(SOURCE)) $(call option,MODEL,--model) \
 	  --out $(call quoted,$(if $(TO),$(TO),predictions)) $(ARGS)
 
-export: $(STAMP)  ## RUN= [TO=exported] a trained student as a folder for others
+export: $(LIGHT)  ## RUN= [TO=exported] a trained student as a folder for others
 	$(SAK) export $(call quoted,$(RUN)) $(call quoted,$(if $(TO),$(TO),exported)) $(ARGS)
 
 reproduce: $(STAMP)  ## [STUDY=claim|parts|views|scale] [WORKERS=2] [SHARE_READS=1] the studies of docs/reproduction again, hours

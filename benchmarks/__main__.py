@@ -23,8 +23,8 @@ MODULES = {
     "read": "read",
     "read-cold": "read_cold",
     "read-small": "read_small",
+    "shared-reads": "shared_reads",
     "step": "step",
-    "together": "together",
     "write": "write",
 }
 """Name to module, imported when it runs: the processes that a benchmark starts import this file again."""

@@ -17,8 +17,8 @@ from cache.calibration.statistics import level_constants, needed_tables
 from cache.calibration.stored import read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
-from cache.format.layout import group_json, source_arrays
-from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part
+from cache.format.layout import closed_json, group_json, source_arrays
+from cache.format.manifest import CLOSED, FOLDER, LOG, SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
 from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
@@ -29,7 +29,7 @@ from cache.places.place import Place
 from cache.reading.arrays import ArrayTable, FeatureArray, StoredArray
 from cache.reading.rows import OpenShards, RowReader
 from sak_common.differences import first_difference
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 
 Array = npt.NDArray[Any]
 
@@ -120,6 +120,7 @@ class Store:
                 groups = {
                     "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),
                     **{f"{name}/zarr.json": group_json({}) for name in ("samples", "views", "teachers")},
+                    CLOSED: closed_json(),
                 }
                 if spec.labels:
                     groups["labels/zarr.json"] = group_json({})
@@ -328,9 +329,7 @@ class Store:
             CorruptFile: its metadata is not what was committed.
         """
         levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
-        if str(level) not in levels:
-            raise UnknownName(unknown(f"level of {teacher}", str(level), levels))
-        return levels[str(level)]
+        return find(f"level of {teacher}", str(level), levels)
 
     def is_complete(self, part: str, num_views: int) -> bool:
         """Whether every shard of the part's first `num_views` views is committed; raises `CorruptFile` for damage."""
@@ -356,9 +355,14 @@ class Store:
 
     # -- the log ----------------------------------------------------------------------------------
 
+    @property
+    def log_file(self) -> str:
+        """Where `log` writes, below the store."""
+        return f"{FOLDER}/{LOG}" if CLOSED in self.part(SOURCE).metadata.files else LOG
+
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append a line to ``log.jsonl``: times, hosts, speeds. Outside of every digest. Raises OSError."""
-        self.place.append("log.jsonl", canonical_json(dict(event)))
+        """Append a line to `log_file`: times, hosts, speeds. Outside of every digest. Raises OSError."""
+        self.place.append(self.log_file, canonical_json(dict(event)))
 
 
 def find_stores(

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.advice import with_advice
+from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.results import CacheResult, RunResult, ScoreResult, Training
 
 if TYPE_CHECKING:
-    from cache.store import Store
     from pipeline.extraction.request import CacheRequest
-    from pipeline.recipes.config import Recipe, Stage, Study
+    from pipeline.recipes.config import Stage
     from pipeline.runs import Places
 
 TRAINING_VIEWS = 4
@@ -24,48 +25,6 @@ TRAINING_VIEWS = 4
 
 Names = str | Sequence[str]
 """Names, or one text with commas between them."""
-
-
-@dataclass(frozen=True)
-class CacheResult:
-    """A store that was made, finished or extended.
-
-    Attributes:
-        path: where it lies. rows: samples times views. teachers: all that it holds.
-        invalid: unreadable samples, by id, with the reason. timings: where each teacher's time went, s.
-    """
-
-    path: str
-    rows: int
-    views: int
-    teachers: tuple[str, ...]
-    invalid: Mapping[str, str]
-    timings: Mapping[str, Any]
-
-    @property
-    def store(self) -> Store:
-        """The store, open for reading."""
-        from cache.store import Store
-
-        return Store.open(self.path)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        path: its folder. results: its results.json: step, seconds, parameters, and of stage 2 validation scores.
-    """
-
-    path: Path
-    results: Mapping[str, Any]
-
-    @property
-    def scores(self) -> Mapping[str, Mapping[str, Any]]:
-        """Scores on the recipe's validation split, by task; empty where it has none."""
-        found: Mapping[str, Mapping[str, Any]] = self.results.get("validation", {})
-        return found
 
 
 def _names(given: Names) -> tuple[str, ...]:
@@ -94,7 +53,6 @@ def cache_request(
     grid: str | tuple[int, int] | None = None,
     decoders: int | None = None,
     strict: bool = False,
-    dry_run: bool = False,
     scheduler: str | None = None,
     workers: int = 0,
     **options: Any,
@@ -104,7 +62,7 @@ def cache_request(
     Raises:
         UserError: values that cannot be, or do not go together.
     """
-    from pipeline.extraction.request import CacheRequest, TeacherOptions
+    from pipeline.extraction.request import CacheRequest, teacher_options
     from pipeline.extraction.samples import DatasetRequest
 
     names, is_scored = _names(teachers), split in ("val", "test")
@@ -120,15 +78,15 @@ def cache_request(
         names,
         views or (1 if is_scored else TRAINING_VIEWS),
         out,
-        TeacherOptions(grid=None if grid in (None, "native") else _size(grid), **options),
+        teacher_options(grid=None if grid in (None, "native") else _size(grid), **options),
         decoders=decoders,
         strict=strict,
-        dry_run=dry_run,
         scheduler=scheduler,
         workers=workers,
     )
 
 
+@with_advice
 def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> CacheResult:
     """Run teachers once over a data set and store their features; goes on where an earlier call stopped.
 
@@ -137,8 +95,8 @@ def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **
         dataset, split: such as "folder", "train".
         options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, images (which of a
             sample's images is the input), out (folder or address of the caches), grid ("hxw"), decoders, strict,
-            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, fidelity, levels,
-            weights, device, ...
+            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, probes, fidelity (or,
+            as text, what tasks may lose: "semseg=0.5"), levels, weights, device, ...
 
     Raises:
         SakError: what is asked cannot be, or what it needs is missing.
@@ -146,17 +104,16 @@ def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **
     from pipeline.extraction.caching import run_cache
 
     made = run_cache(cache_request(teachers, dataset, split, **options))
-    return CacheResult(
-        made["store"], made["rows"], made["views"], tuple(made["teachers"]), made["invalid"], made["timings"]
-    )
+    return CacheResult(made.pop("store"), **{**made, "teachers": tuple(made["teachers"])})
 
 
+@with_advice
 def plan(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> dict[str, Any]:
     """What `cache` with these arguments would write, hold and take; nothing of it is done. JSON-able."""
     from pipeline.extraction.plan import plan as planned
 
     # all that this process has done so far a run does, too
-    return planned(cache_request(teachers, dataset, split, dry_run=True, **options), time.process_time())
+    return planned(cache_request(teachers, dataset, split, **options), time.process_time())
 
 
 def places(
@@ -171,6 +128,7 @@ def places(
     return Places(out if isinstance(out, Path) or "://" in out else Path(out), Path(runs), roots or {}, weights or {})
 
 
+@with_advice
 def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Path | str = "features") -> Path:
     """Write a commented recipe for the caches below `out` and return its path; trains nothing.
 
@@ -181,61 +139,55 @@ def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Pat
     return write_recipe(places(out).features, None if to is None else Path(to), dataset)
 
 
-def load(
-    name: str | Path | None,
+def training(
     stage: Stage,
-    where: Places,
-    dataset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """The recipe `name` as it applies to `stage`, or where it is None the one for the caches that are there."""
-    from pipeline.recipes.automatic import choose, missing_labels, save_recipe
-    from pipeline.recipes.config import load_recipe
-    from pipeline.runs import check_live_options
-
-    if name is not None and dataset is not None:
-        raise UserError("a recipe names its data set: leave --dataset out, or the recipe")
-    if name is None:
-        choice = choose(where.features, dataset)
-        if stage == "finetune" and choice.finetune is None:
-            raise UserError(missing_labels(choice))
-        name = save_recipe(choice, where.runs / f"{choice.name}.toml")
-    loaded = load_recipe(str(name), stage, overrides)
-    check_live_options([loaded], where)
-    return loaded
-
-
-def distill(
     recipe: str | Path | None = None,
     *,
     dataset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     run: Path | str | None = None,
-    devices: int = 1,
-    wandb: bool = False,
     **where: Any,
-) -> RunResult:
+) -> Training:
+    """What `distill` and `finetune` are asked for, checked; parameters as theirs.
+
+    Without a recipe, the one for the caches that are there is written.
+    """
+    from pipeline.recipes.automatic import choose, missing_labels, save_recipe
+    from pipeline.recipes.config import load_recipe
+    from pipeline.runs import check_live_options, run_name
+
+    at = places(**where)
+    if recipe is not None and dataset is not None:
+        raise UserError("a recipe names its data set: leave --dataset out, or the recipe")
+    if recipe is None:
+        choice = choose(at.features, dataset)
+        if stage == "finetune" and choice.finetune is None:
+            raise UserError(missing_labels(choice))
+        recipe = save_recipe(choice, at.runs / f"{choice.name}.toml")
+    loaded = load_recipe(str(recipe), stage, overrides)
+    check_live_options([loaded], at)
+    return Training(loaded, Path(run) if run else at.runs / run_name(loaded), at)
+
+
+@with_advice
+def distill(recipe: str | Path | None = None, *, devices: int = 1, wandb: bool = False, **options: Any) -> RunResult:
     """Stage 1: distil cached teachers into a student; goes on where an earlier call stopped.
 
     Args:
         recipe: a name or a TOML file; when None, one is written for the caches that are there.
-        dataset: which, where caches of several are there and no recipe says.
-        overrides: dotted keys of the recipe to values.
-        run: the run's folder; named after the recipe when None.
-        devices: processes, a GPU each or CPU cores.
-        where: out (caches), runs (folder of the runs), roots, weights: see `places`.
+        devices: processes, a GPU each or CPU cores. wandb: whether Weights & Biases is told, too.
+        options: dataset (which, where caches of several are there and no recipe says), overrides (dotted keys of the
+            recipe to values), run (the run's folder; named after the recipe when None), and where things lie: out
+            (caches), runs (folder of the runs), roots, weights (see `pipeline.runs.Places`).
     """
-    from pipeline.runs import run_name
     from pipeline.training.devices import Execution
-    from pipeline.training.distill import distill as stage
+    from pipeline.training.distill import distill as train
 
-    at = places(**where)
-    loaded = load(recipe, "distill", at, dataset, overrides)
-    folder = Path(run) if run else at.runs / run_name(loaded)
-    return RunResult(folder, stage(loaded, folder, at, Execution(devices, wandb)))
+    asked = training("distill", recipe, **options)
+    return RunResult(asked.run, train(asked.recipe, asked.run, asked.places, Execution(devices, wandb)))
 
 
-def stage1_run(loaded: Recipe, given: Path | str | None, where: Places, recipe: str | Path | None) -> Path | None:
+def _stage1_run(asked: Training, given: Path | str | None, recipe: str | Path | None) -> Path | None:
     """The finished stage-1 run that a stage-2 recipe starts from; None where it starts from none.
 
     given: a run or its name. recipe: what was asked for, for the advice. Raises `UserError` where it is not finished.
@@ -243,46 +195,43 @@ def stage1_run(loaded: Recipe, given: Path | str | None, where: Places, recipe: 
     from pipeline.recipes.arms import starts_from_stage1
     from pipeline.runs import find_run, run_name
 
-    if not starts_from_stage1(loaded):
-        return None if given is None else find_run(Path(given), where.runs)
+    runs = asked.places.runs
     if given is not None:
-        found = find_run(Path(given), where.runs)
+        found = find_run(Path(given), runs)
+    elif starts_from_stage1(asked.recipe):
+        found = runs / run_name(asked.recipe.model_copy(update={"stage": "distill"}))
     else:
-        found = where.runs / run_name(loaded.model_copy(update={"stage": "distill"}))
-    if not (found / "results.json").exists():
+        return None
+    if starts_from_stage1(asked.recipe) and not (found / "results.json").exists():
         named = f" RECIPE={recipe}" if recipe else ""
         raise UserError(f"{found} is no finished stage-1 run: make distill{named}, or FROM=RUN")
     return found
 
 
+@with_advice
 def finetune(
     recipe: str | Path | None = None,
     *,
     stage1: Path | str | None = None,
-    dataset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    run: Path | str | None = None,
     devices: int = 1,
     wandb: bool = False,
-    **where: Any,
+    **options: Any,
 ) -> RunResult:
     """Stage 2: train routers, heads and student on a labelled cache.
 
     stage1: the distilled run to start from; the recipe's own when None. The others as of `distill`.
     """
-    from pipeline.runs import run_name
     from pipeline.training.devices import Execution
-    from pipeline.training.finetune import finetune as stage
+    from pipeline.training.finetune import finetune as train
 
-    at = places(**where)
-    loaded = load(recipe, "finetune", at, dataset, overrides)
-    folder = Path(run) if run else at.runs / run_name(loaded)
-    start = stage1_run(loaded, stage1, at, recipe)
-    return RunResult(folder, stage(loaded, folder, start, at, Execution(devices, wandb)))
+    asked = training("finetune", recipe, **options)
+    start = _stage1_run(asked, stage1, recipe)
+    return RunResult(asked.run, train(asked.recipe, asked.run, start, asked.places, Execution(devices, wandb)))
 
 
-def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None, **where: Any) -> dict[str, Any]:
-    """Scores of a fine-tuned run on a labelled split, by task, each with its "details".
+@with_advice
+def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None, **where: Any) -> ScoreResult:
+    """Score a fine-tuned run on a labelled split.
 
     run: a folder, or a name below ``runs``. dataset: the recipe's own when None. where: see `places`.
     """
@@ -293,26 +242,11 @@ def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None
     at = places(**where)
     folder = find_run(Path(run), at.runs)
     made = read_recipe(folder)
-    return score(folder, Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size), at)
+    data = Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size)
+    return ScoreResult(folder, score(folder, data, at))
 
 
-def study_of(name: str | Path | None, where: Places, dataset: str | None = None, prepares: bool = True) -> Study:
-    """The study `name`, or where it is None the one of the arms that the caches allow, written below the runs.
-
-    prepares: whether a split to score on may be made where none is there.
-    """
-    from pipeline.recipes.config import load_study
-    from pipeline.runs import write_atomically
-    from pipeline.studies.automatic_study import automatic_study, study_text
-
-    if name is not None:
-        return load_study(str(name))
-    study = automatic_study(where.features, where.runs, dataset, prepares)
-    where.runs.mkdir(parents=True, exist_ok=True)
-    write_atomically(where.runs / f"{study.name}.toml", study_text(study))
-    return study
-
-
+@with_advice
 def ablate(
     study: str | Path | None = None,
     *,
@@ -320,21 +254,36 @@ def ablate(
     workers: int = 1,
     share_reads: int = 1,
     devices: int = 1,
+    dry_run: bool = False,
     **where: Any,
 ) -> dict[str, Any]:
-    """Run what is missing of a study and return its table: columns, rows, seeds, baseline.
+    """Run what is missing of a study and return its table: columns, rows, seeds, baseline, and the runs that failed.
 
     Args:
-        study: a name or a TOML file; when None, the arms that the caches allow.
+        study: a name or a TOML file; when None, the arms that the caches allow, written as one below the runs.
         workers: processes, a run each. share_reads: runs of a process that share one read of the cache.
-        devices: of each run. where: see `places`.
+        devices: of each run. dry_run: run nothing, and return the runs and what is left of them. where: as `distill`.
     """
+    from pipeline.recipes.config import load_study
     from pipeline.studies import ablate as studies
+    from pipeline.studies.automatic_study import write_study
+    from pipeline.studies.estimate import estimate, estimate_text
+    from pipeline.studies.jobs import check, plan
 
+    if devices > 1 and max(workers, share_reads) > 1:
+        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
     at = places(**where)
-    return studies.ablate(study_of(study, at, dataset), at, workers, share_reads, devices)
+    asked = write_study(at.features, at.runs, dataset, not dry_run) if study is None else load_study(str(study))
+    jobs = plan(asked, at)
+    check(asked, jobs, at)
+    left = estimate(jobs, at, workers, measures=not dry_run)
+    say(f"study {asked.name}: {estimate_text(left)}")
+    if dry_run:
+        return {"runs": sorted({str(path) for job in jobs for path in (job.stage1, job.run) if path}), "left": left}
+    return studies.ablate(asked, at, workers, share_reads, devices)
 
 
+@with_advice
 def report(
     names: Path | str | Sequence[Path | str], *, to: Path | str = "report.html", live: bool = False, **where: Any
 ) -> dict[str, Any]:
@@ -347,6 +296,7 @@ def report(
     return write([names] if isinstance(names, Path | str) else list(names), Path(to), places(**where), live)
 
 
+@with_advice
 def predict(
     sources: Path | str | Sequence[Path | str],
     model: Path | str,
@@ -354,22 +304,25 @@ def predict(
     *,
     every: int = 1,
     runs: Path | str = "runs",
+    dry_run: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Draw a student's predictions for images, folders and videos into the folder `out`; returns counts and reasons.
 
-    model: a run, an exported folder or a hub id. every: of a video, each such frame. settings: size, tile, raw,
-    batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
+    model: a run, an exported folder or a hub id. every: of a video, each such frame. dry_run: count, and draw nothing.
+    settings: size, tile, raw, batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
     """
     from pipeline.export.models import open_model
-    from pipeline.prediction.predict import Settings
-    from pipeline.prediction.predict import predict as run
+    from pipeline.prediction import predict as prediction
     from pipeline.prediction.sources import open_sources
 
-    found = open_sources([Path(one) for one in ([sources] if isinstance(sources, Path | str) else sources)], every)
-    return run(open_model(str(model), Path(runs)), found, Path(out), Settings(**settings))
+    listed = [sources] if isinstance(sources, Path | str) else list(sources)
+    found = open_sources([Path(source) for source in listed], every)
+    run = prediction.plan if dry_run else prediction.predict
+    return run(open_model(str(model), Path(runs)), found, Path(out), prediction.Settings(**settings))
 
 
+@with_advice
 def export(
     run: Path | str,
     out: Path | str,

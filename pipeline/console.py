@@ -1,4 +1,8 @@
-"""What a person sees: messages and progress on stderr, tables (or one JSON value) on stdout."""
+"""What a person sees: messages and progress on stderr, tables (or one JSON value) on stdout.
+
+In a notebook, where stderr is shown as errors are, only warnings go there: messages go to the cell's output, and each
+progress is one line of it that is kept up to date.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
+CELL_INTERVAL_S = 0.5
+"""Seconds between updates of a progress in a notebook."""
 
 _plain = False
 _silent = False
@@ -25,14 +32,24 @@ _bars_lock = threading.Lock()
 
 
 def say(message: str) -> None:
-    """Print a message for people on stderr."""
-    if not _silent:
-        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever other threads say
+    """Print a message for people: on stderr, or in a notebook's cell."""
+    _print(message, sys.stdout if in_notebook() else sys.stderr)
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr, in red on a terminal."""
-    say(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}")
+    _print(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}", sys.stderr)
+
+
+def _print(message: str, file: TextIO) -> None:
+    if not _silent:
+        print(f"{message}\n", end="", file=file, flush=True)  # in one piece, whatever other threads say
+
+
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return not _plain and getattr(shell, "kernel", None) is not None
 
 
 def red(text: str) -> str:
@@ -78,27 +95,37 @@ def amount(num_bytes: float) -> str:
 def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show progress of `total` units, `done` of which an earlier run made; yields `advance(n=1, note="")`.
 
-    A bar with rate and time left on a terminal, plain lines otherwise.
+    A bar with rate and time left on a terminal, in a notebook a line that is kept up to date, plain lines otherwise.
+    A note stays until the next one.
     """
-    if sys.stderr.isatty() and not _plain:
-        with _bar(title, total, unit, done) as advance:
-            yield advance
+    if in_notebook():
+        shown = _lines(title, total, unit, done, CELL_INTERVAL_S, _cell_line(f"{title}: {done}/{total} {unit}"))
+    elif sys.stderr.isatty() and not _plain:
+        shown = _bar(title, total, unit, done)
     else:
-        with _lines(title, total, unit, done) as advance:
-            yield advance
+        shown = _lines(title, total, unit, done, PLAIN_INTERVAL_S, say)
+    with shown as advance:
+        yield advance
+
+
+def _cell_line(first: str) -> Callable[[str], None]:
+    """Show a line in a notebook's cell; returns what puts another text in its place."""
+    display = import_module("IPython.display").display
+    line = display({"text/plain": first}, raw=True, display_id=True)
+    return lambda text: line.update({"text/plain": text}, raw=True)
 
 
 @contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
-    start, current = time.monotonic(), done
+    start, current, told = time.monotonic(), done, ""
     with _shared_bars() as bars:
         task = bars.add_task(title, total=total, completed=done, unit=unit, rate="", note="")
 
         def advance(n: int = 1, note: str = "") -> None:
-            nonlocal current
-            current += n
+            nonlocal current, told
+            current, told = current + n, note or told
             speed = (current - done) / max(time.monotonic() - start, 1e-6)
-            bars.update(task, completed=current, rate=f"{speed:.1f} {unit}/s", note=note)
+            bars.update(task, completed=current, rate=f"{speed:.1f} {unit}/s", note=told)
 
         yield advance
 
@@ -129,19 +156,22 @@ def _shared_bars() -> Iterator[Progress]:
 
 
 @contextmanager
-def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
+def _lines(
+    title: str, total: int, unit: str, done: int, interval_s: float, show: Callable[[str], None]
+) -> Iterator[Callable[..., None]]:
+    """Progress as lines of text, one at most every `interval_s`."""
     start = last = time.monotonic()
-    current = done
+    current, told = done, ""
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal current, last
-        current += n
+        nonlocal current, last, told
+        current, told = current + n, note or told
         now = time.monotonic()
-        if now - last >= PLAIN_INTERVAL_S or current >= total:
+        if now - last >= interval_s or current >= total:
             last = now
             speed = (current - done) / max(now - start, 1e-6)
             left = "" if current >= total or not speed else f", {duration((total - current) / speed)} left"
-            say(f"{title}: {current}/{total} {unit}, {speed:.1f} {unit}/s{left}{'  ' + note if note else ''}")
+            show(f"{title}: {current}/{total} {unit}, {speed:.1f} {unit}/s{left}{'  ' + told if told else ''}")
 
     yield advance
 

@@ -8,3 +8,7 @@ class SakError(Exception):
 
     The command line prints the message alone; any other exception is a fault of the program and keeps its traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: the message and notes alone, as the command line does."""
+        return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from sak_common.errors import SakError
+
+Row = TypeVar("Row")
 
 
 def part_name(teacher: str) -> str:
@@ -32,6 +35,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def find(kind: str, name: str, table: Mapping[str, Row]) -> Row:
+    """The row called `name`. Raises UnknownName, see `unknown`, where the table has none."""
+    if name not in table:
+        raise UnknownName(unknown(kind, name, table))
+    return table[name]
 
 
 def listed(items: Sequence[str], most: int = 8) -> str:

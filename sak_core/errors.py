@@ -1,10 +1,11 @@
-"""What can be wrong with data."""
+"""What can be wrong with data and teachers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sak_common.errors import SakError
+from sak_common.names import UnknownName
 
 
 class DatasetError(SakError):
@@ -13,6 +14,38 @@ class DatasetError(SakError):
 
 class NoSuchSplit(DatasetError):
     """A data set that is otherwise in order has no such split."""
+
+
+class FolderNeeded(DatasetError):
+    """A data set lies in a folder, and none was named."""
+
+
+class SeveralInputs(DatasetError):
+    """Several images could be a sample's input."""
+
+
+class TeacherUnavailable(SakError):
+    """A teacher cannot be built here."""
+
+
+class NoWeights(TeacherUnavailable):
+    """The library's hub did not give a teacher's weights."""
+
+
+class NoSettings(TeacherUnavailable):
+    """transformers' hub did not give a model's config.json and preprocessor_config.json."""
+
+
+class OwnCode(TeacherUnavailable):
+    """A teacher is code of the user's own, which is not allowed to run."""
+
+
+class PerhapsOwnCode(UnknownName):
+    """There is no such teacher, unless it is code of the user's own."""
+
+
+class BadTeacherOptions(SakError, ValueError):
+    """What is asked of a teacher cannot be: levels that it does not have, two sources of weights."""
 
 
 class UnreadableSample(Exception):

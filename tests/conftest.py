@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # two test processes on two cores: a thread each, before torch is imported and chooses for itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,6 +78,11 @@ def cache_split(features: Path, split: str, *extra: str, check: bool = True) -> 
     samples, views = SIZES[split]
     options = ["--split", split, "--limit", str(samples), "--views", str(views), "--out", str(features)]
     return sak("cache", *options, "--threads", "1", "--decoders", "0", *extra, check=check)
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines that training logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,20 @@ from PIL import Image
 
 from tests.conftest import sak
 
-RECIPE = """
-arm = "multi-task"
-batch_size = 2
-threads = 1
-[student.stem]
+STEM = """[student.stem]
 name = "custom"
 patch_size = 8
 width = 16
 depth = 4
 heads = 2
-[finetune]
-data = { dataset = "fields", split = "train", size = "64x64", views = 1 }
+"""
+"""The smallest of students, in a recipe."""
+RECIPE = f"""
+arm = "multi-task"
+batch_size = 2
+threads = 1
+{STEM}[finetune]
+data = {{ dataset = "fields", split = "train", size = "64x64", views = 1 }}
 steps = 3
 """
 DESCRIPTION = """

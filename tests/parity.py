@@ -1,9 +1,9 @@
 """Parity with the reference: `python -m tests.parity DIR` compares every case of a folder of fixtures.
 
-A model case is `<case>.json` with `<case>.safetensors`; `metrics.json` holds the metric cases. Every tensor
-that goes in is made by tests.formula from its name and shape; tests/fixtures/parity/README.md says what the
-keys are and how labels are made. Exit status 0 only if every key of every case was compared and is within
-tolerance.
+A model case is `<case>.json` with `<case>.safetensors`; `metrics.json` holds the metric cases; cases of InvPT and
+MLoRE are those with an `embed_dim` (tests.rivals). Every tensor that goes in is made by tests.formula from its name
+and shape; tests/fixtures/parity/README.md and tests/fixtures/rivals/README.md say what the keys are and how labels
+are made. Exit status 0 only if every key of every case was compared and is within tolerance.
 """
 
 import json
@@ -162,7 +162,7 @@ def compare_model_case(case: Mapping[str, Any], expected: Mapping[str, Tensor]) 
         else:
             rms = want.square().mean().sqrt()
             tolerance = (1e-4 * torch.maximum(want.abs(), rms)).clamp_min(1e-5)
-        comparisons.append(_comparison(case["name"], key, error, tolerance))
+        comparisons.append(comparison_of(case["name"], key, error, tolerance))
     return comparisons
 
 
@@ -182,7 +182,7 @@ def compare_metric_case(name: str, case: Mapping[str, Any]) -> list[Comparison]:
             got = torch.as_tensor(computed.get(score, float("nan"))).double()
             error = (got - want).abs().reshape(1)
             comparisons.append(
-                _comparison(name, f"score/{task_name}/{score}", error, torch.full_like(error, METRIC_TOLERANCE))
+                comparison_of(name, f"score/{task_name}/{score}", error, torch.full_like(error, METRIC_TOLERANCE))
             )
     return comparisons
 
@@ -204,12 +204,16 @@ def raw_output(task: Task, label: Tensor, noise: Tensor) -> Tensor:
 
 def compare_folder(folder: Path) -> list[Comparison]:
     """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its tensors."""
+    from tests.rivals import compare_rival_case
+
     comparisons: list[Comparison] = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
         if path.name == "metrics.json":
             for name, case in content.items():
                 comparisons += compare_metric_case(name, case)
+        elif "embed_dim" in content:
+            comparisons += compare_rival_case(content, load_file(path.with_suffix(".safetensors")))
         elif "shapes" in content:
             comparisons += compare_model_case(content, load_file(path.with_suffix(".safetensors")))
         else:
@@ -236,7 +240,8 @@ def report(comparisons: list[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def _comparison(case: str, key: str, error: Tensor, tolerance: Tensor) -> Comparison:
+def comparison_of(case: str, key: str, error: Tensor, tolerance: Tensor) -> Comparison:
+    """The largest of elementwise errors, and their largest share of the tolerances."""
     share = (error / tolerance).max().item()
     # a NaN must not pass for small
     share = share if share == share else float("inf")

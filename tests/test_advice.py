@@ -1,4 +1,4 @@
-"""What the command line adds to an error of the cache: what to do."""
+"""What the command line adds to an error of the floors below: what to do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cache import errors
-from cache.errors import CacheError
 from pipeline.advice import ADVICE, advised
+from sak_common.errors import SakError
+from sak_core.errors import NoWeights, PerhapsOwnCode, SeveralInputs
 from tests.conftest import cache_split, sak
 
 
@@ -23,9 +24,12 @@ from tests.conftest import cache_split, sak
         (errors.StoreFull("no space left"), "; make room and run the same command again"),
         (errors.TooManyOpenFiles("x: Too many open files"), "`ulimit -n`"),
         (errors.NotLocal("s3://b/x is not a folder of this machine"), "`sak copy` brings it here"),
+        (SeveralInputs("x.tar: 0 has several images (.rgb.png, .seg.png)"), "say which to take with --images"),
+        (NoWeights("no weights for clip"), "a file (--weights FILE, safetensors or .pth), or try the untrained tower"),
+        (PerhapsOwnCode("unknown teacher library 'mine'"), "--allow-code lets it run"),
     ],
 )
-def test_an_error_of_the_cache_gets_its_advice(error: CacheError, advice: str) -> None:
+def test_an_error_of_the_lower_floors_gets_its_advice(error: SakError, advice: str) -> None:
     assert advised(error).startswith(f"{error}; ") and advice in advised(error)
 
 

@@ -17,9 +17,12 @@ from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
 
 TEACHER_ARMS = ["teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers"]
-NAMES = ["single-task", "multi-task", *TEACHER_ARMS, "many-to-one", "sak"]
+NAMES = ["single-task", "multi-task", "invpt", "mlore", *TEACHER_ARMS, "many-to-one", "sak"]
 TEST = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
-QUICK = 'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"] }\n'
+QUICK = (
+    'set = { steps = 2, batch_size = 8, tasks = ["semseg", "depth"], "student.invpt" = { embed = 20, pred = 4 }, '
+    '"student.mlore" = { width = 12, ranks = [1, 2], task_rank = 1, top_k = 1 } }\n'
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +166,29 @@ def test_stage_2_is_the_published_one(name: str, dataset: str, size: str, tasks:
     published_student(recipe)
     policy = Stage2Benchmark.policy.fget(type("Train", (Stage2Benchmark,), {"split": "train"})())  # type: ignore[attr-defined]
     assert policy.kind == "scale-crop" and policy.flip == 0.5
+
+
+@pytest.mark.parametrize("arm", ["invpt", "mlore"])
+@pytest.mark.parametrize(("name", "size"), [("nyud", "448x576"), ("pascal", "512x512")])
+def test_rivals_recipes_are_the_published_ones(arm: str, name: str, size: str) -> None:
+    recipe, sak_s = load_recipe(f"paper-{arm}-{name}", "finetune"), load_recipe(f"paper-{name}", "finetune")
+    assert recipe.arm == arm and not recipe.teachers and recipe.tasks == sak_s.tasks
+    assert recipe.data == sak_s.data and recipe.data.size == size and recipe.boundary == sak_s.boundary
+    assert recipe.steps == 40_000 and recipe.schedule == sak_s.schedule and recipe.loss.normalizers == "process"
+    stem = recipe.student.stem
+    assert (stem.name, stem.weights, stem.drop_path) == ("vit_large_patch16_384", "hub", 0.15)
+    assert stem.class_token == (arm == "invpt")
+    optimizer = recipe.optimizer
+    assert (optimizer.kind, optimizer.weight_decay) == ("adam", 1e-6) and recipe.precision == "32-true"
+    if arm == "invpt":
+        assert (recipe.batch_size, optimizer.lr, optimizer.clip) == (6, 2e-5, None)
+        assert recipe.loss.initial == 1 and recipe.student.invpt.model_dump() == {"embed": 512, "pred": 64, "heads": 2}
+        return
+    on_nyud, sizes = name == "nyud", recipe.student.mlore
+    assert (recipe.batch_size, optimizer.lr, optimizer.clip) == (4, 1e-5 if on_nyud else 2e-5, 10)
+    assert (recipe.loss.expert_balance, recipe.loss.boundary_positives) == ((5e-4, 0.88) if on_nyud else (3e-4, 0.925))
+    assert (sizes.width, sizes.task_rank, sizes.pre_softmax) == ((768, 16, True) if on_nyud else (452, 72, False))
+    assert sizes.top_k == 9 and sizes.ranks == tuple(range(16, 241, 16) if on_nyud else range(16, 129, 8))
 
 
 def published_student(recipe: Recipe) -> None:

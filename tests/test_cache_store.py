@@ -289,7 +289,7 @@ def test_the_log_is_outside_of_the_store(store: Store) -> None:
     before = toy.tree(store.path)
     store.log({"stage": "prepare", "seconds": 1.5})
     store.log({"stage": "extract"})
-    lines = (store.path / "log.jsonl").read_text().splitlines()
+    lines = (store.path / "manifest/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in lines] == ["prepare", "extract"]
     assert toy.tree(store.path) == before
 

@@ -24,7 +24,7 @@ from pipeline.training.targets import Targets
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
 from sak_core.teachers import build_teacher
-from tests.conftest import TINY, cache_split, sak
+from tests.conftest import TINY, cache_split, logged, sak
 from tests.towers import exactly, normalise, pixels
 
 VIT = "timm:test_vit"
@@ -147,7 +147,7 @@ def test_both_stages_train_from_it_and_the_live_teacher_agrees(features: Path, t
     sak("distill", "demo", *common, "--run", tmp_path / "one")
     state = load_file(next((tmp_path / "one").glob("last*/model.safetensors")))
     assert any(name.startswith(f"class_aligners.{NAME}.3") for name in state)
-    terms = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    terms = logged(tmp_path / "one")[0]
     assert any(key.endswith(f"{NAME}_class4") and math.isfinite(value) for key, value in terms.items())
     sak("distill", "demo", *common, "--run", tmp_path / "live", "--set", "source=live")
     live = load_file(next((tmp_path / "live").glob("last*/model.safetensors")))

@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.errors import UserError
-from pipeline.recipes.config import MOVED, Recipe, Schedule, load_recipe, load_study, parse_set, recipe_names
+from pipeline.recipes.config import MOVED, Recipe, load_recipe, load_study, parse_set, recipe_names
 from pipeline.recipes.stores import parse_size
+from pipeline.recipes.tables import Schedule
 from pipeline.training.loop import learning_rate
 
 

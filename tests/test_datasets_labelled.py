@@ -14,7 +14,7 @@ from PIL import Image
 from cache.format.spec import encode_ids
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.recipes.stores import store_tasks
+from pipeline.recipes.stores import row_of, store_tasks
 from sak_common.names import UnknownName
 from sak_core.datasets import open_dataset
 from sak_core.errors import DatasetError, UnreadableSample
@@ -209,6 +209,17 @@ def test_the_kind_decides_a_tasks_weight_and_not_its_name(root: Path, tmp_path: 
     expected = {"human_parts": 1.0, "depth": 1.0, "normals": 10.0, "outline": 50.0}
     for tasks in (opened.tasks, store_tasks(store)):
         assert {task.name: task.weight for task in tasks} == expected
+
+
+@pytest.mark.parametrize("name", ["nyud", "pascal_context"])
+def test_a_description_that_calls_itself_like_a_benchmark_is_none(name: str, root: Path, tmp_path: Path) -> None:
+    """What is published for NYUD-v2 (weights of tasks, how far boundaries may be off) is of NYUD-v2."""
+    text = (root / "dataset.toml").read_text().replace("[tasks.saliency]", "[tasks.edge]")
+    text = re.sub('name *= *"[^"]*"', f'name = "{name}"', text, count=1).replace("weight = 3.0", "")
+    (root / "dataset.toml").write_text(text)
+    store = prepare(DatasetRequest("labelled", "train", (16, 16), root), tmp_path / "features", 1, decoders=0)
+    assert store.spec.dataset == name and row_of(store.spec) == "labelled"
+    assert {task.name: task.weight for task in store_tasks(store)}["edge"] == 5.0, "of its kind, saliency"
 
 
 @pytest.mark.parametrize("name", ["sem.seg", "items", "train", "image", "x/y"])

@@ -83,7 +83,7 @@ def test_columns_of_bytes_are_images(tmp_path, columns, kind):
 
 def test_the_column_is_chosen_by_an_option(tmp_path):
     pq.write_table(pa.table({"left": PLAIN, "right": PLAIN[::-1], "text": ["a"] * 4}), tmp_path / "0.parquet")
-    with pytest.raises(DatasetError, match="several columns of images: left, right; say which, as in --images left"):
+    with pytest.raises(DatasetError, match="several columns of images: left, right"):
         opened(tmp_path)
     assert levels(opened(tmp_path, images="right")) == [3, 2, 1, 0]
     for name in ("text", "middle"):
@@ -114,6 +114,9 @@ def test_the_cache_of_load_dataset_is_read_whole(tmp_path):
     report = json.loads(sak("data", "check", tmp_path, "--sheet", tmp_path / "s.png", "--json").stdout)
     assert {split: told["samples"] for split, told in report["splits"].items()} == {"train": 4, "test": 2}
     (folder / "pets-train-00000-of-00002.arrow").unlink()
+    with pytest.raises(DatasetError, match=r"lacks 1 of the 2 files pets-train-\*-of-00002 \(number 0\)"):
+        opened(tmp_path)
+    (folder / "pets-train-00001-of-00002.arrow").rename(folder / "pets-train.arrow")
     with pytest.raises(DatasetError, match=r"tells of 4 rows in train, the files beside it hold 1"):
         opened(tmp_path)
 
@@ -204,3 +207,27 @@ def test_null_rows_keep_their_place(tmp_path):
     assert np.array_equal(data.load(0).image[0, 0], [1, 0, 0])
     with pytest.raises(UnreadableSample, match="row 1: has no image in it"):
         data.load(1)
+
+
+def test_files_that_are_missing_by_their_own_count_are_named(tmp_path: Path) -> None:
+    for number in (0, 2):
+        pq.write_table(pa.table({"image": STRUCTS}), tmp_path / f"train-0000{number}-of-00003-{number}af.parquet")
+    pq.write_table(pa.table({"image": STRUCTS}), tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(DatasetError, match=r"lacks 1 of the 3 files train-\*-of-00003 \(number 1\): get them"):
+        opened(tmp_path)
+    assert len(opened(tmp_path, "test").ids) == 4
+    pq.write_table(pa.table({"image": STRUCTS}), tmp_path / "train-00001-of-00003-1af.parquet")
+    assert len(opened(tmp_path).ids) == 12
+
+
+def test_a_file_is_of_one_split(tmp_path: Path) -> None:
+    """That of its name, or else of the nearest folder: what is tested on is never trained on."""
+    for path in ("train-test-split/train/0.parquet", "train-test-split/test/0.parquet", "train/my-val.parquet"):
+        (tmp_path / "good" / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": STRUCTS}), tmp_path / "good" / path)
+    for split in ("train", "val", "test"):
+        assert len(opened(tmp_path / "good", split).ids) == 4
+    (tmp_path / "both").mkdir()
+    pq.write_table(pa.table({"image": STRUCTS}), tmp_path / "both" / "test-train-000.parquet")
+    with pytest.raises(DatasetError, match=r"test-train-000\.parquet may be of train or of test: rename it"):
+        opened(tmp_path / "both")

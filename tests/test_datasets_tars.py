@@ -185,7 +185,7 @@ def test_endings_choose_the_images(tmp_path, images, count):
 
 def test_images_of_a_key_that_no_ending_tells_apart_are_asked_for(tmp_path):
     write(tmp_path / "x.tar", [file(f"{i}.{ending}", png(i)) for i in range(2) for ending in ("rgb.png", "seg.png")])
-    refused(tmp_path, r"x\.tar: 0 has several images \(\.rgb\.png, \.seg\.png\): say which .*--images rgb\.png")
+    refused(tmp_path, r"x\.tar: 0 has several images \(\.rgb\.png, \.seg\.png\)$")
     assert len(open_dataset("webdataset", "train", tmp_path, images="rgb.png").ids) == 2
     write(tmp_path / "x.tar", [file("0.jpg", png(0, "jpg")), file("0.png", png(0))])
     refused(tmp_path, r"x\.tar: 0 has several images \(\.jpg, \.png\)")

@@ -17,6 +17,8 @@ def test_the_demo_in_small_and_again(tmp_path: Path) -> None:
     result = json.loads(sak("demo", "--small", "--json", "--out", tmp_path).stdout)
     assert result["table"]["rows"][0]["arm"] == "constant"
     assert len(result["table"]["columns"]) == 6
+    notes = {row["arm"]: row["note"] for row in result["table"]["rows"]}
+    assert "goes on from rooms-sak" in notes["sak"] and not notes["multi-task"]
     for path in result["pictures"]:
         assert min(Image.open(path).size) > 100
     again = sak("demo", "--small", "--json", "--out", tmp_path)

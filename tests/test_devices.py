@@ -15,15 +15,11 @@ from PIL import Image
 from torch import nn
 
 from pipeline.training.sync_norm import synchronise_norms
-from tests.conftest import sak
+from tests.conftest import logged, sak
 from tests.test_training import STEPS as TRAINING_STEPS
 from tests.test_training import begin
 
 STEPS = ["--set", "steps=20", "--set", "threads=1", "--set", "log_every=1"]
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_follows(one: Path, two: Path) -> None:
@@ -160,7 +156,8 @@ def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Pa
     study = tmp_path / "two.toml"
     study.write_text(
         'recipe = "demo"\narms = ["single-task", "many-to-one"]\n'
-        'set = { steps = 2, batch_size = 8, log_every = 1, threads = 1, tasks = ["depth"], "student.stem.depth" = 4 }\n'
+        'set = { steps = 2, batch_size = 8, log_every = 1, threads = 1, tasks = ["depth"], "student.stem.depth" = 4, '
+        '"student.stem.weights" = "" }\n'
         'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     )
     places = ["--out", features, "--json", "--runs"]

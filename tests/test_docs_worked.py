@@ -94,6 +94,11 @@ def test_a_new_task(tmp_path):
     assert any("material: mIoU" in text and "depth: RMSE" in text for text in printed)
 
 
+def test_a_new_decoder(tmp_path):
+    (printed,) = work_through("new-decoder.md", tmp_path)
+    assert "'decoder'" in printed and "'heads'" not in printed
+
+
 @pytest.mark.slow
 def test_a_backbone(tmp_path):
     printed = work_through("backbone.md", tmp_path)
@@ -112,3 +117,14 @@ def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
     for page in ("new-teacher", "new-task", "new-dataset", "backbone", "python"):
         assert f"docs/{page}.md" in text
+
+
+@pytest.mark.parametrize("page", sorted(Path("docs").rglob("*.md")), ids=str)
+def test_lines_of_prose_end_before_120_characters(page: Path) -> None:
+    """Tables and code may be longer; what is wide scrolls, and prose would not."""
+    is_code, long = False, []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        is_code ^= line.startswith("```")
+        if len(line) > 120 and not is_code and not line.startswith(("|", "    ")):
+            long.append(number)
+    assert not long

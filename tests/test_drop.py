@@ -13,6 +13,7 @@ from cache.errors import BadInput, StoreLocked
 from cache.maintenance.removal import drop_teacher, drop_views
 from cache.maintenance.verification import unlisted_files, verify_store
 from cache.store import Store
+from pipeline.extraction.stored_fidelity import STAGE, logged_fidelity
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.conftest import program, sak
@@ -35,6 +36,17 @@ def test_a_dropped_teacher_leaves_nothing_and_comes_back_the_same(
     assert files(store) == files(next(without.glob("*.zarr")))
     sak(*cache_arguments(images, tmp_path))
     assert files(store) == files(whole)
+
+
+def test_what_was_measured_of_a_dropped_teacher_is_not_told_of_the_next(store: Path) -> None:
+    opened = Store.open(store)
+    for teacher in ("mini-dino", "mini-sam"):
+        opened.log({"stage": STAGE, "teacher": teacher, "rows": 3, "levels": {}})
+    sak("drop", store, "--teacher", "mini-dino", "--yes")
+    assert logged_fidelity(opened, "mini-dino") is None
+    assert logged_fidelity(opened, "mini-sam") == {"rows": 3, "levels": {}}
+    sak("drop", store, "--teacher", "mini-sam", "--views", "1", "--yes")
+    assert logged_fidelity(opened, "mini-sam"), "its other rows are there"
 
 
 def test_dropped_views_come_back_the_same(images: Path, whole: Path, store: Path, tmp_path: Path) -> None:

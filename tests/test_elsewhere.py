@@ -17,6 +17,7 @@ import zarr
 from torch.utils.data import DataLoader, Dataset
 
 from cache.format.entries import files_to_dict
+from cache.format.manifest import CLOSED
 from cache.format.seals import seal
 from cache.format.spec import LevelSpec
 from cache.maintenance.verification import verify_store
@@ -118,9 +119,12 @@ def test_dimensions_are_named_and_do_not_clash(coded: Store) -> None:
 
 
 def test_zarr_python_lists_it_without_a_warning(coded: Store) -> None:
+    """By its path, and as the store gives itself, which leaves out what is no Zarr in older stores, too."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in")  # of pcodec, whoever reads it
+        coded.log({"event": "listed"})
+        assert {name for name, _ in zarr.open_group(coded.path, mode="r").members(max_depth=None)} > {"manifest"}
         group = zarr.open_group(coded.zarr(), mode="r")
         assert {name for name, _ in group.members()} == {"labels", "pixels", "samples", "teachers", "views"}
         assert "teachers/a/level_2" in dict(group.members(max_depth=None))
@@ -138,6 +142,8 @@ def without_names(path: Path) -> None:
             del document["digest"]
             if name == "calibration":
                 document["files"] = {file: of for file, of in document["files"].items() if "/error/" not in file}
+            if document["files"].pop(CLOSED, None):
+                (path / CLOSED).unlink()
             for array in document.get("arrays", {}).values():
                 array["dims"] = [dim.rpartition("_")[2] for dim in array["dims"]]
             for file in document["files"]:
@@ -147,7 +153,8 @@ def without_names(path: Path) -> None:
                         plain.pop("dimension_names", None)
                     elif "dimension_names" in plain:
                         of = document["arrays"][file.removesuffix("/zarr.json")]
-                        plain["dimension_names"] = plain["dimension_names"][: -len(of["dims"]) or None] + of["dims"]
+                        lead = ["view", "sample"] if of["has_views"] else ["sample"]
+                        plain["dimension_names"] = lead + of["dims"]
                     data = readable_json(plain)
                     (path / file).write_bytes(data)
                     document["files"][file] = files_to_dict({file: digest_of([data])})[file]
@@ -164,6 +171,8 @@ def test_a_store_keeps_the_names_that_it_was_made_with(tmp_path: Path) -> None:
     without_names(store.path)
     old = Store.create(tmp_path, toy.toy_spec())
     assert not verify_store(old.path)
+    old.log({"event": "opened"})
+    assert (old.path / "log.jsonl").is_file(), "where it always was"
     toy.write_source(old, 2, toy.INVALID)
     toy.write_teacher(old, 2)
     toy.write_teacher(old, 2, "mini-clip", toy.OTHER_LEVELS)

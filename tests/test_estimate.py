@@ -15,7 +15,7 @@ from pipeline.training.distill import distill
 def test_own_runs_and_short_samples_tell(features: Path, tmp_path: Path) -> None:
     places = Places(features, tmp_path)
     test = {"dataset": "rooms", "split": "test", "size": "96x96"}
-    short = {"steps": 60, "batch_size": 8, "tasks": ["depth"], "student.stem.depth": 4}
+    short = {"steps": 60, "batch_size": 8, "tasks": ["depth"], "student.stem.depth": 4, "student.stem.weights": ""}
     table = {"name": "x", "recipe": "demo", "arms": ["sak"], "seeds": [0, 1], "test": test, "set": short}
     study = Study.model_validate(table)
     jobs = plan(study, places)

@@ -10,9 +10,10 @@ import torch
 
 from cache.loading.batch import Batch
 from cache.store import find_stores
-from pipeline.recipes.config import Boundary
 from pipeline.recipes.stores import store_tasks
-from pipeline.training.evaluate import _metric, evaluation_loader, score, side_by_side, without_padding
+from pipeline.recipes.tables import Boundary
+from pipeline.training.evaluate import evaluation_loader, without_padding
+from pipeline.training.scoring import metric_of, score, side_by_side
 from sak_core.miniature.rooms.labels import CLASSES
 from sak_core.tasks import Task
 from tests.conftest import TINY, sak
@@ -49,10 +50,10 @@ def test_scores_come_with_classes_images_and_confusions(features: Path, tmp_path
 
 def test_boundaries_may_be_off_as_published_for_the_data_set():
     task = Task("edge", "boundary")
-    assert _metric(task, Boundary(), "nyud").rule.max_dist == 0.011
-    assert _metric(task, Boundary(), "pascal_context").rule.max_dist == 0.0075
-    assert _metric(task, Boundary(max_dist=0.02), "nyud").rule.max_dist == 0.02
-    assert _metric(task, Boundary(), "nyud").rule.suppress
+    assert metric_of(task, Boundary(), "nyud").rule.max_dist == 0.011
+    assert metric_of(task, Boundary(), "pascal_context").rule.max_dist == 0.0075
+    assert metric_of(task, Boundary(max_dist=0.02), "nyud").rule.max_dist == 0.02
+    assert metric_of(task, Boundary(), "nyud").rule.suppress
 
 
 def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):
@@ -68,7 +69,7 @@ def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):
     told = []
     for least in (10**12, 0):
         generator = torch.Generator().manual_seed(0)
-        monkeypatch.setattr("pipeline.training.evaluate.POOL_FROM", least)
+        monkeypatch.setattr("pipeline.training.scoring.POOL_FROM", least)
         monkeypatch.setattr("os.cpu_count", lambda: 2)
         with side_by_side(tasks, boundary, store) as image_map:
             assert (image_map is map) == (least > 0)

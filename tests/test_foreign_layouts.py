@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from cache import Store
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import build_teacher
 from sak_core.teachers.hf import hf_teacher
 from sak_core.weights.teacher_weights import BuildOptions, seeded
@@ -192,7 +192,7 @@ def test_a_probe_leaves_a_network_as_it_was():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("levit_128s", r"224x224 px block 2 gives 4x4 cells of 64x64 px: they lie on 256x256 px.*--levels 0,1"),
+        ("levit_128s", r"224x224 px block 2 gives 4x4 cells of 64x64 px: they lie on 256x256 px.*levels 0,1 cover it"),
         ("inception_v3", r"block 1 gives .* cells of 4x4 px"),
     ],
 )

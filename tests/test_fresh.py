@@ -25,7 +25,7 @@ from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
 from pipeline.training.fresh import FreshBatches
 from pipeline.training.watch import Watch
-from tests.conftest import sak
+from tests.conftest import logged, sak
 
 V = 2
 """Views that training is told of; the stores hold twice as many, to hold the fresh ones to."""
@@ -188,8 +188,8 @@ def options(*settings: str) -> list[str]:
     return [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
 
 
-def logged(run: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+def steps(run: Path) -> list[int]:
+    return [line["step"] for line in logged(run)]
 
 
 def test_distilling_a_folder_live(photographs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_distilling_a_folder_live(photographs: tuple[Path, Path], tmp_path: Path
     command = ["distill", "demo", "--out", features, "--run", tmp_path / "run"]
     settings = options(data, "batch_size=2", "steps=12")
     result = json.loads(sak(*command, *settings, "--root", root, "--json").stdout)
-    assert result["step"] == 12 and logged(tmp_path / "run") == list(range(1, 13))
+    assert result["step"] == 12 and steps(tmp_path / "run") == list(range(1, 13))
     refused = sak(*command, *settings, "--set", "source=cache", "--root", root, check=False)
     assert refused.returncode == 2 and "--root" in refused.stderr and "source = 'live'" in refused.stderr
 
@@ -256,7 +256,7 @@ def test_finetuning_live_through_the_command_line(rooms: Path, tmp_path: Path) -
     shipped = (Path(__file__).parents[1] / "pipeline" / "recipes" / "demo.toml").read_text()
     recipe.write_text("\n".join(line for line in shipped.splitlines() if not line.startswith("validation")))
     sak("finetune", recipe, "--out", rooms, "--run", tmp_path / "run", *settings)
-    assert logged(tmp_path / "run") == [1, 2, 3, 4, 5]
+    assert steps(tmp_path / "run") == [1, 2, 3, 4, 5]
 
 
 def test_a_studys_stages_may_read_two_data_sets(rooms: Path, photographs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -286,4 +286,4 @@ def test_a_studys_stages_may_read_two_data_sets(rooms: Path, photographs: tuple[
         assert refused.returncode == 2 and re.search(reason, refused.stderr), refused.stderr
     table = json.loads(sak(*command, "--root", f"folder={root}", "--json").stdout)
     assert [row["arm"] for row in table["rows"]] == ["constant", "sak"]
-    assert logged(tmp_path / "runs" / "study" / "sak-seed0-distill") == [2]
+    assert steps(tmp_path / "runs" / "study" / "sak-seed0-distill") == [2]

@@ -7,16 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 import sak as front
-from pipeline import cli
+from pipeline import cli, console
 from pipeline.advice import explain
 from pipeline.errors import UserError
 from pipeline.recipes.automatic import choose, is_edited, write_recipe
 from pipeline.recipes.config import load_recipe
+from pipeline.results import CacheResult, RunResult, ScoreResult
 from sak_common.errors import SakError
 from tests.conftest import TINY, program, sak
 
@@ -85,6 +87,77 @@ def test_what_cannot_be_chosen_is_said(small: Path, tmp_path: Path) -> None:
     assert unlabelled.returncode == 2 and "dataset.toml" in unlabelled.stderr and "needs labels" in unlabelled.stderr
 
 
+def test_more_teachers_count_for_more_than_more_views(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A second teacher that was cached in fewer views was left out without a word."""
+    both = tmp_path / "features"
+    shutil.copytree(small, both)
+    sak("cache", "--teacher", "mini-sam", "--limit", "32", "--views", "1", "--decoders", "0", "--out", both)
+    chosen = choose(both)
+    assert chosen.teachers == ("mini-dino", "mini-sam") and chosen.distill.views == 1
+    assert "1 views, which all teachers have; mini-dino would have more" in capsys.readouterr().err
+
+
+def test_a_trial_beside_the_whole_is_refused_before_a_recipe_is_written(small: Path, tmp_path: Path) -> None:
+    two = tmp_path / "features"
+    shutil.copytree(small, two)
+    sak("cache", "--teacher", "mini-dino", "--limit", "8", "--views", "2", "--decoders", "0", "--out", two)
+    refused = sak("distill", "--out", two, "--runs", tmp_path / "runs", check=False)
+    assert refused.returncode == 2 and "(8 samples)" in refused.stderr and "(32 samples)" in refused.stderr
+    assert "Move or delete all but one" in refused.stderr and not (tmp_path / "runs").exists()
+
+
+def test_results_are_short_where_they_are_shown() -> None:
+    tuned = RunResult(
+        Path("runs/a"), {"step": 8, "seconds": 2.5, "parameters": 1_500_000, "made_from": {"x": "y" * 99}}
+    )
+    assert repr(tuned) == "RunResult(runs/a: step 8, 2.5 s, 1.50 M parameters)"
+    scored = ScoreResult(Path("runs/a"), {"depth": {"RMSE": 0.5, "details": {"per_image": {"0": 0.5}}}})
+    assert scored.scores == {"depth": {"RMSE": 0.5}} and repr(scored) == "ScoreResult(runs/a: depth: RMSE 0.5)"
+    cached = CacheResult("features/a.zarr", 8, 2, ("mini-dino",), {"x": "why"}, {}, {"mini-dino": {"seconds": 1}})
+    assert repr(cached) == "CacheResult(features/a.zarr: 8 rows, mini-dino, 1 samples invalid)"
+
+
+def test_a_notebook_keeps_one_line_a_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Told by what IPython offers; stderr is shown as errors are there, so that messages must not go to it."""
+    shown: list[str] = []
+
+    class Line:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            shown[-1] = data["text/plain"]
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Line:
+        shown.append(data["text/plain"])
+        return Line()
+
+    shell = SimpleNamespace(kernel=object())
+    module = SimpleNamespace(get_ipython=lambda: shell, display=SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
+    with console.progress("a", 4, "rows", 1) as advance:
+        assert shown == ["a: 1/4 rows"]
+        advance(1, note="loss 0.5")
+        advance(2)
+    console.say("said")
+    console.warn("beware")
+    assert len(shown) == 1 and shown[0].startswith("a: 4/4 rows") and shown[0].endswith("loss 0.5")
+    assert capsys.readouterr() == ("said\n", "warning: beware\n")
+    error = SakError("wrong")
+    error.add_note("do this")
+    assert error._render_traceback_() == ["SakError: wrong", "do this"]
+
+
+def test_errors_from_python_say_what_to_do(tmp_path: Path) -> None:
+    """As on the command line: the extra of what is not installed, and what mends a store."""
+    code = (
+        "import sys; sys.modules['open_clip'] = None; import sak\n"
+        f"sak.cache('clip', size=96, random_weights=True, limit=1, out={str(tmp_path)!r})"
+    )
+    done = program(code)
+    assert done.returncode and "-m pip install 'sak[teachers]'" in done.stderr
+
+
 def test_help_lists_every_command_by_the_step_it_serves() -> None:
     text = CliRunner().invoke(cli.sak, ["--help"]).output
     for title, commands in cli.SECTIONS.items():
@@ -120,5 +193,5 @@ def test_a_users_own_cache_py_is_named(tmp_path: Path) -> None:
 def test_a_library_that_is_not_installed_is_named_with_its_extra() -> None:
     for module, extra in (("open_clip", "teachers"), ("transformers.models", "teachers"), ("peft", "lora")):
         said = explain(ModuleNotFoundError(f"No module named {module!r}", name=module))
-        assert said and f"pip install 'sak[{extra}]'" in said
+        assert said and f"{sys.executable} -m pip install 'sak[{extra}]'" in said
     assert explain(ModuleNotFoundError("No module named 'pipelines'", name="pipelines")) is None

@@ -126,7 +126,14 @@ def test_what_a_part_takes_is_said_before(places: tuple[Path, Path], tmp_path: P
     assert "no finished run nowhere" in unknown
 
 
-def cache_split_fails(features: Path, teacher: str) -> str:
-    done = sak("cache", "--split", "val", "--limit", "4", "--out", features, "--teacher", teacher, check=False)
+@pytest.mark.parametrize("option", [["--levels", "0,3"], ["--random-weights"], ["--weights", "x.pth"], ["--grid", "4"]])
+def test_what_a_part_has_no_use_for_is_refused(option: list[str], tmp_path: Path) -> None:
+    told = cache_split_fails(tmp_path, "stem:demo", *option)
+    assert "stem:demo: " in told and f"leave {option[0]} out" in told
+
+
+def cache_split_fails(features: Path, teacher: str, *options: str) -> str:
+    asked = ["--split", "val", "--limit", "4", "--out", features, "--teacher", teacher, *options]
+    done = sak("cache", *asked, check=False)
     assert done.returncode == 2
     return done.stderr

@@ -33,7 +33,7 @@ def opened(bucket: MemoryStore, name: str) -> Store:
 
 
 def content(store: Store) -> dict[str, bytes]:
-    return {name: store.place.read(name) for name in store.place.sizes() if name != "log.jsonl"}
+    return {name: store.place.read(name) for name in store.place.sizes() if not name.endswith("log.jsonl")}
 
 
 def append(store: Store, num_views: int) -> None:

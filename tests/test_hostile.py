@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.export.models import from_run
 from pipeline.runs import checkpoint
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.student.initial_weights import load_vit
 from sak_core.student.pretrained import PretrainedConfig, Student, save_pretrained
 from sak_core.student.pretrained_config import RefusedModel

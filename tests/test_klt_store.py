@@ -279,10 +279,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert stored["centred_cosine"] > 0.98 and 0 < stored["relative_mse_median"] <= stored["relative_mse_worst"]
     text = CliRunner().invoke(sak, ["info", path], catch_exceptions=False).stdout
     assert "0.99 promised" in text and "coded against level 2" in text and "stored rows" in text
-    log = (Path(path) / "log.jsonl").read_bytes()
+    log = (Path(path) / "manifest/log.jsonl").read_bytes()
     again = CliRunner().invoke(sak, made_by, catch_exceptions=False)
     assert again.exit_code == 0 and "already cached" in again.stderr
-    assert (Path(path) / "log.jsonl").read_bytes() == log, "nothing was measured anew"
+    assert (Path(path) / "manifest/log.jsonl").read_bytes() == log, "nothing was measured anew"
 
 
 def test_a_copy_of_a_level_brings_those_that_it_leans_on(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cache.store import find_stores
 from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, matches_of
 from pipeline.recipes.config import load_recipe, parse_set
-from tests.conftest import TINY, sak
+from tests.conftest import TINY, logged, sak
 
 CNN = "timm-test_resnet"
 TEACHERS = f"teachers=['mini-dino', 'mini-sam', 'mini-clip', '{CNN}']"
@@ -47,7 +47,7 @@ def test_both_stages_and_every_arm_take_them(levels: Path, tmp_path: Path) -> No
         pairs = ", ".join(f"{theirs} with {ours}" for theirs, ours in enumerate(matched))
         assert f"{name}: its levels are compared with the student's" in done.stderr and pairs in done.stderr
     assert "mini-clip: its levels" not in done.stderr, "as many: each with its own"
-    first = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    first = logged(tmp_path / "one")[0]
     for name, count in (("mini-dino", 1), ("mini-sam", 2), ("mini-clip", 4), (CNN, 5)):
         assert [f"{name}_level{n}" in first for n in range(1, 7)] == [n <= count for n in range(1, 7)]
     assert json.loads((tmp_path / "one" / "model.json").read_text())["student"]["matches"] == MATCHES

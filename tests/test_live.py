@@ -3,7 +3,6 @@ the first V epochs."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from pipeline.runs import Places
 from pipeline.training.distill import distill
 from pipeline.training.finetune import finetune
 from sak_core.miniature.network import WEIGHTS_DIR
-from tests.conftest import sak
+from tests.conftest import logged, sak
 
 STEPS = ["steps=6", "batch_size=8", "threads=1", "log_every=1", "teachers=['mini-dino', 'mini-sam']"]
 
@@ -30,10 +29,6 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sak("cache", *place, "--teacher", "mini-dino")
     sak("cache", *place, "--teacher", "mini-sam", "--grid", "6x6")
     return folder
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("arm", "stage"), [("sak", "distill"), ("teachers", "finetune"), ("sak", "finetune")])

@@ -20,7 +20,8 @@ def arguments(target: str, tmp_path: Path, **variables: str) -> list[str]:
     shown = tmp_path / "shown.py"
     shown.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
     given = [f"{name}={value.replace('$', '$$')}" for name, value in variables.items()]  # make's own escape
-    command = ["make", "-s", "-o", ".venv/.installed", target, f"SAK={sys.executable} {shown}", *given]
+    there = ["-o", ".venv/.installed", "-o", ".venv/.installed-light"]
+    command = ["make", "-s", *there, target, f"SAK={sys.executable} {shown}", *given]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": "/h"}
     )

@@ -18,33 +18,30 @@ from torch import Tensor, nn
 from cache.store import Store
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
-from pipeline.recipes.config import Boundary, Data, load_recipe
+from pipeline.recipes.config import Data, load_recipe
 from pipeline.recipes.stores import store_tasks
+from pipeline.recipes.tables import Boundary
 from pipeline.runs import Places
-from pipeline.training.evaluate import constant_scores, evaluation_loader, score
+from pipeline.training.evaluate import constant_scores, evaluation_loader
 from pipeline.training.scales import seen_labels
+from pipeline.training.scoring import score
 from sak_core.student.network import StudentOutput
 from sak_core.student.pretrained import PretrainedConfig, Student, save_pretrained
 from sak_core.tasks import Task
 from sak_core.tasks.own_units import own_label, own_output, seen_normals
 from sak_core.views.view import EVALUATION, apply_view, draw_view, sources, view_scales
 from tests import students
-from tests.conftest import sak
+from tests.conftest import logged, sak
+from tests.fields import STEM
 
 DEPTH, NORMALS = Task("depth", "depth"), Task("normals", "normals")
-RECIPE = """
+RECIPE = f"""
 arm = "multi-task"
 batch_size = 2
 threads = 1
-validation = { dataset = "room", split = "val", every = 2, best_by = "depth" }
-[student.stem]
-name = "custom"
-patch_size = 8
-width = 16
-depth = 4
-heads = 2
-[finetune]
-data = { dataset = "room", split = "train", views = 1 }
+validation = {{ dataset = "room", split = "val", every = 2, best_by = "depth" }}
+{STEM}[finetune]
+data = {{ dataset = "room", split = "train", views = 1 }}
 steps = 4
 """
 
@@ -105,8 +102,7 @@ def test_the_line_scores_and_validates_in_metres(tmp_path: Path, metres: float) 
     result = json.loads(sak("evaluate", tmp_path / "run", "--split", "val", "--json", *places).stdout)
     # four steps leave the network near 0 m
     assert 0.8 * metres < result["depth"]["RMSE"] < 1.2 * metres
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    validated = [line["validation/depth/RMSE"] for line in lines if "validation/depth/RMSE" in line]
+    validated = [line["validation/depth/RMSE"] for line in logged(tmp_path / "run") if "validation/depth/RMSE" in line]
     assert len(validated) == 2
     assert min(validated) == pytest.approx(result["depth"]["RMSE"], rel=1e-6)
 

@@ -29,7 +29,7 @@ from pipeline.miniature.scenes import (
 )
 from pipeline.miniature.trainer import MiniatureConfig, MiniatureTraining, learning_rate, train
 from pipeline.miniature.vit import STEM, normalized, patches
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.miniature.network import (
     MINIATURES,
     SHIPPED,
@@ -187,7 +187,7 @@ def test_random_weights_are_said_to_be_so() -> None:
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(TeacherUnavailable, match="sak miniature train"):
+    with pytest.raises(TeacherUnavailable, match="no weights at"):
         build_miniature("mini-dino", (96, 96), weights=tmp_path / "none.safetensors")
     state = load_file(shipped_weights("mini-dino"))
     state["mask_token"] = torch.zeros(3)

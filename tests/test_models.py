@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,15 +58,19 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_parameters_are_counted_by_part(features: Path, tmp_path: Path) -> None:
-    def counts(*arguments: str | Path) -> dict[str, int]:
-        found: dict[str, int] = json.loads(sak("params", *arguments, "--out", features, "--json").stdout)
+    def counts(*arguments: str | Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(sak("params", *arguments, "--out", features, "--json").stdout)
         return found
 
     whole = counts("demo")
-    assert set(whole) == {"stem", "paths", "aligners", "routers", "heads", "total", "trained"}
+    assert set(whole) == {"stem", "paths", "aligners", "routers", "heads", "total", "trained", "macs"}
     assert whole["total"] == whole["trained"] == sum(whole[part] for part in list(whole)[:5])
     # a path is seven adapters (96 -> 24 -> 96 and a scale) and four norms
     assert whole["paths"] == 3 * (7 * (96 * 24 + 24 + 24 * 96 + 96 + 1) + 4 * 192)
+    macs = whole["macs"]
+    assert macs["total"] == sum(count for part, count in macs.items() if part != "total")
+    # 6 adapters' pairs of layers a path see 12 x 12 tokens and the class token, the seventh the embedding alone
+    assert macs["paths"] == 3 * 7 * 2 * 96 * 24 * 145
     assert counts("demo", "--set", "trains=routers")["trained"] == whole["routers"] + whole["heads"]
     none = tmp_path / "none"
     for changes in ([], ["--set", "arm=single-task"], ["--set", "arm=teacher:mini-sam"], ["--stage", "distill"]):
@@ -74,6 +79,14 @@ def test_parameters_are_counted_by_part(features: Path, tmp_path: Path) -> None:
         assert "no cache of rooms" in done.stderr and "instead" in done.stderr
     paper = json.loads(sak("params", "paper-nyud", "--out", none, "--json").stdout)
     assert paper["paths"] == 3 * (13 * (768 * 192 + 192 + 192 * 768 + 768 + 1) + 4 * 2 * 768)
+    for arm in ("invpt", "mlore"):
+        rival = json.loads(sak("params", f"paper-{arm}-nyud", "--out", none, "--json").stdout)
+        assert set(rival) == {"stem", "decoder", "total", "trained", "macs"} == {*rival["macs"], "trained", "macs"}
+    # InvPT's published cost is 98.0 M, 6.6 M of them never used, as is a convolution of 5.4 of its 246 x 10^9
+    invpt = json.loads(sak("params", "paper-invpt-nyud", "--out", none, "--json").stdout)
+    assert invpt["decoder"] / 1e6 == pytest.approx(98.0 - 6.6, abs=0.1)
+    unused = 576 * 1024 * 9 * 28 * 36
+    assert (invpt["macs"]["decoder"] + unused) / 1e9 == pytest.approx(246, abs=0.5)
     unknown = sak("params", "demo", "--set", 'teachers=["timm-resnet18"]', "--out", none, check=False)
     assert unknown.returncode == 2 and "make cache" in unknown.stderr and "timm-resnet18" in unknown.stderr
     recipe = load_recipe("demo", "distill", {"steps": 1, "batch_size": 8})

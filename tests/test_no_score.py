@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.studies.study_table import as_csv, markdown
 from pipeline.training.validation import Validation
-from tests.conftest import sak
+from tests.conftest import logged, sak
 from tests.test_metres import RECIPE, folder
 
 
@@ -46,8 +46,7 @@ def test_a_task_without_labels_has_no_scores_and_chooses_nothing(tmp_path: Path)
     assert markdown(table).count(" - |") >= 4 and "nan" not in markdown(table) + as_csv(table)
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("results.json"))
     assert json.loads((run / "results.json").read_text())["step"] == 4
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    validated = [line for line in lines if "validation/loss" in line]
+    validated = [line for line in logged(run) if "validation/loss" in line]
     assert [line["validation/depth/RMSE"] for line in validated] == [None, None]
     assert all(line["validation/loss"] > 0 and line["validation/normals/mErr"] > 0 for line in validated)
     shown = sak("evaluate", run, "--split", "val", *places).stdout

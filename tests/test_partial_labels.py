@@ -15,7 +15,8 @@ from cache.store import Store
 from pipeline.training.labels_seen import labels_lack
 from pipeline.training.validation import mean_loss
 from sak_core.tasks import Task
-from tests.conftest import sak
+from tests.conftest import logged, sak
+from tests.fields import STEM
 
 DESCRIPTION = """name = "part"
 size = [64, 64]
@@ -30,19 +31,13 @@ files = "depth/{id}.png"
 scale = 0.001
 ignore = [0]
 """
-RECIPE = """arm = "multi-task"
+RECIPE = f"""arm = "multi-task"
 threads = 1
 batch_size = 1
 [optimizer]
 lr = 1e-12
-[student.stem]
-name = "custom"
-patch_size = 8
-width = 16
-depth = 4
-heads = 2
-[finetune]
-data = { dataset = "part", split = "train", views = 1 }
+{STEM}[finetune]
+data = {{ dataset = "part", split = "train", views = 1 }}
 """
 
 
@@ -71,12 +66,6 @@ def finetune(folder: Path, steps: int) -> str:
     """Fine-tune on the cache in `folder`, at a learning rate of next to 0; what was said."""
     (folder / "recipe.toml").write_text(f"{RECIPE}steps = {steps}\nlog_every = {steps}\n")
     return sak("finetune", folder / "recipe.toml", "--out", folder, "--run", folder / "run").stderr
-
-
-def logged(folder: Path) -> dict[str, float]:
-    """The last line that training logged."""
-    line: dict[str, float] = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +97,7 @@ def test_absent_labels_count_in_no_loss_and_no_score(partly: tuple[Path, Path, s
     assert "warning: depth" not in said
     cache(make(tmp_path / "three", 3, 3, optional=False), tmp_path / "features")
     finetune(tmp_path / "features", 3)
-    assert logged(out)["depth"] == pytest.approx(logged(tmp_path / "features")["depth"], rel=1e-5)
+    assert logged(out / "run")[-1]["depth"] == pytest.approx(logged(tmp_path / "features/run")[-1]["depth"], rel=1e-5)
 
     done = sak("evaluate", out / "run", "--split", "train", "--out", out, "--json")
     scores = json.loads(done.stdout)["depth"]
@@ -146,7 +135,7 @@ def test_a_pattern_that_no_file_fits_is_a_problem(tmp_path: Path) -> None:
     assert (
         f"depth: no pixel of the 3 samples looked at has a label, so there is nothing to learn ({store.name})" in said
     )
-    assert "depth" not in logged(tmp_path / "features"), "a loss of 0 would look well"
+    assert "depth" not in logged(tmp_path / "features/run")[-1], "a loss of 0 would look well"
 
 
 def test_depths_beyond_the_limit_are_said_before_training(tmp_path: Path) -> None:
@@ -157,6 +146,22 @@ def test_depths_beyond_the_limit_are_said_before_training(tmp_path: Path) -> Non
     assert done.returncode == 1 and "task depth: depths are 100 to 125 m, all beyond the 80 m" in done.stdout
     cache(root, tmp_path / "features")
     assert "warning: depth: all depths of the 2 samples looked at are 80 m or more" in finetune(
+        tmp_path / "features", 1
+    )
+
+
+def test_holes_of_0_m_are_a_problem_and_said_before_training(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", 2, 2, optional=False)
+    depth = np.full((64, 64), 2000, np.uint16)
+    depth[:8] = 0
+    Image.fromarray(depth).save(root / "depth/1.png")
+    check = ["data", "check", root, "--sheet", tmp_path / "sheet.png"]
+    assert sak(*check).returncode == 0
+    (root / "dataset.toml").write_text((root / "dataset.toml").read_text().replace("ignore = [0]", ""))
+    done = sak(*check, check=False)
+    assert done.returncode == 1 and "holds 0 to 2: expected metres above 0" in done.stdout
+    cache(root, tmp_path / "features")
+    assert "warning: depth: 1 has depths of 0 m: training takes 0 m and less for truth" in finetune(
         tmp_path / "features", 1
     )
 

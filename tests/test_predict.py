@@ -98,6 +98,32 @@ def test_it_goes_on_where_it_stopped(trained: Path, photos: Path, predicted: Pat
     assert anew["predicted"] == 3
 
 
+def test_a_picture_that_changed_under_its_name_is_predicted_anew(trained: Path, tmp_path: Path) -> None:
+    """Contents decide: another folder's file of the same name, size and time, and not a copy of the same content."""
+    first, second, copied = tmp_path / "first", tmp_path / "second", tmp_path / "copied"
+    for number, folder in enumerate((first, second)):
+        folder.mkdir()
+        scene(number, (40, 48)).save(folder / "x.png", compress_level=0)
+        scene(2, (40, 48)).save(folder / "same.png", compress_level=0)
+        for path in folder.iterdir():
+            os.utime(path, ns=(10**18, 10**18))
+    shutil.copytree(second, copied)
+
+    def run(folder: Path, *extra: str) -> dict[str, int]:
+        command = ["predict", folder, "--model", trained, "--out", tmp_path / "out", "--raw", "--json", *extra]
+        found: dict[str, int] = json.loads(sak(*command).stdout)
+        return found
+
+    assert run(first)["predicted"] == 2
+    before = np.load(tmp_path / "out/raw/x.npz")["depth"]
+    assert run(first, "--dry-run")["already_there"] == 2
+    assert run(second, "--dry-run")["already_there"] == 1
+    assert (lambda told: (told["predicted"], told["already_there"]))(run(second)) == (1, 1)
+    anew = np.load(tmp_path / "out/raw/x.npz")["depth"]
+    assert not np.array_equal(before, anew)
+    assert run(copied)["already_there"] == 2
+
+
 def test_equal_names_keep_their_suffix(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -15,9 +15,12 @@ from cache.format.manifest import PartManifest
 from cache.maintenance.metadata_repair import mend_metadata
 from cache.maintenance.verification import verify_store
 from cache.store import Store
+from pipeline.extraction.prepare import prepare
+from pipeline.extraction.samples import DatasetRequest
 from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
 from tests.conftest import sak
+from tests.fields import make_fields
 from tests.small_images import NUM_IMAGES
 
 
@@ -27,6 +30,7 @@ def repaired(store: Path, **request: object) -> dict[str, object]:
 
 METADATA = [
     "zarr.json",
+    "manifest/zarr.json",
     "pixels/zarr.json",
     "views/zarr.json",
     "teachers/mini-dino/zarr.json",
@@ -169,6 +173,16 @@ def test_changed_images_are_refused(images: Path, store: Path, tmp_path: Path) -
     (changed / "0003.png").write_bytes(same_size)
     (left,) = repaired(store, root=changed)["left"]  # type: ignore[misc]
     assert "what was made again is not what was committed" in left["why"]
+
+
+def test_a_described_data_set_is_found_again_whatever_it_calls_itself(tmp_path: Path) -> None:
+    """By its `dataset.toml`: no data set is known by the name that it gives itself."""
+    root = make_fields(tmp_path / "data", crops=True)
+    made = prepare(DatasetRequest("labelled", "train", (64, 64), root), tmp_path / "features", 1, decoders=0)
+    before = toy.tree(made.path)
+    toy.flip(made.path / "labels/semseg/c.0.0.0.0", 1000)
+    done = sak("repair", made.path, "--root", root)
+    assert "1 files mended, 0 problems left" in done.stdout and toy.tree(made.path) == before
 
 
 def test_features_of_damaged_pixels_wait_for_the_pixels(images: Path, whole: Path, store: Path) -> None:

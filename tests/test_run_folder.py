@@ -99,7 +99,7 @@ def test_a_validation_that_is_not_there_is_said_before_the_first_step(
     done = sak(*words, *places(fields, tmp_path), check=False)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "no cache of fields/val at 32x48" in done.stderr
-    assert "make cache DATASET=fields SPLIT=val SIZE=32x48 VIEWS=1" in done.stderr
+    assert "make cache DATASET=labelled ROOT=DIR SPLIT=val SIZE=32x48 VIEWS=1" in done.stderr
 
 
 def test_classes_in_another_order_are_not_scored(tmp_path: Path) -> None:

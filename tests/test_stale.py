@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cache.loading.batch import Batch
+from cache.loading.loader import Loader
 from cache.store import find_stores
 from pipeline.errors import UserError
 from pipeline.extraction.contents import check_contents
@@ -21,6 +23,7 @@ from pipeline.extraction.samples import DatasetRequest, Task, make_blocks
 from pipeline.recipes.config import load_recipe
 from pipeline.runs import read_results
 from pipeline.runs.origin import changed_caches, changes
+from pipeline.training.fresh import FreshBatches
 from tests.conftest import TINY, cache_split, sak
 from tests.fields import cache_fields, make_fields, write_recipe, write_study
 
@@ -149,6 +152,22 @@ def test_labels_of_live_views_are_held_to_the_store_too(tmp_path: Path) -> None:
     (block,) = make_blocks(request, store.spec, [Task(range(2), (0,))], 0)
     with pytest.raises(UserError, match="semseg label"):
         check_contents(store, block)
+
+
+def test_a_run_that_goes_on_in_views_of_its_own_is_held_to_the_stores_labels(tmp_path: Path) -> None:
+    root, features = make_fields(tmp_path / "data", crops=False), tmp_path / "features"
+    store = prepare(DatasetRequest("labelled", "train", (64, 64), root), features, 1, decoders=0)
+
+    def resumed() -> list[Batch]:
+        live = FreshBatches(Loader(store, batch_size=2, num_views=1), ("semseg",), root, decoders=0)
+        live.set_epoch(3)
+        return list(live)
+
+    for batch in resumed():
+        assert set(batch.views.tolist()) == {3}
+    make_fields(root, crops=True)
+    with pytest.raises(UserError, match=f"semseg label of .* is no longer the semseg label that {store.name}"):
+        resumed()
 
 
 def test_another_stage_1_and_another_teacher_are_named(features: Path, trained: Path, tmp_path: Path) -> None:

@@ -361,10 +361,10 @@ def test_frozen_parts_from_stored_tokens_give_the_same_numbers():
         tokens = student.stem(students.images())
         from_tokens = student.from_tokens(tokens, students.SIZE)
         stem = [tokens[i + 1][:, 1:] for i in student.levels]
-        outputs, weights = student.decode([stem, *student.path_features(tokens).values()], students.SIZE)
+        decoded, weights = student.decode([stem, *student.path_features(tokens).values()], students.SIZE)
     for task in live.outputs:
         assert torch.equal(live.outputs[task], from_tokens.outputs[task])
-        torch.testing.assert_close(live.outputs[task], outputs[task])
+        torch.testing.assert_close(live.outputs[task], decoded.outputs[task])
         assert len(weights[task]) == 4
     assert all(torch.equal(a, b) for a, b in zip(live.aligned["dino"], from_tokens.aligned["dino"], strict=True))
 

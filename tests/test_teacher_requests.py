@@ -23,7 +23,7 @@ from tests.conftest import sak
         (["--levels", "-1"], "error: levels of mini-dino must ascend within 0 ... 3, got [-1]"),
         (
             ["--weights", "x.pth", "--random-weights"],
-            "error: either weights from x.pth (--weights) or --random-weights",
+            "error: either weights from x.pth or random weights, not both",
         ),
         (["--device", "gpu"], "error: --device gpu: torch knows no such device; use auto, cpu, cuda or cuda:1"),
         (["--grid", "7x6"], "error: --grid 7x6: level 0 of mini-dino has 6x6 cells"),

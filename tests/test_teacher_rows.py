@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.facts import known_facts, measure
 from tests.conftest import TINY, sak
@@ -131,7 +131,7 @@ def test_a_plain_module_is_taken(own, tmp_path):
     (Path(own["PYTHONPATH"]) / "my_teacher.py").write_text(OWN)
     name, out = "my_teacher:build", tmp_path / "features"
     refused = cache(name, out, own, check=False)
-    assert refused.returncode == 2 and "If 'my_teacher:build' is code of your own: --allow-code lets" in refused.stderr
+    assert refused.returncode == 2 and "if it is code of your own, --allow-code lets it run" in refused.stderr
     cache(name, out, own, "--allow-code")
     (store,) = out.iterdir()
     (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()

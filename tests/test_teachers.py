@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pipeline.advice import advised
 from sak_common.names import UnknownName, part_name
-from sak_core.interfaces.teacher import (
-    TeacherSpec,
-    TeacherUnavailable,
-)
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import TeacherSpec
 from sak_core.teachers import build_teacher, check_teacher
 from sak_core.weights.digests import state_digest
 from sak_core.weights.teacher_weights import read_state, seeded
@@ -140,8 +140,9 @@ def test_without_a_hub_the_error_says_what_to_do(name, words, monkeypatch, tmp_p
     monkeypatch.setattr("sak_core.teachers.sam.RELEASES", "http://127.0.0.1:9/")
     if name == "sam":
         monkeypatch.setattr("sak_core.teachers.sam.SAM_TYPES", {"vit_b": tiny_type()})
-    with pytest.raises(TeacherUnavailable, match=f"(?s){words}"):
+    with pytest.raises(TeacherUnavailable) as refused:
         build_teacher(name, (96, 96))
+    assert re.search(words, advised(refused.value), re.DOTALL)
 
 
 def tiny_type():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import build_teacher
 from sak_core.weights.digests import state_digest
 from sak_core.weights.teacher_weights import seeded

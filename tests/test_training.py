@@ -26,7 +26,7 @@ from pipeline.runs import Places, checkpoint, load_weights, read_recipe
 from pipeline.training.distill import distill
 from pipeline.training.ema import Ema
 from pipeline.training.watch import StepResult, Watch
-from tests.conftest import sak
+from tests.conftest import logged, sak
 
 STEPS = ["--set", "steps=12", "--set", "batch_size=8", "--set", "checkpoint_every=3", "--set", "threads=1"]
 
@@ -168,10 +168,6 @@ def test_parts_of_a_step_are_the_step(features: Path, tmp_path: Path) -> None:
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     moved = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
     assert moved < 1e-4
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_averaged_weights_by_hand() -> None:

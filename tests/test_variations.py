@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.recipes.config import Loss, Recipe, StudentOptions
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.tables import Loss, StudentOptions
 from sak_core.losses.balance import BALANCES
 from sak_core.losses.rows import DISTILLATION
 from sak_core.student.decoder import ROUTERS
+from sak_core.student.decoders import DECODERS
 from sak_core.student.heads import HEADS
 from sak_core.student.network import ADAPTERS
 from sak_core.student.parts import TRAINS
@@ -41,7 +44,14 @@ VARIATIONS = {
     "checkpointing": {"student.checkpointing": True},
 }
 PLACE = 'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
-BASE = {"steps": 2, "batch_size": 8, "tasks": ["semseg"], "log_every": 1, "student.stem.depth": 4}
+BASE = {
+    "steps": 2,
+    "batch_size": 8,
+    "tasks": ["semseg"],
+    "log_every": 1,
+    "student.stem.depth": 4,
+    "student.stem.weights": "",
+}
 SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
@@ -178,6 +188,11 @@ def test_the_choices_are_those_of_the_core() -> None:
 
     assert choices(StudentOptions, "router") == set(ROUTERS)
     assert choices(StudentOptions, "head") == set(HEADS)
+    assert choices(StudentOptions, "decoder") == {"none", *DECODERS}
+    for name, sizes in DECODERS.items():  # one recipe has both tables, and an arm takes its own
+        assert getattr(StudentOptions(), name).model_dump() == {
+            key: value for key, value in asdict(sizes()).items() if key != "kind"
+        }
     assert choices(StudentOptions, "adapter") == set(ADAPTERS)
     assert choices(Recipe, "trains") == set(TRAINS)
     assert choices(Loss, "kind") == set(DISTILLATION)

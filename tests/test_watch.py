@@ -15,7 +15,7 @@ from pipeline.recipes.config import load_recipe, parse_set
 from pipeline.runs import Places, find_run
 from pipeline.training.distill import distill
 from pipeline.training.probes import cosines
-from tests.conftest import sak
+from tests.conftest import logged, sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=2", "--set", "threads=1"]
 TEACHERS = ("mini-dino", "mini-clip", "mini-sam")
@@ -80,7 +80,7 @@ def test_tensorboard_has_losses_cosines_routers_scores_and_predictions(run: Path
 
 
 def test_metrics_say_the_same(run: Path) -> None:
-    lines = [json.loads(line) for line in (run / "runs/demo-distill-sak-seed0/metrics.jsonl").read_text().splitlines()]
+    lines = logged(run / "runs/demo-distill-sak-seed0")
     assert [line["step"] for line in lines] == [2, 4]
     assert all(-1 <= line[f"cosine/{teacher}_level4"] <= 1 for line in lines for teacher in TEACHERS)
     assert not any(name.startswith("router") for line in lines for name in line)

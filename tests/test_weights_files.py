@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.miniature.network import shipped_weights
 from sak_core.student.initial_weights import load_vit
 from sak_core.student.stem import Stem, StemConfig

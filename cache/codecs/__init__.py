@@ -8,7 +8,7 @@ from cache.codecs.int4 import Int4
 from cache.codecs.int8 import Int8
 from cache.codecs.klt import Klt
 from cache.codecs.klt_trellis import KltTrellis
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -33,6 +33,4 @@ def get_codec(name: str) -> Codec:
     Raises:
         UnknownName: there is none; the message names the nearest ones.
     """
-    if name not in CODECS:
-        raise UnknownName(unknown("codec", name, CODECS))
-    return CODECS[name]
+    return find("codec", name, CODECS)

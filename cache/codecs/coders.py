@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 from numcodecs import blosc
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 
 Array = npt.NDArray[Any]
 
@@ -143,6 +143,4 @@ def get_coder(name: str) -> Coder:
     Raises:
         UnknownName: there is none; the message names the nearest ones.
     """
-    if name not in CODERS:
-        raise UnknownName(unknown("coder", name, CODERS))
-    return CODERS[name]
+    return find("coder", name, CODERS)

@@ -181,6 +181,25 @@ def group_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
+def closed_json() -> dict[str, Any]:
+    """The metadata document of a folder that plain readers do not look into: an array without dimensions.
+
+    Of what lies in a group and is no part of the hierarchy zarr-python warns at every listing; in arrays it lists none.
+    """
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [],
+        "dimension_names": [],
+        "data_type": "uint8",
+        "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": []}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "bytes"}],
+        "attributes": {},
+    }
+
+
 def shard_buffers(array: ArraySpec, parts: Sequence[Array], rows_per_shard: int) -> Buffers:
     """The bytes of one shard's file, as buffers to be written one after the other; rows of shards are not copied.
 

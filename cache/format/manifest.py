@@ -32,6 +32,9 @@ from cache.places.place import Place
 
 FOLDER = "manifest"
 SOURCE = "source"
+LOG = "log.jsonl"
+CLOSED = f"{FOLDER}/zarr.json"
+"""Keeps plain readers of Zarr from looking into the folder; stores of before are without."""
 _ENTRY = re.compile(r"/shard_\d+\.json$")
 
 

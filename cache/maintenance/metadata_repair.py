@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cache.errors import CorruptFile
 from cache.faults import fault_point
-from cache.format.layout import group_json
-from cache.format.manifest import FOLDER, PartManifest, view_and_shard
+from cache.format.layout import closed_json, group_json
+from cache.format.manifest import CLOSED, FOLDER, PartManifest, view_and_shard
 from cache.format.parts import array_json
 from cache.format.seals import is_sealed, seal
 from cache.maintenance.verification import Problem, verify_metadata
@@ -56,7 +56,7 @@ def _as_committed(place: Place, problem: Problem) -> bytes | None:
         damaged = place.read(problem.file)
     except OSError:
         damaged = b""
-    if problem.file.startswith(f"{FOLDER}/"):
+    if problem.file.startswith(f"{FOLDER}/") and problem.file != CLOSED:
         return _without_flip(damaged, is_sealed) or _as_the_files_say(place, problem, damaged)
     digest = _recorded(PartManifest(place, problem.part), problem.file)
     for candidate in _derived(PartManifest(place, problem.part), problem.file):
@@ -79,7 +79,7 @@ def _derived(manifest: PartManifest, file: str) -> Iterator[bytes]:
     if array is not None:
         yield array_json(array, metadata.num_views, metadata.num_samples, metadata.rows_per_shard)
         yield array_json(array, 0, metadata.num_samples, metadata.rows_per_shard)
-    yield readable_json(group_json(metadata.groups.get(file, {})))
+    yield readable_json(closed_json() if file == CLOSED else group_json(metadata.groups.get(file, {})))
 
 
 def _as_the_files_say(place: Place, problem: Problem, damaged: bytes) -> bytes | None:

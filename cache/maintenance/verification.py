@@ -10,7 +10,7 @@ from cache.errors import CorruptFile, StoreNotFound
 from cache.format.checksums import CRC_BYTES, matches
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
-from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
+from cache.format.manifest import FOLDER, LOG, SOURCE, PartManifest, teacher_part, view_and_shard
 from cache.format.parts import is_interrupted_growth
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
@@ -114,7 +114,7 @@ def unlisted_files(path: Place | Path | str) -> list[str]:
     Manifest, locks and ``log.jsonl`` are not meant. Damaged manifests make their files look unlisted.
     """
     place = as_place(path)
-    listed = {"log.jsonl"}
+    listed = {LOG}
     for part in _parts(place):
         listed |= {item.file for item in _plan(place, part) if isinstance(item, _Check)}
     return [

@@ -21,6 +21,7 @@ from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import Change, Place
+from sak_common.extras import how_to_install
 from sak_common.names import UnknownName, unknown
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ObjectPlace(Place):
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         except ImportError as error:
-            raise BadInput(f"{address}: object storage needs obstore; pip install 'sak[objects]'") from error
+            raise BadInput(f"{address}: object storage needs obstore; {how_to_install('objects')}") from error
         try:
             return cls(from_url(address.rstrip("/")), "", address.rstrip("/"))
         except (BaseError, ValueError) as error:

@@ -12,6 +12,7 @@ from cache.codecs import Codec
 from cache.format.groups import PREDICTOR
 from cache.format.spec import LevelSpec
 from cache.reading.rows import RowReader
+from sak_common.names import find
 
 Array = npt.NDArray[Any]
 Samples = int | slice | Sequence[int] | Array
@@ -147,11 +148,7 @@ class ArrayTable(Mapping[str, StoredArray]):
         self._what, self._arrays = what, arrays
 
     def __getitem__(self, name: str) -> StoredArray:
-        from sak_common.names import UnknownName, unknown
-
-        if name not in self._arrays:
-            raise UnknownName(unknown(self._what, name, self._arrays))
-        return self._arrays[name]
+        return find(self._what, name, self._arrays)
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

@@ -8,9 +8,9 @@ from typing import Any
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import StorePath, WrapperStore
 
-from cache.format.manifest import FOLDER
+from cache.format.manifest import FOLDER, LOG
 
-NO_NODES = frozenset({FOLDER, "log.jsonl"})
+NO_NODES = frozenset({FOLDER, LOG})
 """What lies in a store's folder and is neither array nor group."""
 
 

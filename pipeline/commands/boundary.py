@@ -21,7 +21,11 @@ from pipeline.commands.options import JSON, show
     "0.011 on NYUD-v2.",
 )
 @click.option(
-    "--thresholds", type=click.IntRange(1), default=99, show_default=True, help="N of them, at k/(N+1), k = 1..N."
+    "--thresholds",
+    type=click.IntRange(1),
+    default=99,
+    show_default=True,
+    help="Number of thresholds N, at k/(N+1) for k = 1..N.",
 )
 @click.option("--nms", is_flag=True, help="Non-maximum suppression before thinning, as published scores have it.")
 @click.option("--workers", type=click.IntRange(1), help="Images scored side by side; all cores when absent.")

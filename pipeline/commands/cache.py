@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, WHERE, numbers, show
 
 _OPTIONS = (
-    click.option("--teacher", "teachers", default="", help="Names, comma-separated; none prepares pixels and labels."),
-    click.option("--dataset", default="rooms", show_default=True),
-    click.option("--split", default="train", show_default=True),
+    click.option(
+        "--teacher", "teachers", default="", help="Names, comma-separated. Without one, pixels and labels alone."
+    ),
+    click.option("--dataset", default="rooms", show_default=True, help="A data set of docs/datasets.md."),
+    click.option("--split", default="train", show_default=True, help="Split of the data set."),
     click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one."),
     IMAGES,
     click.option("--size", help="S or HxW in px; the data set's own when absent."),
-    click.option("--views", type=click.IntRange(1), help="Views a sample; 4 for training splits, 1 for val and test."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the views."),
-    click.option("--limit", type=click.IntRange(1), help="The first N samples, as a store of its own."),
+    click.option(
+        "--views", type=click.IntRange(1), help="Views a sample: by default 4 in training splits, 1 in val and test."
+    ),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the views."),
+    click.option("--limit", type=click.IntRange(1), help="Only the first N samples, in a store of their own."),
     click.option(
         "--codec", default="fp16", show_default=True, help="fp32, fp16, bf16, int8, int4, klt, klt+pcodec, klt+trellis."
     ),
     click.option(
         "--fidelity",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Token cosine that is promised, plain and with the mean removed; klt finds the fewest bits (0.995).",
+        metavar="COSINE|TASK=LOSS,...",
+        help="What to promise: a token cosine such as 0.995, plain and without the mean, or the most that probes of "
+        "tasks may lose, in their own units; klt finds the fewest bits for it.",
     ),
     click.option(
         "--standardized",
         is_flag=True,
-        help='Promise it of standardized channels, too: for recipes with loss.balance = "standardize".',
+        help='Keep the promise for standardized channels, too, as loss.balance = "standardize" reads them.',
     ),
     click.option(
-        "--predict-levels", is_flag=True, help="Code each level against the one below: fewer bits, read as one."
+        "--predict-levels",
+        is_flag=True,
+        help="Code each level against the one below: fewer bits, but no level is read alone.",
     ),
-    click.option("--levels", help="Block numbers, comma-separated; four evenly spaced when absent."),
-    click.option("--prefix", is_flag=True, help="Class and register tokens, too, of teachers that have them."),
-    click.option("--grid", default="native", show_default=True, help="hxw cells, area-averaged, or native."),
+    click.option("--levels", help="Numbers of blocks, comma-separated; by default four, evenly spaced."),
+    click.option("--prefix", is_flag=True, help="Keep class and register tokens, too, where a teacher has them."),
+    click.option(
+        "--grid",
+        default="native",
+        show_default=True,
+        help="Cells to keep, such as 24x24 (averaged over areas), or native.",
+    ),
+    click.option(
+        "--probes",
+        type=WHERE,
+        metavar="own|CACHE",
+        help="Tell what tasks lose to the codec, by linear heads on raw features of labelled rows, own or a cache's.",
+    ),
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
@@ -47,16 +66,18 @@ _OPTIONS = (
     ),
     click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store."),
     CODE,
-    click.option("--device", default="auto", show_default=True),
+    click.option("--device", default="auto", show_default=True, help="Where teachers run."),
     click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16"]),
         default="fp32",
         show_default=True,
-        help="Of the teacher: fp32, or automatic mixed precision.",
+        help="How teachers compute; bf16 and fp16 by automatic mixed precision.",
     ),
     click.option("--compile", is_flag=True, help="Run teachers through torch.compile."),
-    click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Views a teacher sees at once."
+    ),
     click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own when absent."),
     click.option("--decoders", type=click.IntRange(0), help="Processes that decode images; all cores when absent."),
     click.option("--strict", is_flag=True, help="Stop at the first unreadable sample."),
@@ -81,14 +102,19 @@ def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.command()
 @_with_options
 @DRY
-@click.option("--workers", type=click.IntRange(0), default=0, help="Run on so many Dask workers on this machine.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Run on N Dask workers on this machine.")
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
-def cache(as_json: bool, **options: Any) -> None:
+def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run teachers once over a data set and store their features."""
-    from pipeline.api import cache_request
-    from pipeline.extraction.caching import run_cache
+    from pipeline import api
 
-    result = run_cache(cache_request(**_asked(options)))
+    if dry_run:
+        from pipeline.extraction import caching
+
+        result = caching.dry_run(api.cache_request(**_asked(options)))
+    else:
+        made = asdict(api.cache(**_asked(options)))
+        result = {"store": made.pop("path"), **made}
     show(result, as_json, lambda r: f"{r['store']}  {r['rows']} rows, {', '.join(r['teachers']) or 'no teachers'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,11 +17,11 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too: pixels in, raw outputs out, any batch.")
 @click.option("--torch-export", is_flag=True, help="Write model.pt2, too: a torch.export program.")
 @click.option(
-    "--size", metavar="HxW", help="Of the images of --onnx and --torch-export; the training views' if absent."
+    "--size", metavar="HxW", help="Size of images for --onnx and --torch-export; by default that of the training views."
 )
-@click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes; they are computed with in fp32.")
+@click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes. Computing stays in fp32.")
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
-@click.option("--public", is_flag=True, help="Make a new repository of the hub public; private otherwise.")
+@click.option("--public", is_flag=True, help="If --push makes a repository, make it public, not private.")
 @click.option("--licence", metavar="NAME", help="Of the student, on its card; what its teachers' allow if absent.")
 @click.option("--yes", is_flag=True, help="Do not ask where --licence allows more than the teachers' licences.")
 @RUNS
@@ -65,14 +66,16 @@ def export(
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="RUN_OR_FOLDER_OR_HUB_ID", help="A run, an exported folder, a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
-@click.option("--size", type=click.IntRange(8), help="Scale larger images down to this longer side, px, to predict.")
 @click.option(
-    "--tile", type=click.IntRange(8), help="Longest side seen whole, px; twice that of the training views when absent."
+    "--size", type=click.IntRange(8), help="Longer side, px, that larger images are scaled down to before predicting."
 )
-@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Of a video, each such frame.")
+@click.option(
+    "--tile", type=click.IntRange(8), help="Longest side, px, seen whole; by default twice that of the training views."
+)
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take each N-th frame of a video.")
 @click.option("--raw", is_flag=True, help="Write the arrays, too: raw/NAME.npz, an array a task.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--overwrite", is_flag=True, help="Predict what is there already anew.")
+@click.option("--overwrite", is_flag=True, help="Predict again what is there already.")
 @RUNS
 @DRY
 @JSON
@@ -91,15 +94,13 @@ def predict(
     as_json: bool,
 ) -> None:
     """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
-    from pipeline.export.models import open_model
-    from pipeline.prediction.predict import Settings, plan, predict_text
-    from pipeline.prediction.predict import predict as run
-    from pipeline.prediction.sources import open_sources
+    from pipeline import api
+    from pipeline.prediction.predict import predict_text
 
-    found = open_sources(sources, every)
-    settings = Settings(size=size, tile=tile, raw=raw, batch_size=batch_size, overwrite=overwrite)
-    loaded = open_model(model, runs)
-    if dry_run:
-        show(plan(loaded, found, out, settings), as_json, lambda p: f"would predict {p['images'] - p['already_there']}")
-        return
-    show(run(loaded, found, out, settings), as_json, predict_text)
+    settings = {"size": size, "tile": tile, "raw": raw, "batch_size": batch_size, "overwrite": overwrite}
+    result = api.predict(sources, model, out, every=every, runs=runs, dry_run=dry_run, **settings)
+    show(result, as_json, _would if dry_run else predict_text)
+
+
+def _would(planned: dict[str, Any]) -> str:
+    return f"would predict {planned['images'] - planned['already_there']}"

@@ -11,16 +11,32 @@ from pipeline.commands.options import JSON, show
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--teacher", help="Of a cache: whose features.")
-@click.option("--level", "levels", type=click.IntRange(0), multiple=True, help="Of a cache; several are one group.")
-@click.option("--fidelity", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.995, show_default=True)
+@click.option("--teacher", help="The teacher to measure, where SOURCE is a cache.")
+@click.option(
+    "--level",
+    "levels",
+    type=click.IntRange(0),
+    multiple=True,
+    help="A level to measure, where SOURCE is a cache; several are coded as one group.",
+)
+@click.option(
+    "--fidelity",
+    "fidelities",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    multiple=True,
+    default=(0.995,),
+    show_default=True,
+    help="Token cosine for codecs with a rate; several are gone through.",
+)
+@click.option("--probes", is_flag=True, help="Tell what tasks lose, by linear heads on a labelled cache's levels.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for every setting's coded and decoded rows.")
 @JSON
 def frontier(
     sources: tuple[Path, ...],
     teacher: str | None,
     levels: tuple[int, ...],
-    fidelity: float,
+    fidelities: tuple[float, ...],
+    probes: bool,
     save: Path | None,
     as_json: bool,
 ) -> None:
@@ -30,7 +46,8 @@ def frontier(
     fitted on one half of the rows and reported on the other. Speeds are of one core; decoding is bytes to integers.
     """
     from pipeline.maintenance.frontier import frontier as measure
-    from pipeline.maintenance.frontier import frontier_text, read_source
+    from pipeline.maintenance.frontier import frontier_text, read_probing, read_source
 
     read = [read_source(path, teacher, level) for path in sources for level in levels or (None,)]
-    show(measure(read, fidelity, save), as_json, frontier_text)
+    probing = read_probing(sources[0], read) if probes else None
+    show(measure(read, fidelities, save, probing), as_json, frontier_text)

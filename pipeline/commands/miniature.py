@@ -18,7 +18,7 @@ def miniature() -> None:
 @miniature.command("train")
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures"), show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Length of the run; its own when absent.")
+@click.option("--steps", type=click.IntRange(1), help="Length of the run; by default as the weights that ship.")
 @click.option("--scenes", "num_scenes", type=click.IntRange(64), default=8000, show_default=True)
 def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) -> None:
     """Train a miniature teacher or the stem, mini-vit, again, from rendered scenes; goes on where it stopped."""

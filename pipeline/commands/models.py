@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import FEATURES, JSON, RUNS, SET, places, show
+from pipeline.commands.options import FEATURES, JSON, RUNS, SET, show
 
 if TYPE_CHECKING:
     from pipeline.recipes.config import Stage
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", metavar="RECIPE_OR_RUN")
-@click.option("--stage", type=click.Choice(["distill", "finetune"]), help="Of a recipe; its last one when absent.")
+@click.option(
+    "--stage", type=click.Choice(["distill", "finetune"]), help="The recipe's stage to count; its last one by default."
+)
 @SET
 @FEATURES
 @RUNS
@@ -23,30 +25,31 @@ if TYPE_CHECKING:
 def params(
     name: str, stage: Stage | None, assignments: tuple[str, ...], features: Path | str, runs: Path, as_json: bool
 ) -> None:
-    """Count the parameters of a recipe's or a run's model, by part."""
+    """Count the parameters of a recipe's or a run's model, and its multiply-adds an image, by part."""
     from pipeline.export.params import params_text, recipe_parameters, run_parameters
     from pipeline.recipes.config import parse_set
+    from pipeline.runs import Places
 
     run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
     if run is not None:
         counts = run_parameters(run)
     else:
-        counts = recipe_parameters(name, stage, parse_set(assignments), places(features, runs))
+        counts = recipe_parameters(name, stage, parse_set(assignments), Places(features, runs))
     show(counts, as_json, params_text)
 
 
 @click.command("import-reference")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--size", metavar="HxW", help="Image size of its position embedding, where it is not plain.")
+@click.option("--size", metavar="HxW", help="Image size of the position embedding, where its length does not tell.")
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
-    """Read a checkpoint of the authors' release (stage 1 or 2) into the folder OUT."""
+    """Read a checkpoint of SAK's (stage 1 or 2), InvPT's or MLoRE's release into the folder OUT."""
     from pipeline.export.reference_checkpoint import import_checkpoint
     from pipeline.recipes.stores import parse_size
 
     result = import_checkpoint(checkpoint, out, parse_size(size) if size else None)
-    show(result, as_json, lambda r: f"{out}: {r['stage']}, teachers {', '.join(r['teachers'])}")
+    show(result, as_json, lambda r: f"{out}: {r['arm']}, {r['stage']}, teachers {', '.join(r['teachers']) or 'none'}")
 
 
 @click.command("export-reference")

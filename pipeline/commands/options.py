@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.runs import Places
 
 
 class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
@@ -76,11 +73,11 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UserError(f"{option} {text!r}: expected numbers such as 0,3") from None
 
 
-def places(features: Path | str, runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()) -> Places:
-    """The folders of caches, runs and data sets, and the files of teachers' weights, that a command was given."""
-    from pipeline.runs import Places
-
-    return Places(features, runs, paths_by_name(roots), paths_by_name(weights))
+def keywords(
+    features: Path | str, runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The folders of caches, runs and data sets, and the files of teachers' weights, as `pipeline.api` takes them."""
+    return {"out": features, "runs": runs, "roots": paths_by_name(roots), "weights": paths_by_name(weights)}
 
 
 def paths_by_name(given: Sequence[str]) -> dict[str, Path]:

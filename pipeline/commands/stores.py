@@ -27,18 +27,27 @@ def info(store: Path | str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("store", type=WHERE)
-@click.option("--live", type=click.IntRange(1), help="Compute so many random rows of each teacher again, and compare.")
+@click.option("--live", type=click.IntRange(1), help="Compute N random rows of each teacher again, and compare.")
+@click.option(
+    "--probes", type=WHERE, metavar="own|CACHE", help="Tell what tasks lose on decoded rows, own ones or a cache's."
+)
 @WEIGHTS
 @DEVICE
 @CODE
 @JSON
 def verify(
-    store: Path | str, live: int | None, weights: tuple[str, ...], device: str, allow_code: bool, as_json: bool
+    store: Path | str,
+    live: int | None,
+    probes: Path | str | None,
+    weights: tuple[str, ...],
+    device: str,
+    allow_code: bool,
+    as_json: bool,
 ) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
     from pipeline.maintenance import inspect
 
-    result = inspect.verify(store, live or 0, paths_by_name(weights), device, allow_code)
+    result = inspect.verify(store, live or 0, paths_by_name(weights), device, allow_code, probes)
     show(result, as_json, inspect.verify_text)
     if not inspect.is_well(result):
         sys.exit(1)
@@ -72,9 +81,9 @@ def repair(
 
 @click.command()
 @click.argument("store", type=WHERE)
-@click.option("--teacher", help="This teacher; with --views only its last views.")
-@click.option("--views", type=click.IntRange(1), help="So many of the last views.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--teacher", help="The teacher to drop; with --views, only its last views.")
+@click.option("--views", type=click.IntRange(1), help="Drop the last N views.")
+@click.option("--yes", is_flag=True, help="Do not ask before dropping.")
 @DRY
 @JSON
 def drop(store: Path | str, teacher: str | None, views: int | None, yes: bool, dry_run: bool, as_json: bool) -> None:

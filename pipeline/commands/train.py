@@ -6,17 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pipeline.commands.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, WEIGHTS, places, show
-from pipeline.console import number, red
+from pipeline.commands.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, WEIGHTS, keywords, show
+from pipeline.console import red
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.recipes.config import Recipe, Stage
-    from pipeline.runs import Places
+from pipeline.results import RunResult, ScoreResult, Training, scores_text
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,16 @@ class Asked:
     dry_run: bool
     as_json: bool
 
-    def load(self, recipe: str | None, stage: Stage) -> tuple[Recipe, Path, Places]:
-        """The recipe as it applies to `stage`, its run's folder, and where it finds what it reads."""
-        from pipeline import api
+    def keywords(self) -> dict[str, Any]:
+        """As `pipeline.api.training` takes them."""
         from pipeline.recipes.config import parse_set
-        from pipeline.runs import run_name
 
-        where = self.places()
-        loaded = api.load(recipe, stage, where, self.dataset, parse_set(self.assignments))
-        return loaded, self.run or self.runs / run_name(loaded), where
+        where = keywords(self.features, self.runs, self.roots, self.weights)
+        return {"dataset": self.dataset, "overrides": parse_set(self.assignments), "run": self.run, **where}
 
-    def places(self) -> Places:
-        """Where caches, runs, data sets and teachers' weights lie."""
-        return places(self.features, self.runs, self.roots, self.weights)
+    def execution(self) -> dict[str, Any]:
+        """How the stage is carried out."""
+        return {"devices": self.devices, "wandb": self.wandb}
 
 
 DATASET = click.option("--dataset", help="Without RECIPE, and with caches of several data sets: which to train on.")
@@ -72,15 +66,13 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
 @_trains
 def distill(recipe: str | None, asked: Asked) -> None:
     """Stage 1: distil cached teachers into a student, by RECIPE or one written for the caches that are there."""
-    loaded, folder, where = asked.load(recipe, "distill")
-    if asked.dry_run:
-        _show_plan(loaded, folder, asked, where)
-        return
-    from pipeline.training.devices import Execution
-    from pipeline.training.distill import distill as stage
+    from pipeline import api
 
-    result = stage(loaded, folder, where, Execution(asked.devices, asked.wandb))
-    show(result, asked.as_json, lambda r: f"{folder}")
+    if asked.dry_run:
+        _show_plan(api.training("distill", recipe, **asked.keywords()), asked.as_json)
+        return
+    made = api.distill(recipe, **asked.execution(), **asked.keywords())
+    show(made.results, asked.as_json, lambda r: f"{made.path}")
 
 
 @click.command()
@@ -90,44 +82,38 @@ def distill(recipe: str | None, asked: Asked) -> None:
 )
 def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
     """Stage 2: train routers, heads and student on a labelled cache, by RECIPE or one written for the caches."""
-    from pipeline.api import stage1_run
+    from pipeline import api
 
-    loaded, folder, where = asked.load(recipe, "finetune")
-    if not asked.dry_run:
-        stage1 = stage1_run(loaded, stage1, where, recipe)
     if asked.dry_run:
-        _show_plan(loaded, folder, asked, where)
+        _show_plan(api.training("finetune", recipe, **asked.keywords()), asked.as_json)
         return
-    from pipeline.training.devices import Execution
-    from pipeline.training.finetune import finetune as stage
-
-    result = stage(loaded, folder, stage1, where, Execution(asked.devices, asked.wandb))
-    show(result, asked.as_json, lambda r: _scores_text(r.get("validation", {}), str(folder)))
+    made = api.finetune(recipe, stage1=stage1, **asked.execution(), **asked.keywords())
+    show(made.results, asked.as_json, lambda r: _scored(made))
 
 
-def _show_plan(recipe: Recipe, folder: Path, asked: Asked, where: Places) -> None:
+def _show_plan(asked: Training, as_json: bool) -> None:
     from pipeline.recipes.arms import parts_read
     from pipeline.recipes.stores import training_store
     from pipeline.training.before import check_validation, warn_of_settings
 
-    store = training_store(asked.features, recipe, parts_read(recipe))
-    check_validation(recipe, where)
+    recipe = asked.recipe
+    store = training_store(asked.places.features, recipe, parts_read(recipe))
+    check_validation(recipe, asked.places)
     warn_of_settings(recipe)
     epochs = recipe.steps * recipe.batch_size / max(int(store.valid(recipe.data.views).sum()), 1)
     plan = {
-        "run": str(folder),
+        "run": str(asked.run),
         "store": store.name,
         "epochs": round(epochs, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
-    text = f"would train {folder}: {recipe.steps} steps, {epochs:.1f} epochs of {store.name}"
-    show(plan, asked.as_json, lambda p: text)
+    text = f"would train {asked.run}: {recipe.steps} steps, {epochs:.1f} epochs of {store.name}"
+    show(plan, as_json, lambda p: text)
 
 
-def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
-    numbers = {task: {k: v for k, v in s.items() if k != "details"} for task, s in scores.items()}
-    lines = [f"{task}: " + ", ".join(f"{k} {number(v)}" for k, v in s.items()) for task, s in numbers.items()]
-    return "\n".join([*lines, where])
+def _scored(made: RunResult | ScoreResult) -> str:
+    """A line a task, and the run's folder."""
+    return "\n".join(filter(None, [scores_text(made.scores), str(made.path)]))
 
 
 @click.command()
@@ -139,14 +125,10 @@ def _scores_text(scores: dict[str, dict[str, Any]], where: str) -> str:
 @JSON
 def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, runs: Path, as_json: bool) -> None:
     """Score the fine-tuned RUN on a labelled split."""
-    from pipeline.recipes.config import Data
-    from pipeline.runs import find_run, read_recipe
-    from pipeline.training.evaluate import evaluate as score
+    from pipeline import api
 
-    run = find_run(run, runs)
-    recipe = read_recipe(run)
-    data = Data(dataset=dataset or recipe.data.dataset, split=split, size=recipe.data.size)
-    show(score(run, data, places(features, runs)), as_json, lambda r: _scores_text(r, str(run)))
+    made = api.evaluate(run, split, dataset=dataset, out=features, runs=runs)
+    show(made.results, as_json, lambda r: _scored(made))
 
 
 @click.command()
@@ -177,31 +159,20 @@ def ablate(
     as_json: bool,
 ) -> None:
     """Run what is not finished of STUDY (or of the arms that the caches allow), and print its table."""
-    from pipeline.api import study_of
-    from pipeline.console import say
-    from pipeline.studies import ablate as studies
-    from pipeline.studies.estimate import estimate, estimate_text
-    from pipeline.studies.jobs import check, plan
+    from pipeline import api
     from pipeline.studies.study_table import markdown
 
-    if devices > 1 and max(workers, share_reads) > 1:
-        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
-    where = places(features, runs, roots, weights)
-    loaded = study_of(study, where, dataset, prepares=not dry_run)
-    jobs = plan(loaded, where)
-    check(loaded, jobs, where)
-    left = estimate(jobs, where, workers, measures=not dry_run)
-    say(f"study {loaded.name}: {estimate_text(left)}")
+    where = keywords(features, runs, roots, weights)
+    how: dict[str, Any] = {"workers": workers, "share_reads": share_reads, "devices": devices, "dry_run": dry_run}
+    result = api.ablate(study, dataset=dataset, **how, **where)
     if dry_run:
-        names = [str(path) for job in jobs for path in (job.stage1, job.run) if path]
-        show({"runs": sorted(set(names)), "left": left}, as_json, lambda r: "\n".join(r["runs"]))
+        show(result, as_json, lambda r: "\n".join(r["runs"]))
         return
     mark = "(random weights)"
-    table = studies.ablate(loaded, where, workers, share_reads, devices)
-    show(table, as_json, lambda r: markdown(r).replace(mark, red(mark)))
-    if failed := table["failed"]:
+    show(result, as_json, lambda r: markdown(r).replace(mark, red(mark)))
+    if failed := result["failed"]:
         reasons = "; ".join(f"{one['run']}: {one['why']}" for one in failed)
-        raise UserError(f"study {loaded.name}: {len(failed)} runs failed and leave gaps in the table: {reasons}")
+        raise UserError(f"{len(failed)} runs of the study failed and leave gaps in the table: {reasons}")
 
 
 @click.command("recipe")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.advice import advised
 from pipeline.console import progress, say, start_worker
 from pipeline.data.sample import LabelSeen, SampleSeen, look
 from pipeline.data.sheet import SHEET_ROWS, sheet_rows
@@ -108,7 +109,7 @@ def _open_splits(
             errors.append(error)
             # of an unlabelled data set, a split that is not there is none
             if asked or row.needs_all_splits or not isinstance(error, NoSuchSplit):
-                problems.append(Problem(split, "", str(root), str(error)))
+                problems.append(Problem(split, "", str(root), advised(error)))
             continue
         if not asked and any(_are_the_same(dataset, other) for other in opened.values()):
             continue

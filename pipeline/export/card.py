@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.console import number, table
 from pipeline.errors import UserError
+from pipeline.probes.loss import Loss
 from pipeline.recipes.strict import Strict
 from pipeline.runs.licences import Terms, strictest
 from pipeline.runs.lineage import DataOrigin, TeacherOrigin
@@ -72,6 +73,7 @@ def model_card(config: PretrainedConfig, model_id: str, licence: str | None = No
         _data(about),
         "## Teachers",
         _teachers(about),
+        _caching(about),
         f"**What it may be used for.** {terms.sentence()}"
         + (f" Its own licence, as whoever exported it says: {licence}." if licence else ""),
         "Licences of the teachers' weights: "
@@ -166,6 +168,28 @@ def _teachers(about: About) -> str:
         for t in about.teachers
     ]
     return table(["teacher", "from", "licence", "weights"], rows)
+
+
+def _caching(about: About) -> str:
+    """What tasks lose to the codecs of the teachers' caches, where these have probes."""
+    probed = [(teacher.name, teacher.probed) for teacher in about.teachers if teacher.probed]
+    rows = [
+        [
+            f"{name} ({features.codec}, token cosine {features.cosine:.4f})",
+            f"{task} {loss.score}",
+            number(loss.raw),
+            number(loss.decoded),
+            f"{number(loss.loss, '.2g')} {loss.unit} ({number(loss.low, '.2g')} to {number(loss.high, '.2g')})",
+        ]
+        for name, features in probed
+        for task, loss in ((task, Loss.from_dict(values)) for task, values in features.losses.items())
+    ]
+    if not rows:
+        return ""
+    return (
+        "What tasks lose where a linear head reads cached features instead of the teacher's own (95 % interval over "
+        "images):\n\n" + table(["cached features", "task", "raw", "cached", "loss"], rows)
+    )
 
 
 def _scores(tasks: tuple[Task, ...], about: About) -> str:

@@ -1,4 +1,4 @@
-"""How many parameters a recipe's or a run's model has, by part, and how many of them learn."""
+"""How many parameters a recipe's or a run's model has, by part, how many of them learn, and what an image costs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from pipeline.runs import lineage
 from sak_common.names import part_name, unknown
 from sak_core.datasets import DATASETS, open_dataset
 from sak_core.student.config import StudentConfig
+from sak_core.student.costs import count_macs
 from sak_core.student.network import StudentNetwork
 from sak_core.student.parts import count_parameters, freeze
 from sak_core.tasks import Task
 
 
 def run_parameters(run: Path) -> dict[str, Any]:
-    """Parameters by part of a finished run's student, and `trained`, how many of them it trained."""
+    """Parameters by part of a finished run's student, `trained`, how many of them it trained, and `macs`: multiply-adds
+    of one image of the size of its views, by part."""
     described = lineage.read(run).student
     if described is None:
         raise UserError(f"{run} has no student; ask for its recipe's parameters: sak params RECIPE --set arm=...")
     with torch.device("meta"):
         model = StudentNetwork(StudentConfig.from_dict(described))
     trains = runs.read_recipe(run).trains if (run / "recipe.json").is_file() else "all"
-    return _counted(model, trains)
+    return {**_counted(model, trains), "macs": count_macs(model, model.config.stem.image_size)}
 
 
 def recipe_parameters(name: str, stage: Stage | None, overrides: dict[str, Any], places: runs.Places) -> dict[str, Any]:
-    """Parameters by part of what a recipe trains in `stage` (its last one when absent). The caches say how large its
+    """Parameters by part of what a recipe trains in `stage` (its last one when absent), `trained` and `macs` as of
+    `run_parameters` (no `macs` of arms without a student). The caches say how large its
     views are, how wide its teachers and what its tasks; where they are not there, the rows of teachers and data sets.
     Of `single-task`, all its students together.
 
@@ -53,12 +56,16 @@ def recipe_parameters(name: str, stage: Stage | None, overrides: dict[str, Any],
         say(f"{error}\ncounted from the rows of teachers and data sets instead")
     groups = [[task] for task in tasks] if recipe.arm == SINGLE_TASK else [tasks]
     total: dict[str, Any] = {}
+    macs: dict[str, int] = {}
     for group in groups:
         with torch.device("meta"):
             model = model_of(recipe, size, widths, group)
         for part, count in _counted(model, recipe.trains).items():
             total[part] = total.get(part, 0) + count
-    return total
+        if isinstance(model, StudentNetwork):
+            for part, count in count_macs(model, size).items():
+                macs[part] = macs.get(part, 0) + count
+    return {**total, "macs": macs} if macs else total
 
 
 def _from_rows(recipe: Recipe, missing: UserError) -> tuple[tuple[int, int], dict[str, tuple[int, ...]], list[Task]]:
@@ -92,8 +99,13 @@ def _from_rows(recipe: Recipe, missing: UserError) -> tuple[tuple[int, int], dic
 
 def params_text(counts: dict[str, Any]) -> str:
     """Counts as a table."""
-    rows = [[part, f"{count:,}", f"{count / counts['total']:.1%}"] for part, count in counts.items()]
-    return table(["part", "parameters", "share"], rows)
+    macs = counts.get("macs", {})
+    rows = [
+        [part, f"{count:,}", f"{count / counts['total']:.1%}", f"{macs[part]:,}" if part in macs else "-"]
+        for part, count in counts.items()
+        if part != "macs"
+    ]
+    return table(["part", "parameters", "share", "MACs an image"], rows)
 
 
 def _counted(model: nn.Module, trains: str) -> dict[str, Any]:

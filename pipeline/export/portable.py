@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.console import say
 from pipeline.errors import UserError
+from sak_common.extras import how_to_install
 from sak_core.student.pretrained import Student
 
 OPSET = 20
@@ -71,7 +72,7 @@ def write_onnx(model: Student, out: Path, size: tuple[int, int]) -> dict[str, An
         import onnxruntime
         import onnxscript  # noqa: F401  # what torch's exporter needs
     except ModuleNotFoundError as error:
-        raise UserError(f"--onnx needs {error.name}: pip install 'sak[onnx]'") from None
+        raise UserError(f"--onnx needs {error.name}: {how_to_install('onnx')}") from None
     portable, example = _prepare(model, size)
     path = out / ONNX
     big = sum(value.nbytes for value in portable.state_dict().values()) > EXTERNAL_BYTES
@@ -122,6 +123,8 @@ def _prepare(model: Student, size: tuple[int, int]) -> tuple[Portable, Tensor]:
     patch = model.network.stem.patch
     if size[0] % patch or size[1] % patch:
         raise UserError(f"size {size[0]}x{size[1]}: both sides must be multiples of the stem's patch of {patch} px")
+    if (fixed := model.network.fixed_size) and size != fixed:
+        raise UserError(f"size {size[0]}x{size[1]}: this student's decoder takes {fixed[0]}x{fixed[1]} px alone")
     return Portable(model.cpu()).eval().requires_grad_(False), _pixels(2, size, seed=0)
 
 

@@ -44,8 +44,6 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
     Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
     """
     get_codec(request.options.codec)
-    if request.dry_run:
-        return dry_run(request)
     dataset = request.source.open()
     partly = unlabelled(dataset)
     for task, samples in partly.items():
@@ -122,13 +120,18 @@ def _check_disk(
     what it does leave is measured first, as `sak plan` does."""
     amounts = planned_amounts(request, teachers)
     free = free_bytes(request.features)
-    if free is not None and sum(part.needed_bytes for part in amounts) > free and is_coded(teachers):
+    if free is not None and sum(part.needed_bytes for part in amounts) > free and _is_measurable(request, teachers):
         from pipeline.extraction.sampling import as_coded
 
         say("the disk does not hold the most that coding can leave; measuring what it does leave")
         amounts = as_coded(amounts, measure())
     needed_files = sum(part.pending_files for part in amounts)
     check_disk(request.features, sum(part.needed_bytes for part in amounts), WHAT, needed_files)
+
+
+def _is_measurable(request: CacheRequest, teachers: Sequence[RunningTeacher] | Sequence[Described]) -> bool:
+    """Whether a few rows tell what coding leaves: not where it hangs on a promise about tasks."""
+    return is_coded(teachers) and not request.options.promised
 
 
 def _measure(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> Mapping[str, TeacherSample]:
@@ -171,7 +174,7 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
     size = source_spec(request.source.open(), request.source).size
     if untrained:
         asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
-    running = [start_teacher(teacher, size) for teacher in asked]
+    running = [_as_promised(request, start_teacher(teacher, size)) for teacher in asked]
     for teacher in running:
         _refuse_finer_grid(teacher)
         _say_where(teacher.request, teacher.provenance)
@@ -180,6 +183,29 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
         elif teacher.request.prefix and not teacher.teacher.has_class_token:
             say(f"{teacher.request.name} has no class token: --prefix keeps its {teacher.teacher.num_prefix} registers")
     return running
+
+
+def _as_promised(request: CacheRequest, running: RunningTeacher) -> RunningTeacher:
+    """The teacher with the token cosine that its part in the store was given for the same promise about tasks.
+
+    Raises `UserError` where the part was made without this promise: features that are there keep their codec.
+    """
+    from pipeline.extraction.running import with_fidelity
+    from pipeline.probes.kept import promised_of
+
+    store = existing_store(request.features, source_spec(request.source.open(), request.source))
+    name, promised = running.provenance["name"], dict(request.options.promised)
+    if not promised or store is None or name not in store.teachers:
+        return running
+    made = store.teacher(name).provenance
+    if promised_of(made) != promised:
+        have = ",".join(f"{task}={most:g}" for task, most in promised_of(made).items()) or made.get("fidelity", "none")
+        asked = ",".join(f"{task}={most:g}" for task, most in promised.items())
+        raise UserError(
+            f"{name} in {store} was made with --fidelity {have}, not {asked}; ask for what it has, or take it out "
+            "first (`sak drop`)"
+        )
+    return with_fidelity(running, made.get("fidelity"))
 
 
 def _refuse_finer_grid(running: RunningTeacher) -> None:
@@ -223,6 +249,7 @@ def planned_amounts(
 
 def dry_run(request: CacheRequest) -> dict[str, Any]:
     """What `request` would write, JSON-able; nothing is prepared, run or written."""
+    get_codec(request.options.codec)
     spec = source_spec(request.source.open(), request.source)
     # a hub is not asked for a trial, but a file is looked at as the run will
     amounts = planned_amounts(request, start_teachers(request, untrained=request.options.weights is None))

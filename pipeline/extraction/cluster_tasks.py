@@ -35,9 +35,8 @@ from pipeline.extraction.sampling import TeacherSample, measure_teacher
 from pipeline.extraction.stored_fidelity import StoredFidelity
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
-from sak_core.errors import DatasetError
+from sak_core.errors import DatasetError, TeacherUnavailable
 from sak_core.interfaces.dataset import Dataset
-from sak_core.interfaces.teacher import TeacherUnavailable
 
 
 @dataclass(frozen=True)

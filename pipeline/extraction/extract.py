@@ -7,7 +7,7 @@ behind it, one writes finished shards. The teacher stays in the thread that call
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,14 +18,27 @@ import torch
 
 from cache.calibration.statistics import Calibrator, Validity, calibration_rows
 from cache.format.layout import teacher_arrays
+from cache.format.manifest import teacher_part
 from cache.format.spec import SourceSpec
 from cache.store import Store
 from cache.writing.teacher_writer import EncodedRows, TeacherWriter, check_storable
 from pipeline.console import amount, progress, say, warn
+from pipeline.extraction.amounts import is_calibrated
 from pipeline.extraction.overlap import Ahead, Behind
 from pipeline.extraction.prepare import Source
-from pipeline.extraction.running import RunningTeacher, batches
+from pipeline.extraction.probed import (
+    Probing,
+    check_promised,
+    coded,
+    labelled_rows,
+    maps_of,
+    probe_teacher,
+    settle,
+    tables,
+)
+from pipeline.extraction.running import RunningTeacher, batches, with_fidelity
 from pipeline.extraction.stored_fidelity import StoredFidelity
+from pipeline.probes.kept import kept_losses
 
 CALIBRATION_ROWS = 256
 """Rows of view 0 that a teacher's channel statistics are fitted on."""
@@ -74,14 +87,20 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
     if running.teacher.spec.is_random:
         warn(f"{request.name} runs with random weights: good for trials, meaningless as a teacher")
     with store.lock(f"teachers/{provenance['name']}", on_wait=say):
-        writer = TeacherWriter(store, provenance, running.levels)
+        calibration = None
+        if request.promised and not is_calibrated(store, teacher_part(provenance["name"])):
+            running, calibration = keep_promise(store, running, source.validity())
+        writer = TeacherWriter(store, running.provenance, running.levels)
+        if request.probes and writer.calibration() is not None and not kept_losses(store, writer.name):
+            warn(f"{request.name} was calibrated without probes; `sak verify --probes` measures what tasks lose")
         left = set(writer.pending(source.num_views))
         if not left:
             say(f"{request.name}: {store.spec.num_samples * source.num_views} rows already cached")
             return None
         say(f"{request.name}: at most {amount(memory_bytes(store.spec, running))} of pixels and features in memory")
         if writer.calibration() is None:
-            writer.write_calibration(calibrate(store, running, source.validity()))
+            writer.write_calibration(calibration or calibrate_and_probe(store, running, source.validity()))
+            say_losses(store, writer.name)
         writer.ensure_views(source.num_views)  # here, by the thread that holds the lock: shards are written by another
         timing = write_shards(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
@@ -106,6 +125,47 @@ def calibrate(store: Store, running: RunningTeacher, valid: Validity | None = No
 
     `valid` says which samples are, where the source is still being prepared.
     """
+    return _observed(store, running, valid).arrays()
+
+
+def calibrate_and_probe(store: Store, running: RunningTeacher, valid: Validity | None = None) -> dict[str, Array]:
+    """As `calibrate`, and the probes that the teacher's request asks for, see `pipeline.extraction.probed.tables`."""
+    arrays = calibrate(store, running, valid)
+    return arrays | _probes(running, _probing(store, running, valid), arrays) if running.request.probes else arrays
+
+
+def keep_promise(store: Store, running: RunningTeacher, valid: Validity) -> tuple[RunningTeacher, dict[str, Array]]:
+    """The teacher with the token cosine at which tasks lose no more than it was asked for, and its calibration.
+
+    Raises `UserError` where there is none.
+    """
+    promised, probing = dict(running.request.promised), _probing(store, running, valid)
+    check_promised(probing, promised)
+    fidelity, arrays = settle(_observed(store, running, valid), probing, promised)
+    if fidelity is not None:
+        say(f"{running.request.name}: a token cosine of {fidelity} keeps what is promised")
+    running = with_fidelity(running, fidelity)
+    return running, arrays | _probes(running, probing, arrays)
+
+
+def say_losses(store: Store, teacher: str) -> None:
+    """Say what tasks lose to the teacher's codec, where it has probes."""
+    for task, loss in kept_losses(store, teacher).items():
+        say(f"{teacher}: {task} {loss}")
+
+
+def _probing(store: Store, running: RunningTeacher, valid: Validity | None) -> Probing:
+    rows = labelled_rows(running.request.probes or "own", store, valid)
+    return probe_teacher(rows, running.forward, running.levels, running.request.batch_size)
+
+
+def _probes(running: RunningTeacher, probing: Probing, calibration: Mapping[str, Array]) -> dict[str, Array]:
+    decoded = coded(maps_of(running.levels), calibration, probing.raw)
+    return tables(probing, probing.losses(decoded))
+
+
+def _observed(store: Store, running: RunningTeacher, valid: Validity | None) -> Calibrator:
+    """A calibrator that has seen the rows to calibrate on."""
     fitted, measured = calibration_rows(store.valid(1) if valid is None else valid, store.spec.seed, CALIBRATION_ROWS)
     calibrator = Calibrator(running.levels)
     request = running.request
@@ -120,7 +180,7 @@ def calibrate(store: Store, running: RunningTeacher, valid: Validity | None = No
                     check_storable(store, running.provenance["name"], 0, chosen, level, maps)
                 use(features)
                 advance(len(chosen))
-    return calibrator.arrays()
+    return calibrator
 
 
 def shard_features(store: Store, running: RunningTeacher, view: int, shard: int) -> list[Array]:

@@ -15,7 +15,9 @@ from cache.calibration.statistics import calibration_order
 from cache.codecs import CODECS
 from cache.format.spec import SourceSpec
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.console import amount, duration, table, warn
+from pipeline.errors import UserError
 from pipeline.extraction.amounts import PartAmount, coded, existing_store, is_calibrated, source_amount, teacher_amount
 from pipeline.extraction.caching import planned_amounts, start_teachers, summary
 from pipeline.extraction.extract import CALIBRATION_ROWS
@@ -41,6 +43,8 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
     A few rows are prepared and extracted into a store that is thrown away; the store asked for is not touched.
     `started_s`: seconds that a run has taken before it begins, to import what it needs.
     """
+    if request.options.promised:
+        raise UserError("what a promise about tasks takes is not known before: plan with a token cosine, such as 0.995")
     began = time.monotonic()
     spec = source_spec(request.source.open(), request.source)
     teachers = _teachers(request)
@@ -78,14 +82,15 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
 def _teachers(request: CacheRequest) -> list[RunningTeacher]:
     if not request.teachers:
         return []
-    from sak_core.interfaces.teacher import TeacherUnavailable
+    from sak_core.errors import TeacherUnavailable
 
     try:
         return start_teachers(request)
     except TeacherUnavailable as error:
         if request.options.weights is not None:
             raise  # a hub may answer another day; a file that is not there or does not fit would stop the run, too
-        warn(f"{error}\nMeasured with untrained weights: speed is the same, bytes of entropy-coded codecs are not")
+        warn(advised(error))
+        warn("measured with untrained weights: speed is the same, bytes of entropy-coded codecs are not")
         return start_teachers(request, untrained=True)
 
 

@@ -95,11 +95,16 @@ def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeac
     return RunningTeacher(request, device, teacher, network, levels, provenance)
 
 
+def with_fidelity(running: RunningTeacher, fidelity: float | None) -> RunningTeacher:
+    """The same teacher with a promise about tasks turned into this token cosine."""
+    request = replace(running.request, fidelity=fidelity)
+    levels, provenance = level_specs(running.teacher, request), _provenance(running.teacher, request, running.device)
+    return replace(running, request=request, levels=levels, provenance=provenance)
+
+
 def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
     if is_frozen_part(request.name):
-        if request.grid:
-            raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
-        return build_frozen(request.name, size)
+        return _build_frozen(request, size)
     return build_teacher(
         request.name,
         size=size,
@@ -109,6 +114,22 @@ def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
         allow_code=request.allow_code,
         prefix=request.prefix,
     )
+
+
+def _build_frozen(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
+    """A frozen part; raises `UserError` for options that it has no use for, which would otherwise be passed over."""
+    if request.grid:
+        raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
+    if request.weights or request.random_weights:
+        option = "--weights" if request.weights else "--random-weights"
+        raise UserError(f"{request.name}: a frozen part has the weights of its recipe or run; leave {option} out")
+    teacher = build_frozen(request.name, size)
+    if request.levels is not None and request.levels != teacher.spec.levels:
+        raise UserError(
+            f"{request.name}: a frozen part is all that training does not run again, here levels "
+            f"{','.join(map(str, teacher.spec.levels))}; leave --levels out"
+        )
+    return teacher
 
 
 def batches(rows: range, batch_size: int) -> Iterator[range]:
@@ -194,7 +215,14 @@ def _notes(teacher: Teacher, request: TeacherRequest) -> dict[str, Any]:
         **({"weights_from": teacher.weights_from} if request.weights and teacher.weights_from else {}),
         # a teacher's own levels end with its last block
         **({"num_blocks": teacher.num_blocks} if request.levels and teacher.num_blocks else {}),
+        **({"probes": _probes(request)} if request.probes else {}),
     }
+
+
+def _probes(request: TeacherRequest) -> dict[str, Any]:
+    """Whose rows a part's probes are fitted and scored on, and what was promised of tasks."""
+    rows = str(request.probes).rstrip("/").rpartition("/")[2]
+    return {"rows": rows, **({"promised": dict(request.promised)} if request.promised else {})}
 
 
 def request_of(
@@ -212,6 +240,7 @@ def request_of(
         codec=provenance["codec"],
         fidelity=provenance.get("fidelity"),
         standardized=provenance.get("standardized", False),
+        probes="own" if provenance.get("notes", {}).get("probes", {}).get("rows") == "own" else None,
         predict_levels=provenance.get("together", False),
         levels=tuple(teacher["levels"]),
         prefix=bool(provenance.get("prefix", False)),

@@ -58,9 +58,10 @@ class StoredFidelity:
 
 
 def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
-    """The last figures that were measured of a teacher's stored rows: ``rows`` and ``levels``; None where none were."""
+    """The last figures that were measured of a teacher's stored rows: ``rows`` and ``levels``; None where none were
+    since it was last dropped."""
     try:
-        lines = store.place.read("log.jsonl").decode().splitlines()
+        lines = store.place.read(store.log_file).decode().splitlines()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     for line in reversed(lines):
@@ -68,6 +69,8 @@ def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
             event = json.loads(line)
         except ValueError:  # a line that a kill cut short
             continue
+        if event.get("stage") == "drop" and event.get("dropped") == f"teacher {teacher}":
+            return None
         if event.get("stage") == STAGE and event.get("teacher") == teacher:
             return {"rows": event["rows"], "levels": event["levels"]}
     return None

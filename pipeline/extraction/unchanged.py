@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache.store import Store
+from pipeline.advice import advised
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import source_spec
 from pipeline.extraction.samples import DatasetRequest
+from pipeline.recipes.stores import row_of
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
 from sak_core.errors import DatasetError
@@ -26,14 +28,14 @@ def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequ
     """
     spec = store.spec
     images = spec.dataset_info.get("images")
-    asked = DatasetRequest(spec.dataset, spec.split, spec.size, root, None, spec.seed, images)
+    asked = DatasetRequest(row_of(spec), spec.split, spec.size, root, None, spec.seed, images)
     try:
         dataset = asked.open()
         if len(dataset.ids) > spec.num_samples:
             asked = replace(asked, limit=spec.num_samples)
             dataset = asked.open()
     except (DatasetError, UnknownName) as error:
-        raise UserError(f"{what} come from the data set: {error}") from error
+        raise UserError(f"{what} come from the data set: {advised(error)}") from error
     now = replace(source_spec(dataset, asked), rows_per_shard=spec.rows_per_shard)  # the store's own affair
     if difference := first_difference(spec.to_dict(), now.to_dict()):
         field, stored, found = difference

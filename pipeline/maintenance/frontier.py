@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from pipeline.console import say, table, warn
 from pipeline.errors import UserError
+from pipeline.extraction.probed import OWN, Probing, fit_probes, labelled_rows
+from pipeline.recipes.stores import store_tasks
 
 SETTINGS = ("fp16", "bf16", "int8", "int4", "klt", "klt+pcodec", "klt+trellis")
 PREDICTED = "+levels"
@@ -103,12 +105,40 @@ def _source(read: Callable[[Array], Array], fit: Array, report: Array, grid: tup
     return source
 
 
-def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = None) -> dict[str, Any]:
+def read_probing(path: Path, sources: Sequence[Source]) -> Probing:
+    """Probes on the rows of `sources`, all of them levels of a teacher in the labelled cache at `path`: fitted on those
+    that codecs are, to be scored on those that are reported on.
+
+    Raises `UserError` where the cache has no labels, or none for a probe.
+    """
+    if path.suffix == ".npy":
+        raise UserError(f"--probes goes with a cache: the array {path} has no labels")
+    rows = labelled_rows(OWN, Store.open(path))
+    if not np.array_equal(rows.scored, sources[0].rows):
+        raise UserError("--probes goes with levels of one cache")
+    fit = [source.fit.reshape(-1, *source.grid, source.fit.shape[-1]) for source in sources]
+    report = [source.report.reshape(-1, *source.grid, source.report.shape[-1]) for source in sources]
+    probes, missing = fit_probes(rows, store_tasks(rows.store), [(rows.fit, fit)])
+    probing = Probing(rows, probes, report)
+    for why in (*missing.values(), *probing.missing.values()):
+        warn(why)
+    if not probing.probes:
+        raise UserError(f"{path}: no probe can be fitted")
+    return probing
+
+
+def frontier(
+    sources: Sequence[Source],
+    fidelity: float | Sequence[float],
+    save: Path | None = None,
+    probing: Probing | None = None,
+) -> dict[str, Any]:
     """Every codec setting's bits, fidelity and speed on `sources`, the levels of one teacher, row for row.
 
     Args:
-        fidelity: plain token cosine that codecs with a rate reach, on the reported rows.
+        fidelity: plain token cosine that codecs with a rate reach, on the reported rows; of several, each in turn.
         save: folder for the coded and decoded rows of every setting.
+        probing: of the same rows, to tell what tasks lose.
 
     Returns:
         ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`. A setting that these features do not allow
@@ -119,8 +149,10 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
     samples = [_sample(source) for source in sources]
     settings = [*SETTINGS, *(name + PREDICTED for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
     results = []
-    for setting in settings:
-        say(f"frontier: {setting}")
+    fidelities = [fidelity] if isinstance(fidelity, float) else list(fidelity)
+    for setting, cosine in _settings(settings, fidelities):
+        name = setting if cosine is None or len(fidelities) == 1 else f"{setting} at {cosine:g}"
+        say(f"frontier: {name}")
         codec = get_codec(setting.removesuffix(PREDICTED))
         is_predicted = setting.endswith(PREDICTED)
         levels = [
@@ -130,12 +162,19 @@ def frontier(sources: Sequence[Source], fidelity: float, save: Path | None = Non
             levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
         try:
             _check_storable(codec, sources)
-            fitted = _fit(levels, sources, samples, fidelity)
+            fitted = _fit(levels, sources, samples, fidelities[0] if cosine is None else cosine)
         except CacheError as error:
-            warn(f"{setting} is left out: {error}")
+            warn(f"{name} is left out: {error}")
             continue
-        results.append(_report(setting, codec, levels, sources, samples, fitted, save))
+        results.append(_report(name, codec, levels, sources, samples, fitted, save, probing))
     return {"results": results}
+
+
+def _settings(names: Sequence[str], fidelities: Sequence[float]) -> Iterator[tuple[str, float | None]]:
+    """Each setting, one with a rate at each fidelity; others have none to be set."""
+    for name in names:
+        for fidelity in fidelities if get_codec(name.removesuffix(PREDICTED)).has_rate else (None,):
+            yield name, fidelity
 
 
 def _check_storable(codec: Codec, sources: Sequence[Source]) -> None:
@@ -228,19 +267,22 @@ def _report(
     samples: Sequence[Sample],
     fitted: Sequence[FittedTokens],
     save: Path | None,
+    probing: Probing | None,
 ) -> dict[str, Any]:
     """Code the reported rows as a store would, decode them from these bytes, and say what came of it.
 
     ``bits``: of all files of coded rows, a value. ``cosine``, ``centred_cosine`` (means over tokens), ``relative_mse``
     and ``relative_mse_worst`` (median and worst channel): the worst level's. ``encode_values_per_s``: features to
     coded bytes; ``decode_values_per_s``: coded bytes to stored integers (what reading threads do; floats and basis are
-    the training device's part); both a second of one core's time.
+    the training device's part); both a second of one core's time. ``probes``: by task what it loses, where there is
+    `probing`.
     """
     statistics = _statistics(levels, sources)
     num_values = coded_bytes = side_bytes = clipped = 0
     encode_s = decode_s = 0.0
     figures: list[Fidelity] = []
     decoded: Array | None = None
+    maps: list[Array] = []
     for place, (level, source, sample, done) in enumerate(zip(levels, sources, samples, fitted, strict=True)):
         constants = _constants(level, done, statistics)
         spec = ArraySpec(
@@ -272,6 +314,7 @@ def _report(
             rows = slice(start, start + _ROWS_AT_ONCE)
             predicted = _predicted(level, constants, None if below is None else below[rows])
             decoded[rows] = codec.decode_numpy(back[rows], constants).reshape(decoded[rows].shape) + predicted
+        maps.append(decoded.reshape(-1, *source.grid, level.width))
         meter = FidelityMeter(sample.mean)
         meter.update(source.report, decoded)
         figures.append(meter.compute())
@@ -301,6 +344,7 @@ def _report(
         "side_bytes": side_bytes,
         "encode_values_per_s": num_values / max(encode_s, 1e-9),
         "decode_values_per_s": num_values / max(decode_s, 1e-9),
+        **({} if probing is None else {"probes": {t: loss.to_dict() for t, loss in probing.losses(maps).items()}}),
     }
 
 
@@ -331,6 +375,9 @@ def _write(path: Path, data: bytes) -> None:
 def frontier_text(result: dict[str, Any]) -> str:
     """`frontier` for people."""
     columns = ["codec", "bits", "cosine", "centred", "relative mse", "worst", "side kB", "encode M/s", "decode M/s"]
+    rows: list[dict[str, Any]] = result["results"]
+    first: dict[str, Any] = rows[0].get("probes", {}) if rows else {}
+    columns += [f"{task} {loss['score']} lost" for task, loss in first.items()]
     return table(
         columns,
         [
@@ -344,6 +391,7 @@ def frontier_text(result: dict[str, Any]) -> str:
                 f"{row['side_bytes'] / 1e3:.0f}",
                 f"{row['encode_values_per_s'] / 1e6:.0f}",
                 f"{row['decode_values_per_s'] / 1e6:.0f}",
+                *(f"{p['loss']:.2g} ({p['low']:.2g} to {p['high']:.2g})" for p in row.get("probes", {}).values()),
             ]
             for row in result["results"]
         ],

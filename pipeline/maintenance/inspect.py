@@ -10,12 +10,14 @@ from typing import Any
 from cache.calibration.stored import calibration_folder
 from cache.codecs import get_codec
 from cache.codecs.fidelity import Fidelity
-from cache.format.manifest import FOLDER, SOURCE, teacher_part
+from cache.format.manifest import FOLDER, LOG, SOURCE, teacher_part
 from cache.maintenance.verification import Problem, verify_store
 from cache.places.addresses import as_place
 from cache.store import Store
 from pipeline.console import amount, progress, red
 from pipeline.extraction.stored_fidelity import logged_fidelity
+from pipeline.probes.kept import told_lines, told_losses
+from pipeline.probes.loss import Loss
 from pipeline.recipes.stores import random_teachers, weights_of
 
 _MOST_SHOWN = 20
@@ -52,7 +54,7 @@ def _part_info(store: Store, part: str, sizes: Mapping[str, int]) -> dict[str, A
     metadata = manifest.metadata
     shards = [(view, shard) for view in range(metadata.num_views) for shard in manifest.view(view).shards]
     if part == SOURCE:
-        mine = [name for name in sizes if not name.startswith(("teachers/", f"{FOLDER}/")) and name != "log.jsonl"]
+        mine = [name for name in sizes if not name.startswith(("teachers/", f"{FOLDER}/")) and name != LOG]
     else:
         mine = [name for name in sizes if name.startswith(f"{part}/")]
     return {
@@ -73,6 +75,7 @@ def _teacher_info(store: Store, name: str) -> dict[str, Any]:
         },
         "grid_transforms": _grid_transforms(store, name),
         "stored_fidelity": logged_fidelity(store, name),
+        "probes": told_losses(store, name),
         "clipped": _clipped(store, name),
         "random_weights": bool(random_teachers(store, [name])),
         "provenance": dict(info.provenance),
@@ -123,6 +126,7 @@ def info_text(info: Mapping[str, Any]) -> str:
         lines += [f"    {line}" for line in _provenance_lines(teacher["provenance"])]
         for level in teacher["levels"]:
             lines.append(f"    {_level_line(level, teacher)}")
+        lines += [f"    {line}" for line in told_lines(teacher["probes"])]
     return "\n".join(lines)
 
 
@@ -202,8 +206,10 @@ def verify(
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
     allow_code: bool = False,
+    probes: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Check the store, and with `live` so many rows of each teacher against the teacher; JSON-able.
+    """Check the store, with `live` so many rows of each teacher against the teacher, and with `probes` ("own", or a
+    labelled cache) what tasks lose to their codecs; JSON-able.
 
     Rows are recomputed only where every digest holds: damage is said first, and repaired first.
     """
@@ -214,12 +220,18 @@ def verify(
 
         store = Store.open(path)
         result["live"] = recheck(store, live, weights_of(store, weights or {}), device, allow_code)
+    if probes and not problems:
+        from pipeline.maintenance.task_losses import task_losses
+
+        store = Store.open(path)
+        result["probes"] = task_losses(store, probes, weights_of(store, weights or {}), device, allow_code)
     return result
 
 
 def is_well(result: Mapping[str, Any]) -> bool:
     """Whether `verify` found nothing."""
-    return not result["problems"] and not any(teacher["problems"] for teacher in result.get("live", {}).values())
+    measured = [*result.get("live", {}).values(), *result.get("probes", {}).values()]
+    return not result["problems"] and not any(teacher["problems"] for teacher in measured)
 
 
 def verify_text(result: Mapping[str, Any]) -> str:
@@ -233,5 +245,9 @@ def verify_text(result: Mapping[str, Any]) -> str:
         if not teacher["problems"]:
             least = min((min(level["cosine"], level["centred_cosine"]) for level in teacher["levels"]), default=1.0)
             lines.append(f"  {name}: {rows} agree, token cosines at least {least:.6f}")
+        lines += [f"  {name}: {problem}" for problem in teacher["problems"]]
+    for name, teacher in result.get("probes", {}).items():
+        how = "fitted now" if teacher["fitted"] else "kept with it"
+        lines += [f"  {name}, probe {how}: {task} {Loss.from_dict(loss)}" for task, loss in teacher["losses"].items()]
         lines += [f"  {name}: {problem}" for problem in teacher["problems"]]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.running import RunningTeacher, batches, request_of, start_teacher
 from sak_common.differences import differences
 from sak_common.names import UnknownName
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 
 MACHINE = ("device", "threads", "versions")
 """What of a provenance may be another here: it moves features less than their codec does."""
@@ -67,7 +67,7 @@ def _teacher(
     try:
         running = start_teacher(request, store.spec.size)
     except (TeacherUnavailable, UnknownName, UserError, ValueError) as error:
-        result["problems"].append(f"it cannot be run here: {error}")
+        result["problems"].append(f"it cannot be run here: {advised(error)}")
         return result
     for field, stored, now in differences(deciding(info.provenance), deciding(running.provenance)):
         result["differences"].append({"field": field, "stored": stored, "now": now})

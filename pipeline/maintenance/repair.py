@@ -191,9 +191,9 @@ def _remake_source(store: Store, damage: _Damage, request: RepairRequest) -> Non
 
 
 def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairRequest) -> None:
-    from pipeline.extraction.extract import calibrate, shard_features
+    from pipeline.extraction.extract import calibrate_and_probe, shard_features
     from pipeline.extraction.running import request_of, start_teacher
-    from sak_core.interfaces.teacher import TeacherUnavailable
+    from sak_core.errors import TeacherUnavailable
 
     name = part.removeprefix("teachers/")
     info = store.teacher(name)
@@ -202,7 +202,7 @@ def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairReq
         asked = request_of(info.provenance, weights, request.device, request.allow_code)
         running = start_teacher(asked, store.spec.size)
     except TeacherUnavailable as error:
-        raise UserError(str(error)) from error
+        raise UserError(advised(error)) from error
     if difference := first_difference(deciding(info.provenance), deciding(running.provenance)):
         what, stored, now = difference
         message = f"{name} was made with {what} = {stored!r}, here it is {now!r}"
@@ -212,7 +212,7 @@ def _remake_teacher(store: Store, part: str, damage: _Damage, request: RepairReq
     _forget(store, part, damage)
     writer = TeacherWriter(store, info.provenance, info.levels)
     if damage.calibration:
-        writer.write_calibration(calibrate(store, running))
+        writer.write_calibration(calibrate_and_probe(store, running))
     todo = _todo(store, part, damage)
     with progress(f"{name}, again", len(todo), "shards") as advance:
         for view, shard in todo:

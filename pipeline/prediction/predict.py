@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline import runs
 from pipeline.console import duration, progress, say, warn
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.pictures import Picture as Drawn
 from pipeline.pictures import letterbox, sheet
 from pipeline.prediction.drawing import draw, with_key, without_key
+from pipeline.prediction.made_from import is_made_from, record
 from pipeline.prediction.sources import Picture, Pixels, Source
 from pipeline.recipes.config import recipe_differences
 from sak_core.errors import UnreadableSample
@@ -54,7 +56,8 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
     """Draw `model`'s predictions for all pictures of `sources` into the folder `out`.
 
     Makes `<task>/<name>.png` a task, `raw/<name>.npz` where asked, and a contact sheet; what is there already is
-    left, so that a run that was interrupted goes on. Pictures that cannot be read are listed and left out.
+    left, so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be
+    read are listed and left out.
     Returns counts, the unreadable with reasons, and the model's seconds an image.
     Raises `UserError` for a model without tasks, and where `out` holds another model's predictions.
     """
@@ -73,18 +76,16 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
     writes: list[Future[None]] = []
     with ThreadPoolExecutor(NUM_IO_THREADS) as pool, progress("predict", total, "images") as advance:
         while batch := list(islice(numbered, settings.batch_size)):
-            missing = [
-                (i, p) for i, p in batch if settings.overwrite or not _is_done(model.tasks, out, p.name, settings)
-            ]
-            images: list[tuple[int, Picture, Pixels]] = []
-            for (i, picture), read in [(item, pool.submit(item[1].read)) for item in missing]:
+            missing = [(i, p) for i, p in batch if settings.overwrite or not _is_done(model.tasks, out, p, settings)]
+            images: list[tuple[int, _Seen]] = []
+            for (i, picture), read in [(item, pool.submit(_look, item[1])) for item in missing]:
                 try:
-                    images.append((i, picture, read.result()))
+                    images.append((i, read.result()))
                 except UnreadableSample as error:
                     unreadable.append({"picture": picture.origin, "reason": error.reason})
             start = time.monotonic()
             found = model.predict(
-                [pixels for _, _, pixels in images],
+                [seen.pixels for _, seen in images],
                 size=settings.size,
                 tile=settings.tile,
                 batch_size=settings.batch_size,
@@ -93,12 +94,12 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
             for write in writes:
                 write.result()
             writes = [
-                pool.submit(_write, model.tasks, out, picture.name, pixels, predictions, settings.raw)
-                for (_, picture, pixels), predictions in zip(images, found, strict=True)
+                pool.submit(_write, model.tasks, out, seen, predictions, settings.raw)
+                for (_, seen), predictions in zip(images, found, strict=True)
             ]
-            for (i, _, pixels), predictions in zip(images, found, strict=True):
+            for (i, seen), predictions in zip(images, found, strict=True):
                 if i in chosen:
-                    rows[i] = _sheet_row(model.tasks, pixels, predictions)
+                    rows[i] = _sheet_row(model.tasks, seen.pixels, predictions)
             kept = {i for i, _ in batch} - {i for i, _ in missing}
             for i, picture in batch:
                 if i in kept & chosen:
@@ -131,9 +132,10 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
 
 def plan(model: Student, sources: Sequence[Source], out: Path, settings: Settings) -> dict[str, Any]:
     """What `predict` would do: how many pictures there are, how many of them are predicted already, for which tasks."""
-    names = [picture.name for source in sources for picture in source.pictures()]
-    there = 0 if settings.overwrite else sum(_is_done(model.tasks, out, name, settings) for name in names)
-    return {"images": len(names), "already_there": there, "tasks": [task.name for task in model.tasks], "out": str(out)}
+    pictures = [picture for source in sources for picture in source.pictures()]
+    there = 0 if settings.overwrite else sum(_is_done(model.tasks, out, each, settings) for each in pictures)
+    tasks = [task.name for task in model.tasks]
+    return {"images": len(pictures), "already_there": there, "tasks": tasks, "out": str(out)}
 
 
 def predict_text(result: dict[str, Any]) -> str:
@@ -171,35 +173,49 @@ def _claim(model: Student, out: Path, settings: Settings) -> None:
     runs.write_atomically(path, json.dumps(about, indent=1))
 
 
-def _is_done(tasks: Sequence[Task], out: Path, name: str, settings: Settings) -> bool:
-    files = [out / task.name / f"{name}.png" for task in tasks]
-    if settings.raw:
-        files.append(_raw_path(out, name))
-    return all(file.is_file() for file in files)
+def _is_done(tasks: Sequence[Task], out: Path, picture: Picture, settings: Settings) -> bool:
+    drawn = [out / task.name / f"{picture.name}.png" for task in tasks]
+    if settings.raw and not _raw_path(out, picture.name).is_file():
+        return False
+    return all(is_made_from(path, picture.file) for path in drawn)
 
 
 def _raw_path(out: Path, name: str) -> Path:
     return out / "raw" / f"{name}.npz"
 
 
-def _write(tasks: Sequence[Task], out: Path, name: str, image: Pixels, found: Predictions, raw: bool) -> None:
-    """One picture's files, each whole or not there."""
-    for task in tasks:
-        picture = with_key(task, draw(task, image, found[task.name]), found[task.name])
-        _save(Image.fromarray(picture), out / task.name / f"{name}.png")
+@dataclass(frozen=True)
+class _Seen:
+    """A picture as it was read. made_from: what its predictions keep of its file."""
+
+    name: str
+    pixels: Pixels
+    made_from: PngInfo
+
+
+def _look(picture: Picture) -> _Seen:
+    made_from = record(picture.file)  # before it is read: what changes meanwhile is another picture
+    return _Seen(picture.name, picture.read(), made_from)
+
+
+def _write(tasks: Sequence[Task], out: Path, seen: _Seen, found: Predictions, raw: bool) -> None:
+    """One picture's files, each whole or not there; the arrays first, since the drawn ones say what all are made of."""
     if raw:
-        path = _raw_path(out, name)
+        path = _raw_path(out, seen.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.tmp")
         with temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **found)
         temporary.replace(path)
+    for task in tasks:
+        drawn = with_key(task, draw(task, seen.pixels, found[task.name]), found[task.name])
+        _save(Image.fromarray(drawn), out / task.name / f"{seen.name}.png", seen.made_from)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Image.Image, path: Path, told: PngInfo | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    picture.save(temporary, format="PNG", compress_level=3)
+    picture.save(temporary, format="PNG", compress_level=3, pnginfo=told)
     temporary.replace(path)
 
 

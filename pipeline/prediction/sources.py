@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline.console import warn
 from pipeline.data.check import left_alone
 from pipeline.errors import UserError
+from sak_common.extras import how_to_install
 from sak_core.datasets.folder import ImageFolder
 from sak_core.errors import UnreadableSample
 from sak_core.images import read_image
@@ -25,11 +26,12 @@ Pixels = npt.NDArray[np.uint8]
 @dataclass(frozen=True)
 class Picture:
     """One image to look at. name: unique, relative, without suffix: what its predictions are called. origin: of which
-    file, for people. read: (H, W, 3) uint8; raises UnreadableSample.
+    file, for people. file: that it lies in. read: (H, W, 3) uint8; raises UnreadableSample.
     """
 
     name: str
     origin: str
+    file: Path
     read: Callable[[], Pixels]
 
 
@@ -93,7 +95,7 @@ def _check_names(named: Sequence[tuple[str, Path]]) -> None:
 def _images(named: Sequence[tuple[str, Path]]) -> Source:
     def pictures() -> Iterator[Picture]:
         for name, path in named:
-            yield Picture(name, str(path), lambda path=path: read_image(path))  # type: ignore[misc]
+            yield Picture(name, str(path), path, lambda path=path: read_image(path))  # type: ignore[misc]
 
     return Source(len(named), pictures)
 
@@ -102,7 +104,7 @@ def _video(path: Path, every: int) -> Source:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError(f"{path} is a video, which PyAV reads: pip install 'sak[video]' (or av)") from None
+        raise UserError(f"{path} is a video, which PyAV reads: {how_to_install('video')} (or av)") from None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -120,13 +122,14 @@ def _video(path: Path, every: int) -> Source:
                 try:
                     frame = next(frames, None)
                 except av.FFmpegError as error:
-                    yield Picture(_frame_name(path, number), f"{path} frame {number}", _refuse(path, number, error))
+                    told = f"{path} frame {number}"
+                    yield Picture(_frame_name(path, number), told, path, _refuse(path, number, error))
                     return
                 if frame is None:
                     return
                 if number % every == 0:
-                    name = _frame_name(path, number)
-                    yield Picture(name, f"{path} frame {number}", lambda frame=frame: _upright(frame))  # type: ignore[misc]
+                    name, told = _frame_name(path, number), f"{path} frame {number}"
+                    yield Picture(name, told, path, lambda frame=frame: _upright(frame))  # type: ignore[misc]
                 number += 1
 
     return Source(-(-count // every), pictures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from sak_common.errors import SakError
 from sak_common.names import unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.config import NUM_LEVELS, Depths, StudentConfig, match_levels
+from sak_core.student.decoders import DECODERS, DecoderConfig
 from sak_core.student.feature_model import FeatureModel
 from sak_core.student.initial_weights import STAGE2_PARTS, load_student, load_vit
 from sak_core.student.network import StudentNetwork, StudentOutput
@@ -42,6 +43,7 @@ class Arm:
     the teachers cached on the splits it is scored on, too.
     per_task: whether it is one model a task.
     derived: whether its scores follow from other arms', nothing is trained.
+    decoder: the decoder of all tasks that makes the arm what it is.
     """
 
     name: str
@@ -51,6 +53,12 @@ class Arm:
     frozen_features: bool = False
     per_task: bool = False
     derived: bool = False
+    decoder: Literal["invpt", "mlore"] | None = None
+
+    @property
+    def takes_decoder(self) -> bool:
+        """Whether its tasks may be decoded together: one student has levels for all of them."""
+        return not (self.frozen_features or self.per_task or self.derived)
 
 
 ARMS: dict[str, Arm] = {
@@ -58,6 +66,8 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm(SINGLE_TASK, "stem and one head, a student a task, no teachers", per_task=True),
         Arm("multi-task", "stem and heads, no teachers"),
+        Arm("invpt", "stem and InvPT's decoder of all tasks, no teachers", decoder="invpt"),
+        Arm("mlore", "stem and MLoRE's decoder of all tasks, no teachers", decoder="mlore"),
         Arm("teacher:<name>", "one teacher's frozen cached features under the same heads", frozen_features=True),
         Arm(ORACLE, "each task's best teacher:<name>, which a study picks", derived=True),
         Arm("teachers", "all teachers' frozen cached features through routers", frozen_features=True),
@@ -78,8 +88,12 @@ def find_arm(name: str) -> Arm:
 
 
 def teachers_read(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers whose cached features a run of this recipe reads in training."""
+    """The teachers whose cached features a run of this recipe reads in training.
+
+    Raises `UserError` for an arm that needs teachers and has none, or has a decoder and can have none.
+    """
     arm = find_arm(recipe.arm)
+    decoder_of(recipe)
     if recipe.arm.startswith(TEACHER_PREFIX):
         return (recipe.arm.removeprefix(TEACHER_PREFIX),)
     # routers and heads have no part in the distillation loss: where they alone train, it would change nothing
@@ -88,6 +102,29 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     if (arm.distils or arm.frozen_features) and not recipe.teachers:
         raise UserError(f"arm {recipe.arm} needs teachers: name them in the recipe, teachers = [...]")
     return recipe.teachers if needed else ()
+
+
+def decoder_of(recipe: Recipe) -> DecoderConfig | None:
+    """What decodes all tasks of a recipe together; None where each has a head.
+
+    Raises `UserError` for a decoder on an arm that has none or has another, and for sizes that it cannot have.
+    """
+    arm, options = find_arm(recipe.arm), recipe.student
+    if options.decoder != "none" and not arm.takes_decoder:
+        able = [row.name for row in ARMS.values() if row.takes_decoder]
+        raise UserError(
+            f"student.decoder = {options.decoder!r}: arm {recipe.arm} has no student that predicts all tasks; "
+            f"a decoder of all tasks goes with {', '.join(able)}"
+        )
+    if arm.decoder and options.decoder not in ("none", arm.decoder):
+        raise UserError(f"student.decoder = {options.decoder!r}: arm {recipe.arm} has its own; leave the decoder out")
+    name = arm.decoder or options.decoder
+    if name == "none":
+        return None
+    try:
+        return DECODERS[name](**getattr(options, name).model_dump())
+    except ValueError as error:
+        raise UserError(f"student.{error}") from None
 
 
 def parts_read(recipe: Recipe) -> tuple[str, ...]:
@@ -146,6 +183,21 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
     built = teachers_built(recipe)
     widths, depths = {name: _widths(store, name) for name in built}, {name: _depths(store, name) for name in built}
     return model_of(recipe, store.spec.size, widths, tasks, depths, matches_of(recipe, store))
+
+
+def check_decoder(recipe: Recipe, trained_on: Store, tasks: Sequence[Task], seen: Store | None = None) -> None:
+    """Raise `UserError` where a recipe's decoder of all tasks cannot be built for the views of the store `trained_on`,
+    or, built for them, cannot see those of `seen`."""
+    if decoder_of(recipe) is None or not tasks:
+        return
+    with torch.device("meta"):
+        model = build_model(recipe, trained_on, tasks)
+    fixed = model.fixed_size if isinstance(model, StudentNetwork) else None
+    if fixed and seen and seen.spec.size != fixed:
+        raise UserError(
+            f"{seen.name} has views of {seen.spec.size[0]}x{seen.spec.size[1]} px, but arm {recipe.arm}'s decoder has "
+            f"routers for the grid of {fixed[0]}x{fixed[1]} px, on which it trains, and takes no other: make both alike"
+        )
 
 
 def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
@@ -220,8 +272,14 @@ def model_of(
         head=options.head,
         tasks=tuple(tasks),
         matches=dict(matches or {}),
+        decoder=decoder_of(recipe),
     )
-    return StudentNetwork(config)
+    if config.decoder is None:
+        return StudentNetwork(config)
+    try:
+        return StudentNetwork(config)
+    except ValueError as error:
+        raise UserError(f"the student of recipe {recipe.name} cannot be built: {error}") from None
 
 
 def stem_of(recipe: Recipe, size: tuple[int, int]) -> StudentNetwork:
@@ -240,6 +298,8 @@ def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
         depth=options.depth,
         heads=options.heads,
         checkpointing=recipe.student.checkpointing,
+        class_token=options.class_token,
+        drop_path=options.drop_path,
     )
 
 
@@ -254,7 +314,7 @@ def initialize(recipe: Recipe, model: nn.Module) -> None:
         _go_on_from(recipe.init, model)
     elif source := recipe.student.stem.weights:
         try:
-            where = load_vit(model.stem, source)
+            where = load_vit(model.stem, source, model.final_norm if model.decoder else None)
         except (ValueError, OSError) as error:
             raise UserError(f"student.stem.weights = {source!r}: {error}") from error
         if where:
@@ -262,7 +322,7 @@ def initialize(recipe: Recipe, model: nn.Module) -> None:
 
 
 def _go_on_from(source: str, model: StudentNetwork) -> None:
-    """Load a saved student's stem and paths; its routers and heads stay behind."""
+    """Load a saved student's stem and paths; its routers, heads and decoder stay behind."""
     try:
         saved = Student.from_pretrained(source)
         kept = {name: value for name, value in saved.network.state_dict().items() if not name.startswith(STAGE2_PARTS)}

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
+from cache.format.spec import SourceSpec
 from cache.store import Store, find_stores
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -98,6 +100,8 @@ def choose(features: Path | str, dataset: str | None = None) -> Choice:
         held = ", ".join(store.name for store in stores if store.spec.dataset == (dataset or names[0]))
         raise UserError(f"no training split below {features} holds a finished teacher ({held}): make cache TEACHER=...")
     distill = max(taught, key=lambda one: (len(one.teachers), one.rows))
+    _refuse_several(features, distill, stores)
+    _say_left_out(distill)
     alike = [one for one in sources if one.store.spec.size == distill.store.spec.size and one.store.spec.labels]
     labelled = [one for one in alike if one in training]
     scored = {one.store.spec.split: one for one in alike if one.store.spec.split in EVALUATION}
@@ -105,13 +109,43 @@ def choose(features: Path | str, dataset: str | None = None) -> Choice:
 
 
 def _source(store: Store) -> Source:
-    """A store with the most views in which some teacher is complete, or else as many as its source has."""
+    """A store with the views in which the most teachers are complete, and of these views the most; without a complete
+    teacher, as many as its source has."""
     complete = next((v for v in range(store.num_views, 0, -1) if store.is_complete(SOURCE, v)), 0)
-    for views in range(complete, 0, -1):
-        names = [name for name in store.teachers if _is_teacher(store, name)]
-        if teachers := tuple(name for name in names if store.is_complete(teacher_part(name), views)):
-            return Source(store, views, teachers)
-    return Source(store, complete, ())
+    names = [name for name in store.teachers if _is_teacher(store, name)]
+    found = [Source(store, views, _complete(store, names, views)) for views in range(complete, 0, -1)]
+    return max(found, key=lambda one: len(one.teachers), default=Source(store, complete, ()))
+
+
+def _complete(store: Store, teachers: Sequence[str], views: int) -> tuple[str, ...]:
+    return tuple(name for name in teachers if store.is_complete(teacher_part(name), views))
+
+
+def _say_left_out(chosen: Source) -> None:
+    """Name the teachers of a store that are not complete, and the views that only some of its teachers have."""
+    store, teachers = chosen.store, chosen.teachers
+    for name in store.teachers:
+        if name not in teachers and _is_teacher(store, name):
+            say(f"{store.name}: {name} is not finished and is left out; the same `make cache` again finishes it")
+    if more := _complete(store, teachers, chosen.views + 1) if store.num_views > chosen.views else ():
+        say(f"{store.name}: {chosen.views} views, which all teachers have; {', '.join(more)} would have more")
+
+
+def _refuse_several(features: Path | str, chosen: Source, stores: Sequence[Store]) -> None:
+    """Raise `UserError` where other stores hold the same split at the same size: a recipe could mean any of them."""
+    spec = chosen.store.spec
+    alike = [one for one in stores if (one.spec.dataset, one.spec.split, one.spec.size) == _asked(spec)]
+    if len(alike) > 1:
+        names = "".join(f"\n  {one.name}  ({one.spec.num_samples} samples)" for one in alike)
+        raise UserError(
+            f"several caches of {spec.dataset}/{spec.split} at {chosen.size} below {features}, such as a trial with "
+            f"LIMIT and the whole. Move or delete all but one of them, or cache below another folder (OUT=):{names}"
+        )
+
+
+def _asked(spec: SourceSpec) -> tuple[str, str, tuple[int, int]]:
+    """What a recipe says of a cache."""
+    return spec.dataset, spec.split, spec.size
 
 
 def _is_teacher(store: Store, name: str) -> bool:
@@ -121,7 +155,6 @@ def _is_teacher(store: Store, name: str) -> bool:
 
 def recipe_text(choice: Choice, on_gpu: bool) -> str:
     """The recipe for `choice` as TOML with comments; on_gpu: whether it will train on a GPU."""
-    size = choice.distill.store.spec.size
     teachers = ", ".join(f'"{name}"' for name in choice.teachers)
     steps, batch = _steps(choice.distill.rows, on_gpu, stage1=True)
     lines = [
@@ -132,7 +165,7 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
         *(['precision = "bf16-mixed"'] if on_gpu else ["boundary = { thresholds = 19 }  # 99 as published; slower"]),
         "checkpoint_every = 100",
         "",
-        *_stem(size, on_gpu),
+        *_stem(choice.distill.store.spec, on_gpu),
         "",
         "[distill]",
         f"data = {choice.distill.table()}",
@@ -152,7 +185,8 @@ def recipe_text(choice: Choice, on_gpu: bool) -> str:
     return f"{HEAD}{_digest(body)}\n{body}"
 
 
-def _stem(size: tuple[int, int], on_gpu: bool) -> list[str]:
+def _stem(views: SourceSpec, on_gpu: bool) -> list[str]:
+    size = views.size
     if on_gpu and not any(side % 16 for side in size):
         return [
             "[student.stem]",
@@ -166,9 +200,11 @@ def _stem(size: tuple[int, int], on_gpu: bool) -> list[str]:
             "cache at another SIZE, or write a recipe with a patch of your own"
         )
     patch = next((p for p in fits if size[0] * size[1] <= MAX_TOKENS * p * p), fits[-1])
+    has_seen = views.dataset == "rooms" and patch == 8
     return [
-        "[student.stem]  # a narrow ViT, trained from noise",
+        "[student.stem]  # a narrow ViT",
         'name = "custom"',
+        'weights = "mini-vit"  # ships: it has seen rooms, and no label' if has_seen else "# trained from noise",
         f"patch_size = {patch}  # px",
         "width = 96",
         "depth = 6",
@@ -225,8 +261,12 @@ def save_recipe(choice: Choice, path: Path) -> Path:
     path.write_text(text)
     tasks = ""
     if choice.finetune:
-        tasks = f", then {', '.join(choice.finetune.store.spec.labels)} on {choice.finetune.store.name}"
-    say(f"{path}: {', '.join(choice.teachers)} from {choice.distill.store.name}{tasks}. Edit it to change the choice")
+        where = "it" if choice.finetune == choice.distill else choice.finetune.store.name
+        tasks = f", then trains {', '.join(choice.finetune.store.spec.labels)} on {where}"
+    say(
+        f"{path}, written for the caches that are there: distils {', '.join(choice.teachers)} from "
+        f"{choice.distill.store.name}{tasks}. Edit it to change the choice"
+    )
     return path
 
 

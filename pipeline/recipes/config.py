@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.recipes.strict import Strict, validated
+from pipeline.recipes.tables import Boundary, LoaderOptions, Loss, Optimizer, Schedule, StudentOptions
 from sak_common.differences import NOTHING, differences
 from sak_common.names import unknown
 
@@ -70,104 +71,6 @@ class ProbeData(Data):
     every: int = Field(ge=1, description="steps between probes; the last step has one, too")
     rows: int = Field(64, ge=2, description="every other one is fitted on, the others are scored")
     keep: str | None = Field(None, description="a task: its best checkpoint by probe is kept in best-by-probe/")
-
-
-class Stem(Strict):
-    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions."""
-
-    name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
-    weights: str | None = Field(
-        None, description="'hub', 'mini-vit' (ships, for rooms), a file or FILE::KEY; untrained when absent or ''"
-    )
-    patch_size: int | None = Field(None, ge=1, description="px; this and the next three for custom alone")
-    width: int | None = Field(None, ge=8)
-    depth: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
-
-
-class StudentOptions(Strict):
-    """The student's structure; teachers' widths are read from the caches."""
-
-    stem: Stem = Stem()
-    levels: tuple[int, ...] | None = Field(None, description="tapped blocks; four evenly spaced when absent")
-    adapter: Literal["standard", "none", "lora"] = "standard"
-    aligner: bool = Field(True, description="a linear layer from each path to its teacher's width")
-    router: Literal["mor", "token", "none"] = "mor"
-    head: Literal["sak", "linear", "dpt"] = "sak"
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass; changes no bit")
-
-
-class Optimizer(Strict):
-    """AdamW."""
-
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; none when absent")
-
-
-class Schedule(Strict):
-    """Learning rate over steps: linear warm-up, then cosine to `final_lr` or polynomial decay to 0."""
-
-    kind: Literal["cosine", "polynomial", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    warmup_lr: float = Field(1.25e-7, ge=0)
-    final_lr: float = Field(0.0, ge=0)
-    power: float = Field(0.9, gt=0)
-
-
-class Loss(Strict):
-    """Distillation: `kind` of teachers' features, what is added to it, weights. Its sum with the task losses."""
-
-    kind: Literal["cos+l1", "cos", "l2", "relational"] = "cos+l1"
-    relational: float = Field(0.0, ge=0, description="weight of the relational loss beside `kind`")
-    level_weights: dict[str, float | tuple[float, ...]] = Field(
-        default_factory=dict, description="of a teacher's distillation losses, one for all or one a level"
-    )
-    match_levels: dict[str, tuple[int, ...]] | None = Field(
-        None,
-        description="of a teacher's levels, the student's level (0 is the shallowest) that each is compared with; the "
-        "nearest in depth when absent, and the same one where there are as many",
-    )
-    class_tokens: dict[str, float | tuple[float, ...]] = Field(
-        default_factory=dict,
-        description="teachers whose class token is a further target, with that loss's weight, one for all or one a "
-        "level; read from caches made with --prefix",
-    )
-    balance: Literal["none", "standardize", "phi-s"] = "none"
-    drop_teachers: float = Field(0.0, ge=0, le=1, description="probability of dropping a teacher a row, as UNIC does")
-    alpha: float = Field(1.0, ge=0, description="weight of the distillation loss beside the task losses")
-    task_weights: dict[str, float] = Field(default_factory=dict, description="in place of the tasks' own")
-    normalizers: Literal["step", "process"] = Field(
-        "step",
-        description="losses' pixel counts and class weights: over a step's rows on all processes, or (as published) "
-        "over each process's own; a part of an accumulated step always has its own",
-    )
-
-
-class LoaderOptions(Strict):
-    """How rows are read from the cache; see `cache.Loader`."""
-
-    shuffle: Literal["exact", "block"] = Field(
-        "exact",
-        description="order of rows: any after any, or runs of neighbours shuffled through a buffer, for networks and "
-        "spinning disks; each process then has blocks of its own",
-    )
-    buffer_rows: int = Field(512, ge=1, description="rows that block order shuffles among each other, a process")
-    direct: bool = Field(
-        False,
-        description="read the cache past the page cache (O_DIRECT): for a store on a fast disk of this machine that "
-        "memory cannot hold; changes no bit",
-    )
-
-
-class Boundary(Strict):
-    """How boundaries are scored: as published for the data set unless said."""
-
-    thresholds: int = Field(99, ge=1, description="k / (thresholds + 1), k = 1 .. thresholds")
-    max_dist: float | None = Field(
-        None, gt=0, description="largest distance of a match, share of the diagonal; absent: 0.0075, on nyud 0.011"
-    )
 
 
 class Recipe(Strict):

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
+from cache.format.spec import SourceSpec
 from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
 from pipeline.recipes.config import Data, Recipe
+from sak_core.datasets import DATASETS
 from sak_core.tasks import KINDS, Task, published_weight
 
 REGISTERS = "registers"
@@ -19,6 +21,9 @@ REGISTERS = "registers"
 
 BENCHMARKS = ("nyud", "pascal_context")
 """Data sets whose tasks have published weights."""
+
+DESCRIBED = "labelled"
+"""The row of `DATASETS` that opens folders with a `dataset.toml`, which call themselves as they like."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -72,10 +77,17 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
 
 
 def _make_cache(data: Data, size: tuple[int, int] | None, teachers: Sequence[str]) -> str:
-    """The command that makes what is missing."""
-    words = [*([f"TEACHER={','.join(teachers)}"] if teachers else []), f"DATASET={data.dataset}", f"SPLIT={data.split}"]
+    """The command that makes what is missing; a data set of another name than `DATASETS` has is a described one."""
+    dataset = data.dataset if data.dataset in DATASETS else DESCRIBED
+    words = [*([f"TEACHER={','.join(teachers)}"] if teachers else []), f"DATASET={dataset}"]
+    words += [*(["ROOT=DIR"] if DATASETS[dataset].needs_root else []), f"SPLIT={data.split}"]
     words += [*([f"SIZE={size[0]}x{size[1]}"] if size else []), f"VIEWS={data.views}"]
     return " ".join(["make cache", *words])
+
+
+def row_of(spec: SourceSpec) -> str:
+    """The row of `DATASETS` that the store's data set is opened by; a description's own name says nothing of it."""
+    return DESCRIBED if "coding" in spec.dataset_info else spec.dataset
 
 
 def training_store(features: Path | str, recipe: Recipe, teachers: Sequence[str]) -> Store:
@@ -151,8 +163,7 @@ def store_tasks(
 
 
 def _own_weight(store: Store, task: str) -> float:
-    coding = store.spec.dataset_info.get("coding")
-    if coding is None and store.spec.dataset in BENCHMARKS:
+    if row_of(store.spec) in BENCHMARKS:
         return published_weight(task)
-    described = (coding or {}).get(task, {}).get("weight")
+    described = store.spec.dataset_info.get("coding", {}).get(task, {}).get("weight")
     return KINDS[store.spec.labels[task].kind].weight if described is None else float(described)

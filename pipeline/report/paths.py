@@ -26,7 +26,7 @@ from pipeline.studies.sheets import shared_pca
 from pipeline.training.few_rows import few_rows, spread_over
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
-from sak_core.interfaces.teacher import TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.losses.rows import on_finer_grid
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize

@@ -179,7 +179,7 @@ def load_weights(run: Path, model: nn.Module) -> None:
 
 
 def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) -> None:
-    """Load a stage-1 run's scored weights into a stage-2 student, whose routers and heads stay as initialised.
+    """Load a stage-1 run's scored weights into a stage-2 student, whose routers, heads and decoder stay as initialised.
 
     image_size: (H, W) in px of the run's views; a position embedding of another size is resampled. Raises `UserError`
     where the rest does not fit.

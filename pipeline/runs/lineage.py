@@ -9,26 +9,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import nn
 
+from cache.codecs.fidelity import Fidelity
 from cache.store import Store
 from pipeline import runs
 from pipeline.console import is_silent
 from pipeline.errors import UserError
+from pipeline.probes.kept import kept_losses
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
 
+class ProbedFeatures(Strict):
+    """What caching a teacher's features costs. cosine: the lowest token cosine of a level, plain or with the mean
+    removed. losses: by task what its probe loses, `pipeline.probes.loss.Loss.to_dict`."""
+
+    codec: str
+    cosine: float
+    losses: dict[str, dict[str, Any]]
+
+
 class TeacherOrigin(Strict):
-    """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs."""
+    """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs.
+
+    probed: where its cache has probes.
+    """
 
     name: str
     library: str
     model: str
     weights: str
     licence: str
+    probed: ProbedFeatures | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were probes, where there are none."""
+        values: dict[str, Any] = as_it_is(self)
+        return values if self.probed else {key: value for key, value in values.items() if key != "probed"}
 
     @property
     def is_random(self) -> bool:
@@ -114,4 +135,15 @@ def read(run: Path) -> Lineage:
 
 def _teacher(store: Store, name: str) -> TeacherOrigin:
     facts = store.teacher(name).provenance["teacher"]
-    return TeacherOrigin(name=name, **{key: facts[key] for key in ("library", "model", "weights", "licence")})
+    known = {key: facts[key] for key in ("library", "model", "weights", "licence")}
+    return TeacherOrigin(name=name, **known, probed=_probed(store, name))
+
+
+def _probed(store: Store, name: str) -> ProbedFeatures | None:
+    losses = {task: loss.to_dict() for task, loss in kept_losses(store, name).items()}
+    if not losses:
+        return None
+    info = store.teacher(name)
+    arrays = store.calibration(name, [f"{level.array}/fidelity" for level in info.levels if not level.prefix]) or {}
+    cosines = [min(f.cosine, f.centred_cosine) for f in map(Fidelity.from_array, arrays.values())]
+    return ProbedFeatures(codec=info.levels[0].codec, cosine=min(cosines), losses=losses)

@@ -27,7 +27,7 @@ from sak_common.errors import SakError
 if TYPE_CHECKING:
     from pipeline.training.devices import Execution
 
-SAME_ROWS = ("data", "seed", "batch_size", "accumulate", "loader", "source")
+SAME_ROWS = ("stage", "data", "seed", "batch_size", "accumulate", "loader", "source")
 """The keys of a recipe that decide which rows come in which order."""
 
 
@@ -61,16 +61,21 @@ Failed = dict[Path, str]
 def _train_all(
     study: Study, jobs: Sequence[Job], places: runs.Places, workers: int, share_reads: int, devices: int
 ) -> Failed:
-    """Train and score all jobs, stage 1 first; a run that fails leaves the others to be trained."""
+    """Train and score all jobs; a run that fails leaves the others to be trained.
+
+    Stage 1 comes first, and beside it what needs none, so that no worker waits for another's distillation.
+    """
     distilled = {job.stage1: job for job in jobs if job.distill}
-    calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
-    failed = _run_all(calls, workers, share_reads, devices)
     split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
-    calls = [(_single_job, single, study, places) for singles in split.values() for single in singles]
+    calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
+    calls += [(_single_job, single, study, places) for singles in split.values() for single in singles]
+    calls += [(_finetune_job, job, study, places) for job in jobs if not job.stage1 and job.run not in split]
+    failed = _run_all(calls, workers, share_reads, devices)
+    calls = []
     for job in jobs:
         if job.stage1 in failed:
             failed[job.run] = f"its stage 1, {job.stage1.name}, failed"
-        elif job.run not in split:
+        elif job.stage1:
             calls.append((_finetune_job, job, study, places))
     failed |= _run_all(calls, workers, share_reads, devices)
     for run, singles in split.items():
@@ -134,14 +139,14 @@ def _run_group(group: Sequence[Call], devices: int) -> Failed:
 
     if len(group) == 1:
         return _attempt(group[0], Execution(devices))
-    from pipeline.training.together import Share, run_together
+    from pipeline.training.shared_reads import Share, run_sharing
 
     say(f"side by side, from one read: {', '.join(call[1].label for call in group)}")
 
     def work(call: Call) -> Callable[[Share], Failed]:
         return lambda share: _attempt(call, Execution(share=share))
 
-    found = run_together([work(call) for call in group], _recipe(group[0]).accumulate)
+    found = run_sharing([work(call) for call in group], _recipe(group[0]).accumulate)
     return {run: why for failed in found for run, why in failed.items()}
 
 

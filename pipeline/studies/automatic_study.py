@@ -11,6 +11,7 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.automatic import EVALUATION, Choice, choose, missing_labels, save_recipe
 from pipeline.recipes.config import Data, Study
+from pipeline.runs import write_atomically
 from sak_core.datasets import DATASETS
 
 PREPARED = 200
@@ -49,6 +50,14 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
         baseline="multi-task",
         test=Data(dataset=tested.store.spec.dataset, split=split, size=tested.size),
     )
+
+
+def write_study(features: Path | str, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
+    """As `automatic_study`, kept as a file below `runs`."""
+    study = automatic_study(features, runs, dataset, prepares)
+    runs.mkdir(parents=True, exist_ok=True)
+    write_atomically(runs / f"{study.name}.toml", study_text(study))
+    return study
 
 
 def study_text(study: Study) -> str:

@@ -100,7 +100,9 @@ def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, An
 def _same_training(a: Recipe, b: Recipe) -> bool:
     """Whether two stage-1 recipes compute the same: what only stage 2 reads is left aside."""
     stage2_only: dict[str, Any] = {"tasks": True, "boundary": True, "stage1": True}
-    stage2_only |= {"loss": {"alpha", "task_weights"}, "student": {"router", "head"}}
+    beside_tasks = {"boundary_positives", "initial", "expert_balance"}
+    stage2_only |= {"loss": {"alpha", "task_weights", *beside_tasks}}
+    stage2_only |= {"student": {"router", "head", "decoder", "invpt", "mlore"}}
     if a.validate_every is None and b.validate_every is None:
         stage2_only["validation"] = True  # nothing is chosen by it
     left, right = (r.model_dump(mode="json", exclude=stage2_only) for r in (a, b))

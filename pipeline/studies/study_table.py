@@ -97,8 +97,10 @@ def _entry(tasks: Sequence[Task], tested: SourceSpec, group: Sequence[Job], fail
     done = [job for job in group if job.run not in failed]
     kept = [read_scores(job.run, tested) for job in done]
     scores = [_primary(tasks, found["scores"]) for found in kept if found]
-    missing = [f"seed {job.seed} failed ({failed[job.run]})" for job in group if job.run in failed]
-    return Entry(scores, [runs.read_results(job.run) for job in done], "; ".join(missing))
+    notes = [f"seed {job.seed} failed ({failed[job.run]})" for job in group if job.run in failed]
+    begun = dict.fromkeys(job.distill.init for job in group if job.distill and job.distill.init)
+    notes += [f"stage 1 goes on from {name}, which was trained before" for name in begun]
+    return Entry(scores, [runs.read_results(job.run) for job in done], "; ".join(notes))
 
 
 def _no_gain(name: str, baseline: Mapping[str, float | None]) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline import runs
 from pipeline.console import warn
-from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import check_decoder, find_arm, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import store_tasks, training_store
 from pipeline.runs.origin import validation_store
@@ -20,11 +20,12 @@ INITIAL_SHARE = 0.1
 
 def check_validation(recipe: Recipe, places: runs.Places) -> None:
     """Raise `UserError` where the split that a run is validated on, or what chooses its best checkpoint, is not there
-    or does not belong to what it trains on."""
+    or does not belong to what it trains on, and where a decoder of all tasks does not fit its views."""
     store = training_store(places.features, recipe, parts_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights) if recipe.stage == "finetune" else []
     if not find_arm(recipe.arm).per_task:  # each of its students has its own
         validation_of(recipe, tasks, lambda model: {})
+        check_decoder(recipe, store, tasks)
     if (validated := validation_store(recipe, places.features)) is None:
         return
     if recipe.stage == "finetune":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Execution:
     """devices: processes side by side, a GPU each where there are GPUs, else on the CPU.
     wandb: whether Weights & Biases is told, too.
-    share: what a run passes its loader through; pipeline.training.together gives it shared batches.
+    share: what a run passes its loader through; pipeline.training.shared_reads gives it shared batches.
     """
 
     devices: int = 1

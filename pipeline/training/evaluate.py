@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +16,20 @@ from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.store import Store
 from pipeline import runs
-from pipeline.console import progress, say, start_worker, warn
+from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, find_arm, run_model, teachers_read
-from pipeline.recipes.config import Boundary, Data, Recipe
-from pipeline.recipes.stores import find_store, store_tasks, training_store, warn_of_random
+from pipeline.recipes.arms import build_model, check_decoder, find_arm, run_model, teachers_read
+from pipeline.recipes.config import Data, Recipe
+from pipeline.recipes.stores import find_store, row_of, store_tasks, training_store, warn_of_random
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
+from pipeline.training.scoring import Details, Scores, is_distributed, metric_of, score
 from sak_common.differences import differences
-from sak_core.boundary import even_thresholds
-from sak_core.metrics import BoundaryMetric, TaskMetric
-from sak_core.metrics.boundary import ImageMap
-from sak_core.tasks import Task, published_max_dist
+from sak_core.tasks import Task
 from sak_core.tasks.constant import ConstantPredictor
-from sak_core.tasks.own_units import own_label, own_output
+from sak_core.tasks.own_units import own_label
 
 EVALUATION_BATCH = 16
-POOL_FROM = 500_000_000
-"""Pixels times thresholds from which on boundaries are scored by several processes: 20 s of one."""
-Scores = dict[str, dict[str, float | None]]
-"""Every score of every task: {task: {score: value}}; the primary one is `task.score`. None where it is no number: no
-pixel has a label, or the model gives none."""
-Details = dict[str, dict[str, Any]]
-"""What a report can draw, by task: "per_image" {sample id: its own primary score, None without valid pixels}, and for
-classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the truth)."""
 
 
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
@@ -147,8 +132,9 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
                 f"{task.name} is not the same task in {trained_on.name} ({here.kind}, {len(here.classes)} classes) and "
                 f"in {loader.store.name} ({there.kind}, {len(there.classes)} classes): classes must agree in order"
             )
-        _metric(task, recipe.boundary, loader.store.spec.dataset)
+        metric_of(task, recipe.boundary, row_of(loader.store.spec))
     check_same_teachers(trained_on, loader.store, _features_read(recipe))
+    check_decoder(recipe, trained_on, tasks, loader.store)
 
 
 def check_same_teachers(one: Store, other: Store, teachers: Sequence[str]) -> None:
@@ -236,88 +222,6 @@ def constant_scores(recipe: Recipe, test: Data, places: runs.Places) -> Scores:
     return {task.name: scores.get(task.name, {task.score: None}) for task in tasks}
 
 
-def score(
-    tasks: Sequence[Task],
-    boundary: Boundary,
-    store: Store,
-    predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]],
-    *,
-    in_own_units: bool = False,
-) -> tuple[Scores, Details]:
-    """Scores and details of raw outputs by task against their batches' labels, samples of `store`.
-
-    What views scaled for the network is scaled back first, labels and outputs alike: scores are in the units of the
-    images themselves. in_own_units: whether the outputs are so already.
-    Warns of a task without a single labelled pixel; its scores are None.
-    """
-    samples: list[int] = []
-    with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
-        metrics = {task.name: _metric(task, boundary, store.spec.dataset, image_map) for task in tasks}
-        for batch, outputs in predictions:
-            samples += batch.samples.tolist()
-            scales = stored_scales(tasks, store, batch)
-            for task in tasks:
-                output, label = outputs[task.name], own_label(task, batch.labels[task.name], scales)
-                own = output if in_own_units else own_output(task, output, scales)
-                metrics[task.name].to(own.device).update(own, label)
-    scores = {name: _numbers(metric.compute()) for name, metric in metrics.items()}
-    ids = [store.ids(sample)[0] for sample in _of_all_processes(samples)]
-    details = {task.name: _details(task, metrics[task.name], ids) for task in tasks}
-    for name, told in details.items():
-        if all(own is None for own in told["per_image"].values()):
-            warn(f"{name}: no pixel of these {len(ids)} samples has a label to be scored by; it has no scores")
-    return scores, details
-
-
-def _numbers(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Scores, None where one is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def _details(task: Task, metric: TaskMetric, ids: Sequence[str]) -> dict[str, Any]:
-    told = metric.details()
-    told["per_image"] = dict(zip(ids, told["per_image"], strict=True))
-    if "per_class" in told:
-        told["per_class"] = dict(zip(task.class_keys, told["per_class"], strict=True))
-    return told
-
-
-def _of_all_processes(samples: list[int]) -> list[int]:
-    """The samples that each process scored, in the processes' order: that of the metrics' images."""
-    if not _distributed():
-        return samples
-    parts: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, samples)
-    return [sample for part in parts for sample in part]
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _metric(task: Task, boundary: Boundary, dataset: str, image_map: ImageMap = map) -> TaskMetric:
-    if task.kind == "boundary":
-        max_dist = boundary.max_dist or published_max_dist(dataset)
-        return BoundaryMetric(max_dist, even_thresholds(boundary.thresholds), image_map=image_map)
-    return task.metric()
-
-
-@contextmanager
-def side_by_side(tasks: Sequence[Task], boundary: Boundary, store: Store) -> Iterator[ImageMap]:
-    """How a batch's images are scored for boundaries: by worker processes where that is a matter of minutes."""
-    height, width = store.spec.size
-    work = height * width * boundary.thresholds * store.spec.num_samples
-    workers = (os.cpu_count() or 1) // (torch.distributed.get_world_size() if _distributed() else 1)
-    if workers <= 1 or work < POOL_FROM or not any(task.kind == "boundary" for task in tasks):
-        yield map
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _predictions(
     model: nn.Module, recipe: Recipe, loader: Loader, advance: Callable[..., None]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
@@ -357,7 +261,7 @@ def evaluation_loader(
 ) -> Loader:
     """The samples of a store in order, this process's share, the last batches padded; `prefixes` as in `Loader`."""
     # several processes share the samples; their metrics' sums meet when scores are computed
-    shared = _distributed()
+    shared = is_distributed()
     return Loader(
         store,
         teachers,

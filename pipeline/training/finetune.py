@@ -42,7 +42,7 @@ from pipeline.training.scales import seen_labels
 from pipeline.training.targets import Targets
 from pipeline.training.validation import Values, measure, validation_of
 from pipeline.training.watch import StepResult
-from sak_core.losses.step import task_losses
+from sak_core.losses.step import load_balance, task_losses
 from sak_core.student.parts import freeze
 from sak_core.tasks import Task
 from sak_core.tasks.losses import OverRanks, labelled_rows
@@ -99,7 +99,8 @@ def _finetune(
     matches = matches_of(recipe, store)
     if stage1 is not None:
         _check_matches(stage1, matches)
-    fabric = start(recipe, execution)
+    # where a decoder reads a task's own maps at some levels alone, paths may have norms that nothing reads
+    fabric = start(recipe, execution, unused=recipe.student.decoder != "none")
     say_matches(matches)
     model = build_model(recipe, store, tasks)
     seconds, untrained = 0.0, set(random_teachers(store, teachers))
@@ -121,7 +122,7 @@ def _finetune(
     def measured(scored: nn.Module) -> Values:
         assert recipe.validation
         rows = open_evaluation(recipe, tasks, recipe.validation, places, EVALUATION_BATCH)
-        alone = partial(_loss, recipe, tasks, None, rows.store, None)
+        alone = partial(_loss, recipe, tasks, None, rows.store, None, beside=False)
         return measure(scored, rows, alone, tasks, recipe.boundary)
 
     validation = validation_of(recipe, tasks, measured)
@@ -197,10 +198,20 @@ def _loss(
     model: nn.Module,
     batch: Batch,
     step: int,
+    beside: bool = True,
 ) -> StepResult:
+    """beside: whether losses of a decoder beside the tasks' own count, as they do in training alone."""
     noise = noise_of(recipe, batch, store.spec.num_samples, step)
     output = run_model(recipe, model, batch, noise)
-    total, terms = task_losses(tasks, output.outputs, seen_labels(tasks, store, batch), over_ranks)
+    labels = seen_labels(tasks, store, batch)
+    total, terms = task_losses(tasks, output.outputs, labels, over_ranks, recipe.loss.boundary_positives)
+    if beside and output.initial:
+        own, initial = task_losses(tasks, output.initial, labels, over_ranks, recipe.loss.boundary_positives)
+        total = total + recipe.loss.initial * own
+        terms |= {f"initial/{name}": recipe.loss.initial * term for name, term in initial.items()}
+    if beside and output.routes:
+        terms["experts/balance"] = recipe.loss.expert_balance * load_balance(output.routes, over_ranks)
+        total = total + terms["experts/balance"]
     if targets is not None:
         distillation, by_level = targets(output, batch, noise, over_ranks)
         total = total + recipe.loss.alpha * distillation
@@ -213,4 +224,5 @@ def _loss(
     labelled = {task.name: labelled_rows(batch.labels[task.name]).any() for task in tasks}
     if over_ranks is not None:  # a process's term is its share of all processes' pixels, and may be 0
         labelled = {name: over_ranks(found.float()) > 0 for name, found in labelled.items()}
+    labelled |= {f"initial/{name}": found for name, found in labelled.items()}
     return StepResult(total, terms, output, probe, labelled)

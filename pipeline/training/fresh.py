@@ -34,7 +34,8 @@ BATCHES_AHEAD = 2
 class FreshBatches(FollowingBatches):
     """A loader's rows in fresh views, decoded by processes a few batches ahead.
 
-    An image is compared with the store's record of it when the run first decodes it; a changed one is a `UserError`.
+    A sample's image and labels are compared with the store's when the run first decodes them, also where it goes on in
+    views that the store does not keep; changed ones are a `UserError`.
     One iteration runs at a time, and goes on after the batch that was given last; `set_epoch` begins an epoch.
     """
 
@@ -77,7 +78,10 @@ class FreshBatches(FollowingBatches):
             requests, first = self._requests(number), start if number == epoch else 0
             rows = zip(requests.samples[first:].ravel().tolist(), requests.views[first:].ravel().tolist(), strict=True)
             for sample, view in rows:
-                yield Task(range(sample, sample + 1), (view,), digests=not self._is_compared[sample])
+                is_new = not self._is_compared[sample]
+                # labels of a view that the store does not keep have none beside them to be compared with
+                beside = (0,) if is_new and self._labels and view >= self._store.num_views else ()
+                yield Task(range(sample, sample + 1), (view, *beside), digests=is_new)
 
     def _requests(self, epoch: int) -> Requests:
         return fresh_requests(epoch_requests(self._valid, self._config, epoch), epoch, self._config.num_views)
@@ -92,7 +96,7 @@ class FreshBatches(FollowingBatches):
             if not self._is_compared[sample]:
                 check_contents(store, block)
                 self._is_compared[sample] = True
-        rows = [arrays for block in blocks for arrays in block.views.values()]
+        rows = [block.views[block.task.views[0]] for block in blocks]
 
         def stacked(path: str) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([row[path] for row in rows]))

@@ -20,7 +20,8 @@ from cache.loading.batch import Batch
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted, stop_requests
-from pipeline.recipes.config import Recipe, Schedule, recipe_differences
+from pipeline.recipes.config import Recipe, recipe_differences
+from pipeline.recipes.tables import Schedule
 from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes
 from pipeline.training.ema import Ema
@@ -49,6 +50,10 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+"""By a recipe's `optimizer.kind`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def train(
     """
     if fabric.world_size > 1:
         model = synchronise_norms(model, fabric.device)
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[recipe.optimizer.kind](
         [p for p in model.parameters() if p.requires_grad],
         lr=recipe.optimizer.lr,
         betas=recipe.optimizer.betas,

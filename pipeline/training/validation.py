@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from pipeline.errors import UserError
-from pipeline.recipes.config import Boundary, Recipe
-from pipeline.training.evaluate import score, without_padding
+from pipeline.recipes.config import Recipe
+from pipeline.recipes.tables import Boundary
+from pipeline.training.evaluate import without_padding
+from pipeline.training.scoring import score
 from pipeline.training.watch import StepLoss
 from sak_common.names import unknown
 from sak_core.tasks import Task

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
-from sak_common.names import UnknownName, unknown
-from sak_core.errors import DatasetError
+from sak_common.names import UnknownName, find, unknown
+from sak_core.errors import DatasetError, FolderNeeded
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 from sak_core.tasks import Task
 
 Size = tuple[int, int]
+Opener = Callable[[str, Path | None, Size | None, str | None], Dataset]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class DatasetRow:
     several_images: whether a sample may hold more images than the input, so that `images` means something.
     """
 
-    open: Callable[[str, Path | None, Size | None, str | None], Dataset]
+    open: Opener
     splits: tuple[str, ...]
     needs_root: bool
     about: str
@@ -46,71 +48,20 @@ def _rooms(split: str, root: Path | None, size: Size | None, images: str | None)
     return Rooms(split, size=size)
 
 
-def _folder(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.folder import ImageFolder
+def _in_folder(target: str) -> Opener:
+    """Opens a data set that lies in a folder. target: "module:class", imported when one is opened."""
 
-    assert root is not None
-    return ImageFolder(root, split)
+    def open_split(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
+        chosen = {} if images is None else {"images": images}
+        dataset: Dataset = resolve_name(f"sak_core.datasets.{target}")(root, split, **chosen)
+        return dataset
 
-
-def _nyud(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.nyud import Nyud
-
-    assert root is not None
-    return Nyud(root, split)
+    return open_split
 
 
-def _pascal_context(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.pascal_context import PascalContext
-
-    assert root is not None
-    return PascalContext(root, split)
-
-
-def _imagenet(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.imagenet import open_imagenet
-
-    assert root is not None
-    return open_imagenet(root, split)
-
-
-def _webdataset(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.webdataset import TarFolder
-
-    assert root is not None
-    return TarFolder(root, split, images)
-
-
-def _hugging_face(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.hugging_face import HuggingFaceFolder
-
-    assert root is not None
-    return HuggingFaceFolder(root, split, images)
-
-
-def _labelled(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
-    from sak_core.datasets.labelled import open_labelled
-
-    assert root is not None
-    return open_labelled(root, split)
-
-
-def _rooms_tasks() -> tuple[Task, ...]:
-    from sak_core.miniature.rooms import Rooms
-
-    return Rooms("train").tasks
-
-
-def _nyud_tasks() -> tuple[Task, ...]:
-    from sak_core.datasets.nyud import TASKS
-
-    return TASKS
-
-
-def _pascal_tasks() -> tuple[Task, ...]:
-    from sak_core.datasets.pascal_context import TASKS
-
-    return TASKS
+def _tasks(module: str) -> Callable[[], tuple[Task, ...]]:
+    """The tasks that a module names, imported when they are asked for."""
+    return lambda: tuple(resolve_name(f"{module}:TASKS"))
 
 
 DATASETS: dict[str, DatasetRow] = {
@@ -119,36 +70,46 @@ DATASETS: dict[str, DatasetRow] = {
         ("train", "val", "test", "unlabelled"),
         False,
         "rendered indoor scenes, six exact labels",
-        tasks=_rooms_tasks,
+        tasks=_tasks("sak_core.miniature.rooms.dataset"),
     ),
-    "folder": DatasetRow(_folder, ("train", "val", "test"), True, "any folder of images, no labels"),
-    "labelled": DatasetRow(_labelled, (), True, "a folder with labels, described by its dataset.toml"),
-    "imagenet": DatasetRow(_imagenet, ("train", "val"), True, "ImageNet-1k as class folders, no labels"),
+    "folder": DatasetRow(
+        _in_folder("folder:ImageFolder"), ("train", "val", "test"), True, "any folder of images, no labels"
+    ),
+    "labelled": DatasetRow(
+        _in_folder("labelled:open_labelled"), (), True, "a folder with labels, described by its dataset.toml"
+    ),
+    "imagenet": DatasetRow(
+        _in_folder("imagenet:open_imagenet"), ("train", "val"), True, "ImageNet-1k as class folders, no labels"
+    ),
     "webdataset": DatasetRow(
-        _webdataset, ("train", "val", "test"), True, "images in WebDataset tars, no labels", several_images=True
+        _in_folder("webdataset:TarFolder"),
+        ("train", "val", "test"),
+        True,
+        "images in WebDataset tars, no labels",
+        several_images=True,
     ),
     "hugging_face": DatasetRow(
-        _hugging_face,
+        _in_folder("hugging_face:HuggingFaceFolder"),
         ("train", "val", "test"),
         True,
         "a Hugging Face dataset on disk, no labels",
         several_images=True,
     ),
     "nyud": DatasetRow(
-        _nyud,
+        _in_folder("nyud:Nyud"),
         ("train", "val"),
         True,
         "NYUD-v2: semseg 40, depth, normals, boundaries (papers' layout)",
         True,
-        tasks=_nyud_tasks,
+        tasks=_tasks("sak_core.datasets.nyud"),
     ),
     "pascal_context": DatasetRow(
-        _pascal_context,
+        _in_folder("pascal_context:PascalContext"),
         ("train", "val"),
         True,
         "PASCAL-Context: semseg 21, human parts 7, saliency, normals, boundaries (papers' layout)",
         True,
-        tasks=_pascal_tasks,
+        tasks=_tasks("sak_core.datasets.pascal_context"),
     ),
 }
 """All datasets, one row each."""
@@ -176,14 +137,12 @@ def open_dataset(
         DatasetError: root missing, not a folder, empty, or not laid out as the dataset is; `images` where samples
             have one image.
     """
-    if name not in DATASETS:
-        raise UnknownName(unknown("dataset", name, DATASETS))
-    row = DATASETS[name]
+    row = find("dataset", name, DATASETS)
     if row.splits and split not in row.splits:
         raise UnknownName(unknown(f"split of {name}", split, row.splits))
     if row.needs_root and root is None:
-        raise DatasetError(f"dataset {name!r} lies in a folder: say which (ROOT=DIR, --root DIR)")
+        raise FolderNeeded(f"dataset {name!r} lies in a folder")
     if images is not None and not row.several_images:
-        raise DatasetError(f"dataset {name!r} has one image a sample: leave --images out")
+        raise DatasetError(f"dataset {name!r} has one image a sample: there is none to choose")
     dataset = row.open(split, root, size, images)
     return dataset if limit is None else FirstSamples(dataset, limit)

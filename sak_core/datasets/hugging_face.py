@@ -41,6 +41,7 @@ class HuggingFaceFolder(Stage1Images):
             cannot be read or are not whole, rows missing, or pyarrow missing.
     """
 
+    name = "hugging_face"
     root: Path
     split: str
     images: str | None = None
@@ -61,11 +62,6 @@ class HuggingFaceFolder(Stage1Images):
     def __reduce__(self) -> tuple[type[HuggingFaceFolder], tuple[Path, str, str | None]]:
         # open tables do not travel to worker processes
         return type(self), (self.root, self.split, self.images)
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "hugging_face"
 
     @property
     def info(self) -> Mapping[str, object]:

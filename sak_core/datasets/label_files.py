@@ -16,6 +16,10 @@ from sak_core.interfaces.dataset import Label
 from sak_core.labels import IGNORE
 
 NAN_ADVICE = "if that marks what is not known, say so by ignore = [nan], or [inf], in dataset.toml"
+NO_DEPTH_ADVICE = (
+    "training takes 0 m and less for truth, and scores leave it out; if it marks what is not known, say so by "
+    "ignore = [0] in dataset.toml"
+)
 ZERO_ADVICE = "a normal has a direction; if 0 marks what is not known, say so by ignore = [0] in dataset.toml"
 
 

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 from sak_core.datasets.folder import as_text, check_root, files_below
 from sak_core.datasets.label_files import LabelFiles
 from sak_core.datasets.labels import check_unique, read_ids, total_size
@@ -234,9 +234,8 @@ def open_labelled(root: Path, split: str) -> LabelledFolder:
     check_root(root)
     description = read_description(root / DESCRIPTION)
     if description.splits:
-        if split not in description.splits:
-            raise UnknownName(unknown(f"split of {root / DESCRIPTION}", split, description.splits))
-        names: Sequence[str] = read_ids(root / description.splits[split])
+        listed = find(f"split of {root / DESCRIPTION}", split, description.splits)
+        names: Sequence[str] = read_ids(root / listed)
     elif split == "train":
         names = _find_names(root, description.images)
     else:

@@ -56,6 +56,9 @@ class Nyud(Stage2Benchmark):
         DatasetError: no such folder, or no list of the split.
     """
 
+    name = "nyud"
+    tasks = TASKS
+    default_size = NYUD_SIZE
     root: Path
     split: str
     ids: Sequence[str] = field(init=False, repr=False)
@@ -63,21 +66,6 @@ class Nyud(Stage2Benchmark):
     def __post_init__(self) -> None:
         check_root(self.root)
         object.__setattr__(self, "ids", read_ids(self.root / "gt_sets" / f"{self.split}.txt"))
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "nyud"
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """Four tasks."""
-        return TASKS
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """448×576 px, as published."""
-        return NYUD_SIZE
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:

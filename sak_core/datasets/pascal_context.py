@@ -64,6 +64,9 @@ class PascalContext(Stage2Benchmark):
         DatasetError: no such folder, or a list or table missing or damaged.
     """
 
+    name = "pascal_context"
+    tasks = TASKS
+    default_size = PASCAL_SIZE
     root: Path
     split: str
     ids: Sequence[str] = field(init=False, repr=False)
@@ -76,21 +79,6 @@ class PascalContext(Stage2Benchmark):
         object.__setattr__(self, "ids", read_ids(lists / "Context" / f"{self.split}.txt"))
         object.__setattr__(self, "_objects", _read_json(lists / "Parts" / f"{self.split}.txt", dict))
         object.__setattr__(self, "_valid_normals", _classes_with_normals(self.root / "json"))
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "pascal_context"
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """Five tasks."""
-        return TASKS
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """512×512 px, as published."""
-        return PASCAL_SIZE
 
     @cached_property
     def fingerprints(self) -> Sequence[int]:

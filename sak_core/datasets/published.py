@@ -21,16 +21,8 @@ class Stage1Images(FilesAlone):
     """Images without labels, for distillation."""
 
     split: str
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """None."""
-        return ()
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """384×384 px, as published for stage 1."""
-        return (384, 384)
+    tasks: tuple[Task, ...] = ()
+    default_size = (384, 384)  # as published for stage 1
 
     @property
     def policy(self) -> ViewPolicy:

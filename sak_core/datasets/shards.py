@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sak_core.errors import DatasetError, NoSuchSplit
 
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """How file and folder names call a split."""
+_NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)")
 
 
 def files_of_split(root: Path, split: str, *suffixes: str) -> tuple[Path, ...]:
@@ -31,26 +33,50 @@ def files_ending(root: Path, *suffixes: str) -> list[Path]:
 
 
 def of_split(files: Sequence[Path], root: Path, split: str) -> tuple[Path, ...]:
-    """Those of `files` that belong to `split`.
+    """Those of `files` that belong to `split`, all that their names say there are.
 
     Where paths below `root` name splits ("val/0.tar", "imagenet-train-000.tar"), those that name this one; where none
     names any, all of them.
 
-    Raises NoSuchSplit: there is none.
+    Raises NoSuchSplit: there is none; DatasetError: a file names two splits, or of files named "...-00001-of-00004"
+    some are missing.
     """
-    named = {path: _splits(path.relative_to(root).as_posix()) for path in files}
-    if not any(named.values()):
-        return tuple(files)
-    chosen = tuple(path for path in files if split in named[path])
+    named = {path: _split_of(path, root) for path in files}
+    there = sorted({name for name in named.values() if name})
+    chosen = [path for path in files if named[path] == split] if there else list(files)
     if not chosen:
-        there = sorted({name for names in named.values() for name in names})
         raise NoSuchSplit(f"{root} holds {files[0].suffix} files of {', '.join(there)}, none of {split}")
-    return chosen
+    _check_numbers(chosen)
+    return tuple(chosen)
 
 
-def _splits(path: str) -> list[str]:
-    words = set(re.split(r"[^a-z]+", path.lower()))
-    return [split for split, names in SPLIT_WORDS.items() if words & set(names)]
+def _split_of(path: Path, root: Path) -> str | None:
+    """The split that a file's name says, or else the nearest folder's; None where none does."""
+    for part in reversed(path.relative_to(root).parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        splits = [split for split, names in SPLIT_WORDS.items() if words & set(names)]
+        if len(splits) > 1:
+            raise DatasetError(f"{path} may be of {' or of '.join(splits)}: rename it, so that {part} says one split")
+        if splits:
+            return splits[0]
+    return None
+
+
+def _check_numbers(files: Sequence[Path]) -> None:
+    """Raise DatasetError where files that number themselves "00001-of-00004" are not all there."""
+    series: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
+    for path in files:
+        if found := _NUMBERED.match(path.name):  # a hash of the file's own may follow
+            before, number, total = found.groups()
+            series[path.parent, before, int(total)].add(int(number))
+    for (folder, before, total), numbers in series.items():
+        first = 1 if max(numbers) == total else 0  # some count from 1
+        if missing := sorted(set(range(first, first + total)) - numbers):
+            listed = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise DatasetError(
+                f"{folder} lacks {len(missing)} of the {total} files {before}*-of-{total:05d} (number {listed}): get "
+                "them, or, to do without, rename those that are there"
+            )
 
 
 def locate(index: int, starts: Sequence[int]) -> tuple[int, int]:

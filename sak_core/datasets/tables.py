@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sak_core.datasets.shards import locate
-from sak_core.errors import DatasetError
+from sak_core.errors import DatasetError, SeveralInputs
 from sak_core.images import file_size
 
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -115,9 +115,7 @@ def image_column(path: Path, schema: Any, asked: str | None = None) -> str:
     if len(names) == 1 or "image" in names:
         return "image" if "image" in names else names[0]
     if names:
-        raise DatasetError(
-            f"{path} has several columns of images: {', '.join(names)}; say which, as in --images {names[0]}"
-        )
+        raise SeveralInputs(f"{path} has several columns of images: {', '.join(names)}")
     raise DatasetError(f"{path} has no column of images; {_columns(schema)}")
 
 

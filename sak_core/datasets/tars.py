@@ -54,7 +54,7 @@ def read_members(tar: Path) -> list[Member]:
         for info in archive:
             place = posixpath.normpath(info.name)
             if info.issparse():
-                raise tarfile.ReadError(f"{info.name} is stored with holes: pack it without --sparse")
+                raise tarfile.ReadError(f"{info.name} is stored with holes, as a sparse file")
             if info.isreg():
                 found[place] = Member(tar, info.name, info.offset_data, info.size)
             elif info.issym():

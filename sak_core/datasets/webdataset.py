@@ -21,7 +21,7 @@ from sak_core.datasets.labels import check_unique
 from sak_core.datasets.published import Stage1Images
 from sak_core.datasets.shards import files_of_split
 from sak_core.datasets.tars import Member, read_members
-from sak_core.errors import DatasetError
+from sak_core.errors import DatasetError, SeveralInputs
 from sak_core.images import EXTENSIONS, OTHER_EXTENSIONS, decode_image
 from sak_core.interfaces.dataset import Sample
 
@@ -46,6 +46,7 @@ class TarFolder(Stage1Images):
             which several could be the photograph.
     """
 
+    name = "webdataset"
     root: Path
     split: str
     images: str | None = None
@@ -63,11 +64,6 @@ class TarFolder(Stage1Images):
         object.__setattr__(self, "_members", tuple(chosen))
         object.__setattr__(self, "left_alone", {f".{ending}": others[ending] for ending in sorted(others)})
         check_unique(self.ids, self.root)
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "webdataset"
 
     @property
     def info(self) -> Mapping[str, object]:
@@ -120,10 +116,7 @@ def _photographs(members: Sequence[Member]) -> list[Member]:
     masks = {e for beside in endings.values() if not beside.isdisjoint(_PLAIN) for e in beside.difference(_PLAIN)}
     for (tar, key), beside in endings.items():
         if len(left := sorted(beside - masks)) > 1:
-            raise DatasetError(
-                f"{tar}: {key} has several images ({', '.join(f'.{ending}' for ending in left)}): say which endings "
-                f"are photographs', as in --images {left[0]}, or --images {ALL} where every image is one"
-            )
+            raise SeveralInputs(f"{tar}: {key} has several images ({', '.join(f'.{ending}' for ending in left)})")
     return [member for member in images if _ending(member) not in masks]
 
 

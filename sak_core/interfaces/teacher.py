@@ -11,17 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sak_common.errors import SakError
-
 Size = tuple[int, int]
-
-
-class TeacherUnavailable(SakError):
-    """A teacher cannot be built here; the message says how to get its weights or its library."""
-
-
-class BadTeacherOptions(SakError, ValueError):
-    """What is asked of a teacher cannot be: levels that it does not have, two sources of weights."""
 
 
 @dataclass(frozen=True)

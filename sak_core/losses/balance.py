@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.losses.hadamard import hadamard
 
 
@@ -119,9 +119,7 @@ class Balance(nn.Module):
         level.
         """
         super().__init__()
-        if kind not in BALANCES:
-            raise UnknownName(unknown("balance", kind, BALANCES))
-        fit = BALANCES[kind]
+        fit = find("balance", kind, BALANCES)
         self.by_teacher = nn.ModuleDict()
         if fit is not None:
             for teacher, levels in statistics.items():

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import UnknownName, find, unknown
 from sak_core.losses.dropping import TeacherDropping
 from sak_core.losses.rows import DISTILLATION
 from sak_core.tasks import Task
-from sak_core.tasks.losses import OverRanks
+from sak_core.tasks.losses import POSITIVE_BOUNDARY_WEIGHT, OverRanks, boundary_cross_entropy
 
 
 def distillation_loss(
@@ -36,10 +36,8 @@ def distillation_loss(
     Returns the total and the unweighted terms, all rows and teachers kept, named `<teacher>_level<i + 1>`.
     Raises ValueError where teachers, levels or widths do not fit, naming them.
     """
-    if kind not in DISTILLATION:
-        raise UnknownName(unknown("distillation loss", kind, DISTILLATION))
+    row_loss = find("distillation loss", kind, DISTILLATION).with_relational(relational)
     _check(aligned, targets, level_weights or {})
-    row_loss = DISTILLATION[kind].with_relational(relational)
     terms: dict[str, Tensor] = {}
     by_teacher: list[Tensor] = []
     for teacher, maps in aligned.items():
@@ -56,11 +54,19 @@ def distillation_loss(
     return len(by_teacher) * _mean(losses, dropping.kept(losses), over_ranks), terms
 
 
-def task_loss(task: Task, output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
+def task_loss(
+    task: Task,
+    output: Tensor,
+    label: Tensor,
+    over_ranks: OverRanks | None = None,
+    positives: float = POSITIVE_BOUNDARY_WEIGHT,
+) -> Tensor:
     """The task's loss, not yet times its weight.
 
-    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3).
+    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3). positives: weight of boundary pixels.
     """
+    if task.kind == "boundary":
+        return boundary_cross_entropy(output, label, over_ranks, positives)
     return task.spec.loss(output, label, over_ranks)
 
 
@@ -69,13 +75,35 @@ def task_losses(
     outputs: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     over_ranks: OverRanks | None = None,
+    positives: float = POSITIVE_BOUNDARY_WEIGHT,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the tasks' losses, each times its weight, and the weighted terms by task name."""
+    """The sum of the tasks' losses, each times its weight, and the weighted terms by task name.
+
+    positives: as for `task_loss`.
+    """
     terms = {
-        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks) for task in tasks
+        task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks, positives)
+        for task in tasks
     }
     values = list(terms.values())
     return sum(values[1:], values[0]), terms
+
+
+def load_balance(routes: Sequence[Tensor], over_ranks: OverRanks | None = None) -> Tensor:
+    """How unevenly experts are taken, a scalar: the sum over `routes` of the squared coefficient of variation of their
+    mean weights (Shazeer et al. 2017, arXiv 1701.06538, equation 7; MLoRE, arXiv 2403.17749).
+
+    routes: weights (B, T, N) of N experts for B images and T tasks, one a place where experts are weighed.
+    over_ranks: takes the means over all processes' images; each passes on the gradient of its own.
+    """
+    total = routes[0].new_zeros(())
+    for weights in routes:
+        mean = weights.mean((0, 1))
+        if over_ranks is not None:
+            mean = mean + (over_ranks(mean) - mean).detach()
+        # (standard deviation with N - 1 / mean)^2
+        total = total + mean.var() / mean.mean().square()
+    return total
 
 
 def _check(

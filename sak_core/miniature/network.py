@@ -21,14 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import (
-    BadTeacherOptions,
-    Teacher,
-    TeacherSpec,
-    TeacherUnavailable,
-    fit_to_patch,
-    freeze,
-)
+from sak_core.errors import BadTeacherOptions, TeacherUnavailable
+from sak_core.interfaces.teacher import Teacher, TeacherSpec, fit_to_patch, freeze
 from sak_core.weights.digests import state_digest
 from sak_core.weights.prefixes import split_choice
 from sak_core.weights.teacher_weights import found_in
@@ -218,7 +212,7 @@ def build_miniature(
         name: `mini-dino`, `mini-clip` or `mini-sam`.
         size: (H, W) of the pixels it will be given, at least 8 each.
         levels: blocks whose outputs are given, 0 ... 3 ascending; all four by default.
-        weights: a safetensors file made by `sak miniature train`, instead of the one that ships.
+        weights: a safetensors file, instead of the one that ships.
         random_weights: leave the network untrained, its start drawn from `seed`.
         seed: of random weights.
 
@@ -267,7 +261,7 @@ def load_weights(net: MiniatureNet, path: Path) -> tuple[str, str]:
         return state
 
     if not split_choice(path)[0].is_file():
-        raise TeacherUnavailable(f"no weights at {path}; make them with `sak miniature train`")
+        raise TeacherUnavailable(f"no weights at {path}")
     found = found_in(path, fit)
     net.load_state_dict({k: v.float() for k, v in found.value.items()}, strict=False)
     return state_digest(found.value), found.where

@@ -1,10 +1,12 @@
 """Which student: its stem, teachers, paths, routers and heads in words and numbers, as JSON can hold them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from sak_common.names import find
+from sak_core.student.decoders import DECODERS, DecoderConfig
 from sak_core.student.stem import StemConfig
 from sak_core.tasks import Task
 
@@ -27,6 +29,7 @@ class StudentConfig:
       the teacher's path (without paths, of the stem) to the teacher's width.
     router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
     head: a key of sak_core.student.heads.HEADS. tasks: what to predict; () for distillation alone.
+    decoder: what decodes all tasks at once, in place of a head a task; None for heads.
     matches: for some or all teachers the student's level (0 is the shallowest) that each of theirs is compared with;
       for the others `match_levels` of evenly spaced levels, the same one where there are as many.
     """
@@ -42,6 +45,7 @@ class StudentConfig:
     head: str = "sak"
     tasks: tuple[Task, ...] = ()
     matches: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    decoder: DecoderConfig | None = None
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -65,6 +69,7 @@ class StudentConfig:
             "tasks": [task.to_dict() for task in self.tasks],
             # left out where there are none, so that a student of before is described as before
             **({"matches": {name: list(levels) for name, levels in self.matches.items()}} if self.matches else {}),
+            **({"decoder": _as_json(self.decoder)} if self.decoder else {}),
         }
 
     @staticmethod
@@ -79,8 +84,20 @@ class StudentConfig:
                 "class_tokens": tuple(value.get("class_tokens", ())),
                 "tasks": tuple(Task.from_dict(task) for task in value["tasks"]),
                 "matches": {name: tuple(levels) for name, levels in value.get("matches", {}).items()},
+                "decoder": _decoder(value.get("decoder")),
             }
         )
+
+
+def _as_json(decoder: DecoderConfig) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(decoder).items()}
+
+
+def _decoder(value: Mapping[str, Any] | None) -> DecoderConfig | None:
+    """The decoder that `_as_json` described."""
+    if value is None:
+        return None
+    return find("decoder", str(value.get("kind")), DECODERS)(**value)
 
 
 NUM_LEVELS = 4

@@ -1,11 +1,14 @@
-"""From experts to outputs: routers weigh the experts a task and level, a head a task decodes the mixtures."""
+"""From experts to outputs: routers weigh the experts a task and level; a head a task decodes the mixtures, or one
+decoder all of them."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.noise import NoiseSource
+from sak_core.student.decoders import Decoded, JointDecoder, Levels
 from sak_core.student.heads import build_head
 from sak_core.student.router import Router, TokenRouter, mix
 from sak_core.tasks import Task
@@ -14,19 +17,28 @@ ROUTERS: dict[str, type[Router] | None] = {"mor": Router, "token": TokenRouter, 
 """Kinds of routers: published, a weight a token, and the plain sum of all experts, the same for every task."""
 
 
-def build_routers(kind: str, tasks: Sequence[Task], num_levels: int, width: int, num_experts: int) -> nn.ModuleDict:
+def build_routers(
+    kind: str,
+    tasks: Sequence[Task],
+    num_levels: int,
+    width: int,
+    num_experts: int,
+    routed: Sequence[int] | None = None,
+) -> nn.ModuleDict:
     """A list of routers, one a level, for each task; empty for kind "none" and where there is one expert
     only.
 
+    routed: the levels that have one, all when absent; the others have an `nn.Identity` that nothing calls.
     Raises ValueError for an unknown kind.
     """
-    if kind not in ROUTERS:
-        raise UnknownName(unknown("router", kind, ROUTERS))
     routers = nn.ModuleDict()
-    router = ROUTERS[kind]
+    router = find("router", kind, ROUTERS)
     if router is not None and num_experts > 1:
         for task in tasks:
-            routers[task.name] = nn.ModuleList(router(width, num_experts) for _ in range(num_levels))
+            routers[task.name] = nn.ModuleList(
+                router(width, num_experts) if routed is None or level in routed else nn.Identity()
+                for level in range(num_levels)
+            )
     return routers
 
 
@@ -66,6 +78,43 @@ def decode(
                 weights[task].append(w.detach().mean(dim=2))
         outputs[task] = head([to_map(x, grid) for x in mixed], image_size)
     return outputs, weights
+
+
+def decode_jointly(
+    routers: nn.ModuleDict,
+    decoder: JointDecoder,
+    final_norm: nn.Module,
+    experts: Sequence[Sequence[Tensor]],
+    grid: tuple[int, int],
+    image_size: tuple[int, int],
+    generator: NoiseSource = None,
+) -> tuple[Decoded, dict[str, list[Tensor]]]:
+    """What a decoder makes of all tasks together, and router weights as from `decode`.
+
+    final_norm: of the last level's tokens. experts: as for `decode`, the stem first, whose tokens the routers read.
+    Where there are routers, tasks have levels of their own where the decoder reads such; at the others all read the
+    stem, and their weights say so. Without routers all read the sum of the experts.
+    """
+    weights: dict[str, list[Tensor]] = {}
+    own: dict[str, list[Tensor]] = {}
+    shared = [level[0] if len(routers) else sum(level[1:], level[0]) for level in experts]
+    stem_alone = torch.eye(len(experts[0])).to(shared[0])[:1].expand(len(shared[0]), -1)
+
+    def maps(tokens: Sequence[Tensor]) -> list[Tensor]:
+        return [to_map(x, grid) for x in (*tokens[:-1], final_norm(tokens[-1]))]
+
+    for task, by_level in routers.items():
+        assert isinstance(by_level, nn.ModuleList)
+        mixed, weights[task] = list(shared), []
+        for level, router in enumerate(by_level):
+            if level not in decoder.own_levels:
+                weights[task].append(stem_alone)
+                continue
+            w = router(shared[level], generator, f"{task}/{level}")
+            mixed[level] = mix(experts[level], w)
+            weights[task].append(w.detach().mean(dim=2))
+        own[task] = maps(mixed)
+    return decoder(Levels(maps(shared), own), image_size, generator), weights
 
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sak_core.miniature.network import STEM, shipped_weights
 from sak_core.student.lora import plain_name
@@ -20,14 +20,16 @@ from sak_core.weights.prefixes import find_state
 from sak_core.weights.tensor_files import Misfit, RefusedFile, check_finite, check_state
 
 HUB = "hub"
-STAGE2_PARTS = ("routers.", "heads.")
+STAGE2_PARTS = ("routers.", "heads.", "decoder.", "final_norm.")
 """Begins of the names of what stage 1 does not have."""
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
+_FINAL_NORM = ("norm.weight", "norm.bias")
 _POSITIONS = "pos_embed"
 
 
-def load_vit(stem: Stem, source: Path | str) -> str:
-    """Loads a timm ViT's weights into the stem; its final norm and classifier are left out.
+def load_vit(stem: Stem, source: Path | str, final_norm: nn.LayerNorm | None = None) -> str:
+    """Loads a timm ViT's weights into the stem; its classifier is left out, and its final norm unless `final_norm`
+    asks for it, which keeps its weights where the ViT has none.
 
     source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
     authors ship them), FILE::KEY where several of its state dicts would fit, "hub" for the weights that timm
@@ -38,14 +40,14 @@ def load_vit(stem: Stem, source: Path | str) -> str:
     FileNotFoundError without one.
     """
     if source == HUB:
-        _load(stem, _fitted(stem, _hub_state(stem.config)))
+        _load(stem, final_norm, _fitted(stem, _hub_state(stem.config)))
         return ""
     path = stem_file(source)
     if path.suffix == ".npz":
-        _load(stem, _fitted(stem, _augreg_state(stem.config, path)))
+        _load(stem, final_norm, _fitted(stem, _augreg_state(stem.config, path)))
         return ""
     found = find_state(path, partial(_fitted, stem), f"the stem {stem.config.name}")
-    _load(stem, found.value)
+    _load(stem, final_norm, found.value)
     return found.where
 
 
@@ -55,8 +57,12 @@ def stem_file(source: Path | str) -> Path:
 
 
 def _fitted(stem: Stem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stem's entries, by their names without LoRA, of a ViT's `state`. Raises Misfit where it is no such ViT's."""
+    """The stem's entries, by their names without LoRA, and those of the final norm of a ViT's `state`. Raises Misfit
+    where it is no such ViT's."""
     given = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
+    if stem.vit.cls_token is None and "cls_token" in given:  # its position is the first
+        given = {name: value for name, value in given.items() if name != "cls_token"}
+        given[_POSITIONS] = given[_POSITIONS][:, 1:]
     wanted = {found: value for name, value in stem.vit.state_dict().items() if (found := plain_name(name))}
     if _POSITIONS in given and given.keys() == wanted.keys():
         try:
@@ -64,10 +70,13 @@ def _fitted(stem: Stem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         except ValueError as error:
             raise Misfit(str(error), wanted.keys(), ()) from None
     check_state(wanted, given)
-    return given
+    width = (stem.width,)
+    return given | {name: state[name] for name in _FINAL_NORM if name in state and state[name].shape == width}
 
 
-def _load(stem: Stem, given: Mapping[str, Tensor]) -> None:
+def _load(stem: Stem, final_norm: nn.LayerNorm | None, given: Mapping[str, Tensor]) -> None:
+    if final_norm is not None and all(name in given for name in _FINAL_NORM):
+        final_norm.load_state_dict({name.removeprefix("norm."): given[name] for name in _FINAL_NORM})
     own = stem.vit.state_dict()
     stem.vit.load_state_dict({**own, **{name: given[found] for name in own if (found := plain_name(name))}})
 

@@ -13,7 +13,8 @@ from sak_common.names import UnknownName, unknown
 from sak_core.noise import NoiseSource
 from sak_core.student.adapters import AdapterPath
 from sak_core.student.config import StudentConfig, even_depths, match_levels, tapped_levels, teacher_widths
-from sak_core.student.decoder import build_heads, build_routers, decode, to_map
+from sak_core.student.decoder import build_heads, build_routers, decode, decode_jointly, to_map
+from sak_core.student.decoders import Decoded, JointDecoder
 from sak_core.student.init import init_linear
 from sak_core.student.stem import Stem
 
@@ -30,6 +31,7 @@ class StudentOutput:
     outputs: for each task the raw output (B, channels, H, W).
     router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
       then the teachers. Empty without routers.
+    initial, routes: what a decoder of all tasks gives beside outputs, see `sak_core.student.decoders.Decoded`.
     """
 
     stem: list[Tensor]
@@ -37,6 +39,8 @@ class StudentOutput:
     outputs: dict[str, Tensor]
     router_weights: dict[str, list[Tensor]]
     class_tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+    initial: dict[str, Tensor] = field(default_factory=dict)
+    routes: list[Tensor] = field(default_factory=list)
 
 
 @dataclass  # not frozen, as RowNoise
@@ -90,8 +94,14 @@ class StudentNetwork(nn.Module):
         self.class_aligners = self._build_class_aligners()
         self.num_experts = 1 + len(self.paths)
         num_levels = len(self.levels)
-        self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts)
-        self.heads = build_heads(config.head, config.tasks, num_levels, width)
+        self.decoder = self._build_decoder()
+        routed = None if self.decoder is None else self.decoder.own_levels
+        self.routers = build_routers(config.router, config.tasks, num_levels, width, self.num_experts, routed)
+        self.heads = nn.ModuleDict()
+        if self.decoder is None:
+            self.heads = build_heads(config.head, config.tasks, num_levels, width)
+        else:
+            self.final_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(
         self, images: Tensor | StemTokens | Experts, *, tasks: bool = True, generator: NoiseSource = None
@@ -99,15 +109,15 @@ class StudentNetwork(nn.Module):
         """images (B, 3, H, W), normalised (sak_core.student.stem.normalize), H and W multiples of the patch; or what
         frozen parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
 
-        tasks: False leaves routers and heads out. generator: where routers draw their training noise from.
+        tasks: False leaves routers, heads and decoder out. generator: where training noise is drawn from.
         """
         if isinstance(images, StemTokens):
             return self.from_tokens(images.tokens, images.image_size, tasks=tasks, generator=generator)
         if isinstance(images, Experts):
-            outputs, weights = self.decode(images.experts, images.image_size, generator=generator)
-            return StudentOutput(stem=[], aligned={}, outputs=outputs, router_weights=weights)
+            decoded, weights = self.decode(images.experts, images.image_size, generator=generator)
+            return StudentOutput([], {}, decoded.outputs, weights, {}, decoded.initial, decoded.routes)
         image_size = (images.shape[2], images.shape[3])
-        return self.from_tokens(self.stem(images), image_size, tasks=tasks, generator=generator)
+        return self.from_tokens(self.stem(images, generator), image_size, tasks=tasks, generator=generator)
 
     def from_tokens(
         self,
@@ -126,16 +136,17 @@ class StudentNetwork(nn.Module):
             name: features[name][len(self.levels) :] for name in self.config.class_tokens if name in features
         }
         features = {name: levels[: len(self.levels)] for name, levels in features.items()}
-        outputs: dict[str, Tensor] = {}
-        weights: dict[str, list[Tensor]] = {}
-        if tasks and len(self.heads):
-            outputs, weights = self.decode([stem, *features.values()], image_size, generator=generator)
+        decoded, weights = Decoded({}), dict[str, list[Tensor]]()
+        if tasks and self.config.tasks:
+            decoded, weights = self.decode([stem, *features.values()], image_size, generator=generator)
         return StudentOutput(
             stem=[to_map(x, grid) for x in stem],
             aligned=self.align(stem, features, grid),
-            outputs=outputs,
+            outputs=decoded.outputs,
             router_weights=weights,
             class_tokens=self.align_class_tokens(tokens, class_tokens),
+            initial=decoded.initial,
+            routes=decoded.routes,
         )
 
     def path_features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
@@ -193,6 +204,13 @@ class StudentNetwork(nn.Module):
         """Of something for each of the student's levels, what each of the teacher's is compared with."""
         return [levels[level] for level in self.matches[teacher]]
 
+    def _build_decoder(self) -> JointDecoder | None:
+        config = self.config
+        if config.decoder is None or not config.tasks:
+            return None
+        grid = self.stem.grid(*config.stem.image_size)
+        return config.decoder.build(config.tasks, self.stem.width, len(self.levels), grid)
+
     def _build_class_aligners(self) -> nn.ModuleDict:
         aligners = nn.ModuleDict()
         for teacher in self.config.class_tokens:
@@ -230,13 +248,24 @@ class StudentNetwork(nn.Module):
         image_size: tuple[int, int],
         *,
         generator: NoiseSource = None,
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    ) -> tuple[Decoded, dict[str, list[Tensor]]]:
         """Experts (the stem, then the paths), each one (B, n, C) a level, to all tasks' outputs and router
         weights.
         """
         by_level = list(zip(*experts, strict=True))
         grid = self.stem.grid(*image_size)
-        return decode(self.routers, self.heads, by_level, experts[0], grid, image_size, generator)
+        if self.decoder is not None:
+            return decode_jointly(self.routers, self.decoder, self.final_norm, by_level, grid, image_size, generator)
+        outputs, weights = decode(self.routers, self.heads, by_level, experts[0], grid, image_size, generator)
+        return Decoded(outputs), weights
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) in px, the only size of images that it decodes; None where any multiple of the patch will do."""
+        if self.decoder is None or self.decoder.grid is None:
+            return None
+        height, width = self.decoder.grid
+        return height * self.stem.patch, width * self.stem.patch
 
     @staticmethod
     def _list(modules: nn.ModuleDict, name: str) -> nn.ModuleList:

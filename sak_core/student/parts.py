@@ -10,15 +10,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "aligners": ("aligners", "class_aligners", "projector_norms", "norms", "projectors"),
     "routers": ("routers",),
     "heads": ("heads",),
+    "decoder": ("decoder", "final_norm"),
 }
 """Parts of a student (or of a feature model, whose norms and projectors stand for aligners) and their submodules."""
 
 TRAINS: dict[str, tuple[str, ...]] = {
-    "all": ("stem", "paths", "aligners", "routers", "heads"),
-    "adapters": ("paths", "aligners", "routers", "heads"),
-    "routers": ("routers", "heads"),
+    "all": ("stem", "paths", "aligners", "routers", "heads", "decoder"),
+    "adapters": ("paths", "aligners", "routers", "heads", "decoder"),
+    "routers": ("routers", "heads", "decoder"),
 }
-"""What a run trains, by name: everything; all but the stem; routers and heads alone."""
+"""What a run trains, by name: everything; all but the stem; routers and heads (or the decoder in their place) alone."""
 
 
 FROZEN_PARTS: dict[str, tuple[str, ...]] = {"adapters": ("stem.",), "routers": ("stem.", "paths.")}

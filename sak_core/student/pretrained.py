@@ -101,7 +101,10 @@ class Student(nn.Module):
 
     @property
     def default_tile(self) -> int:
-        """The longest side, px, that goes through whole unless asked otherwise: twice that of the training views."""
+        """The longest side, px, that goes through whole unless asked otherwise: twice that of the training views, or
+        the longer one of the only size that the student's decoder takes."""
+        if self.network.fixed_size:
+            return max(self.network.fixed_size)
         return 2 * max(self.config.student.stem.image_size)
 
     def forward(
@@ -120,11 +123,16 @@ class Student(nn.Module):
         size: longer side, px, to which larger images are scaled down before the student sees them; None leaves
         them. Depth stays in the metres of the image as it is. tile: longest side in px that is seen whole; larger
         images are cut into overlapping tiles of it.
-        Raises ValueError for a student without tasks, and for what is no image.
+        Raises ValueError for a student without tasks, for what is no image, and for another `tile` than the only size
+        of images that the student's decoder takes.
         """
         if not self.tasks:
             raise ValueError("this student has no tasks: it was distilled only; use features(), or fine-tune it")
-        patch = self.network.stem.patch
+        patch, fixed = self.network.stem.patch, self.network.fixed_size
+        if fixed and tile and (tile, tile) != fixed:
+            raise ValueError(
+                f"tile = {tile}: this student's decoder takes {fixed[0]}x{fixed[1]} px alone; leave it out"
+            )
         side = max((tile or self.default_tile) // patch, 1) * patch
         pixels = [to_pixels(image) for image in images]
         was_training = self.network.training
@@ -202,7 +210,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     folder = SHIPPED_STUDENTS[str(source)] if str(source) in SHIPPED_STUDENTS else Path(source)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG} as `sak export` writes it")
+            raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG}")
         return folder
     if not HUB_ID.fullmatch(str(source)) or folder.exists():
         raise ModelNotFound(

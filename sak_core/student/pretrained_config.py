@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,11 @@ def _implausible(student: StudentConfig) -> str | None:
             return f"teacher {name} has implausible widths"
     if strangers := set(student.class_tokens) - set(student.teachers):
         return f"class tokens of {min(strangers)!r}, which is no teacher of the student"
+    decoder = asdict(student.decoder) if student.decoder else {}
+    for key, value in decoder.items():
+        sizes = value if isinstance(value, tuple) else (value,)
+        if len(sizes) > MOST_PARTS or not all(isinstance(n, str) or 0 <= n <= MOST["width"] for n in sizes):
+            return f"decoder.{key} is {value}, expected 0..{MOST['width']}"
     if student.levels is not None and len(student.levels) > MOST_PARTS:
         return f"{len(student.levels)} levels, expected at most {MOST_PARTS}"
     return None

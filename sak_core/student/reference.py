@@ -1,5 +1,5 @@
 """State dicts of the authors' release (innovator-zero/SAK), read into this project's student and written
-back.
+back; and those of InvPT's and MLoRE's releases, by their naming tables (`sak_core.student.decoders.release`).
 
 The release names the tapped block in its keys, this project the level; the rest is a renaming. Stage 1
 checkpoints hold the backbone alone, without the `backbone.` prefix and without routers and heads; stage 2
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from sak_core.student.decoders.release import read_release, write_release
 from sak_core.student.initial_weights import fit_positions
 from sak_core.student.network import StudentNetwork
 from sak_core.weights.tensor_files import check_state
@@ -40,6 +41,31 @@ def reference_names(student: StudentNetwork, *, stage: int = 2) -> dict[str, str
             continue
         names[name] = new if new.startswith("heads.") else prefix + new
     return names
+
+
+def import_rival(student: StudentNetwork, state: Mapping[str, Tensor]) -> list[str]:
+    """Loads a state dict of InvPT's or MLoRE's release into a `student` with such a decoder and no teachers, and
+    returns the names of what the release keeps and never uses, which is left out.
+
+    Raises ValueError as `import_reference`, and where the release numbers parts by another order of the tasks.
+    """
+    decoder, tasks = _rival(student), [task.name for task in student.config.tasks]
+    found, unused = read_release(decoder, student.state_dict(), state, tasks)
+    student.load_state_dict(found)
+    return unused
+
+
+def export_rival(student: StudentNetwork) -> dict[str, Tensor]:
+    """The weights under the release's names, without those that it keeps and never uses."""
+    own = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    return write_release(_rival(student), own, [task.name for task in student.config.tasks])
+
+
+def _rival(student: StudentNetwork) -> str:
+    config = student.config
+    if config.decoder is None or config.teachers:
+        raise ValueError("the releases of InvPT and MLoRE know students with such a decoder and without teachers only")
+    return config.decoder.kind
 
 
 def import_reference(student: StudentNetwork, state: Mapping[str, Tensor]) -> int:

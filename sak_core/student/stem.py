@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sak_common.names import UnknownName, unknown
+from sak_core.noise import NoiseSource, draw_uniform
 from sak_core.weights.positions import resample_positions
 
 
@@ -19,6 +20,9 @@ class StemConfig:
     image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run
     time. patch_size (px), width (channels), depth (blocks), heads: for "custom", and for it alone.
     checkpointing: recompute activations in the backward pass; saves memory, changes no bit.
+    class_token: False builds the ViT without one (and its position), as MLoRE's release has it.
+    drop_path: how likely training leaves a block's branch out of a row (stochastic depth, Huang et al. 2016, arXiv
+    1603.09382) at the last block; it grows evenly from 0 at the first.
     """
 
     name: str = "vit_base_patch16_384"
@@ -28,6 +32,8 @@ class StemConfig:
     depth: int | None = None
     heads: int | None = None
     checkpointing: bool = False
+    class_token: bool = True
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = (self.patch_size, self.width, self.depth, self.heads)
@@ -40,7 +46,10 @@ class StemConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {**asdict(self), "image_size": list(self.image_size)}
+        # what came later is left out where it is not used, so that a stem of before is described as before
+        later = {"class_token": True, "drop_path": 0.0}
+        values = {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
+        return {**values, "image_size": list(self.image_size)}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "StemConfig":
@@ -71,6 +80,11 @@ class Stem(nn.Module):
         self.depth: int = len(self.vit.blocks)
         self.num_prefix: int = self.vit.num_prefix_tokens
         self.patch: int = self.vit.patch_embed.patch_size[0]
+        self._drops = [StochasticDepth() for _ in range(2 * self.depth if config.drop_path else 0)]
+        for number, drop in enumerate(self._drops):
+            drop.rate = config.drop_path * (number // 2) / max(self.depth - 1, 1)
+            drop.name = f"stem/{number // 2}/{number % 2}"
+            setattr(self.vit.blocks[number // 2], f"drop_path{number % 2 + 1}", drop)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide it."""
@@ -78,10 +92,14 @@ class Stem(nn.Module):
             raise ValueError(f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px")
         return height // self.patch, width // self.patch
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, noise: NoiseSource = None) -> list[Tensor]:
         """images (B, 3, H, W), normalised, to depth + 1 tensors (B, prefix + h·w, C): x_0, then x_{i+1} =
         block_i(x_i).
+
+        noise: where stochastic depth draws from in training.
         """
+        for drop in self._drops:
+            drop.noise = noise
         x = self._embed(images)
         tokens = [x]
         for block in self.vit.blocks:
@@ -107,12 +125,31 @@ class Stem(nn.Module):
         return vit.norm_pre(x)  # type: ignore[no-any-return]
 
 
+class StochasticDepth(nn.Module):
+    """Leaves a branch out of some rows in training, and makes up for it in the others.
+
+    rate: how likely. name: tells its draws from others' of the same step. noise: where they come from.
+    """
+
+    rate: float = 0.0
+    name: str = ""
+    noise: NoiseSource = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, C) to the same shape."""
+        if not self.training or not self.rate:
+            return x
+        kept = draw_uniform(self.noise, self.name, x[:, :1, :1]) >= self.rate
+        return x * (kept.to(x.dtype) / (1 - self.rate))
+
+
 def _build_vit(config: StemConfig) -> Any:
     import timm
     from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     vit: Any
+    without_token: dict[str, Any] = {} if config.class_token else {"class_token": False, "global_pool": "avg"}
     if config.name == "custom":
         assert config.patch_size and config.width and config.depth and config.heads
         vit = VisionTransformer(
@@ -123,10 +160,11 @@ def _build_vit(config: StemConfig) -> Any:
             num_heads=config.heads,
             num_classes=0,
             final_norm=False,
+            **without_token,
         )
     else:
         try:
-            vit = timm.create_model(config.name, img_size=config.image_size, num_classes=0)
+            vit = timm.create_model(config.name, img_size=config.image_size, num_classes=0, **without_token)
         except (RuntimeError, TypeError) as error:
             raise UnknownName(f"{unknown('timm ViT', config.name, timm.list_models('*vit*'))} ({error})") from error
     if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:

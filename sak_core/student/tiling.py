@@ -41,11 +41,11 @@ def tile_starts(length: int, tile: int) -> list[int]:
     return [round(k * (length - tile) / (count - 1)) for k in range(count)]
 
 
-def tiles(image: int, size: tuple[int, int], tile: int) -> Iterator[Tile]:
-    """The windows of image number `image` of `size` (H, W): itself where no side is longer than `tile` px."""
-    height, width = min(size[0], tile), min(size[1], tile)
-    for top in tile_starts(size[0], tile):
-        for left in tile_starts(size[1], tile):
+def tiles(image: int, size: tuple[int, int], tile: tuple[int, int]) -> Iterator[Tile]:
+    """The windows of image number `image` of `size` (H, W): itself where no side is longer than that of `tile`, px."""
+    height, width = min(size[0], tile[0]), min(size[1], tile[1])
+    for top in tile_starts(size[0], tile[0]):
+        for left in tile_starts(size[1], tile[1]):
             yield Tile(image, top, left, height, width)
 
 
@@ -56,7 +56,8 @@ def predict_raw(
 
     images: uint8 (H, W, 3) each, of any sizes. tile: longest side in px that goes through in one piece; a multiple
     of the stem's patch. batch_size: windows of equal size that go through together.
-    Windows are padded to the patch by repeating their border. Where several cover a pixel their raw outputs are
+    A student that decodes one size of images alone has tiles of it. Windows are padded to the patch, or to that size,
+    by repeating their border. Where several cover a pixel their raw outputs are
     averaged with weights that fall towards a window's border.
     """
     parameter = next(student.parameters())
@@ -64,15 +65,16 @@ def predict_raw(
     sums: list[dict[str, Tensor]] = [{} for _ in images]
     totals = [torch.zeros(image.shape[:2], device=device) for image in images]
     by_size: dict[tuple[int, int], list[Tile]] = defaultdict(list)
+    fixed = student.fixed_size
     for index, image in enumerate(images):
-        for window in tiles(index, (image.shape[0], image.shape[1]), tile):
+        for window in tiles(index, (image.shape[0], image.shape[1]), fixed or (tile, tile)):
             by_size[window.height, window.width].append(window)
     for (height, width), windows in by_size.items():
         weight = _window_weight(height, width).to(device)
         for start in range(0, len(windows), batch_size):
             chosen = windows[start : start + batch_size]
             pixels = torch.stack([_cut(images[w.image], w) for w in chosen]).to(device)
-            outputs = student(_padded(normalize(pixels), student.stem.patch).to(parameter.dtype)).outputs
+            outputs = student(_padded(normalize(pixels), student.stem.patch, fixed).to(parameter.dtype)).outputs
             for row, w in enumerate(chosen):
                 region = (..., slice(w.top, w.top + height), slice(w.left, w.left + width))
                 totals[w.image][region] += weight
@@ -89,10 +91,11 @@ def _cut(image: Tensor, window: Tile) -> Tensor:
     return image[window.top : window.top + window.height, window.left : window.left + window.width]
 
 
-def _padded(images: Tensor, patch: int) -> Tensor:
-    """(B, 3, H, W) with the last row and column repeated up to multiples of `patch`."""
+def _padded(images: Tensor, patch: int, size: tuple[int, int] | None = None) -> Tensor:
+    """(B, 3, H, W) with the last row and column repeated up to `size`, or else to multiples of `patch`."""
     height, width = images.shape[2:]
-    return F.pad(images, (0, -width % patch, 0, -height % patch), mode="replicate")
+    wanted = size or (height + -height % patch, width + -width % patch)
+    return F.pad(images, (0, wanted[1] - width, 0, wanted[0] - height), mode="replicate")
 
 
 def _window_weight(height: int, width: int) -> Tensor:

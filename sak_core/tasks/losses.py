@@ -46,15 +46,17 @@ def balanced_cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks 
     return total / count
 
 
-def boundary_cross_entropy(output: Tensor, label: Tensor, over_ranks: OverRanks | None = None) -> Tensor:
-    """Binary cross entropy on logits, weight 0.95 on boundaries and 0.05 elsewhere, mean over valid pixels.
+def boundary_cross_entropy(
+    output: Tensor, label: Tensor, over_ranks: OverRanks | None = None, positives: float = POSITIVE_BOUNDARY_WEIGHT
+) -> Tensor:
+    """Binary cross entropy on logits, weight `positives` on boundaries, 1 minus it elsewhere; mean over valid pixels.
 
     output (B, 1, H, W), label (B, H, W) in {0, 1}.
     """
     output = _full(output[:, 0])
     valid = label != IGNORE
     truth = (label == 1).to(output.dtype)
-    weight = (1 - POSITIVE_BOUNDARY_WEIGHT + (2 * POSITIVE_BOUNDARY_WEIGHT - 1) * truth) * valid
+    weight = (1 - positives + (2 * positives - 1) * truth) * valid
     total = F.binary_cross_entropy_with_logits(output, truth, weight=weight, reduction="sum")
     return total / _count(valid, over_ranks)
 

@@ -7,19 +7,21 @@ Besides the rows, any model of a library goes by "LIBRARY:MODEL": `timm:resnet50
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import Teacher, TeacherUnavailable
+from sak_core.errors import OwnCode, PerhapsOwnCode
+from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers.own_code import build_own, is_own_code
 from sak_core.weights.teacher_weights import BuildOptions
 
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """library: a key of `_BUILDERS`. model: its id there. licence: of the weights."""
+    """library: a key of `_BUILDERS`, "miniature" or "code". model: its id there. licence: of the weights."""
 
     library: str
     model: str
@@ -88,56 +90,15 @@ TEACHERS: dict[str, TeacherRow] = {
 """All teachers, one row each."""
 
 
-def _miniature(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.miniature.network import build_miniature
-
-    return build_miniature(model, options.size, options.levels, options.weights, options.random_weights, options.seed)
-
-
-def _timm(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.timm_models import build_timm
-
-    return build_timm(name, model, options, licence)
-
-
-def _open_clip(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.open_clip_models import build_open_clip
-
-    return build_open_clip(name, model, options, licence)
-
-
-def _sam(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.sam import build_sam
-
-    return build_sam(name, model, options, licence or "Apache-2.0")
-
-
-def _hf(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.hf import build_hf
-
-    return build_hf(name, model, options, licence)
-
-
-def _depth_anything(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    from sak_core.teachers.depth_anything import build_depth_anything
-
-    return build_depth_anything(name, model, options, licence)
-
-
-def _code(name: str, model: str, options: BuildOptions, licence: str) -> Teacher:
-    return build_own(model, options)
-
-
-Builder = Callable[[str, str, BuildOptions, str], Teacher]
-LIBRARIES: dict[str, Builder] = {"timm": _timm, "open_clip": _open_clip, "sam": _sam, "hf": _hf}
-"""Libraries whose models go by "LIBRARY:MODEL", one row each."""
-
-_BUILDERS: dict[str, Builder] = {
-    "miniature": _miniature,
-    "depth_anything": _depth_anything,
-    "code": _code,
-    **LIBRARIES,
+LIBRARIES = {
+    "timm": "timm_models:build_timm",
+    "open_clip": "open_clip_models:build_open_clip",
+    "sam": "sam:build_sam",
+    "hf": "hf:build_hf",
 }
+"""Libraries whose models go by "LIBRARY:MODEL": the function that builds a teacher, imported when one is built."""
+
+_BUILDERS = {**LIBRARIES, "depth_anything": "depth_anything:build_depth_anything"}
 
 
 def find_teacher(name: str) -> TeacherRow:
@@ -166,10 +127,8 @@ def check_teacher(name: str, allow_code: bool = False) -> None:
         return
     module = name.partition(":")[0]
     if "." in module:
-        raise TeacherUnavailable(f"teacher {name!r} is code of your own: --allow-code lets it run")
-    raise UnknownName(
-        f"{unknown('teacher library', module, LIBRARIES)}. If {name!r} is code of your own: --allow-code lets it run"
-    )
+        raise OwnCode(f"teacher {name!r} is code of your own")
+    raise PerhapsOwnCode(unknown("teacher library", module, LIBRARIES))
 
 
 def build_teacher(
@@ -199,4 +158,11 @@ def build_teacher(
     check_teacher(name, allow_code)
     row = find_teacher(name)
     options = BuildOptions(size, levels, weights, random_weights, seed, prefix)
-    return _BUILDERS[row.library](name, row.model, options, row.licence)
+    if row.library == "code":
+        return build_own(row.model, options)
+    if row.library == "miniature":
+        from sak_core.miniature.network import build_miniature
+
+        return build_miniature(row.model, size, levels, weights, random_weights, seed)
+    teacher: Teacher = resolve_name(f"{__name__}.{_BUILDERS[row.library]}")(name, row.model, options, row.licence)
+    return teacher

@@ -16,15 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sak_common.names import listed
-from sak_core.interfaces.teacher import (
-    Size,
-    Teacher,
-    TeacherSpec,
-    TeacherUnavailable,
-    freeze,
-    nearest_multiple,
-    prefix_as_map,
-)
+from sak_core.errors import NoSettings, TeacherUnavailable
+from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple, prefix_as_map
 from sak_core.teachers.hidden_states import Layout, Run, States, find_layout, noise
 from sak_core.teachers.probing import CannotRun, probe, uncovered
 from sak_core.weights.hub import quiet
@@ -88,7 +81,7 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     """
     from transformers import AutoConfig, AutoImageProcessor
 
-    with hub(name, "settings", "name a folder that holds config.json and preprocessor_config.json (hf:FOLDER)"):
+    with hub(name, "settings", NoSettings):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             model, trust_remote_code=False

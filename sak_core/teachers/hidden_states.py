@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sak_core.interfaces.teacher import Size, TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Size
 from sak_core.teachers.probing import CannotRun, probe
 
 States = tuple[Tensor, ...]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import Teacher, TeacherSpec, TeacherUnavailable, fit_to_patch, freeze, prefix_as_map
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Teacher, TeacherSpec, fit_to_patch, freeze, prefix_as_map
 from sak_core.teachers.probing import first_that_covers
 from sak_core.teachers.timm_models import timm_teacher
 from sak_core.weights.hub import quiet

@@ -15,7 +15,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sak_core.interfaces.teacher import Teacher, TeacherUnavailable, freeze
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Teacher, freeze
 from sak_core.weights.teacher_weights import BuildOptions
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

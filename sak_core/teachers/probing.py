@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sak_core.interfaces.teacher import Size, Teacher, TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Size, Teacher
 
 Net = TypeVar("Net", bound=nn.Module)
 Made = TypeVar("Made")
@@ -76,10 +77,10 @@ def uncovered(grids: Sequence[Size], strides: Sequence[Size], levels: Sequence[i
         return ""
     wrong = exact.index(False)
     (h, w), (down, right) = grids[wrong], strides[wrong]
-    advice = ",".join(str(level) for level, is_exact in zip(levels, exact, strict=True) if is_exact)
+    exact_levels = ",".join(str(level) for level, is_exact in zip(levels, exact, strict=True) if is_exact)
     return (
         f"at {size[0]}x{size[1]} px block {levels[wrong]} gives {h}x{w} cells of {down}x{right} px: they lie on "
-        f"{h * down}x{w * right} px, not on the view" + (f"; --levels {advice} cover it" if advice else "")
+        f"{h * down}x{w * right} px, not on the view" + (f"; levels {exact_levels} cover it" if exact_levels else "")
     )
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, TeacherUnavailable, freeze, nearest_multiple
+from sak_common.names import find
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple
 from sak_core.weights.teacher_weights import (
     BuildOptions,
     choose_levels,
@@ -88,7 +89,7 @@ class SamTeacher(Teacher):
         return levels
 
 
-def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apache-2.0") -> Teacher:
+def build_sam(name: str, model: str, options: BuildOptions, licence: str = "") -> Teacher:
     """Build a teacher from a segment_anything encoder.
 
     Args:
@@ -100,9 +101,7 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apac
     """
     from segment_anything.modeling import ImageEncoderViT
 
-    if model not in SAM_TYPES:
-        raise UnknownName(unknown("SAM type", model, SAM_TYPES))
-    row = SAM_TYPES[model]
+    row = find("SAM type", model, SAM_TYPES)
     with seeded(options.seed):
         encoder = ImageEncoderViT(
             img_size=1024,
@@ -119,7 +118,7 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "Apac
     weights_from = ""
     if not options.random_weights:
         weights_from = load_weights(encoder, options.weights or _download(name, row.file))
-    teacher = sam_teacher(name, model, encoder, options, licence)
+    teacher = sam_teacher(name, model, encoder, options, licence or "Apache-2.0")
     teacher.weights_from = weights_from
     return teacher
 

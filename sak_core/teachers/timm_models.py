@@ -16,15 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sak_common.names import UnknownName, unknown
-from sak_core.interfaces.teacher import (
-    Size,
-    Teacher,
-    TeacherSpec,
-    TeacherUnavailable,
-    fit_to_patch,
-    freeze,
-    prefix_as_map,
-)
+from sak_core.errors import TeacherUnavailable
+from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, fit_to_patch, freeze, prefix_as_map
 from sak_core.teachers.probing import first_line, first_that_covers
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import BuildOptions, choose_levels, hub, identity, load_weights, seeded
@@ -204,6 +197,6 @@ def _sizes(net: Any, wanted: Sequence[Size], network: str) -> Sequence[Size]:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise TeacherUnavailable(
             f"{network} cannot be set to {size[0]}x{size[1]} px ({first_line(error)}); its own size is "
-            f"{wanted[-1][0]}x{wanted[-1][1]} px (--size {wanted[-1][0]}x{wanted[-1][1]})"
+            f"{wanted[-1][0]}x{wanted[-1][1]} px"
         ) from error
     return [size]

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sak_core.interfaces.teacher import BadTeacherOptions, Size, TeacherUnavailable
+from sak_core.errors import BadTeacherOptions, NoWeights, TeacherUnavailable
+from sak_core.interfaces.teacher import Size
 from sak_core.weights.digests import state_digest
 from sak_core.weights.hub import hub_or_local, hub_reason
 from sak_core.weights.prefixes import Found, find_state
@@ -38,7 +39,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.random_weights:
-            raise BadTeacherOptions(f"either weights from {self.weights} (--weights) or --random-weights, not both")
+            raise BadTeacherOptions(f"either weights from {self.weights} or random weights, not both")
         if min(self.size) < 1:
             raise BadTeacherOptions(f"views of {self.size[0]}x{self.size[1]} px")
 
@@ -56,22 +57,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-OWN_OR_NO_WEIGHTS = "give a file (--weights FILE, safetensors or .pth), or try the untrained tower (--random-weights)"
-
-
 @contextmanager
-def hub(teacher: str, what: str = "weights", otherwise: str = OWN_OR_NO_WEIGHTS) -> Iterator[None]:
-    """Turn whatever a library raises when its hub cannot be reached into TeacherUnavailable, with ways out."""
+def hub(teacher: str, what: str = "weights", kind: type[TeacherUnavailable] = NoWeights) -> Iterator[None]:
+    """Turn whatever a library raises when its hub cannot be reached into an error of this kind."""
     try:
         with hub_or_local():
             yield
     except TeacherUnavailable:
         raise
     except Exception as error:  # every library has its own network errors
-        raise TeacherUnavailable(
-            f"no {what} for {teacher}: the hub did not give them ({hub_reason(error)}). Run where the hub can be "
-            f"reached, or {otherwise}"
-        ) from error
+        raise kind(f"no {what} for {teacher}: the hub did not give them ({hub_reason(error)})") from error
 
 
 def read_state(path: Path) -> State:

@@ -41,13 +41,9 @@ class Rooms:
     size: (H, W) of the rendered pictures, px.
     """
 
+    name = "rooms"
     split: str
     size: tuple[int, int] = (96, 96)
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return "rooms"
 
     @property
     def tasks(self) -> tuple[Task, ...]:

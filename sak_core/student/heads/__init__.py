@@ -1,6 +1,6 @@
 """Heads turn four levels of features into a task's output; a new head is a file here and a row in `HEADS`."""
 
-from sak_common.names import UnknownName, unknown
+from sak_common.names import find
 from sak_core.student.heads.base import Head
 from sak_core.student.heads.dpt import DPTHead
 from sak_core.student.heads.linear import LinearHead
@@ -13,9 +13,7 @@ def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
     """The head `name` for `num_levels` maps of `width` channels, giving `channels`. Raises ValueError for
     unknown names.
     """
-    if name not in HEADS:
-        raise UnknownName(unknown("head", name, HEADS))
-    return HEADS[name](width, num_levels, channels)
+    return find("head", name, HEADS)(width, num_levels, channels)
 
 
 __all__ = ["HEADS", "DPTHead", "Head", "LinearHead", "SakHead", "build_head"]

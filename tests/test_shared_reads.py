@@ -16,13 +16,13 @@ from pipeline.errors import UserError
 from pipeline.recipes.config import load_recipe
 from pipeline.runs import Places
 from pipeline.training.distill import distill
-from pipeline.training.together import Share, run_together
+from pipeline.training.shared_reads import Share, run_sharing
 from tests.conftest import sak
 
 STUDY = (
     'recipe = "demo"\narms = ["single-task", "multi-task", "teacher:mini-sam", "many-to-one", "sak"]\n'
     'set = { steps = 3, batch_size = 16, checkpoint_every = 2, tasks = ["semseg", "depth"], '
-    '"student.stem.depth" = 4 }\n'
+    '"student.stem.depth" = 4, "student.stem.weights" = "" }\n'
     'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     '[[variations]]\nname = "dropping"\nset = { loss.drop_teachers = 0.5 }\n'
 )
@@ -51,7 +51,14 @@ def test_a_study_side_by_side_is_the_study_alone_bit_for_bit(features: Path, tmp
 
 
 def recipes(**changes: object) -> list[tuple[str, object]]:
-    base = {"steps": 4, "batch_size": 16, "student.stem.depth": 4, "checkpoint_every": 2, **changes}
+    base = {
+        "steps": 4,
+        "batch_size": 16,
+        "student.stem.depth": 4,
+        "student.stem.weights": "",
+        "checkpoint_every": 2,
+        **changes,
+    }
     return [(arm, load_recipe("demo", "distill", {**base, "arm": arm})) for arm in ("sak", "many-to-one")]
 
 
@@ -66,7 +73,7 @@ def side_by_side(features: Path, folder: Path, **changes: object) -> None:
 
         return train
 
-    run_together([work(arm, recipe) for arm, recipe in recipes(**changes)], 1)
+    run_sharing([work(arm, recipe) for arm, recipe in recipes(**changes)], 1)
 
 
 def test_runs_that_stopped_at_other_places_are_brought_level(features: Path, tmp_path: Path) -> None:
@@ -115,7 +122,7 @@ def test_one_that_fails_leaves_the_others_alone(features: Path, tmp_path: Path) 
         lambda share: distill(good, tmp_path / "good", places, Execution(share=share)),
     ]
     with pytest.raises(UserError, match="step "):
-        run_together(works, 1)
+        run_sharing(works, 1)
     assert (tmp_path / "good" / "results.json").exists() and not (tmp_path / "bad" / "results.json").exists()
 
 

@@ -66,7 +66,7 @@ class WorkerSlot:
         self._go.acquire()
         try:
             self.result = work(self.share)
-        except BaseException as error:  # `run_together` raises it in its own thread
+        except BaseException as error:  # `run_sharing` raises it in its own thread
             self.error = error
         self.is_done = True
         self._back.release()
@@ -119,7 +119,7 @@ class WorkerSlot:
             del batch
 
 
-def run_together(works: Sequence[Callable[[Share], Result]], parts: int) -> list[Result]:
+def run_sharing(works: Sequence[Callable[[Share], Result]], parts: int) -> list[Result]:
     """The results of runs that are trained side by side, in their order.
 
     works: each trains one run, passing its loader through what it is given. parts: batches of a step.

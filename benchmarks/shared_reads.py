@@ -18,7 +18,7 @@ from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.store import Store
 from pipeline.training.loop import endless
-from pipeline.training.together import Share, run_together
+from pipeline.training.shared_reads import Share, run_sharing
 
 GOAL = "four students from one read, at 20 ms a request, take at most 0.4 of the time of the four alone"
 MOST = 0.4
@@ -49,7 +49,7 @@ def run(quick: bool) -> Result:
                 row.checksum, row.num_bytes = checksum(_weights(students))
     assert rows[0].checksum == rows[1].checksum, "students that were trained together end with other weights"
     alone, together = (statistics.median(row.seconds) for row in rows)
-    return Result("together", GOAL, {"together_over_alone": together / alone}, together <= MOST * alone, rows)
+    return Result("shared-reads", GOAL, {"shared_over_alone": together / alone}, together <= MOST * alone, rows)
 
 
 def _train(store: Store, teachers: list[str], students: list[Trainee], steps: int, is_shared: bool) -> None:
@@ -66,7 +66,7 @@ def _train(store: Store, teachers: list[str], students: list[Trainee], steps: in
 
     works = [work(student) for student in students]
     if is_shared:
-        run_together(works, 1)
+        run_sharing(works, 1)
         return
     for train in works:
         train(lambda loader: loader)
