@@ -9,22 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.training.linear_probe import RIDGE, _fit
 from tests.conftest import TINY, sak
 
 PROBE = 'probe={ dataset = "rooms", split = "val", size = "96x96", every = 2, rows = 16, keep = "semseg" }'
-
-
-def test_a_probe_is_ridge_regression_where_there_are_labels() -> None:
-    """Against the normal equations with a column of ones, whose weight is not held back."""
-    torch.manual_seed(0)
-    tokens, targets = torch.randn(50, 4).double(), torch.randn(50, 2).double()
-    valid = torch.arange(50) % 3 > 0
-    weights, bias = _fit(tokens, (targets, valid))
-    x = torch.cat([tokens, torch.ones(50, 1)], dim=1)[valid]
-    held = RIDGE * len(x) * torch.diag(torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64))
-    expected = torch.linalg.solve(x.T @ x + held, x.T @ targets[valid])
-    torch.testing.assert_close(torch.cat([weights, bias[None]]), expected)
 
 
 def test_probes_are_logged_kept_and_change_nothing(features: Path, tmp_path: Path) -> None:
@@ -52,6 +39,7 @@ def test_probes_are_logged_kept_and_change_nothing(features: Path, tmp_path: Pat
         ('split = "test"', "test scores choose nothing"),
         ('keep = "semsg"', "did you mean semseg"),
         ('split = "unlabelled"', "has no labels"),
+        ("rows = 8", "greater than or equal to 16"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused_before_training(

@@ -69,7 +69,7 @@ class ProbeData(Data):
     """Labelled rows on which linear probes are fitted while stage 1 trains; no number of the run depends on them."""
 
     every: int = Field(ge=1, description="steps between probes; the last step has one, too")
-    rows: int = Field(64, ge=2, description="every other one is fitted on, the others are scored")
+    rows: int = Field(64, ge=16, description="every other one is fitted on, the others are scored")
     keep: str | None = Field(None, description="a task: its best checkpoint by probe is kept in best-by-probe/")
 
 
