@@ -19,8 +19,8 @@ from sak_core.datasets import open_dataset
 MARGIN = 0.05
 """By how much every trained arm must beat the constant predictor on every task."""
 
-PICTURED = (288, 288)
-"""Size of the scenes on the contact sheet, px: three times that of the views, seen in tiles."""
+PICTURED = (192, 192)
+"""Size of the scenes on the contact sheet, px: twice that of the views, as large as a student sees whole."""
 
 
 def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, initialize
 from pipeline.recipes.config import load_recipe
 from pipeline.recipes.stores import training_store
+from sak_core.datasets import open_dataset
+from sak_core.miniature.network import WEIGHTS_DIR
 from sak_core.student.pretrained import Student
 from tests.conftest import TINY, sak
 
@@ -83,3 +86,19 @@ def test_overrides_of_one_stage_leave_the_other() -> None:
     plain = load_recipe("demo", "finetune")
     assert (one.steps, two.steps) == (7, plain.steps) and one.seed == two.seed == 3
     assert two.optimizer.lr == 0.5 and one.optimizer.lr == load_recipe("demo", "distill").optimizer.lr
+
+
+def test_a_student_ships_and_predicts_without_training(tmp_path: Path) -> None:
+    """Offline, on scenes that it has not seen, and near what its card says of the test split."""
+    student, rooms = Student.from_pretrained("rooms-sak"), open_dataset("rooms", "test", size=(96, 96))
+    samples = [rooms.load(i) for i in range(24)]
+    found = student.predict([sample.image for sample in samples])
+    right = [(one["semseg"] == sample.labels["semseg"]).mean() for one, sample in zip(found, samples, strict=True)]
+    assert np.mean(right) > 0.75
+    errors = [np.abs(one["depth"] - sample.labels["depth"]).mean() for one, sample in zip(found, samples, strict=True)]
+    assert np.mean(errors) < 0.5  # metres
+    folder = WEIGHTS_DIR / "rooms-sak"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4_000_000
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+    sak("predict", Path(__file__).parents[1] / "docs" / "room.png", "--model", "rooms-sak", "--out", tmp_path)
+    assert (tmp_path / "contact-sheet.png").is_file()

@@ -13,6 +13,7 @@ import torch
 
 from cache.store import Store
 from pipeline.errors import UserError
+from pipeline.export.card import model_card
 from pipeline.extraction.probed import OWN, labelled_rows
 from pipeline.extraction.request import CacheRequest, teacher_options
 from pipeline.extraction.samples import DatasetRequest
@@ -20,7 +21,11 @@ from pipeline.probes import linear
 from pipeline.probes.linear import Probe, ProbeFitter, side_by_side
 from pipeline.probes.loss import Loss
 from pipeline.probes.losses import compare, draws, image_sums, scores
+from pipeline.runs import lineage
+from pipeline.runs.lineage import TeacherOrigin
+from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.tasks import Task
+from tests import students
 from tests.conftest import sak
 
 CLASSES = Task("semseg", "classes", ("floor", "wall", "lamp"))
@@ -232,7 +237,7 @@ def test_a_promise_about_tasks_becomes_a_cosine(kept: Path) -> None:
     assert other.returncode and "was made with --fidelity depth=0.1,semseg=4, not semseg=3" in other.stderr
 
 
-def test_verify_measures_the_same_on_rows_as_they_lie_there(kept: Path, tmp_path: Path) -> None:
+def test_verify_measures_the_same_on_rows_as_they_lie_there(kept: Path) -> None:
     """With the probes that are kept; and says so where a promise does not hold."""
     told = shown(kept)["probes"]
     done = json.loads(sak("verify", kept, "--probes", "own", "--json").stdout)["probes"]["mini-dino"]
@@ -263,13 +268,13 @@ def test_a_promise_that_cannot_be_kept_is_refused(labels: Path, tmp_path: Path) 
     out = tmp_path / "features"
     shutil.copytree(labels, out)
     done = cached(out, "--codec", "int4", "--fidelity", "normals=0.0001", check=False)
-    assert done.returncode and "int4 does not keep what is promised: normals loses 0." in done.stderr
-    assert "promised is at most 0.0001. Use one with more bits" in done.stderr
+    assert done.returncode and "int4 does not keep what is promised: normals loses " in done.stderr
+    assert "promised is at most 0.0001. Use a codec with more bits" in done.stderr
     done = cached(out, "--codec", "klt", "--fidelity", "normals=1e-9", check=False)
     assert done.returncode and "klt at its finest (token cosine 0.99999) does not keep what is promised" in done.stderr
     assert Store.open(next(out.glob("*.zarr"))).teachers == []
     done = cached(out, "--codec", "klt", "--fidelity", "sematics=1", check=False)
-    assert done.returncode and "--fidelity sematics: no labels of it" in done.stderr
+    assert done.returncode and "has no labels of it; it has boundary, depth" in done.stderr
 
 
 def test_probes_of_another_cache(images: Path, labels: Path, tmp_path: Path) -> None:
@@ -279,6 +284,7 @@ def test_probes_of_another_cache(images: Path, labels: Path, tmp_path: Path) -> 
     plain = json.loads(sak("cache", *folder, "--out", tmp_path / "plain").stdout)["store"]
     done = sak("cache", *folder, "--out", tmp_path / "own", "--probes", "own", check=False)
     assert done.returncode and "has no labels to fit probes on: name a labelled cache" in done.stderr
+    assert not list((tmp_path / "own").glob("*.zarr")), "said before the first row"
     probed = json.loads(sak("cache", *folder, "--out", tmp_path / "probed", "--probes", other).stdout)["store"]
     told = shown(Path(probed))
     assert set(told["probes"]) >= {"semseg", "depth"} and told["provenance"]["notes"]["probes"] == {"rows": other.name}
@@ -289,12 +295,52 @@ def test_probes_of_another_cache(images: Path, labels: Path, tmp_path: Path) -> 
     assert "mini-dino, probe fitted now: semseg loses" in verified
 
 
-def test_the_frontier_tells_what_tasks_lose(kept: Path, tmp_path: Path) -> None:
+def test_a_card_tells_what_caching_cost(kept: Path) -> None:
+    """Of probed caches; what a run keeps of others, and their students' cards, are as they were."""
+    origin = lineage._teacher(Store.open(kept), "mini-dino")
+    told = shown(kept)
+    assert origin.probed is not None and origin.probed.losses == {
+        task: {key: value for key, value in loss.items() if key != "promised"} for task, loss in told["probes"].items()
+    }
+    assert TeacherOrigin.model_validate_json(origin.model_dump_json()) == origin
+    plain = origin.model_copy(update={"probed": None})
+    assert set(json.loads(plain.model_dump_json())) == {"name", "library", "model", "weights", "licence"}
+    card, plain_card = (
+        model_card(PretrainedConfig(students.config(), about=about_of(teacher)), "me/model")
+        for teacher in (origin, plain)
+    )
+    loss = Loss.from_dict(told["probes"]["depth"])
+    row = next(line for line in card.splitlines() if "| depth RMSE" in line and "token cosine" in line)
+    assert f"mini-dino (klt, token cosine {origin.probed.cosine:.4f})" in row and f"{loss.decoded:.4g}" in row
+    least = min(min(figures["cosine"], figures["centred_cosine"]) for figures in told["fidelity"].values())
+    assert origin.probed.cosine == least >= told["provenance"]["fidelity"]
+    assert "token cosine" not in plain_card and "from sak_core.student import Student\n" in plain_card
+
+
+def about_of(teacher: TeacherOrigin) -> dict[str, Any]:
+    return {
+        "run": "a", "made_with": "sak", "arm": "sak", "stem_weights": None, "teachers": [teacher.model_dump()],
+        "data": [], "parameters": 1, "seconds": 1.0, "recipe": {"seed": 0},
+    }  # fmt: skip
+
+
+def test_the_frontier_tells_what_tasks_lose(tmp_path: Path) -> None:
     """Of each codec, and of klt at each fidelity: fp16 loses next to nothing, and klt more at fewer bits."""
     exact = tmp_path / "features"
     path = Path(cached(exact, "--codec", "fp32", "--limit", "40")["store"])
-    levels = [word for level in range(4) for word in ("--level", str(level))]
-    asked = ["frontier", path, "--teacher", "mini-dino", *levels, "--probes", "--fidelity", "0.99", "--fidelity", "0.8"]
+    asked = [
+        "frontier",
+        path,
+        "--teacher",
+        "mini-dino",
+        "--level",
+        "3",
+        "--probes",
+        "--fidelity",
+        "0.99",
+        "--fidelity",
+        "0.8",
+    ]
     results = {row["codec"]: row for row in json.loads(sak(*asked, "--json").stdout)["results"]}
     assert {"fp16", "int8", "klt at 0.99", "klt at 0.8"} <= set(results)
     losses = {codec: row["probes"]["normals"] for codec, row in results.items()}

@@ -136,7 +136,7 @@ def _use(config: PretrainedConfig, model_id: str) -> str:
     lines = [
         "```python",
         "from PIL import Image",
-        "from sak_core.student.network import StudentNetwork",
+        "from sak_core.student import Student",
         "",
         f'student = Student.from_pretrained("{model_id}")',
         'image = Image.open("photo.jpg")',

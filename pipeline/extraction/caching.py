@@ -171,10 +171,14 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
         return []
     from pipeline.extraction.running import start_teacher
 
-    size = source_spec(request.source.open(), request.source).size
+    spec = source_spec(request.source.open(), request.source)
+    if request.options.probes:
+        from pipeline.extraction.probed import check_asked
+
+        check_asked(request.options.probes, spec, dict(request.options.promised))
     if untrained:
         asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
-    running = [_as_promised(request, start_teacher(teacher, size)) for teacher in asked]
+    running = [_as_promised(request, start_teacher(teacher, spec.size)) for teacher in asked]
     for teacher in running:
         _refuse_finer_grid(teacher)
         _say_where(teacher.request, teacher.provenance)

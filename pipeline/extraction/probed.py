@@ -22,7 +22,7 @@ from cache.calibration.statistics import Calibrator, Int64, Validity, calibratio
 from cache.codecs import get_codec
 from cache.errors import CacheError
 from cache.format.groups import PREDICTOR
-from cache.format.spec import LevelSpec
+from cache.format.spec import LevelSpec, SourceSpec
 from cache.store import Store
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
@@ -90,22 +90,30 @@ class LabelledRows:
 def labelled_rows(asked: Path | str, store: Store, valid: Validity | None = None) -> LabelledRows:
     """The rows that `--probes` names: "own", those of `store`, or those of the cache at a path.
 
-    Raises `UserError` where they have no labels, or views of another size.
+    Raises as `check_asked`.
     """
-    if str(asked) == OWN:
-        if not store.spec.labels:
-            raise UserError(
-                f"{store.name} has no labels to fit probes on: name a labelled cache of views of the same size, "
-                "--probes CACHE (its pixels and labels are enough, no teacher need be in it)"
-            )
-        return LabelledRows(store, valid)
-    other = Store.open(asked)
-    if not other.spec.labels:
+    check_asked(asked, store.spec)
+    return LabelledRows(store, valid) if str(asked) == OWN else LabelledRows(Store.open(asked))
+
+
+def check_asked(asked: Path | str, spec: SourceSpec, promised: Iterable[str] = ()) -> None:
+    """Raise `UserError` where `--probes` names rows without labels (of a `promised` task), or views of another size
+    than those of the store of `spec`."""
+    if str(asked) == OWN and not spec.labels:
+        raise UserError(
+            f"{spec.store_name} has no labels to fit probes on: name a labelled cache of views of the same size, "
+            "--probes CACHE (its pixels and labels are enough, no teacher need be in it)"
+        )
+    labelled = spec if str(asked) == OWN else Store.open(asked).spec
+    if not labelled.labels:
         raise UserError(f"--probes {asked}: that cache has no labels to fit probes on")
-    if other.spec.size != store.spec.size:
-        (h, w), (height, width) = other.spec.size, store.spec.size
-        raise UserError(f"--probes {asked}: its views are of {h}x{w} px, those of {store.name} of {height}x{width}")
-    return LabelledRows(other)
+    if labelled.size != spec.size:
+        (h, w), (height, width) = labelled.size, spec.size
+        raise UserError(f"--probes {asked}: its views are of {h}x{w} px, not of {height}x{width}")
+    for task in promised:
+        if task not in labelled.labels:
+            have = ", ".join(sorted(labelled.labels))
+            raise UserError(f"--fidelity {task}: {labelled.store_name} has no labels of it; it has {have}")
 
 
 class Probing:
@@ -253,9 +261,6 @@ def check_promised(probing: Probing, promised: Mapping[str, float]) -> None:
     for task in promised:
         if task in probing.missing:
             raise UserError(f"nothing can be promised of {probing.missing[task]}")
-        if task not in probing.probes:
-            have = ", ".join(probing.probes) or "none"
-            raise UserError(f"--fidelity {task}: no labels of it in {probing.rows.store.name}; it has {have}")
 
 
 def broken(losses: Mapping[str, Loss], promised: Mapping[str, float]) -> list[str]:

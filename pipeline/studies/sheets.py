@@ -39,7 +39,8 @@ def contact_sheet(student: Student, dataset: Dataset, out: Path) -> Path:
             row += [pictures.label_picture(task, values[task.name]) for values in (sample.labels, found)]
         rows.append(row)
     captions = ["image", *(f"{task.name} {what}" for task in student.tasks for what in ("truth", "predicted"))]
-    return pictures.save_sheet(rows, captions, out)
+    pictures.sheet(rows, captions, cell_px=rows[0][0].shape[0]).save(out)
+    return out
 
 
 def pca_sheet(run: Path, data: Data, places: runs.Places, out: Path) -> Path:

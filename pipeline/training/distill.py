@@ -35,6 +35,7 @@ from pipeline.runs.origin import Origin, origin_of_run, trained_from, validation
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.evaluate import evaluation_loader
+from pipeline.training.linear_probe import probing_of
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
@@ -59,6 +60,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if recipe.trains == "routers":
         raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
     check_validation(recipe, places)
+    probing_of(recipe, places)
     warn_of_settings(recipe)
     with sole_writer(run):
         runs.begin(run, recipe, made_from)
@@ -92,7 +94,18 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
 
     validation = validation_of(recipe, (), measured)
     belongs_to = trained_from(recipe, made_from)
-    trained = train(fabric, recipe, run, model, loader, loss, belongs_to, validation=validation, wandb=execution.wandb)
+    trained = train(
+        fabric,
+        recipe,
+        run,
+        model,
+        loader,
+        loss,
+        belongs_to,
+        validation=validation,
+        probing=probing_of(recipe, places),
+        wandb=execution.wandb,
+    )
     results: dict[str, Any] = {
         "stage": "distill",
         "arm": recipe.arm,
