@@ -56,6 +56,7 @@ def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store:
 
 
 @pytest.mark.parametrize(("below", "file"), [("", "zarr.json"), ("teachers/mini-dino", "teachers/mini-dino/zarr.json")])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
 def test_consolidated_metadata_is_named_and_taken_out(below: str, file: str, whole: Path, store: Path) -> None:
     """It would go stale with the next teacher or view: zarr-python prefers it to what each array says."""
     zarr.consolidate_metadata(zarr.storage.LocalStore(store), path=below)
