@@ -19,8 +19,8 @@ from pipeline.errors import UserError
 from pipeline.probes.linear import ProbeFitter
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import find_store, store_tasks
-from pipeline.training.evaluate import score
 from pipeline.training.few_rows import few_rows, spread_over
+from pipeline.training.scoring import score
 from pipeline.training.validation import Values
 from sak_common.names import unknown
 from sak_core.student.network import StudentNetwork
