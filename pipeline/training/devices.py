@@ -26,7 +26,7 @@ from pipeline.training.boards import require_wandb
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import ClusterEnvironment
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
     from sak_core.tasks.losses import OverRanks
 
@@ -151,14 +151,16 @@ def start(recipe: Recipe, execution: Execution, unused: bool = False) -> Fabric:
 
 def _environment() -> ClusterEnvironment:
     """Fabric's own of what started the processes. Left to itself, it takes a script of sbatch for a task of srun."""
-    from lightning_fabric.plugins import environments
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     started = started_together()
     if started is None:
-        return environments.LightningEnvironment()
+        return LightningEnvironment()
     if started.by == "srun":
-        return environments.SLURMEnvironment()
-    return environments.TorchElasticEnvironment()
+        return SLURMEnvironment()
+    return TorchElasticEnvironment()
 
 
 def is_follower() -> bool:
