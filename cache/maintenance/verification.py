@@ -11,7 +11,7 @@ from cache.format.checksums import CRC_BYTES, matches
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
 from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
-from cache.format.parts import is_interrupted_growth
+from cache.format.parts import is_interrupted_growth, who_wrote
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
 from cache.places.place import Place
@@ -164,7 +164,7 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
     if check.array is None:
         if check.metadata is not None and is_interrupted_growth(check.metadata, check.file, found):
             return None
-        return problem("its bytes are not those that were committed")
+        return problem(f"its bytes are not those that were committed{who_wrote(place.read(check.file))}")
     if found.num_bytes != check.digest.num_bytes:
         what = f"it has {found.num_bytes} bytes, {check.digest.num_bytes} were committed"
         return problem(what, _all_rows(check))

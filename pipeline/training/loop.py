@@ -24,6 +24,7 @@ from pipeline.recipes.config import Recipe, recipe_differences
 from pipeline.recipes.tables import Schedule
 from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes
+from pipeline.training.devices import check_same
 from pipeline.training.ema import Ema
 from pipeline.training.linear_probe import Probing
 from pipeline.training.sync_norm import synchronise_norms
@@ -119,7 +120,10 @@ def train(
     step, seconds = 0, 0.0
     best: dict[str, Any] | None = None
     probed: dict[str, Any] | None = None
-    if found := checkpoint.find(run / checkpoint.LAST):
+    found = checkpoint.find(run / checkpoint.LAST)
+    reached = checkpoint.read_state(found)["step"] if found else None
+    check_same(fabric, {"recipe": belongs_to["recipe"], "origin": made_from, "checkpoint": reached})
+    if found:
         _check_origin(run, checkpoint.read_state(found), recipe, made_from)
         state = checkpoint.restore(found, trained)
         step, seconds, best, probed = state["step"], state["seconds"], state.get("best"), state.get("probed")
