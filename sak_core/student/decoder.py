@@ -98,7 +98,7 @@ def decode_jointly(
     weights: dict[str, list[Tensor]] = {}
     own: dict[str, list[Tensor]] = {}
     shared = [level[0] if len(routers) else sum(level[1:], level[0]) for level in experts]
-    stem_alone = torch.eye(len(experts[0])).to(shared[0])[:1].expand(len(shared[0]), -1)
+    stem_alone = torch.eye(len(experts[0])).to(shared[0])[:1].expand(shared[0].shape[0], -1)
 
     def maps(tokens: Sequence[Tensor]) -> list[Tensor]:
         return [to_map(x, grid) for x in (*tokens[:-1], final_norm(tokens[-1]))]
