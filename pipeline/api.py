@@ -170,12 +170,15 @@ def training(
 
 
 @with_advice
-def distill(recipe: str | Path | None = None, *, devices: int = 1, wandb: bool = False, **options: Any) -> RunResult:
+def distill(
+    recipe: str | Path | None = None, *, devices: int = 1, nodes: int = 1, wandb: bool = False, **options: Any
+) -> RunResult:
     """Stage 1: distil cached teachers into a student; goes on where an earlier call stopped.
 
     Args:
         recipe: a name or a TOML file; when None, one is written for the caches that are there.
-        devices: processes, a GPU each or CPU cores. wandb: whether Weights & Biases is told, too.
+        devices: processes a machine, a GPU each or CPU cores. nodes: machines.
+        wandb: whether Weights & Biases is told, too.
         options: dataset (which, where caches of several are there and no recipe says), overrides (dotted keys of the
             recipe to values), run (the run's folder; named after the recipe when None), and where things lie: out
             (caches), runs (folder of the runs), roots, weights (see `pipeline.runs.Places`).
@@ -184,7 +187,7 @@ def distill(recipe: str | Path | None = None, *, devices: int = 1, wandb: bool =
     from pipeline.training.distill import distill as train
 
     asked = training("distill", recipe, **options)
-    return RunResult(asked.run, train(asked.recipe, asked.run, asked.places, Execution(devices, wandb)))
+    return RunResult(asked.run, train(asked.recipe, asked.run, asked.places, Execution(devices, nodes, wandb)))
 
 
 def _stage1_run(asked: Training, given: Path | str | None, recipe: str | Path | None) -> Path | None:
@@ -214,6 +217,7 @@ def finetune(
     *,
     stage1: Path | str | None = None,
     devices: int = 1,
+    nodes: int = 1,
     wandb: bool = False,
     **options: Any,
 ) -> RunResult:
@@ -226,7 +230,7 @@ def finetune(
 
     asked = training("finetune", recipe, **options)
     start = _stage1_run(asked, stage1, recipe)
-    return RunResult(asked.run, train(asked.recipe, asked.run, start, asked.places, Execution(devices, wandb)))
+    return RunResult(asked.run, train(asked.recipe, asked.run, start, asked.places, Execution(devices, nodes, wandb)))
 
 
 @with_advice
@@ -269,7 +273,10 @@ def ablate(
     from pipeline.studies.automatic_study import write_study
     from pipeline.studies.estimate import estimate, estimate_text
     from pipeline.studies.jobs import check, plan
+    from pipeline.training.devices import started_together
 
+    if started := started_together():
+        raise UserError(f"{started.by} starts many processes, and a study is one that starts its runs: run it alone")
     if devices > 1 and max(workers, share_reads) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
     at = places(**where)

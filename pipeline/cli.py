@@ -151,6 +151,7 @@ def _leave(message: str, code: int) -> None:
         # a process that trains beside another: that one says how the run ended, unless this one failed alone
         if code != 2:
             sys.exit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what started it may end it while it waits
         time.sleep(FOLLOWER_PATIENCE_S)
     print(message, file=sys.stderr)
     sys.exit(code)

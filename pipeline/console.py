@@ -185,11 +185,12 @@ def start_worker() -> None:
     _end_with_parent()
 
 
-def follow() -> None:
-    """Set up a process that trains beside the one that started it: it is silent, and ends with that one."""
+def follow(ends_with_parent: bool = True) -> None:
+    """Set up a process that trains beside a leading one: it is silent, and may end with the one that started it."""
     global _plain, _silent
     _plain = _silent = True
-    _end_with_parent()
+    if ends_with_parent:
+        _end_with_parent()
 
 
 def silence() -> None:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.format.manifest import FOLDER, LOG, SOURCE, PartManifest, teacher_part
 from cache.format.spec import LabelSpec, LevelSpec, SourceSpec
+from cache.places.addresses import as_place
 from cache.places.place import Place
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter, TeacherWriter
@@ -134,3 +136,22 @@ def flip(path: Path, byte: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[byte] ^= 1 << bit
     path.write_bytes(data)
+
+
+def unlisted_files(path: Place | Path | str) -> list[str]:
+    """Files below a store that its manifest does not list: leftovers of a killed run, or strangers.
+
+    Manifest, locks and the log are not meant.
+    """
+    place = as_place(path)
+    listed = {LOG}
+    for part in (SOURCE, *map(teacher_part, place.folders(f"{FOLDER}/teachers"))):
+        manifest = PartManifest(place, part)
+        if manifest.exists:
+            metadata = manifest.metadata
+            listed |= {*metadata.files, *(manifest.calibration() or {})}
+            for view in range(metadata.num_views):
+                shards = manifest.view(view).shards
+                listed |= {array.file(view, shard) for array in metadata.arrays_of(view) for shard in shards}
+    names = (name for name in place.sizes() if not name.startswith(f"{FOLDER}/") or name.endswith(".tmp"))
+    return [name for name in names if name not in listed]

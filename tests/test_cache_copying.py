@@ -14,14 +14,17 @@ from cache.errors import BadInput, CacheError, CorruptFile, SpecMismatch
 from cache.format.manifest import PartManifest
 from cache.loading.loader import Loader
 from cache.maintenance.store_copy import CopyPlan, copy_store, plan_copy, select
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.places.local import LocalPlace
 from cache.places.objects import ObjectPlace
 from cache.places.place import Place
 from cache.store import Store
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.cache_toy import (
+    no_fsync,  # noqa: F401 (an autouse fixture)
+    unlisted_files,
+)
 
 
 @pytest.fixture(scope="module")

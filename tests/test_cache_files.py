@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from cache.errors import StoreFull, StoreLocked, TooManyOpenFiles, WriteFailed
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.places.files import canonical_json, digest_of_file, write_files
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
+from tests.cache_toy import unlisted_files
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cache.faults import fault_point
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.store import Store
 from tests import cache_toy as toy
+from tests.cache_toy import unlisted_files
 from tests.conftest import program
 
 ROOT = Path(__file__).parents[1]

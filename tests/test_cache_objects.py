@@ -13,13 +13,16 @@ from obstore.store import MemoryStore
 
 from cache.errors import BadInput, CacheError, CorruptFile, RemadeDiffers, StoreNotFound, UncommittedRow, WriteFailed
 from cache.loading.loader import Loader
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.places.addresses import as_place
 from cache.places.objects import ObjectPlace
 from cache.store import Store, find_stores
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.cache_toy import (
+    no_fsync,  # noqa: F401 (an autouse fixture)
+    unlisted_files,
+)
 
 
 def objects(place: Any) -> dict[str, bytes]:

@@ -14,12 +14,15 @@ import pytest
 from cache.errors import WriteFailed
 from cache.loading.loader import Loader
 from cache.maintenance.store_copy import copy_store, plan_copy, select
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.places.addresses import as_place
 from cache.places.place import Place
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.cache_toy import (
+    no_fsync,  # noqa: F401 (an autouse fixture)
+    unlisted_files,
+)
 from tests.conftest import sak
 from tests.s3 import Proxy, environment, serve_s3
 

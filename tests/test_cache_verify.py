@@ -10,11 +10,14 @@ import pytest
 
 from cache.errors import CacheError, CorruptFile, StoreNotFound
 from cache.loading.loader import Loader
-from cache.maintenance.verification import Problem, unlisted_files, verify_store
+from cache.maintenance.verification import Problem, verify_store
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.cache_toy import (
+    no_fsync,  # noqa: F401 (an autouse fixture)
+    unlisted_files,
+)
 
 
 @pytest.fixture(scope="module")

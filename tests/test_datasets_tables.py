@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,25 @@ def test_the_column_is_chosen_by_an_option(tmp_path):
     done = sak(*arguments, "--images", "right", "--decoders", "2", "--out", tmp_path / "out")
     store = Store.open(json.loads(done.stdout)["store"])
     assert [int(store.pixels[i, 0][8, 8, 0]) for i in range(4)] == [3, 2, 1, 0]
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("chosen", [None, "photos"])
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([STRUCTS], pa.list_(IMAGE)), "list<item: struct<bytes: binary, path: string>>"),
+        (pa.array([PLAIN], pa.large_list(pa.binary())), "large_list<item: binary>"),
+        (pa.array([{"image": STRUCTS[0]}]), "struct<image: struct<bytes: binary, path: "),
+    ],
+)
+def test_images_in_lists_or_in_other_features_are_refused_by_their_columns(tmp_path, column, kind, chosen):
+    """Which of a row's images is the input, no option says."""
+    write_stream(tmp_path / "train.arrow", pa.table({"photos": column}))
+    with pytest.raises(DatasetError, match=rf"no column of images.*; columns: photos \({re.escape(kind)}"):
+        opened(tmp_path, images=chosen)
 
 
 def cached(root: Path) -> Path:

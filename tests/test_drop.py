@@ -11,11 +11,12 @@ import pytest
 
 from cache.errors import BadInput, StoreLocked
 from cache.maintenance.removal import drop_teacher, drop_views
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.store import Store
 from pipeline.extraction.stored_fidelity import STAGE, logged_fidelity
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
+from tests.cache_toy import unlisted_files
 from tests.conftest import program, sak
 from tests.small_images import cache_arguments
 

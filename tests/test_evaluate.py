@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cache.loading.batch import Batch
 from cache.store import find_stores
+from pipeline.extraction.prepare import prepare
+from pipeline.extraction.samples import DatasetRequest
 from pipeline.recipes.stores import store_tasks
 from pipeline.recipes.tables import Boundary
 from pipeline.training.evaluate import evaluation_loader, without_padding
@@ -54,6 +57,28 @@ def test_boundaries_may_be_off_as_published_for_the_data_set():
     assert metric_of(task, Boundary(), "pascal_context").rule.max_dist == 0.0075
     assert metric_of(task, Boundary(max_dist=0.02), "nyud").rule.max_dist == 0.02
     assert metric_of(task, Boundary(), "nyud").rule.suppress
+
+
+def test_a_description_called_nyud_has_not_its_tolerance(tmp_path: Path):
+    """A line that is off by 1.41 px of 136 px diagonal: 0.0075 of it allows 1.02 px, NYUD-v2's 0.011 would 1.49 px."""
+    pictures = {"images": np.zeros((96, 96, 3), np.uint8), "edges": np.fliplr(np.eye(96, dtype=np.uint8))}
+    for folder, picture in pictures.items():
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture).save(tmp_path / folder / "0.png")
+    (tmp_path / "dataset.toml").write_text(
+        'name = "nyud"\nsize = [96, 96]\nimages = "images/{id}.png"\n[splits]\nval = "val.txt"\n'
+        '[tasks.edge]\nkind = "boundary"\nfiles = "edges/{id}.png"\n'
+    )
+    (tmp_path / "val.txt").write_text("0\n")
+    store = prepare(DatasetRequest("labelled", "val", (96, 96), tmp_path), tmp_path / "features", 1, decoders=0)
+    (batch,) = evaluation_loader(store, (), ["edge"], 1)
+    line = 40.0 * torch.eye(96).fliplr().roll((1, 1), (0, 1))[None, None] - 20
+    line[..., 0, :] = line[..., 0] = -20  # what rolled over
+    found = []
+    for boundary in (Boundary(thresholds=5), Boundary(thresholds=5, max_dist=0.011)):
+        scores, _ = score(store_tasks(store), boundary, store, [(batch.to("cpu"), {"edge": line})])
+        found.append(scores["edge"]["odsF"])
+    assert found[0] == 0 and found[1] > 0.9
 
 
 def test_many_boundaries_are_scored_side_by_side(features: Path, monkeypatch):

@@ -183,11 +183,12 @@ def test_import_sak_is_light_and_has_all_names() -> None:
         front.cache("mini-dino", "rooms", "val", views=2)
 
 
-def test_a_users_own_cache_py_is_named(tmp_path: Path) -> None:
-    (tmp_path / "cache.py").write_text("")
+@pytest.mark.parametrize("name", ["cache.py", "pipeline.py"])
+def test_a_users_own_file_that_hides_a_package_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
     code = f"import sys; sys.path.append({str(ROOT)!r}); import sak"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and f"Python finds {tmp_path / 'cache.py'}" in done.stderr and "Rename" in done.stderr
+    assert done.returncode == 1 and f"Python finds {tmp_path / name}" in done.stderr and "Rename" in done.stderr
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from cache.errors import CorruptFile, RemadeDiffers
 from cache.format.manifest import PartManifest
@@ -52,6 +53,19 @@ def test_a_flipped_bit_of_metadata_is_turned_back(file: str, whole: Path, store:
         assert [problem.file for problem in verify_store(store)] == [file]
         assert mend_metadata(store) == ([file], [])
         assert (store / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize(("below", "file"), [("", "zarr.json"), ("teachers/mini-dino", "teachers/mini-dino/zarr.json")])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_consolidated_metadata_is_named_and_taken_out(below: str, file: str, whole: Path, store: Path) -> None:
+    """It would go stale with the next teacher or view: zarr-python prefers it to what each array says."""
+    zarr.consolidate_metadata(zarr.storage.LocalStore(store), path=below)
+    told = "committed: zarr.consolidate_metadata has written into it"
+    done = sak("info", store, check=False)
+    assert done.returncode != 0 and told in done.stderr and "sak repair" in done.stderr
+    assert [problem.file for problem in verify_store(store)] == [file] and told in str(verify_store(store)[0])
+    sak("repair", store)
+    assert (store / file).read_bytes() == (whole / file).read_bytes() and verify_store(store) == []
 
 
 @pytest.mark.parametrize("what", ['"sha256":["', '"bytes":[', '"digest":"'])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import open_clip
+import pytest
 import timm
 import torch
 
+from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.open_clip_models import _transformer
 from sak_core.weights.positions import resample_positions
@@ -79,3 +81,17 @@ def test_siglip_gives_open_clips_blocks():
     seen = pixels(224, 224, 1)
     upstream(normalise(seen, (0.5,) * 3, (0.5,) * 3))
     exactly(teacher(seen), [m.transpose(1, 2).reshape(1, 768, 14, 14) for m in maps])
+
+
+def test_a_size_that_a_tower_cannot_take_is_refused_with_the_one_that_it_can(monkeypatch):
+    """LeViT's biases of attention have 224 px built in, where its last stage leaves a border uncovered."""
+    tower = {"timm_model_name": "levit_128s", "timm_pool": "avg", "timm_proj": "linear", "image_size": 224}
+    text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
+    own = {"embed_dim": 8, "vision_cfg": tower, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "levit", own)
+    refused = r"levit \(\w+\): it does not take 128x128 px .*; at 224x224 px block 2 .*; levels 0,1 cover it"
+    with pytest.raises(TeacherUnavailable, match=refused):
+        build_teacher("open_clip:levit", (96, 128), random_weights=True)
+    teacher = build_teacher("open_clip:levit", (96, 128), random_weights=True, levels=(0, 1))
+    assert teacher.spec.input_size == teacher.native_size == (224, 224)
+    assert [level.shape[-2:] for level in teacher(pixels(96, 128))] == [(14, 14), (7, 7)]

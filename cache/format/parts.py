@@ -123,6 +123,11 @@ def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dic
     except OSError as error:
         raise CorruptFile(path, f"it cannot be read: {error}") from error
     if digest_of([raw]) != manifest.metadata.files[name]:
-        raise CorruptFile(path, "it is not the file that was committed")
+        raise CorruptFile(path, f"it is not the file that was committed{who_wrote(raw)}")
     attributes: dict[str, Any] = json.loads(raw)["attributes"][ATTRIBUTE]
     return attributes
+
+
+def who_wrote(raw: bytes) -> str:
+    """What there is to say of bytes that are not those of a committed ``zarr.json``; "" if nothing is."""
+    return ": zarr.consolidate_metadata has written into it" if b'"consolidated_metadata"' in raw else ""

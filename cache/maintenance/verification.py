@@ -10,8 +10,8 @@ from cache.errors import CorruptFile, StoreNotFound
 from cache.format.checksums import CRC_BYTES, matches
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
-from cache.format.manifest import FOLDER, LOG, SOURCE, PartManifest, teacher_part, view_and_shard
-from cache.format.parts import is_interrupted_growth
+from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
+from cache.format.parts import is_interrupted_growth, who_wrote
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
 from cache.places.place import Place
@@ -66,7 +66,7 @@ class _Check:
 def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
     """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
-    Works on a store that does not open any more. What is not committed is no problem; see `unlisted_files`.
+    Works on a store that does not open any more. What is not committed is no problem.
 
     Args:
         progress: is told (bytes checked, bytes in all) as it goes.
@@ -106,22 +106,6 @@ def _verify(place: Place, progress: Progress | None, everything: bool) -> list[P
         if problem := _check_file(place, check, count):
             problems.append(problem)
     return problems
-
-
-def unlisted_files(path: Place | Path | str) -> list[str]:
-    """Files below a store that its manifest does not list: leftovers of a killed run, or strangers.
-
-    Manifest, locks and ``log.jsonl`` are not meant. Damaged manifests make their files look unlisted.
-    """
-    place = as_place(path)
-    listed = {LOG}
-    for part in _parts(place):
-        listed |= {item.file for item in _plan(place, part) if isinstance(item, _Check)}
-    return [
-        name
-        for name in place.sizes()
-        if name not in listed and (not name.startswith(f"{FOLDER}/") or name.endswith(".tmp"))
-    ]
 
 
 def _parts(place: Place) -> list[str]:
@@ -180,7 +164,7 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
     if check.array is None:
         if check.metadata is not None and is_interrupted_growth(check.metadata, check.file, found):
             return None
-        return problem("its bytes are not those that were committed")
+        return problem(f"its bytes are not those that were committed{who_wrote(place.read(check.file))}")
     if found.num_bytes != check.digest.num_bytes:
         what = f"it has {found.num_bytes} bytes, {check.digest.num_bytes} were committed"
         return problem(what, _all_rows(check))

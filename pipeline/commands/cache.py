@@ -121,7 +121,7 @@ def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.command()
 @_with_options
 def plan(as_json: bool, **options: Any) -> None:
-    """What `sak cache` with these options would write, hold and take; nothing of it is done."""
+    """Say what `sak cache` with these options would write, hold and take, without doing it."""
     from pipeline import api
     from pipeline.extraction.plan import plan_text
 

@@ -15,7 +15,7 @@ from pipeline.commands.options import JSON, show
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 @JSON
 def demo(folder: Path, small: bool, workers: int, as_json: bool) -> None:
-    """The whole line on rendered rooms: cache, distil, fine-tune, ablate, pictures."""
+    """Run the whole line on rendered rooms: cache, distil, fine-tune, ablate, pictures."""
     from pipeline.demo import demo_text, run_demo
 
     show(run_demo(folder, small=small, workers=workers), as_json, demo_text)

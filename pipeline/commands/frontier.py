@@ -40,7 +40,7 @@ def frontier(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Bits a value of every codec at a token cosine of FIDELITY.
+    """Measure the bits a value that every codec takes at a token cosine of FIDELITY.
 
     SOURCES are caches or .npy arrays (rows, tokens, width); several are levels of one teacher, row for row. Codecs are
     fitted on one half of the rows and reported on the other. Speeds are of one core; decoding is bytes to integers.

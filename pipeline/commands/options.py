@@ -48,7 +48,18 @@ WEIGHTS = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 DEVICES = click.option(
-    "--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes: a GPU each, or CPU cores."
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes a machine, a GPU or cores each.",
+)
+NODES = click.option(
+    "--nodes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Machines that run this command, each with NODE_RANK; torchrun and srun say it themselves.",
 )
 WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
 IMAGES = click.option(

@@ -21,7 +21,7 @@ from pipeline.commands.options import JSON, show
 def reproduce(
     studies: tuple[str, ...], folder: Path, docs: Path, workers: int, share_reads: int, small: bool, as_json: bool
 ) -> None:
-    """The published STUDIES again: claim, parts, views, scale, all when none is named.
+    """Run the published STUDIES again: claim, parts, views, scale; all of them by default.
 
     Caches and runs lie below --folder, tables and JSON go to --docs. What is interrupted goes on with the same command.
     """

@@ -19,7 +19,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="Where
 @click.argument("store", type=WHERE)
 @JSON
 def info(store: Path | str, as_json: bool) -> None:
-    """What STORE holds, what of it is committed, its bytes, fidelity and provenance."""
+    """Show what STORE holds, what of it is committed, its bytes, fidelity and provenance."""
     from pipeline.maintenance.inspect import info_text, store_info
 
     show(store_info(store), as_json, info_text)

@@ -10,7 +10,20 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import DEVICES, DRY, FEATURES, JSON, ROOTS, RUNS, SET, WANDB, WEIGHTS, keywords, show
+from pipeline.commands.options import (
+    DEVICES,
+    DRY,
+    FEATURES,
+    JSON,
+    NODES,
+    ROOTS,
+    RUNS,
+    SET,
+    WANDB,
+    WEIGHTS,
+    keywords,
+    show,
+)
 from pipeline.console import red
 from pipeline.errors import UserError
 from pipeline.results import RunResult, ScoreResult, Training, scores_text
@@ -28,6 +41,7 @@ class Asked:
     roots: tuple[str, ...]
     weights: tuple[str, ...]
     devices: int
+    nodes: int
     wandb: bool
     dry_run: bool
     as_json: bool
@@ -41,7 +55,7 @@ class Asked:
 
     def execution(self) -> dict[str, Any]:
         """How the stage is carried out."""
-        return {"devices": self.devices, "wandb": self.wandb}
+        return {"devices": self.devices, "nodes": self.nodes, "wandb": self.wandb}
 
 
 DATASET = click.option("--dataset", help="Without RECIPE, and with caches of several data sets: which to train on.")
@@ -52,12 +66,15 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_asked(recipe: str | None, **options: Any) -> None:
+        from pipeline.training.devices import follow_others
+
+        follow_others()
         shared = {field.name: options.pop(field.name) for field in fields(Asked)}
         command(recipe, Asked(**shared), **options)
 
     run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
-    for option in reversed((DATASET, run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, WANDB, DRY, JSON)):
+    for option in reversed((DATASET, run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, NODES, WANDB, DRY, JSON)):
         found = option(found)
     return click.argument("recipe", required=False)(found)
 

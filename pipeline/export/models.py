@@ -19,14 +19,14 @@ from sak_core.student.pretrained import Student
 from sak_core.student.pretrained_config import PretrainedConfig, check_plausible
 
 
-def open_model(source: str, runs_folder: Path, revision: str | None = None) -> Student:
+def open_model(source: str, runs_folder: Path) -> Student:
     """The student `source`: a run (its path, or its name below `runs_folder`), an exported folder, or a hub id.
 
     Says in red which teachers it learned from were never trained. Raises `UserError`, or what `from_pretrained`
     raises.
     """
     run = next((path for path in (Path(source), runs_folder / source) if (path / "recipe.json").is_file()), None)
-    model = from_run(run) if run else Student.from_pretrained(source, revision=revision)
+    model = from_run(run) if run else Student.from_pretrained(source)
     if model.config.random_weights:
         warn(f"{source} learned from teachers with random weights: {', '.join(model.config.random_weights)}")
     return model

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +259,9 @@ def save_recipe(choice: Choice, path: Path) -> Path:
         say(f"{path}: edited, used as it is; remove it to have it written anew")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    unnamed = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others that begin with this one may read it
+    unnamed.write_text(text)
+    unnamed.replace(path)
     tasks = ""
     if choice.finetune:
         where = "it" if choice.finetune == choice.distill else choice.finetune.store.name

@@ -23,7 +23,7 @@ from sak_common.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
-CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "loader.direct"})
+CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "loader.direct", "probe"})
 """Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 MOVED = {
     "loss": "loss.kind",
@@ -65,6 +65,14 @@ class ValidationData(Data):
     best_by: str = Field("loss", description="what the best validation is best by: the loss, or a task's main score")
 
 
+class ProbeData(Data):
+    """Labelled rows on which linear probes are fitted while stage 1 trains; no number of the run depends on them."""
+
+    every: int = Field(ge=1, description="steps between probes; the last step has one, too")
+    rows: int = Field(64, ge=16, description="every other one is fitted on, the others are scored")
+    keep: str | None = Field(None, description="a task: its best checkpoint by probe is kept in best-by-probe/")
+
+
 class Recipe(Strict):
     """Everything that decides what one training run computes."""
 
@@ -75,6 +83,7 @@ class Recipe(Strict):
     teachers: tuple[str, ...] = ()
     data: Data
     validation: ValidationData | None = None
+    probe: ProbeData | None = Field(None, description="stage 1 alone: what it is watched by")
     source: Literal["cache", "live"] = Field(
         "cache",
         description="cache: views and teachers' features from the store; live: fresh views of the data set's images "
@@ -242,7 +251,8 @@ def recipe_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return [
         f"{key}: {left!r} against {right!r}"
         for key, left, right in differences(stored, now)
-        if key not in CHANGES_NO_NUMBER and not (left in (None, NOTHING) and right in (None, NOTHING))
+        if not {key, key.partition(".")[0]} & CHANGES_NO_NUMBER
+        and not (left in (None, NOTHING) and right in (None, NOTHING))
     ]
 
 

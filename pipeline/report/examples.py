@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline import runs
 from pipeline.errors import UserError
@@ -54,38 +52,3 @@ def split_cache(found: StudyFacts) -> CacheFacts | None:
 def features_read(recipe: Recipe) -> tuple[str, ...]:
     """The teachers whose cached features an arm's model takes in place of an image."""
     return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
-
-
-def rows(store: Store, samples: Sequence[int], teachers: Sequence[str] = (), tasks: Sequence[Task] = ()) -> Batch:
-    """View 0 of these samples, with features of `teachers` and labels of `tasks`."""
-    return Batch(
-        samples=torch.tensor(samples),
-        views=torch.zeros(len(samples), dtype=torch.int64),
-        weights=torch.ones(len(samples)),
-        pixels=torch.stack([torch.from_numpy(store.pixels[sample, 0]) for sample in samples]),
-        features={
-            name: [
-                torch.stack(
-                    [
-                        torch.from_numpy(store.features(name, level.level)[sample, 0]).permute(2, 0, 1)
-                        for sample in samples
-                    ]
-                )
-                for level in store.teacher(name).maps
-            ]
-            for name in teachers
-        },
-        labels={
-            task.name: torch.stack([torch.from_numpy(store.labels[task.name][sample, 0]) for sample in samples])
-            for task in tasks
-        },
-    )
-
-
-def spread(store: Store, number: int) -> list[int]:
-    """So many valid samples of a store, evenly spread over it."""
-    valid = store.valid(1).nonzero()[0]
-    if not len(valid):
-        raise UserError(f"{store.name} has no valid sample")
-    places = torch.linspace(0, len(valid) - 1, min(number, len(valid))).round().long().tolist()
-    return [int(valid[place]) for place in places]

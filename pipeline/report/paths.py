@@ -20,9 +20,10 @@ from pipeline.recipes.arms import find_arm
 from pipeline.report.arms import best_arm
 from pipeline.report.drawing import INK, colour, css_colour, draw, glyph, marker
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, cells, figure, image, name
-from pipeline.report.examples import Opened, open_run, rows, split_cache, spread
-from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
+from pipeline.report.examples import Opened, open_run, split_cache
+from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.sheets import shared_pca
+from pipeline.training.few_rows import few_rows, spread_over
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
 from sak_core.errors import TeacherUnavailable
@@ -116,9 +117,9 @@ def _pictured_store(found: StudyFacts, opened: Opened | None) -> tuple[Store | N
 
 
 def _pictures(opened: Opened, store: Store, live: bool) -> list[Block]:
-    samples = spread(store, PICTURED)
+    samples = spread_over(store, PICTURED)
     teachers = opened.recipe.teachers
-    batch = rows(store, samples, teachers)
+    batch = few_rows(store, samples, teachers)
     assert isinstance(opened.model, StudentNetwork)
     with torch.inference_mode():
         aligned = opened.model(normalize(batch.pixels), tasks=False).aligned
@@ -211,7 +212,7 @@ def held_out(opened: Opened, store: Store) -> dict[str, float]:
     """Cosines of rows of another cache than the run was trained on, measured as training measures its own."""
     recipe = opened.recipe
     targets = Targets(recipe, opened.trained_on, recipe.teachers)
-    batch = rows(store, spread(store, HELD_OUT), recipe.teachers)
+    batch = few_rows(store, spread_over(store, HELD_OUT), recipe.teachers)
     assert isinstance(opened.model, StudentNetwork)
     with torch.inference_mode():
         aligned = opened.model(normalize(batch.pixels), tasks=False).aligned
@@ -231,17 +232,6 @@ def arm_curves(arm: ArmFacts) -> Curves:
         if found:
             return {key: {step: mean(values) for step, values in by.items()} for key, by in found.items()}
     return {}
-
-
-def last_cosine(runs: Mapping[int, RunFacts]) -> float | None:
-    """The mean of the last logged cosines of all teachers and levels, over seeds: how near a distillation has come."""
-    last = [
-        mean(values)
-        for run in runs.values()
-        for line in run.metrics[-1:]
-        if (values := [value for key, value in line.items() if KEY.fullmatch(key) and value is not None])
-    ]
-    return mean(last) if last else None
 
 
 def _curves_figure(arm: ArmFacts, curves: Curves, held: Mapping[str, float]) -> Figure:

@@ -19,8 +19,9 @@ from pipeline.pictures import colour_classes, colour_normals, palette
 from pipeline.recipes.arms import find_arm, run_model
 from pipeline.report.comparison import standings
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, figure, image, name
-from pipeline.report.examples import Opened, features_read, open_run, rows, split_cache
+from pipeline.report.examples import Opened, features_read, open_run, split_cache
 from pipeline.report.facts import RunFacts, StudyFacts, TaskFacts
+from pipeline.training.few_rows import few_rows
 from pipeline.training.scales import stored_scales
 from sak_core.labels import IGNORE
 from sak_core.tasks import Task
@@ -92,7 +93,7 @@ def examples(
     places = dict(zip((order[-1], order[len(order) // 2], order[0]), reversed(PLACES), strict=True))
     ids = store.ids()
     samples = [ids.index(id) for id in chosen]
-    batch = rows(store, samples, features_read(opened.recipe), [task])
+    batch = few_rows(store, samples, features_read(opened.recipe), [task.name])
     with torch.inference_mode():
         output = run_model(opened.recipe, opened.model, batch).outputs[task.name]
     scales = stored_scales([task], store, batch)

@@ -22,9 +22,10 @@ from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
 from pipeline.report.drawing import INK, draw, heat
 from pipeline.report.elements import Block, Column, Figure, Panel, Picture, Table, Text, cells, figure, image, name
-from pipeline.report.examples import Opened, features_read, open_run, rows, split_cache, spread
+from pipeline.report.examples import Opened, features_read, open_run, split_cache
 from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
 from pipeline.studies.statistics import Summary, summary
+from pipeline.training.few_rows import few_rows, spread_over
 from sak_core.student.router import TokenRouter
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Blo
     try:
         opened = open_run(run, features)
         store = Store.open(cache.path)
-        samples = spread(store, EXAMPLES)
+        samples = spread_over(store, EXAMPLES)
         maps = token_weights(opened, store, samples)
     except (UserError, CacheError) as error:
         return [Text(f"Maps of the token routers of {label} cannot be drawn: {error}", "note")]
@@ -221,7 +222,7 @@ def token_weights(opened: Opened, store: Store, samples: Sequence[int]) -> dict[
         router = levels[-1]
         assert isinstance(router, TokenRouter)
         hooks.append(router.register_forward_hook(lambda _, __, w, task=task: kept.__setitem__(task, w)))
-    batch = rows(store, samples, features_read(opened.recipe))
+    batch = few_rows(store, samples, features_read(opened.recipe))
     try:
         with torch.inference_mode():
             output = run_model(opened.recipe, opened.model, batch)

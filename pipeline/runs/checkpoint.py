@@ -18,7 +18,7 @@ from cache.places.files import fsync_directory
 from pipeline.errors import UserError
 from sak_core.weights.tensor_files import RefusedFile, check_state, read_tensors, write_tensors
 
-LAST, BEST = "last", "best"
+LAST, BEST, BEST_BY_PROBE = "last", "best", "best-by-probe"
 """Names of the two checkpoints of a run: of its last saved step, and of the best validation where a recipe asks."""
 
 

@@ -35,6 +35,7 @@ from pipeline.runs.origin import Origin, origin_of_run, trained_from, validation
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.evaluate import evaluation_loader
+from pipeline.training.linear_probe import probing_of
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
@@ -59,6 +60,7 @@ def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution
     if recipe.trains == "routers":
         raise UserError("trains = 'routers' belongs to stage 2: a distillation has no routers")
     check_validation(recipe, places)
+    probing_of(recipe, places)
     warn_of_settings(recipe)
     with sole_writer(run):
         runs.begin(run, recipe, made_from)
@@ -92,7 +94,18 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
 
     validation = validation_of(recipe, (), measured)
     belongs_to = trained_from(recipe, made_from)
-    trained = train(fabric, recipe, run, model, loader, loss, belongs_to, validation=validation, wandb=execution.wandb)
+    trained = train(
+        fabric,
+        recipe,
+        run,
+        model,
+        loader,
+        loss,
+        belongs_to,
+        validation=validation,
+        probing=probing_of(recipe, places),
+        wandb=execution.wandb,
+    )
     results: dict[str, Any] = {
         "stage": "distill",
         "arm": recipe.arm,
@@ -114,12 +127,8 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
 
     Raises `UserError` for keys of the recipe that do not go together, or not with where the store lies.
     """
-    teachers, frozen = teachers_read(recipe), frozen_part(recipe)
-    is_live = recipe.source == "live"
-    if is_live and frozen:
-        raise UserError(
-            f"source = 'live' runs everything in the step, frozen = {recipe.frozen!r} reads the cache: choose one"
-        )
+    frozen_part(recipe)  # raises where it does not go with the others
+    teachers, is_live = teachers_read(recipe), recipe.source == "live"
     if recipe.loader.direct:
         store = _past_page_cache(store, recipe)
     loader = Loader(

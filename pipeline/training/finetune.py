@@ -58,6 +58,8 @@ def finetune(
     arm = find_arm(recipe.arm)
     if arm.derived:
         raise UserError(f"arm {recipe.arm} trains nothing; a study derives it from its other arms: sak ablate")
+    if recipe.probe is not None:
+        raise UserError("probe belongs to stage 1, which has no scores of its own: write it under [distill]")
     store = training_store(places.features, recipe, parts_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights)
     if starts_from_stage1(recipe) != (stage1 is not None):

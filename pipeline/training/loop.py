@@ -24,7 +24,9 @@ from pipeline.recipes.config import Recipe, recipe_differences
 from pipeline.recipes.tables import Schedule
 from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes
+from pipeline.training.devices import check_same
 from pipeline.training.ema import Ema
+from pipeline.training.linear_probe import Probing
 from pipeline.training.sync_norm import synchronise_norms
 from pipeline.training.validation import Validation
 from pipeline.training.watch import StepLoss, Watch
@@ -87,13 +89,15 @@ def train(
     *,
     tasks: Sequence[Task] = (),
     validation: Validation | None = None,
+    probing: Probing | None = None,
     wandb: bool = False,
 ) -> Trained:
     """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
 
     loader: this process's share; `recipe.accumulate` of its batches make a step. made_from: the caches and the code
     that the numbers depend on; a checkpoint belongs to them. tasks: whose predictions are shown. validation: what
-    chooses the best checkpoint. wandb: whether Weights & Biases is told.
+    chooses the best checkpoint. probing: what is watched besides, and changes nothing. wandb: whether Weights &
+    Biases is told.
     `model` ends with the weights to be scored: the best or the last, averaged ones where the recipe has them.
 
     Raises `UserError` for a loss that is not finite (naming step, term and rows, the last checkpoint kept) and where
@@ -115,10 +119,14 @@ def train(
     scored = average.model if average else model
     step, seconds = 0, 0.0
     best: dict[str, Any] | None = None
-    if found := checkpoint.find(run / checkpoint.LAST):
+    probed: dict[str, Any] | None = None
+    found = checkpoint.find(run / checkpoint.LAST)
+    reached = checkpoint.read_state(found)["step"] if found else None
+    check_same(fabric, {"recipe": belongs_to["recipe"], "origin": made_from, "checkpoint": reached})
+    if found:
         _check_origin(run, checkpoint.read_state(found), recipe, made_from)
         state = checkpoint.restore(found, trained)
-        step, seconds, best = state["step"], state["seconds"], state.get("best")
+        step, seconds, best, probed = state["step"], state["seconds"], state.get("best"), state.get("probed")
         _restore_position(loader, state["loader"])
         if step < recipe.steps:
             say(f"{run.name}: going on at step {step}")
@@ -163,9 +171,28 @@ def train(
             stop = watch.agree(request.number, at=logs)
             if logs or stop:
                 watch.log(step, lr, advance)
+            if probing and (step % probing.every == 0 or step == recipe.steps):
+                paused = time.monotonic()
+                values = probing.measure(scored.eval())
+                model.train()
+                watch.scores(step, values, of="probe")
+                chosen_by = values[probing.chooses] if probing.chooses else None
+                if probing.is_better(chosen_by, probed["value"] if probed else None):
+                    probed = {"step": step, "value": chosen_by}
+                    state = {
+                        "step": step,
+                        "seconds": seconds,
+                        "loader": loader.state_dict(),
+                        "best": best,
+                        **belongs_to,
+                    }
+                    _save(fabric, run / checkpoint.BEST_BY_PROBE, trained, {**state, "probed": probed})
+                began += time.monotonic() - paused  # a run's seconds are of its training
             if saves or stop:
                 seconds = resumed_at + time.monotonic() - began - loader.idle_s
                 state = {"step": step, "seconds": seconds, "loader": loader.state_dict(), "best": best, **belongs_to}
+                if probed:
+                    state["probed"] = probed
                 if validates:
                     assert validation
                     values = validation.measure(scored.eval())

@@ -113,10 +113,10 @@ class Watch:
             self._boards.picture(step, "predictions", np.asarray(sheet(*prediction_rows(self._tasks, batch, outputs))))
             self._shown = None
 
-    def scores(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Write scores of a validation."""
+    def scores(self, step: int, values: Mapping[str, float | None], of: str = "validation") -> None:
+        """Write scores of a validation, or of a probe."""
         if self._boards is not None:
-            self._boards.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+            self._boards.scalars(step, {f"{of}/{name}": value for name, value in values.items()})
 
     def _probes(self) -> dict[str, float]:
         if not self._probed:

@@ -11,11 +11,11 @@ from sak_core.student.init import init_linear
 class Adapter(nn.Module):
     """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
 
-    def __init__(self, width: int, reduction: int = 4) -> None:
-        """width: channels C. reduction: C over the channels in the middle."""
+    def __init__(self, width: int) -> None:
+        """width: channels C."""
         super().__init__()
-        self.down = init_linear(nn.Linear(width, width // reduction))
-        self.up = init_linear(nn.Linear(width // reduction, width))
+        self.down = init_linear(nn.Linear(width, width // 4))
+        self.up = init_linear(nn.Linear(width // 4, width))
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:

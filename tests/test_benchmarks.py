@@ -13,7 +13,7 @@ import pytest
 
 def quick(name: str) -> tuple[dict[str, Any], str]:
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {"name", "goal", "value", "holds", "rows"} <= result.keys() and result["name"] == name
@@ -47,3 +47,30 @@ def test_read_ends_with_one_json_object() -> None:
     assert len({row["checksum"] for row in measured}) == 1 and measured[0]["bytes"] == 256 * 14 * 14 * 1536 * 2
     assert all(len(row["seconds"]) == 3 for row in measured)
     assert "this cache" in shown and "goal: " in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sides", "figures"),
+    [
+        ("step", ["resident batch", "cache"], {"cache_over_resident", "data_share", "forward_share", "backward_share"}),
+        ("live", ["student alone", "cache", "live"], {"of_limit", "times_live"}),
+    ],
+)
+def test_benchmarks_of_training_give_their_figures(name: str, sides: list[str], figures: set[str]) -> None:
+    result = quick(name)[0]
+    assert isinstance(result["holds"], bool) and result["goal"]
+    assert figures <= result["value"].keys() and all(value > 0 for value in result["value"].values())
+    assert [row["side"] for row in result["rows"]] == sides
+    assert len({row["checksum"] for row in result["rows"]}) == 1 and result["rows"][0]["bytes"] > 0
+    assert all(len(row["seconds"]) == 3 for row in result["rows"])
+
+
+@pytest.mark.slow
+def test_matchers_of_boundaries_agree() -> None:
+    result, shown = quick("boundary")
+    rows = {row["side"]: row for row in result["rows"]}
+    assert {"coffee", "coffee, NMS", "sak", "higra", "pyEdgeEval"} <= rows.keys()
+    assert result["value"]["count_difference_higra"] == 0
+    assert len({rows[name]["checksum"] for name in ("sak", "higra", "pyEdgeEval")}) == 1
+    assert "goal: " in shown
