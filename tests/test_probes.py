@@ -310,7 +310,7 @@ def test_a_card_tells_what_caching_cost(kept: Path) -> None:
         for teacher in (origin, plain)
     )
     loss = Loss.from_dict(told["probes"]["depth"])
-    row = next(line for line in card.splitlines() if "| depth RMSE" in line and "token cosine" in line)
+    row = next(line for line in card.splitlines() if "depth RMSE" in line and "token cosine" in line)
     assert f"mini-dino (klt, token cosine {origin.probed.cosine:.4f})" in row and f"{loss.decoded:.4g}" in row
     least = min(min(figures["cosine"], figures["centred_cosine"]) for figures in told["fidelity"].values())
     assert origin.probed.cosine == least >= told["provenance"]["fidelity"]

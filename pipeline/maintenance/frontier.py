@@ -314,7 +314,8 @@ def _report(
             rows = slice(start, start + _ROWS_AT_ONCE)
             predicted = _predicted(level, constants, None if below is None else below[rows])
             decoded[rows] = codec.decode_numpy(back[rows], constants).reshape(decoded[rows].shape) + predicted
-        maps.append(decoded.reshape(-1, *source.grid, level.width))
+        if probing is not None:
+            maps.append(decoded.reshape(-1, *source.grid, level.width))
         meter = FidelityMeter(sample.mean)
         meter.update(source.report, decoded)
         figures.append(meter.compute())
