@@ -102,7 +102,8 @@ def test_every_shipped_study_plans_every_run(name: str, features: Path) -> None:
     study = load_study(name)
     places = Places(features, Path("none"))
     jobs = plan(study, places)
-    check(study, jobs, places)
+    if not any(cache.folder for cache in study.caches):  # caches by codec, in more views than these: test_reproduce
+        check(study, jobs, places)
     derived = sum(find_arm(arm).derived for arm in study.arms)
     assert len(jobs) == len(study.seeds) * (len(study.arms) - derived + len(study.variations))
     assert len({job.run for job in jobs}) == len(jobs)

@@ -115,7 +115,7 @@ def test_from_python(tmp_path):
 
 def test_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
-    for page in ("new-teacher", "new-task", "new-dataset", "backbone", "python"):
+    for page in ("new-teacher", "new-task", "new-decoder", "new-dataset", "backbone", "python", "rivals", "report"):
         assert f"docs/{page}.md" in text
 
 
