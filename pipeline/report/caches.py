@@ -79,7 +79,7 @@ def _facts(store: Store) -> CacheFacts:
 def _log(store: Store) -> list[dict[str, Any]]:
     """The store's log; lines that a kill cut short are left out."""
     try:
-        lines = store.place.read("log.jsonl").decode().splitlines()
+        lines = store.place.read(store.log_file).decode().splitlines()
     except (FileNotFoundError, UnicodeDecodeError):
         return []
     events = []
