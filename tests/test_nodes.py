@@ -54,10 +54,11 @@ def free_port() -> int:
 
 
 def torchrun(node: int, port: int, devices: int = 2) -> list[str]:
-    """What a person writes before `-m pipeline` on node `node` of two."""
+    """What comes before the command on node `node` of two; without "--" torchrun takes `--run` for its own."""
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(node), "--nproc_per_node",
         str(devices), "--master_addr", "127.0.0.1", "--master_port", str(port),
+        "-m", "--",
     ]  # fmt: skip
 
 
@@ -90,12 +91,12 @@ def test_two_nodes_of_two_follow_one_process_and_end_together(small: Path, tmp_p
     steps = [*TINY, "--set", "steps=60", "--out", str(small)]
     sak("distill", "demo", "--run", tmp_path / "one", *steps)
     run, port = tmp_path / "four", free_port()
-    words = ["-m", "pipeline", "distill", "demo", "--run", str(run), "--json", *steps]
+    words = ["pipeline", "distill", "demo", "--run", str(run), "--json", *steps]
     nodes = [begin([*torchrun(node, port), *words], tmp_path / f"node{node}") for node in (0, 1)]
     try:
         wait_for(lambda: (run / "metrics.jsonl").exists() and len(logged(run)) >= 2, nodes)
         nodes[1].terminate()
-        codes = [node.wait(120) for node in nodes]
+        codes = [node.wait(240) for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -25,7 +25,7 @@ from pipeline.extraction.amounts import (
 )
 from pipeline.extraction.prepare import preparing, say_left_alone, source_spec
 from pipeline.extraction.request import CacheRequest
-from pipeline.recipes.frozen import is_frozen_part
+from pipeline.recipes.frozen import is_own
 from sak_common.differences import first_difference
 from sak_core.interfaces.dataset import unlabelled
 
@@ -159,7 +159,7 @@ def teacher_requests(request: CacheRequest) -> list[TeacherRequest]:
     from sak_core.teachers import check_teacher
 
     for name in request.teachers:
-        if not is_frozen_part(name):
+        if not is_own(name):
             check_teacher(name, request.options.allow_code)
     return [request.options.of(name) for name in request.teachers]
 

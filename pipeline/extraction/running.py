@@ -19,8 +19,9 @@ from cache.format.spec import LevelSpec
 from pipeline.errors import UserError
 from pipeline.extraction.frozen_teacher import build_frozen
 from pipeline.extraction.request import TeacherRequest
+from pipeline.extraction.student_teacher import build_student_teacher
 from pipeline.machine import processor
-from pipeline.recipes.frozen import cached_name, is_frozen_part
+from pipeline.recipes.frozen import cached_name, is_output, is_own
 from pipeline.recipes.stores import REGISTERS
 from sak_common.names import part_name
 from sak_core.interfaces.teacher import Teacher
@@ -103,8 +104,8 @@ def with_fidelity(running: RunningTeacher, fidelity: float | None) -> RunningTea
 
 
 def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
-    if is_frozen_part(request.name):
-        return _build_frozen(request, size)
+    if is_own(request.name):
+        return _build_own(request, size)
     return build_teacher(
         request.name,
         size=size,
@@ -116,19 +117,20 @@ def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
     )
 
 
-def _build_frozen(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
-    """A frozen part; raises `UserError` for options that it has no use for, which would otherwise be passed over."""
-    if request.grid:
+def _build_own(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
+    """A frozen part, or an output of a student; raises `UserError` for options that it has no use for, which would
+    otherwise be passed over."""
+    what, is_whole = ("a student's output", False) if is_output(request.name) else ("a frozen part", True)
+    if request.grid and is_whole:
         raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")
     if request.weights or request.random_weights:
         option = "--weights" if request.weights else "--random-weights"
-        raise UserError(f"{request.name}: a frozen part has the weights of its recipe or run; leave {option} out")
-    teacher = build_frozen(request.name, size)
+        raise UserError(f"{request.name}: {what} has the weights of its recipe or run; leave {option} out")
+    teacher: Teacher = build_frozen(request.name, size) if is_whole else build_student_teacher(request.name, size)
     if request.levels is not None and request.levels != teacher.spec.levels:
-        raise UserError(
-            f"{request.name}: a frozen part is all that training does not run again, here levels "
-            f"{','.join(map(str, teacher.spec.levels))}; leave --levels out"
-        )
+        levels = ",".join(map(str, teacher.spec.levels))
+        why = "all that training does not run again" if is_whole else "what the student taps"
+        raise UserError(f"{request.name}: {what} is {why}, here levels {levels}; leave --levels out")
     return teacher
 
 
@@ -191,7 +193,7 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
     made_by = ["torch", *([library] if library else []), *([get_coder(coder).package] if coder else [])]
     versions = {name: version(name) for name in made_by}
     return {
-        "name": cached_name(request.name) if is_frozen_part(request.name) else part_name(request.name),
+        "name": cached_name(request.name) if is_own(request.name) else part_name(request.name),
         "teacher": teacher.spec.to_dict(),
         "grid": list(request.grid) if request.grid else "native",
         "codec": request.codec,
@@ -211,10 +213,11 @@ def _provenance(teacher: Teacher, request: TeacherRequest, device: torch.device)
 
 def _notes(teacher: Teacher, request: TeacherRequest) -> dict[str, Any]:
     """What decides no byte of the features, as far as it is not as always."""
+    asked = request.levels or is_output(request.name)
     return {
         **({"weights_from": teacher.weights_from} if request.weights and teacher.weights_from else {}),
-        # a teacher's own levels end with its last block
-        **({"num_blocks": teacher.num_blocks} if request.levels and teacher.num_blocks else {}),
+        # a teacher's own levels end with its last block; a student's may not
+        **({"num_blocks": teacher.num_blocks} if asked and teacher.num_blocks else {}),
         **({"probes": _probes(request)} if request.probes else {}),
     }
 

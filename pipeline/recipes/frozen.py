@@ -2,7 +2,8 @@
 
 `sak cache --teacher stem:RECIPE` keeps every block's tokens of a stem, `student:RUN` the maps of a distilled
 student's stem and paths. A recipe with `frozen = "stem:RECIPE"` then trains adapters, routers and heads without
-running a ViT, one with `frozen = "student:RUN"` routers and heads alone.
+running a ViT, one with `frozen = "student:RUN"` routers and heads alone. `student:RUN#dinov2`, one output of a student,
+is no frozen part but a teacher of the next student.
 """
 
 from __future__ import annotations
@@ -28,13 +29,23 @@ PREFIXES = {STEM: "adapters", STUDENT: "routers"}
 """What a cached part's name begins with, and what trains on it (`trains` of a recipe)."""
 
 
-def is_frozen_part(name: str) -> bool:
+def is_own(name: str) -> bool:
     """Whether a teacher's name asks for this project's own stem or student."""
     return name.startswith(tuple(PREFIXES))
 
 
+def is_output(name: str) -> bool:
+    """Whether a teacher's name asks for one output of a student, `student:RUN#dinov2`: a teacher like any other."""
+    return name.startswith(STUDENT) and "#" in name
+
+
+def is_frozen_part(name: str) -> bool:
+    """Whether a teacher's name asks for what a run may keep frozen, and no run is compared with."""
+    return is_own(name) and not is_output(name)
+
+
 def cached_name(name: str) -> str:
-    """The folder of a part in a store: `stem:runs/x` is `stem-x`."""
+    """The folder of a part in a store: `stem:runs/x` is `stem-x`, `student:runs/x#dinov2` is `student-x-dinov2`."""
     kind, _, source = name.partition(":")
     return part_name(f"{kind}:{Path(source).name.removesuffix('.toml')}")
 
@@ -47,7 +58,7 @@ def frozen_part(recipe: Recipe) -> str | None:
     if recipe.frozen is None:
         return None
     kind = next((trains for prefix, trains in PREFIXES.items() if recipe.frozen.startswith(prefix)), None)
-    if kind is None:
+    if kind is None or is_output(recipe.frozen):
         raise UserError(f"frozen = {recipe.frozen!r}: expected stem:RECIPE, stem:RUN or student:RUN")
     if recipe.trains != kind:
         raise UserError(f"frozen = {recipe.frozen!r} goes with trains = {kind!r}, not {recipe.trains!r}")
