@@ -118,5 +118,6 @@ def test_a_study_is_reproduced_in_small_and_again(tmp_path: Path) -> None:
     assert set(sak_run["scores"]) == {"semseg", "parts", "saliency", "depth", "normals", "boundary"}
     assert sak_run["made_from"]["caches"] and len(sak_run["stage1"]["training"]) == 12
     assert "one seed" in (tmp_path / "docs" / "claim.md").read_text()
+    assert "<html" in (tmp_path / "docs" / "claim.html").read_text()
     again = sak(*command)
     assert json.loads(again.stdout) == [found] and "steps/s" not in again.stderr

@@ -23,12 +23,18 @@ def reproduce(
 ) -> None:
     """Run the published STUDIES again: claim, parts, views, scale; all of them by default.
 
-    Caches and runs lie below --folder, tables and JSON go to --docs. What is interrupted goes on with the same command.
+    Caches and runs lie below --folder; tables, JSON and a report of each go to --docs. What is interrupted goes on with
+    the same command.
     """
+    from pipeline import api
     from pipeline.studies.record import page
     from pipeline.studies.reproduce import reproduce as run
 
     def text(found: list[dict[str, Any]]) -> str:
         return "\n".join(page(one) for one in found)
 
-    show(run(studies, folder, docs, workers=workers, share_reads=share_reads, small=small), as_json, text)
+    found = run(studies, folder, docs, workers=workers, share_reads=share_reads, small=small)
+    for one in found:
+        name = one["study"]["name"]
+        api.report(folder / "runs" / name, to=docs / f"{name}.html", features=folder / "features")
+    show(found, as_json, text)
