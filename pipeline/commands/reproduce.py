@@ -36,5 +36,5 @@ def reproduce(
     found = run(studies, folder, docs, workers=workers, share_reads=share_reads, small=small)
     for one in found:
         name = one["study"]["name"]
-        api.report(folder / "runs" / name, to=docs / f"{name}.html", features=folder / "features")
+        api.report(folder / "runs" / name, to=docs / f"{name}.html", out=folder / "features", runs=folder / "runs")
     show(found, as_json, text)
