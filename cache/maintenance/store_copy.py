@@ -128,9 +128,11 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
     """What copying `selection` of `store` into the folder of caches `root` still takes; writes nothing.
 
     Raises:
+        BadInput: `root` is a web server's.
         CorruptFile: a manifest file of either side is damaged.
     """
     root = as_place(root)
+    root.check_writable()
     target = root / store.spec.store_name
     parts = []
     for part in (SOURCE, *map(teacher_part, selection.teachers)):

@@ -22,7 +22,6 @@ from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import Change, Place
 from sak_common.extras import how_to_install
-from sak_common.names import UnknownName, unknown
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -58,15 +57,11 @@ class ObjectPlace(Place):
 
     @classmethod
     def at(cls, address: str) -> ObjectPlace:
-        """The place at an address.
+        """The place at an address, ``s3://``, ``gs://`` or ``az://``.
 
         Raises:
-            UnknownName: an address of another kind than ``s3://``, ``gs://`` or ``az://``.
             BadInput: obstore is not installed, or refuses the address.
         """
-        scheme = address.partition("://")[0]
-        if scheme not in SCHEMES:
-            raise UnknownName(unknown("kind of address", scheme, SCHEMES))
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
@@ -129,7 +124,7 @@ class ObjectPlace(Place):
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks nothing."""
-        return _ObjectFile(self.store, self.prefix + name, self.show(name))
+        return ObjectFile(self.store, self.prefix + name, self.show(name))
 
     def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
         """See `Place`."""
@@ -246,18 +241,32 @@ class ObjectPlace(Place):
         """See `Place`; there are none."""
 
 
-class _ObjectFile(OpenFile):
+class NoRanges(OSError):
+    """The server gives whole files only."""
+
+
+class ObjectFile(OpenFile):
+    """An object, read by ranges; asked for nothing when it is made."""
+
     __slots__ = ("_path", "_store", "shown")
 
     def __init__(self, store: ObjectStore, path: str, shown: str) -> None:
         self._store, self._path, self.shown = store, path, shown
 
+    def whole(self) -> bytes:
+        """All its bytes."""
+        import obstore
+
+        return _again(lambda: bytes(obstore.get(self._store, self._path).bytes()))
+
     def read(self, start: int, num_bytes: int) -> bytes:
+        """See `OpenFile`."""
         import obstore
 
         return _again(lambda: bytes(obstore.get_range(self._store, self._path, start=start, length=num_bytes)))
 
     def read_into(self, ranges: Sequence[Range]) -> None:
+        """See `OpenFile`."""
         import obstore
 
         starts = [start for start, _ in ranges]
@@ -292,6 +301,7 @@ def _as_os_error() -> Iterator[None]:
     from obstore.exceptions import (
         AlreadyExistsError,
         BaseError,
+        NotSupportedError,
         PermissionDeniedError,
         PreconditionError,
         UnauthenticatedError,
@@ -305,6 +315,8 @@ def _as_os_error() -> Iterator[None]:
         raise FileNotFoundError(_first_line(error)) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise PermissionError(_first_line(error)) from error
+    except NotSupportedError as error:
+        raise NoRanges(_first_line(error)) from error
     except BaseError as error:
         raise OSError(_first_line(error)) from error
 
@@ -315,7 +327,7 @@ def _again(request: Callable[[], Answer]) -> Answer:
         try:
             with _as_os_error():
                 return request()
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, NoRanges):
             raise
         except OSError:
             if attempt == _ATTEMPTS - 1:

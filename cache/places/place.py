@@ -1,4 +1,5 @@
-"""Where a store's files lie: a folder of this machine (`local`), or a prefix in a bucket (`objects`).
+"""Where a store's files lie: a folder of this machine (`local`), a prefix in a bucket (`objects`),
+or behind a web server (`web`).
 
 Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
 the store's place for it.
@@ -82,6 +83,9 @@ class Place(ABC):
         """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError."""
 
     # -- writing ----------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:  # noqa: B027  (most places can be written to)
+        """Raise BadInput where nothing can ever be written."""
 
     @abstractmethod
     def write(

@@ -34,7 +34,8 @@ def copy(
     """Copy SOURCE, a store or a folder of stores, into the folder of caches TARGET.
 
     Either may be an address such as s3://bucket/features. Digests are checked on the way; what was interrupted
-    goes on with the same command. A copy of some levels or views is a store of its own.
+    goes on with the same command. A copy of some levels or views is a store of its own. SOURCE may also lie behind
+    a web server, https://host/features, by the catalogue.json that is written beside the copies.
     """
     from pipeline.maintenance.copy_caches import CopyRequest, copy_text
     from pipeline.maintenance.copy_caches import copy as run

@@ -11,6 +11,7 @@ from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.places.addresses import as_place
+from cache.places.web import write_catalogue
 from cache.store import Store, find_stores
 from pipeline.console import amount, progress, say
 from pipeline.errors import UserError
@@ -56,6 +57,8 @@ def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
                 "bytes": plan.num_bytes,
             }
         )
+    if not dry_run:
+        write_catalogue(as_place(request.target))
     return {"copied": not dry_run, "stores": results}
 
 
