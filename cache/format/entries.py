@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,17 @@ def files_to_dict(files: Mapping[str, FileDigest]) -> dict[str, Any]:
 def files_from_dict(plain: Mapping[str, Any]) -> dict[str, FileDigest]:
     """The inverse of `files_to_dict`."""
     return {name: FileDigest(file["bytes"], file["sha256"]) for name, file in plain.items()}
+
+
+def check_below(shown: str, names: Iterable[str]) -> None:
+    """That files which the manifest file at `shown` names lie below its store; a stranger's need not.
+
+    Raises:
+        CorruptFile: one does not, and would be read, or written by a copy, elsewhere.
+    """
+    for name in names:
+        if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise CorruptFile(shown, f"it names {name!r}, which is not below the store")
 
 
 @dataclass(frozen=True)

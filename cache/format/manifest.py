@@ -22,7 +22,7 @@ from typing import Any
 
 from cache.errors import CorruptFile
 from cache.faults import fault_point
-from cache.format.entries import PartMetadata, ViewEntries, files_from_dict, files_to_dict
+from cache.format.entries import PartMetadata, ViewEntries, check_below, files_from_dict, files_to_dict
 from cache.format.layout import ArraySpec
 from cache.format.seals import seal, unseal
 from cache.format.spec import FORMAT_VERSION
@@ -92,7 +92,9 @@ class PartManifest:
     def metadata(self) -> PartMetadata:
         """The part's committed metadata. Raises FileNotFoundError where there is none."""
         if self._metadata is None:
-            plain = self.read(f"{self.folder}/metadata.json")
+            name = f"{self.folder}/metadata.json"
+            plain = self.read(name)
+            check_below(self.place.show(name), [*plain["arrays"], *plain["files"], *plain.get("groups", {})])
             self._metadata = PartMetadata(
                 plain["num_views"],
                 plain["num_samples"],
@@ -135,7 +137,11 @@ class PartManifest:
     def calibration(self) -> dict[str, FileDigest] | None:
         """Digests of the calibration's files, or None where none is committed."""
         name = f"{self.folder}/calibration.json"
-        return files_from_dict(self.read(name)["files"]) if self.place.exists(name) else None
+        if not self.place.exists(name):
+            return None
+        files = files_from_dict(self.read(name)["files"])
+        check_below(self.place.show(name), files)
+        return files
 
     def commit_calibration(self, files: Mapping[str, FileDigest], version: int = FORMAT_VERSION) -> None:
         """Make `files` the part's calibration; `version` is of its format."""

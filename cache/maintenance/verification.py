@@ -115,10 +115,12 @@ def _parts(place: Place) -> list[str]:
 def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
     """The committed files of a part, or why they cannot be known."""
     manifest = PartManifest(place, part)
+    told = set()
     for name in manifest.entry_files():
         try:
             manifest.read(name)
         except CorruptFile as error:
+            told.add(name)
             yield Problem(part, None, *view_and_shard(name), name, error.what)
     if not manifest.exists:
         if manifest.entry_files():
@@ -127,15 +129,20 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
         return
     try:
         metadata = manifest.metadata
-    except CorruptFile:
+    except CorruptFile as error:
+        file = f"{manifest.folder}/metadata.json"
+        if file not in told:  # whole, but a stranger's
+            yield Problem(part, None, None, None, file, error.what)
         return
     for file, digest in metadata.files.items():
         yield _Check(part, file, digest, metadata)
     try:
         for file, digest in (manifest.calibration() or {}).items():
             yield _Check(part, file, digest)
-    except CorruptFile:
-        pass
+    except CorruptFile as error:
+        file = f"{manifest.folder}/calibration.json"
+        if file not in told:
+            yield Problem(part, None, None, None, file, error.what)
     for view in range(metadata.num_views):
         try:
             entries = manifest.view(view)
