@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from inspect import isclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.errors import UserError
-from pipeline.recipes.config import MOVED, Recipe, load_recipe, load_study, parse_set, recipe_names
+from pipeline.recipes.config import MOVED, Recipe, load_recipe, load_study, parse_set, recipe_json, recipe_names
 from pipeline.recipes.stores import parse_size
 from pipeline.recipes.tables import Schedule
+from pipeline.runs import read_recipe
 from pipeline.training.loop import learning_rate
+from tests.conftest import sak
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -130,6 +133,18 @@ def test_keys_that_moved_are_told_where_they_stand() -> None:
         assert name in tables()[table].model_fields
         with pytest.raises(UserError, match=f"{key} is {now} now"):
             load_recipe("demo", "distill", {key: 1})
+
+
+def test_a_run_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    kept = json.loads(recipe_json(load_recipe("demo", "distill")))
+    (tmp_path / "recipe.json").write_text(json.dumps({**kept, "clip": 1.0}))
+    done = sak("evaluate", tmp_path, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "was not written by this version of sak: clip is optimizer.clip now" in done.stderr
+    for broken in ("{", "[]"):
+        (tmp_path / "recipe.json").write_text(broken)
+        with pytest.raises(UserError, match=r"recipe\.json is no run's recipe"):
+            read_recipe(tmp_path)
 
 
 def test_the_page_on_training_names_every_key_of_every_table() -> None:

@@ -194,15 +194,27 @@ def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = N
 
 def _resolved(path: Path, stage: Stage, overrides: Mapping[str, Any]) -> Recipe:
     """A recipe as a run keeps it."""
-    try:
-        table = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no run's recipe: {error}") from None
-    if not isinstance(table, dict) or table.get("stage") != stage:
+    table = _kept(path)
+    if table.get("stage") != stage:
         raise UserError(f"{path} is no recipe of stage {stage}")
     for key, value in overrides.items():
         table = _merge(table, _nest(key, value))
     return validated(Recipe, table, f"recipe {path}", MOVED)
+
+
+def kept_recipe(path: Path) -> Recipe:
+    """The recipe that a run keeps. Raises `UserError` where it cannot be read, or another version of sak wrote it."""
+    return validated(Recipe, _kept(path), f"recipe {path} was not written by this version of sak", MOVED)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no run's recipe: {error}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path} is no run's recipe: it holds no table")
+    return table
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 from cache.format.spec import SourceSpec
 from pipeline.console import is_silent
 from pipeline.errors import UserError
-from pipeline.recipes.config import Recipe, recipe_differences, recipe_json
+from pipeline.recipes.config import Recipe, kept_recipe, recipe_differences, recipe_json
 from pipeline.runs import checkpoint
 from pipeline.runs.environment import environment
 from pipeline.runs.origin import changes, finished_from
@@ -156,11 +156,11 @@ def _split_name(spec: SourceSpec) -> str:
 
 
 def read_recipe(run: Path) -> Recipe:
-    """The recipe a run was made with. Raises `UserError` where there is none."""
+    """The recipe a run was made with. Raises `UserError` where there is none that this version reads."""
     path = run / "recipe.json"
     if not path.is_file():
         raise UserError(f"{run} is not a run folder (no recipe.json)")
-    return Recipe.model_validate_json(path.read_text())
+    return kept_recipe(path)
 
 
 def load_weights(run: Path, model: nn.Module) -> None:
