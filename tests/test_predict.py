@@ -307,6 +307,8 @@ def test_tiles_cover_a_side_with_enough_overlap(length: int, tile: int) -> None:
 class Pixelwise(torch.nn.Module):
     """Stands for a student whose outputs depend on nothing but a pixel's own colour."""
 
+    fixed_size = None
+
     class stem:
         patch = 8
 

@@ -189,7 +189,7 @@ def ablate(
     show(result, as_json, lambda r: markdown(r).replace(mark, red(mark)))
     if failed := result["failed"]:
         reasons = "; ".join(f"{one['run']}: {one['why']}" for one in failed)
-        raise UserError(f"{len(failed)} runs of the study failed and leave gaps in the table: {reasons}")
+        raise UserError(f"study {result['study']}: {len(failed)} runs failed and leave gaps in the table: {reasons}")
 
 
 @click.command("recipe")

@@ -177,7 +177,8 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
 
         check_asked(request.options.probes, spec, dict(request.options.promised))
     if untrained:
-        asked = [replace(teacher, weights=None, random_weights=True) for teacher in asked]
+        # this project's own are built from their recipe or run, with the weights of these
+        asked = [one if is_own(one.name) else replace(one, weights=None, random_weights=True) for one in asked]
     running = [_as_promised(request, start_teacher(teacher, spec.size)) for teacher in asked]
     for teacher in running:
         _refuse_finer_grid(teacher)

@@ -78,6 +78,7 @@ def make_store(folder: Path, codec: Sequence[str] = ()) -> tuple[Path, Path]:
     arguments += codec
     options = cache.make_context("cache", arguments[1:]).params
     options.pop("as_json")
+    options.pop("dry_run")
     out = options.pop("features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.extraction.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
