@@ -116,6 +116,18 @@ def plan(teachers: Names = (), dataset: str = "rooms", split: str = "train", **o
     return planned(cache_request(teachers, dataset, split, **options), time.process_time())
 
 
+@with_advice
+def plan_training(recipe: str | Path, stage: Stage = "distill", **options: Any) -> dict[str, Any]:
+    """What a run of `recipe` reads and takes, measured by a few steps that nothing is kept of. JSON-able.
+
+    stage: "distill" or "finetune". options: overrides, and where things lie, as of `distill`.
+    """
+    from pipeline.studies.training_plan import plan_training as planned
+
+    asked = training(stage, recipe, **options)
+    return planned(asked.recipe, asked.places)
+
+
 def places(
     out: Path | str = "features",
     runs: Path | str = "runs",

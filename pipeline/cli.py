@@ -39,7 +39,7 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         teachers.teachers: "List teachers with levels, licence and cost.",
     },
     "Run teachers once": {
-        cache.plan: "Say what a cache would take: bytes, hours, memory.",
+        cache.plan: "Say what a cache or a training would take.",
         cache.cache: "Run teachers over a data set and store their features.",
     },
     "Train": {

@@ -171,6 +171,11 @@ class Loader:
         return self._num_batches
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the files that it reads, all views together; an epoch reads one view of each sample."""
+        return sum(field.rows.stored_bytes(self.config.num_views) for field in self._fields)
+
+    @property
     def epoch(self) -> int:
         """The epoch that iterating gives."""
         return self._epoch

@@ -98,6 +98,12 @@ class RowReader:
         """Views that are there or being written (1 for arrays without views)."""
         return self.manifest.metadata.num_views if self.array.has_views else 1
 
+    def stored_bytes(self, num_views: int) -> int:
+        """Bytes that the files of the first views have, all samples together."""
+        views = [self.manifest.view(view) for view in range(min(num_views, self.num_views))]
+        shards = range(-(-self.num_samples // self.rows_per_shard))
+        return sum(view.file(shard, self.array.path).num_bytes for view in views for shard in shards)
+
     def check_bounds(self, sample: int, view: int) -> None:
         """Raise IndexError unless 0 <= sample < N and 0 <= view < V."""
         if not 0 <= sample < self.num_samples:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, WHERE, numbers, show
+from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, SET, WHERE, numbers, show
+from pipeline.errors import UserError
 
 _OPTIONS = (
     click.option(
@@ -119,10 +120,44 @@ def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("recipe", required=False)
 @_with_options
-def plan(as_json: bool, **options: Any) -> None:
-    """Say what `sak cache` with these options would write, hold and take, without doing it."""
+@click.option("--stage", type=click.Choice(["distill", "finetune"]), default="distill", help="With RECIPE: of which.")
+@SET
+@click.pass_context
+def plan(
+    context: click.Context,
+    /,
+    as_json: bool,
+    recipe: str | None,
+    stage: Any,
+    assignments: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Say what `sak cache` with these options would write, hold and take, or with RECIPE what a training would read
+    and take, by a few of its steps. Nothing of it is done."""
     from pipeline import api
     from pipeline.extraction.plan import plan_text
 
-    show(api.plan(**_asked(options)), as_json, plan_text)
+    others = {"recipe", "stage", "assignments"} if recipe is None else set(options) - {"features"}
+    if given := [name for name in others if name != "recipe" and _is_given(context, name)]:
+        named = ", ".join(f"--{_WORDS.get(name, name).replace('_', '-')}" for name in sorted(given))
+        what = "a training is planned from RECIPE: name one" if recipe is None else "a cache's, not a training's"
+        raise UserError(f"{named}: {what}, or leave it out")
+    if recipe is None:
+        show(api.plan(**_asked(options)), as_json, plan_text)
+        return
+    from pipeline.recipes.config import parse_set
+    from pipeline.studies.training_plan import training_plan_text
+
+    planned = api.plan_training(recipe, stage, overrides=parse_set(assignments), out=options["features"])
+    show(planned, as_json, training_plan_text)
+
+
+_WORDS = {"assignments": "set", "teachers": "teacher", "predict_levels": "predict-levels"}
+"""Options by the names of their parameters, where these differ."""
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether the command line says an option, whatever it says."""
+    return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE

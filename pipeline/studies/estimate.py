@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
 from pipeline.console import amount, duration, say
@@ -15,6 +15,9 @@ from pipeline.recipes.arms import find_arm
 from pipeline.recipes.config import Data, Recipe
 from pipeline.runs import checkpoint
 from pipeline.studies.jobs import Job, single_jobs
+
+if TYPE_CHECKING:
+    from pipeline.training.devices import Execution
 
 SAMPLE_STEPS = 3
 WORTH_MEASURING = 50
@@ -82,13 +85,25 @@ def _kind(recipe: Recipe) -> str:
 
 
 def _sample(recipe: Recipe, places: runs.Places) -> tuple[float, int]:
-    """Seconds a step, and bytes of a checkpoint. A stem that learns starts untrained, which takes as long; a cached
+    """Seconds a step, and bytes of a checkpoint."""
+    result, before = train_steps(recipe, places, SAMPLE_STEPS)
+    return (result["seconds"] - before) / SAMPLE_STEPS, COPIES * 4 * int(result["parameters"])
+
+
+def train_steps(
+    recipe: Recipe, places: runs.Places, steps: int, execution: Execution | None = None
+) -> tuple[dict[str, Any], float]:
+    """Train a few steps by a recipe and keep nothing: the results, and the seconds in them that are an earlier run's.
+
+    A stem that learns starts untrained, which takes as long; a cached
     part must belong to the weights that a run keeps frozen, which are then those of the recipe or of the part's run.
     """
+    from pipeline.training.devices import ALONE
     from pipeline.training.distill import distill
     from pipeline.training.finetune import finetune
 
-    changes: dict[str, Any] = {"steps": SAMPLE_STEPS, "stage1": "off", "validation": None}
+    execution = execution or ALONE
+    changes: dict[str, Any] = {"steps": steps, "stage1": "off", "validation": None}
     stage1: Path | None = None
     if recipe.frozen is None:
         stem = recipe.student.stem.model_copy(update={"weights": None})
@@ -98,9 +113,11 @@ def _sample(recipe: Recipe, places: runs.Places) -> tuple[float, int]:
     short = recipe.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="sak-sample-") as folder:
         run = Path(folder) / "sample"
-        result = distill(short, run, places) if recipe.stage == "distill" else finetune(short, run, stage1, places)
-        before = runs.read_results(stage1)["seconds"] if stage1 else 0.0
-        return (result["seconds"] - before) / SAMPLE_STEPS, COPIES * 4 * int(result["parameters"])
+        if recipe.stage == "distill":
+            result = distill(short, run, places, execution)
+        else:
+            result = finetune(short, run, stage1, places, execution)
+        return result, runs.read_results(stage1)["seconds"] if stage1 else 0.0
 
 
 def _run_of(frozen: str, places: runs.Places) -> Path | None:
