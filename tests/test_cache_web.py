@@ -14,14 +14,17 @@ import pytest
 from cache.errors import BadInput, CorruptFile, PlaceWarning, StoreNotFound
 from cache.loading.loader import Loader
 from cache.maintenance.store_copy import plan_copy, select
-from cache.maintenance.verification import unlisted_files, verify_store
+from cache.maintenance.verification import verify_store
 from cache.places import web
 from cache.places.addresses import as_place
 from cache.places.web import CATALOGUE, read_catalogue, write_catalogue
 from cache.store import Store, find_stores
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
+from tests.cache_toy import (
+    no_fsync,  # noqa: F401 (an autouse fixture)
+    unlisted_files,
+)
 from tests.conftest import sak
 from tests.nginx import nginx, serve
 from tests.s3 import Proxy
