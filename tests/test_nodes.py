@@ -102,7 +102,7 @@ def test_two_nodes_of_two_follow_one_process_and_end_together(small: Path, tmp_p
             node.kill()
     leading, following = (re.sub("\033.*?m", "", (tmp_path / f"node{node}").read_text()) for node in (0, 1))
     assert all(codes), "no node may say that the run is finished"
-    assert leading.count("4 processes") == 1 and leading.count("saved") == 1
+    assert leading.count(", 4 processes") == 1 and leading.count("saved") == 1
     assert "four: " not in following, "one process alone speaks"
     state = json.loads((run / "last" / "state.json").read_text())
     assert 2 <= state["step"] == len(logged(run)) < 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,12 @@ def page(recorded: Mapping[str, Any]) -> str:
         ]
         parts += [f"## {subject} against each task's best teacher", "Means over seeds on the test split."]
         parts.append(table(["task", "best teacher", "its score", subject, "ratio"], lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    """Prose in lines of at most 118 characters; tables and headings as they are."""
+    return paragraph if paragraph.startswith(("|", "#")) else textwrap.fill(paragraph, 118, break_on_hyphens=False)
 
 
 def write(recorded: Mapping[str, Any], folder: Path) -> list[Path]:
