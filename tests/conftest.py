@@ -104,6 +104,17 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 18 rooms in two views: two whole steps of 8 rows an epoch, two rows left over."""
+    out = tmp_path_factory.mktemp("small")
+    sak(
+        "cache", "--teacher", "mini-dino", "--split", "unlabelled", "--limit", "18", "--views", "2", "--threads", "1",
+        "--decoders", "0", "--out", out,
+    )  # fmt: skip
+    return out
+
+
 @pytest.fixture(scope="session")
 def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tuned run, barely trained, of SAK on `features`; the distilled one it began from lies beside it."""

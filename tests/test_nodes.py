@@ -26,17 +26,6 @@ TINY = [
 ELSEWHERE = re.compile("^(TORCHELASTIC|SLURM|MASTER_|NODE_RANK|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE))")
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 18 rooms: two whole steps of 8 rows an epoch, two rows left over."""
-    out = tmp_path_factory.mktemp("nodes")
-    sak(
-        "cache", "--teacher", "mini-dino", "--split", "unlabelled", "--limit", "18", "--views", "2", "--threads", "1",
-        "--decoders", "0", "--out", out,
-    )  # fmt: skip
-    return out
-
-
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that says nothing of nodes."""

@@ -18,17 +18,6 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 18 rooms in two views."""
-    out = tmp_path_factory.mktemp("planned")
-    sak(
-        "cache", "--teacher", "mini-dino", "--split", "unlabelled", "--limit", "18", "--views", "2", "--threads", "1",
-        "--decoders", "0", "--out", out,
-    )  # fmt: skip
-    return out
-
-
 def test_a_training_is_planned_by_its_own_steps_and_loader(small: Path, tmp_path: Path) -> None:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     done = sak("plan", "demo", "--out", small, "--json", *settings)
