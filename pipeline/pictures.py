@@ -86,7 +86,12 @@ def prediction_rows(
             row.append(label_picture(task, batch.labels[task.name][i].cpu().numpy()))
             row.append(label_picture(task, readable(task, outputs[task.name][i].float().cpu())))
         rows.append(row)
-    return rows, ["image", *(f"{task.name} {what}" for task in tasks for what in ("truth", "predicted"))]
+    return rows, prediction_captions(tasks)
+
+
+def prediction_captions(tasks: Sequence[Task]) -> list[str]:
+    """The columns of a sheet with the image, then truth and prediction of every task."""
+    return ["image", *(f"{task.name} {what}" for task in tasks for what in ("truth", "predicted"))]
 
 
 def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: int = CELL_PX) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.facts import ArmFacts, BySeed, StudyFacts, TaskFacts
-from pipeline.studies.statistics import Comparison, Summary, compare, summary
+from pipeline.studies.statistics import Comparison, Summary, compare, summary, whole_mean
 from sak_core.metrics import delta_m
 
 
@@ -78,13 +78,7 @@ def no_gain(found: StudyFacts) -> str:
 def baseline_means(found: StudyFacts) -> dict[str, float | None]:
     """The baseline's mean score of every task; None where some run of it has none."""
     base = found.arm(found.baseline)
-    return {task.name: whole_mean(base.score(task)) if base else None for task in found.tasks}
-
-
-def whole_mean(values: BySeed) -> float | None:
-    """The mean, None of nothing and of what is not all known."""
-    found = summary(list(values.values()))
-    return found.mean if found.count == len(values) else None
+    return {task.name: whole_mean(list(base.score(task).values())) if base else None for task in found.tasks}
 
 
 def versus(found: StudyFacts, arm: ArmFacts, task: TaskFacts, other: str) -> Comparison | None:

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from pipeline import runs
@@ -17,7 +16,7 @@ from pipeline.recipes.config import Study
 from pipeline.recipes.stores import find_store
 from pipeline.runs import Places
 from pipeline.studies.jobs import Job, plan
-from pipeline.studies.statistics import compare
+from pipeline.studies.statistics import compare, whole_mean
 from pipeline.studies.study_table import markdown
 
 Scores = Mapping[int, float | None]
@@ -143,9 +142,9 @@ def ratios(
     found = {}
     for column in columns:
         task = column["task"]
-        means = {arm: _mean(scores[task]) for arm, scores in teachers.items()}
+        means = {arm: whole_mean(list(scores[task].values())) for arm, scores in teachers.items()}
         known = {arm: value for arm, value in means.items() if value}
-        ours = _mean(by_arm[subject][task])
+        ours = whole_mean(list(by_arm[subject][task].values()))
         if not known or ours is None:
             continue
         best = (max if column["higher_is_better"] else min)(known, key=known.__getitem__)
@@ -156,11 +155,6 @@ def ratios(
             "ratio": ours / known[best],
         }
     return found
-
-
-def _mean(scores: Scores) -> float | None:
-    known = [value for value in scores.values() if value is not None]
-    return mean(known) if known and len(known) == len(scores) else None
 
 
 def _difference(found: Mapping[str, Any], column: Mapping[str, Any]) -> str:

@@ -38,8 +38,7 @@ def contact_sheet(student: Student, dataset: Dataset, out: Path) -> Path:
         for task in student.tasks:
             row += [pictures.label_picture(task, values[task.name]) for values in (sample.labels, found)]
         rows.append(row)
-    captions = ["image", *(f"{task.name} {what}" for task in student.tasks for what in ("truth", "predicted"))]
-    pictures.sheet(rows, captions, cell_px=rows[0][0].shape[0]).save(out)
+    pictures.sheet(rows, pictures.prediction_captions(student.tasks), cell_px=rows[0][0].shape[0]).save(out)
     return out
 
 

@@ -43,6 +43,12 @@ def summary(values: Sequence[float | None]) -> Summary:
     return Summary(mean(known) if known else None, stdev(known) if len(known) > 1 else None, len(known))
 
 
+def whole_mean(values: Sequence[float | None]) -> float | None:
+    """The mean, None of nothing and of what is not all known."""
+    found = summary(values)
+    return found.mean if found.count == len(values) else None
+
+
 def compare(
     ours: Mapping[int, float | None],
     theirs: Mapping[int, float | None],
