@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -57,8 +58,7 @@ class FrozenTeacher(Teacher):
         stem, grid = self.student.stem, self.spec.grid
         tokens = stem(images)
         if self.kind == "routers":
-            tapped = [tokens[block + 1][:, stem.num_prefix :] for block in self.student.levels]
-            experts = [tapped, *self.student.path_features(tokens).values()]
+            experts = [self.student.stem_features(tokens), *self.student.path_features(tokens).values()]
             return [to_map(x.contiguous(), grid) for levels in experts for x in levels]
         maps = [to_map(x[:, stem.num_prefix :].contiguous(), grid) for x in tokens]
         prefixes = [x[:, : stem.num_prefix].transpose(1, 2).unsqueeze(2) for x in tokens]
@@ -72,9 +72,9 @@ def build_frozen(name: str, size: tuple[int, int]) -> FrozenTeacher:
     """
     prefix = next(p for p in PREFIXES if name.startswith(p))
     source = name.removeprefix(prefix)
-    run = next((path for path in (Path(source), runs.RUNS / source) if (path / "results.json").is_file()), None)
+    run = runs.finished_run(source, runs.RUNS)
     if run is not None:
-        student = _of_run(run, size)
+        student = student_of_run(run, lineage.read(run), size)
     elif prefix == STEM:
         student = _of_recipe(source, size)
     else:
@@ -84,15 +84,21 @@ def build_frozen(name: str, size: tuple[int, int]) -> FrozenTeacher:
     return teacher
 
 
-def _of_run(run: Path, size: tuple[int, int]) -> StudentNetwork:
-    made = lineage.read(run)
-    described = made.student
-    if described is None:
+def student_of_run(run: Path, made: lineage.Lineage, size: tuple[int, int]) -> StudentNetwork:
+    """The student of a finished run for views of `size`, (H, W) px, its position embedding resampled.
+
+    made: the run's lineage. Raises `UserError` for a run without a student.
+    """
+    if made.student is None:
         raise UserError(f"{run} has no student whose parts could be cached")
-    stem = {**described["stem"], "image_size": list(size)}
-    student = StudentNetwork(StudentConfig.from_dict({**described, "stem": stem}))
+    student = student_of_size(StudentConfig.from_dict(made.student), size)
     runs.start_from(run, student, made.image_size)
     return student
+
+
+def student_of_size(config: StudentConfig, size: tuple[int, int]) -> StudentNetwork:
+    """A student of `config` but for views of `size`, (H, W) px, with random weights."""
+    return StudentNetwork(replace(config, stem=replace(config.stem, image_size=size)))
 
 
 def _of_recipe(name: str, size: tuple[int, int]) -> StudentNetwork:

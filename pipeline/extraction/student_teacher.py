@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,12 +12,12 @@ from torch import Tensor
 from pipeline import runs
 from pipeline.console import warn
 from pipeline.errors import UserError
+from pipeline.extraction.frozen_teacher import student_of_run, student_of_size
 from pipeline.recipes.frozen import STUDENT
 from pipeline.runs import lineage
 from pipeline.runs.licences import strictest
 from sak_common.names import unknown
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, freeze
-from sak_core.student.config import StudentConfig
 from sak_core.student.decoder import to_map
 from sak_core.student.initial_weights import STAGE2_PARTS, load_student
 from sak_core.student.network import StudentNetwork
@@ -75,10 +74,7 @@ class StudentTeacher(Teacher):
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """Maps (B, C, h, w), one a level."""
         student, tokens = self.student, self.student.stem(images)
-        if self.output == STEM:
-            maps = [tokens[block + 1][:, student.stem.num_prefix :] for block in student.levels]
-        else:
-            maps = student.paths[self.output](tokens, False)
+        maps = student.stem_features(tokens) if self.output == STEM else student.paths[self.output](tokens, False)
         return [to_map(level.contiguous(), self.spec.grid) for level in maps]
 
 
@@ -102,17 +98,14 @@ def find_student(source: str, size: tuple[int, int]) -> Taught:
 
     Raises `UserError` for a run without a student, and what `Student.from_pretrained` raises.
     """
-    run = next((path for path in (Path(source), runs.RUNS / source) if (path / "results.json").is_file()), None)
+    run = runs.finished_run(source, runs.RUNS)
     if run is None:
         found = Student.from_pretrained(source)
-        student = _of_size(found.network.config, size)
+        student = student_of_size(found.network.config, size)
         load_student(student, found.network.state_dict(), STAGE2_PARTS, found.network.config.stem.image_size)
         return Taught(student, _licences(source, found.config.about), found.config.random_weights)
     made = lineage.read(run)
-    if made.student is None:
-        raise UserError(f"{run} has no student whose parts could be cached")
-    student = _of_size(StudentConfig.from_dict(made.student), size)
-    runs.start_from(run, student, made.image_size)
+    student = student_of_run(run, made, size)
     licences = tuple((teacher.name, teacher.licence) for teacher in made.teachers)
     return Taught(student, licences, tuple(teacher.name for teacher in made.teachers if teacher.is_random))
 
@@ -124,7 +117,3 @@ def _licences(source: str, about: Mapping[str, Any]) -> tuple[tuple[str, str], .
     except ValidationError as error:
         raise UserError(f"{source} does not say what it learned from: {error}") from None
     return tuple((teacher.name, teacher.licence) for teacher in told)
-
-
-def _of_size(config: StudentConfig, size: tuple[int, int]) -> StudentNetwork:
-    return StudentNetwork(replace(config, stem=replace(config.stem, image_size=size)))

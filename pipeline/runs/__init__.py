@@ -131,6 +131,12 @@ def find_run(name: Path, runs: Path) -> Path:
     raise UserError(f"{unknown('run', str(name), have)} (looked at {name} and below {runs})")
 
 
+def finished_run(source: str, *folders: Path) -> Path | None:
+    """The finished run `source`: a path, or the name of a folder below one of `folders`; None where there is none."""
+    candidates = (Path(source), *(folder / source for folder in folders))
+    return next((path for path in candidates if (path / "results.json").is_file()), None)
+
+
 def read_results(run: Path) -> dict[str, Any]:
     """A finished run's `results.json`. Raises `UserError` where there is none."""
     path = run / "results.json"

@@ -24,7 +24,7 @@ from pipeline.recipes.stores import digest, find_store, training_store
 from pipeline.runs import checkpoint
 from sak_common.differences import differences
 from sak_core.student.initial_weights import stem_file
-from sak_core.student.pretrained import SHIPPED_STUDENTS, WEIGHTS
+from sak_core.student.pretrained import WEIGHTS, student_folder
 
 Origin = dict[str, Any]
 """JSON values by what they are of, see `origin_of_run` and `origin_of_scores`."""
@@ -138,10 +138,7 @@ def changed_caches(run: Path, recipe: Recipe, features: Path | str) -> list[str]
 def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     if stage1 is not None:
         return {"begins_with": _digest_of(checkpoint.scored_weights(stage1))}
-    if recipe.init:
-        file = SHIPPED_STUDENTS.get(recipe.init, Path(recipe.init)) / WEIGHTS
-    else:
-        file = stem_file(recipe.student.stem.weights or "")
+    file = student_folder(recipe.init) / WEIGHTS if recipe.init else stem_file(recipe.student.stem.weights or "")
     # the hub's do not change under their name
     return {"begins_with": _digest_of(file)} if file.is_file() else {}
 

@@ -122,6 +122,4 @@ def train_steps(
 
 def _run_of(frozen: str, places: runs.Places) -> Path | None:
     """The finished run that a cached part `stem:RUN` or `student:RUN` comes from."""
-    source = frozen.partition(":")[2]
-    candidates = (Path(source), places.runs / source, runs.RUNS / source)
-    return next((path for path in candidates if (path / "results.json").is_file()), None)
+    return runs.finished_run(frozen.partition(":")[2], places.runs, runs.RUNS)

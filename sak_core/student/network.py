@@ -130,7 +130,7 @@ class StudentNetwork(nn.Module):
         """The rest of the forward pass, from the stem's tokens x_0 .. x_depth, (B, prefix + n, C) each."""
         grid = self.stem.grid(*image_size)
         # contiguous once here, or every task's router would copy it
-        stem = [tokens[block + 1][:, self.stem.num_prefix :].contiguous() for block in self.levels]
+        stem = [level.contiguous() for level in self.stem_features(tokens)]
         features = self.path_features(tokens, class_tokens=True)
         class_tokens = {
             name: features[name][len(self.levels) :] for name in self.config.class_tokens if name in features
@@ -148,6 +148,10 @@ class StudentNetwork(nn.Module):
             initial=decoded.initial,
             routes=decoded.routes,
         )
+
+    def stem_features(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The stem's tokens x_0 .. x_depth to those of the tapped blocks without prefix, one (B, n, C) a level."""
+        return [tokens[block + 1][:, self.stem.num_prefix :] for block in self.levels]
 
     def path_features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
         """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher.

@@ -79,7 +79,7 @@ class Student(nn.Module):
             RefusedModel: a configuration that is damaged, hostile or of another format; weights that do not fit it.
             RefusedFile: weights that are damaged or hostile.
         """
-        folder = locate(source, revision)
+        folder = _locate(source, revision)
         config = parse_config(folder / CONFIG)
         state = read_tensors(folder / WEIGHTS)
         try:
@@ -159,10 +159,9 @@ class Student(nn.Module):
         batch = as_batch(images).to(weight.device, weight.dtype)
         grid = network.stem.grid(batch.shape[2], batch.shape[3])
         tokens = network.stem(batch)
-        stem = [tokens[block + 1][:, network.stem.num_prefix :] for block in network.levels]
         return {
             name: [to_map(level.contiguous(), grid) for level in levels]
-            for name, levels in {STEM: stem, **network.path_features(tokens)}.items()
+            for name, levels in {STEM: network.stem_features(tokens), **network.path_features(tokens)}.items()
         }
 
 
@@ -202,12 +201,14 @@ def as_batch(images: ImageLike | Sequence[ImageLike]) -> Tensor:
     return normalize(torch.stack([to_pixels(image) for image in listed]))
 
 
-def locate(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a saved student: itself, that of one that ships, or fetched from the hub.
+def student_folder(source: str | Path) -> Path:
+    """The folder that `source` names: that of a student that ships, or the path itself."""
+    return SHIPPED_STUDENTS.get(str(source), Path(source))
 
-    Raises ModelNotFound.
-    """
-    folder = SHIPPED_STUDENTS[str(source)] if str(source) in SHIPPED_STUDENTS else Path(source)
+
+def _locate(source: str | Path, revision: str | None) -> Path:
+    """The local folder of a saved student: itself, that of one that ships, or fetched from the hub."""
+    folder = student_folder(source)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise ModelNotFound(f"{folder} is no saved student: it holds no {CONFIG}")
