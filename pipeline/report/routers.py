@@ -21,7 +21,21 @@ from pipeline.report.answer import comparison_cells
 from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
 from pipeline.report.drawing import INK, draw, heat
-from pipeline.report.elements import Block, Column, Figure, Panel, Picture, Table, Text, cells, figure, image, name
+from pipeline.report.elements import (
+    SPREAD,
+    Block,
+    Column,
+    Figure,
+    Panel,
+    Picture,
+    Table,
+    Text,
+    cells,
+    figure,
+    image,
+    name,
+    without_empty_spread,
+)
 from pipeline.report.examples import Opened, features_read, open_run, split_cache
 from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
 from pipeline.studies.statistics import Summary, summary
@@ -149,11 +163,10 @@ def _weights_table(label: str, weights: Mapping[tuple[str, int, str], Summary], 
     ]
     columns = [Column("task and level", numeric=False)]
     for place, expert in enumerate(experts):
-        columns += [Column(expert), Column("± std" + " " * place)]
+        columns += [Column(expert), Column(SPREAD + " " * place)]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower())
-    return Table(
-        f"router-{slug}", f"{label}: router weights, mean and standard deviation over seeds", columns, rows, folded
-    )
+    caption = f"{label}: router weights, mean and standard deviation over seeds"
+    return without_empty_spread(Table(f"router-{slug}", caption, columns, rows, folded))
 
 
 def _left_out(found: StudyFacts, arm: ArmFacts, weights: Mapping[tuple[str, int, str], Summary]) -> Block:
