@@ -20,6 +20,7 @@ from pipeline.commands import (
     frontier,
     miniature,
     models,
+    redundancy,
     report,
     reproduce,
     stores,
@@ -66,6 +67,7 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         stores.drop: "Take a teacher or views out of a store.",
         copy.copy: "Copy stores between folders and buckets.",
         frontier.frontier: "Measure every codec on your features.",
+        redundancy.redundancy: "Measure what teachers tell of each other.",
     },
     "Elsewhere": {
         models.import_reference: "Read a checkpoint of the authors' release.",

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import ARMS, build_model, find_arm
 from pipeline.recipes.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.runs import Places
+from pipeline.studies import ablate
 from pipeline.studies.jobs import check, plan
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
@@ -226,3 +231,27 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
     )
     name = "paths.mini-sam.adapters.2.down.weight"
     assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
+
+
+def trains_or_is_stopped(group: Sequence[Path], devices: int) -> dict[Path, str]:
+    """Stands for a worker's group of runs: "trains" goes on for long, "stopped" is told to stop meanwhile."""
+    (work,) = group
+    begun = work.with_name("begun")
+    if work.name == "stopped":
+        while not begun.exists():
+            time.sleep(0.01)
+        raise Interrupted(signal.SIGTERM)
+    begun.touch()
+    time.sleep(10)
+    work.touch()
+    return {}
+
+
+def test_a_stopped_study_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that train on would hold their runs' folders, and the terminal until they are done."""
+    trains = tmp_path / "trains"
+    monkeypatch.setattr(ablate, "_groups", lambda *_: [[trains], [tmp_path / "stopped"]])
+    monkeypatch.setattr(ablate, "_run_group", trains_or_is_stopped)
+    with pytest.raises(Interrupted):
+        ablate._run_all([], workers=2, share_reads=1)
+    assert (tmp_path / "begun").exists() and not trains.exists()
