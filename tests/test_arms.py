@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from pipeline.studies import ablate
 from pipeline.studies.jobs import check, plan
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import sak
+from tests.stopped import trains_or_is_stopped
 
 TEACHER_ARMS = ["teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers"]
 NAMES = ["single-task", "multi-task", "invpt", "mlore", *TEACHER_ARMS, "many-to-one", "sak"]
@@ -231,20 +229,6 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
     )
     name = "paths.mini-sam.adapters.2.down.weight"
     assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
-
-
-def trains_or_is_stopped(group: Sequence[Path], devices: int) -> dict[Path, str]:
-    """Stands for a worker's group of runs: "trains" goes on for long, "stopped" is told to stop meanwhile."""
-    (work,) = group
-    begun = work.with_name("begun")
-    if work.name == "stopped":
-        while not begun.exists():
-            time.sleep(0.01)
-        raise Interrupted(signal.SIGTERM)
-    begun.touch()
-    time.sleep(10)
-    work.touch()
-    return {}
 
 
 def test_a_stopped_study_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Blo
         maps = token_weights(opened, store, samples)
     except (UserError, CacheError) as error:
         return [Text(f"Maps of the token routers of {label} cannot be drawn: {error}", "note")]
-    return [_maps_figure(task, label, opened, store, samples, values) for task, values in maps.items()]
+    return [maps_figure(task, label, opened, store, samples, values) for task, values in maps.items()]
 
 
 def token_weights(opened: Opened, store: Store, samples: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -228,9 +228,10 @@ def token_weights(opened: Opened, store: Store, samples: Sequence[int]) -> dict[
     return {task: weights.view(*weights.shape[:2], height, width) for task, weights in kept.items()}
 
 
-def _maps_figure(
+def maps_figure(
     task: str, label: str, opened: Opened, store: Store, samples: Sequence[int], values: torch.Tensor
 ) -> Figure:
+    """Weights of one task's token routers, as `token_weights` gives them, beside the images."""
     experts = [*(() if values.shape[1] == len(opened.recipe.teachers) else ("stem",)), *opened.recipe.teachers]
     ids = store.ids()
     pictures, table_rows = [], []
