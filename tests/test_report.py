@@ -65,7 +65,7 @@ def test_the_answer_names_the_winner_its_lead_and_what_is_not_established(known:
     lead = {row["arm"]: row for row in table(known, "lead")}
     assert lead["without mini-sam"]["verdict"] == "worse" and lead["many-to-one"]["verdict"] == "not established"
     assert "sak has the highest mean gain over multi-task" in known[1]
-    assert f"+{mean(gains('sak')):.1f} %" in known[1]
+    assert f"+{mean(gains('sak')):.1f}\N{NO-BREAK SPACE}%" in known[1]
     ahead = mean(gains("sak")) - mean(gains("without mini-sam"))
     assert f"Its lead on the next, without mini-sam, is +{ahead:.1f} points" in known[1]
 

@@ -32,6 +32,9 @@ from pipeline.studies.statistics import Comparison, Verdict, compare
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PERCENT = "\N{NO-BREAK SPACE}%"
+"""As it follows a number, on one line with it."""
+
 TONES: dict[Verdict, Tone] = {"better": "better", "worse": "worse", "not established": "open"}
 
 
@@ -98,7 +101,7 @@ def _winner(found: StudyFacts, ranked: Sequence[Standing]) -> str:
         assert best.gain.mean is not None and best.against_baseline
         told = (
             f"{best.arm.label} has the highest mean gain over {found.baseline}: "
-            f"{in_words(best.against_baseline, ' %')}."
+            f"{in_words(best.against_baseline, PERCENT)}."
         )
     second = known[1]
     if second.arm.label != found.baseline:
