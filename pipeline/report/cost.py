@@ -29,7 +29,7 @@ from pipeline.training.clock import PARTS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STEPS_PX = 620
+STEPS_PX = 450
 """Width of the drawing of steps."""
 
 
