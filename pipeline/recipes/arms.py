@@ -274,8 +274,6 @@ def model_of(
         matches=dict(matches or {}),
         decoder=decoder_of(recipe),
     )
-    if config.decoder is None:
-        return StudentNetwork(config)
     try:
         return StudentNetwork(config)
     except ValueError as error:
