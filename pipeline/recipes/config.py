@@ -23,7 +23,9 @@ from sak_common.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
-CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "loader.direct", "probe"})
+CHANGES_NO_NUMBER = frozenset(
+    {"log_every", "checkpoint_every", "loader.direct", "loader.stage", "loader.stage_gb", "probe"}
+)
 """Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 MOVED = {
     "loss": "loss.kind",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
+from cache.places.stage import Stage
+from cache.places.staged import StagedPlace
 from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
@@ -105,6 +107,14 @@ def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:
         text = json.dumps([entry["files"] for entry in entries], sort_keys=True)
         found[part] = hashlib.sha256(text.encode()).hexdigest()
     return found
+
+
+def staged(store: Store, recipe: Recipe) -> Store:
+    """The same store as runs of `recipe` read it: with what was read kept in the stage, where the recipe names one."""
+    if recipe.loader.stage is None:
+        return store
+    stage = Stage.at(Path(recipe.loader.stage).expanduser(), round(recipe.loader.stage_gb * 1e9))
+    return Store.open(StagedPlace(store.place, stage))
 
 
 def is_store_of(store: Store, data: Data) -> bool:

@@ -15,6 +15,7 @@ import torch
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.places.local import LocalPlace
+from cache.places.staged import StagedPlace
 from pipeline import runs
 from pipeline.console import amount, duration
 from pipeline.errors import UserError
@@ -88,7 +89,12 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
     store = training_store(places.features, recipe, parts_read(recipe))
     timed: list[Timed] = []
 
+    held = list[int]()
+
     def share(loader: Batches) -> Batches:
+        assert isinstance(loader, Loader)
+        place = loader.store.place
+        held.append(place.held_bytes() if isinstance(place, StagedPlace) else 0)
         timed.append(Timed(loader))
         return timed[-1]
 
@@ -119,6 +125,7 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "page_cache_share": round(_page_cache_share(stored), 3) if isinstance(store.place, LocalPlace) else 0.0,
         "is_local": isinstance(store.place, LocalPlace),
+        "stage_share": None if recipe.loader.stage is None else round(held[0] / stored, 3),
         "seconds": round(recipe.steps * max(step_s, recipe.batch_size / read_rate), 1),
     }
     return {**found, "changes": changes(recipe, found)}
@@ -149,6 +156,8 @@ def changes(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
         return []
     made = []
     if not found["is_local"]:
+        if found["stage_share"] is None:
+            made.append('loader.stage = "/scratch", on a disk of this machine: what was read once is read from there')
         made.append("sak copy the caches to this machine's own disk")
     if recipe.loader.shuffle != "block":
         made.append('loader.shuffle = "block": neighbouring rows are read together')
@@ -164,6 +173,11 @@ def changes(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
     return made
 
 
+def _stage_text(plan: Mapping[str, Any]) -> str:
+    held = f"the stage holds {plan['stage_share']:.0%} of it"
+    return held if plan["stage_share"] == 1 else f"{held}: the rate is that of reading the rest from where it lies"
+
+
 def training_plan_text(plan: Mapping[str, Any]) -> str:
     """`plan_training` for people."""
     held = f"{plan['page_cache_share']:.0%} of its {amount(plan['stored_bytes'])} in all views fit into free memory"
@@ -177,7 +191,8 @@ def training_plan_text(plan: Mapping[str, Any]) -> str:
             f"reading gives {plan['read_rows_s']} rows/s, {amount(plan['read_bytes_s'])}/s: "
             + ("SLOWER than the student" if slower else "it keeps up"),
             f"reading and decoding take {plan['reading_cores']} of {plan['cores']} cores at the run's rate",
-            held if plan["is_local"] else "a bucket: no page cache holds any of it",
+            held if plan["is_local"] else "far away: no page cache holds any of it",
+            *([] if plan["stage_share"] is None else [_stage_text(plan)]),
             f"to the end: {duration(plan['seconds'])}, validation not counted",
             *(f"faster: {change}" for change in plan["changes"]),
         ]

@@ -29,7 +29,7 @@ from pipeline.recipes.arms import (
 )
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import check_frozen, frozen_part, student_input
-from pipeline.recipes.stores import random_teachers, training_store, warn_of_random, weights_of
+from pipeline.recipes.stores import random_teachers, staged, training_store, warn_of_random, weights_of
 from pipeline.runs import lineage
 from pipeline.runs.origin import Origin, origin_of_run, trained_from, validation_store
 from pipeline.training.before import check_validation, warn_of_settings
@@ -89,7 +89,7 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
 
     def measured(scored: nn.Module) -> Values:
         assert validated
-        rows = evaluation_loader(validated, teachers, (), prefixes=class_tokens_read(recipe))
+        rows = evaluation_loader(staged(validated, recipe), teachers, (), prefixes=class_tokens_read(recipe))
         return measure(scored, rows, alone, (), recipe.boundary)
 
     validation = validation_of(recipe, (), measured)
@@ -129,8 +129,7 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
     """
     frozen_part(recipe)  # raises where it does not go with the others
     teachers, is_live = teachers_read(recipe), recipe.source == "live"
-    if recipe.loader.direct:
-        store = _past_page_cache(store, recipe)
+    store = _past_page_cache(store, recipe) if recipe.loader.direct else staged(store, recipe)
     loader = Loader(
         store,
         () if is_live else parts_read(recipe),
@@ -159,6 +158,8 @@ def _past_page_cache(store: Store, recipe: Recipe) -> Store:
     """The same store, whose files are opened with O_DIRECT. Raises `UserError` where it has none of this machine."""
     if recipe.source == "live":
         raise UserError("loader.direct = true reads rows of the cache, and source = 'live' reads none: leave it out")
+    if recipe.loader.stage is not None:
+        raise UserError("loader.direct = true is for caches on this machine, loader.stage for others: leave one out")
     if not isinstance(store.place, LocalPlace):
         raise UserError(
             f"loader.direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first"

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cache.format.manifest import SOURCE
 from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.probes.linear import ProbeFitter
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import find_store, store_tasks
+from pipeline.recipes.stores import find_store, staged, store_tasks
 from pipeline.training.few_rows import few_rows, spread_over
 from pipeline.training.scoring import score
 from pipeline.training.validation import Values
@@ -60,8 +61,10 @@ def probing_of(recipe: Recipe, places: runs.Places) -> Probing | None:
         return None
     if asked.split == "test":
         raise UserError("probe.split = 'test': test scores choose nothing; name another split")
-    store = find_store(places.features, asked)
+    store = staged(find_store(places.features, asked), recipe)
     tasks = store_tasks(store, recipe.tasks)
+    for path in ("pixels", *(f"labels/{task.name}" for task in tasks)):
+        store.place.will_read(store.rows(SOURCE, path).files(1))
     samples = spread_over(store, asked.rows)
     _check_labels(store, tasks, samples)
     kept = next((task for task in tasks if task.name == asked.keep), None)
