@@ -290,7 +290,7 @@ def test_a_run_and_its_plan_read_through_it(small: Path, tmp_path: Path) -> None
     sak("distill", "demo", "--run", tmp_path / "plain", *own)
     sak("distill", "demo", "--run", tmp_path / "staged", *own, *with_stage)
     plain, staged = (logged(tmp_path / name) for name in ("plain", "staged"))
-    assert [line["loss"] for line in plain] == [line["loss"] for line in staged]
+    assert plain == staged and any("validation/loss" in line for line in plain)
     assert len(staged_files(tmp_path)) >= 2 * 3
     plan = json.loads(sak("plan", "demo", *own, *with_stage, "--json").stdout)
     assert 0.4 < plan["stage_share"] <= 1
