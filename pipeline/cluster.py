@@ -42,6 +42,7 @@ def reached(scheduler: Any) -> Iterator[Client]:
         except (OSError, TimeoutError) as error:
             raise _unreached(scheduler, error) from error
         link = client.dashboard_link if find_spec("bokeh") else f"{client.dashboard_link} (needs bokeh)"
+        assert client.scheduler is not None  # as it is before it has begun
         say(f"{client.scheduler.address}: {len(offers(client))} workers, dashboard at {link}")
         yield client
 

@@ -119,7 +119,7 @@ def test_what_was_read_is_read_from_the_stage(store: Store, tmp_path: Path) -> N
             for epoch in range(2):
                 assert_same(batches(again, epoch, shuffle=shuffle), batches(store, epoch, shuffle=shuffle))
             assert FarPlace.reads == 0
-            assert again.place.held_bytes() > 0  # type: ignore[attr-defined]
+            assert isinstance(again.place, StagedPlace) and again.place.held_bytes() > 0
 
 
 def test_only_what_is_read_is_fetched(store: Store, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_run_and_its_plan_read_through_it(small: Path, tmp_path: Path) -> None
     """The same losses; training rows and those that are validated on; and a plan that says what is there already."""
     own = [
         *TINY, "--set", "steps=4", "--set", "validation.dataset=rooms", "--set", "validation.split=unlabelled",
-        "--set", "validation.every=2", "--out", small,
+        "--set", "validation.every=2", "--out", str(small),
     ]  # fmt: skip
     with_stage = ["--set", f"loader.stage='{tmp_path}'", "--set", "loader.stage_gb=0.5"]
     sak("distill", "demo", "--run", tmp_path / "plain", *own)
