@@ -25,9 +25,10 @@ from tests.cache_toy import (
     no_fsync,  # noqa: F401 (an autouse fixture)
     unlisted_files,
 )
-from tests.conftest import sak
+from tests.conftest import logged, sak
 from tests.nginx import nginx, serve
 from tests.s3 import Proxy
+from tests.test_nodes import TINY
 
 pytestmark = pytest.mark.skipif(nginx() is None, reason="no nginx on this machine: apt-get install nginx-light")
 
@@ -212,3 +213,18 @@ def test_training_reads_it(features: Path, tmp_path: Path) -> None:
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("far", "near")
     )
     assert far.returncode == near.returncode == 0 and left["loss"] == right["loss"]
+
+
+def test_a_stage_keeps_what_training_reads(small: Path, tmp_path: Path) -> None:
+    """The first run asks the server for its rows, the second for none, and both learn the same."""
+    sak("copy", small, small)
+    own = tmp_path / "nginx"
+    own.mkdir()
+    settings = [*TINY, "--set", "steps=4", "--set", f"loader.stage='{tmp_path}'"]
+    asked = []
+    with serve(small, own) as (port, _):
+        for run in ("one", "two"):
+            sak("distill", "demo", "--out", f"http://127.0.0.1:{port}", "--run", tmp_path / run, *settings)
+            asked.append(sum("/c." in line for line in (own / "access.log").read_text().splitlines()))
+    assert 0 < asked[0] == asked[1]
+    assert logged(tmp_path / "one") == logged(tmp_path / "two")
