@@ -65,7 +65,7 @@ def offer_gpus(client: Client) -> bool:
 def finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
     """Futures as they end, well or not.
 
-    Raises `UserError` where no worker has been there for `PATIENCE_S`.
+    Raises `UserError` where no worker has been there for `PATIENCE_S`, or the scheduler is gone.
     """
     left = as_completed(futures, loop=client.loop)
     last = time.monotonic()
@@ -77,6 +77,9 @@ def finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[Future[
             raise UserError(
                 f"no worker for {PATIENCE_S:.0f} s; what is committed stays, the same command goes on from it"
             )
-        yield from batch
+        for future in batch:
+            if future.cancelled():
+                raise UserError("the scheduler is gone; what is committed stays, the same command goes on from it")
+            yield future
         if not batch:
             time.sleep(0.2)
