@@ -298,3 +298,13 @@ def test_a_run_and_its_plan_read_through_it(small: Path, tmp_path: Path) -> None
         "distill", "demo", "--run", tmp_path / "x", *own, *with_stage, "--set", "loader.direct=true", check=False
     )
     assert refused.returncode == 2 and "loader.stage for others: leave one out" in refused.stderr
+
+
+def test_a_run_goes_on_where_the_disk_is_full(small: Path, tmp_path: Path) -> None:
+    own = [*TINY, "--set", "steps=4", "--out", str(small)]
+    sak("distill", "demo", "--run", tmp_path / "plain", *own)
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
+        stage = ["--set", f"loader.stage='{tmp_path / 'disk'}'"]
+        done = sak("distill", "demo", "--run", tmp_path / "staged", *own, *stage)
+    assert done.stderr.count("staging stops") == 1 and "No space left on device" in done.stderr
+    assert logged(tmp_path / "plain") == logged(tmp_path / "staged")
