@@ -218,7 +218,9 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:
-    """The stages that the recipe `name` describes."""
+    """The stages that the recipe `name` describes; a run's recipe.json is of one."""
+    if name.endswith(".json"):
+        return tuple(stage for stage in STAGES if stage == _kept(Path(name)).get("stage"))
     table = _read(_find(name, "recipes", "recipe"))
     return tuple(stage for stage in STAGES if stage in table)
 

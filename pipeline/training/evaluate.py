@@ -175,11 +175,6 @@ def _parts(run: Path) -> list[Path]:
     return [run / task for task in runs.read_results(run)["tasks"]]
 
 
-def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
-    """The scores of `score_model` without the details."""
-    return score_model(model, recipe, tasks, data, places)[0]
-
-
 def score_model(
     model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places
 ) -> tuple[Scores, Details]:

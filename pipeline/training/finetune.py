@@ -34,7 +34,7 @@ from pipeline.runs.origin import Origin, changed_caches, origin_of_run, trained_
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.distill import noise_of, open_loader
-from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.training.evaluate import EVALUATION_BATCH, open_evaluation, score_model
 from pipeline.training.labels_seen import warn_of_labels
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
@@ -150,7 +150,7 @@ def _finetune(
         "random_weights": sorted(untrained),
     }
     if recipe.validation:
-        results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
+        results["validation"], _ = score_model(model, recipe, tasks, recipe.validation, places)
         results["caches"].append(find_store(places.features, recipe.validation).name)
     lineage.record(run, recipe, model, store, teachers, stage1)
     runs.finish(run, recipe, made_from, results)

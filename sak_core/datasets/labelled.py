@@ -49,7 +49,8 @@ import numpy as np
 from sak_common.names import UnknownName, find, unknown
 from sak_core.datasets.folder import as_text, check_root, files_below
 from sak_core.datasets.label_files import LabelFiles
-from sak_core.datasets.labels import check_unique, read_ids, total_size
+from sak_core.datasets.labels import check_unique, read_ids
+from sak_core.datasets.published import SizesOfFiles
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image, read_turned
 from sak_core.interfaces.dataset import Label, Sample, check_labels
@@ -79,7 +80,7 @@ which are then the image."""
 
 
 @dataclass(frozen=True)
-class LabelledFolder:
+class LabelledFolder(SizesOfFiles):
     """One split of a described folder; names: of its samples, as they stand in the names of files."""
 
     root: Path
@@ -138,11 +139,6 @@ class LabelledFolder:
             for name in optional
         }
         return {name: {i: p for i, p in enumerate(paths[name]) if not _is_there(p)} for name in optional}
-
-    @cached_property
-    def fingerprints(self) -> Sequence[int]:
-        """Bytes of each sample's files together."""
-        return [total_size(list(self.files(i).values())) for i in range(len(self.names))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.images import check_file, file_size, open_image
+from sak_core.images import check_file, open_image
 
 LOSSY = ("JPEG", "JPEG2000", "MPO")
 """Pillow's names of formats of grey pictures whose numbers are not those that were saved."""
@@ -126,11 +126,6 @@ def check_unique(ids: Sequence[str], where: Path) -> None:
         if name in seen:
             raise DatasetError(f"{where}: {name!r} comes twice")
         seen.add(name)
-
-
-def total_size(paths: Sequence[Path]) -> int:
-    """Bytes of a sample's files together; those that are missing count 0."""
-    return sum(file_size(path) for path in paths)
 
 
 def _what(image: Image.Image) -> str:

@@ -45,6 +45,10 @@ class TeacherSpec:
     licence: str
     grids: tuple[Size, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(set(self.grids)) == 1:
+            object.__setattr__(self, "grids", ())
+
     def level_grids(self) -> tuple[Size, ...]:
         """(h, w) of every level."""
         return self.grids or (self.grid,) * len(self.levels)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_common.names import listed
 from sak_core.errors import NoSettings, TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple, prefix_as_map
@@ -161,8 +162,7 @@ def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any
                 None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # shapes that differ, names that cannot be mapped
-        lines = str(error).strip().splitlines()
-        raise Misfit(lines[0] if lines else type(error).__name__, wanted, ()) from error
+        raise Misfit(first_line(error), wanted, ()) from error
     prefix = next((f"{name}." for name in TOWERS if hasattr(whole, name)), "")
     missing, left_over = (
         sorted(str(key) for key in told[fault] if str(key).startswith(prefix))
@@ -220,7 +220,7 @@ def hf_teacher(
         widths=tuple(layout.width(state) for state in tapped),
         levels=levels,
         licence=licence or "see the model's card",
-        grids=() if len(set(grids)) == 1 else grids,
+        grids=grids,
     )
     teacher = HfTeacher(spec, net, call, layout, options.prefix)
     teacher.native_size, teacher.num_blocks = own, len(layout.strides)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher
 
@@ -46,12 +47,6 @@ def probe(run: Callable[[Net, Tensor], Made], net: Net, images: Tensor, network:
                 "be others each time"
             )
     return made
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of an error, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _twin(net: Net) -> Net:

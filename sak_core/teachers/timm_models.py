@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_common.names import UnknownName, unknown
 from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, fit_to_patch, freeze, prefix_as_map
-from sak_core.teachers.probing import first_line, first_that_covers
+from sak_core.teachers.probing import first_that_covers
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import BuildOptions, choose_levels, hub, identity, load_weights, seeded
 from sak_core.weights.tensor_files import State
@@ -152,7 +153,7 @@ def timm_teacher(
             widths=tuple(int(stages[level]["num_chs"]) for level in levels),
             levels=levels,
             licence=licence,
-            grids=() if len(set(grids)) == 1 else grids,
+            grids=grids,
         )
 
     def build(input_size: Size) -> Teacher:
