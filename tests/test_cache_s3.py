@@ -23,7 +23,7 @@ from tests.cache_toy import (
     no_fsync,  # noqa: F401 (an autouse fixture)
     unlisted_files,
 )
-from tests.conftest import sak
+from tests.conftest import answer, refusal, sak
 from tests.s3 import Proxy, environment, serve_s3
 
 
@@ -173,16 +173,16 @@ steps = 1
 
 def test_copy_there_and_back_by_command(proxy: Proxy, root: Place, local: Store, tmp_path: Path) -> None:
     address = root.shown
-    planned = json.loads(sak("copy", local.path.parent, address, "--dry-run", "--json").stdout)
+    planned = answer("copy", local.path.parent, address, "--dry-run")
     assert planned["copied"] is False and planned["stores"][0]["shards"] == 24
     assert not root.folders()
     proxy.faults = now_and_then("500", "reset", "reset-body", "slow", every=9)
-    done = json.loads(sak("copy", local.path, address, "--json").stdout)
+    done = answer("copy", local.path, address)
     assert done == {**planned, "copied": True}
     proxy.faults = lambda method, number: None
     there = f"{address}/{local.name}"
-    assert json.loads(sak("copy", local.path, address, "--json").stdout)["stores"][0]["bytes"] == 0
-    info = json.loads(sak("info", there, "--json").stdout)
+    assert answer("copy", local.path, address)["stores"][0]["bytes"] == 0
+    info = answer("info", there)
     assert info["store"] == there and sorted(info["teachers"]) == ["mini-clip", "mini-dino"]
     assert "every digest and checksum holds" in sak("verify", there).stdout
     sak("copy", there, tmp_path / "back")
@@ -193,10 +193,9 @@ def test_copy_there_and_back_by_command(proxy: Proxy, root: Place, local: Store,
     assert "1 views, mini-dino levels [0, 1, 3]" in said
     scratch = Store.open(tmp_path / "scratch" / local.name)
     assert scratch.teachers == ["mini-dino"] and scratch.num_views == 1 and verify_store(scratch.place) == []
-    wrong = sak("copy", there, tmp_path / "x", "--teacher", "mini-dno", check=False)
-    assert wrong.returncode == 2 and "did you mean mini-dino" in wrong.stderr
-    nothing = sak("copy", tmp_path, tmp_path / "x", check=False)
-    assert nothing.returncode == 2 and "is no store, and no folder that holds one" in nothing.stderr
+    said = refusal("copy", there, tmp_path / "x", "--teacher", "mini-dno")
+    assert "did you mean mini-dino" in said
+    assert "is no store, and no folder that holds one" in refusal("copy", tmp_path, tmp_path / "x")
 
 
 def test_a_copy_killed_on_the_way_is_gone_on_with(root: Place, local: Store) -> None:

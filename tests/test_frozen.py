@@ -20,7 +20,7 @@ from pipeline.runs import Places
 from pipeline.studies.estimate import estimate
 from pipeline.studies.jobs import Job
 from pipeline.training.distill import distill
-from tests.conftest import cache_split, sak
+from tests.conftest import answer, cache_split, refusal, sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=1", "--set", "tasks=['semseg', 'depth']"]
 
@@ -87,7 +87,7 @@ def test_the_arrays_are_named_as_documented(places: tuple[Path, Path]) -> None:
     rows = zip(batch.samples.tolist(), batch.views.tolist(), strict=True)
     decoded = batch.to("cpu").prefixes["stem-demo"][3]
     np.testing.assert_array_equal(decoded.numpy(), np.stack([read[sample, view] for sample, view in rows]))
-    verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
+    verified = answer("verify", store.path, "--live", "3")
     assert verified["problems"] == [] and verified["live"]["stem-demo"]["problems"] == []
 
 
@@ -134,6 +134,5 @@ def test_what_a_part_has_no_use_for_is_refused(option: list[str], tmp_path: Path
 
 def cache_split_fails(features: Path, teacher: str, *options: str) -> str:
     asked = ["--split", "val", "--limit", "4", "--out", features, "--teacher", teacher, *options]
-    done = sak("cache", *asked, check=False)
-    assert done.returncode == 2
-    return done.stderr
+    said = refusal("cache", *asked)
+    return said

@@ -20,7 +20,7 @@ from sak_core.student.decoders import DECODERS
 from sak_core.student.heads import HEADS
 from sak_core.student.network import ADAPTERS
 from sak_core.student.parts import TRAINS
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 
 VARIATIONS = {
     "token": {"student.router": "token"},
@@ -171,12 +171,9 @@ def test_the_stems_weights_come_from_a_file(features: Path, tmp_path: Path) -> N
     assert torch.equal(trained["stem.vit.blocks.3.mlp.fc1.weight"], vit.state_dict()["blocks.3.mlp.fc1.weight"])
 
     def refused(weights: str) -> str:
-        done = sak(
-            "distill", recipe, "--out", features, "--run", tmp_path / "no", "--set", f"student.stem.weights={weights}",
-            check=False, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
-        )  # fmt: skip
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        return done.stderr
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+        where = ["--out", features, "--run", tmp_path / "no", "--set", f"student.stem.weights={weights}"]
+        return refusal("distill", recipe, *where, env=offline)
 
     assert "the hub did not give them" in refused("hub") and ".npz" in refused("hub")
     assert "nowhere.pth" in refused("nowhere.pth")
