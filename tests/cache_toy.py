@@ -131,6 +131,12 @@ def tree(path: Path) -> dict[str, bytes]:
     }
 
 
+def content(where: Place | Path) -> dict[str, bytes]:
+    """Every file of a store, or of a folder of stores, with its bytes, but the log and locks."""
+    files = tree(where) if isinstance(where, Path) else {name: where.read(name) for name in where.sizes()}
+    return {name: data for name, data in files.items() if not name.endswith(("/lock", "log.jsonl"))}
+
+
 def flip(path: Path, byte: int, bit: int = 0) -> None:
     """Turn one bit of a file over."""
     data = bytearray(path.read_bytes())

@@ -16,14 +16,10 @@ import pytest
 
 from cache.maintenance.verification import verify_store
 from cache.store import find_stores
-from tests.cache_toy import tree
+from tests.cache_toy import content
 from tests.conftest import answer, refusal, sak
 
 ARGUMENTS = ["--teacher", "mini-dino,mini-sam", "--split", "train", "--limit", "150", "--views", "3", "--threads", "1"]
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(out).items() if not name.endswith("/lock")}
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

@@ -20,11 +20,6 @@ from tests.conftest import answer, program, refusal, sak
 from tests.small_images import cache_arguments
 
 
-def files(path: Path) -> dict[str, bytes]:
-    """Every file but locks and the log."""
-    return {name: data for name, data in toy.tree(path).items() if not name.endswith("/lock")}
-
-
 def test_a_dropped_teacher_leaves_nothing_and_comes_back_the_same(
     images: Path, whole: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -33,9 +28,9 @@ def test_a_dropped_teacher_leaves_nothing_and_comes_back_the_same(
     assert verify_store(store) == [] and unlisted_files(store) == []
     without = tmp_path / "without"
     sak(*cache_arguments(images, without, teachers=["mini-sam"]))
-    assert files(store) == files(next(without.glob("*.zarr")))
+    assert toy.content(store) == toy.content(next(without.glob("*.zarr")))
     sak(*cache_arguments(images, tmp_path))
-    assert files(store) == files(whole)
+    assert toy.content(store) == toy.content(whole)
 
 
 def test_what_was_measured_of_a_dropped_teacher_is_not_told_of_the_next(store: Path) -> None:
@@ -55,10 +50,10 @@ def test_dropped_views_come_back_the_same(images: Path, whole: Path, store: Path
     assert verify_store(store) == [] and unlisted_files(store) == []
     one = tmp_path / "one"
     sak(*cache_arguments(images, one, views=1))
-    assert files(store) == files(next(one.glob("*.zarr")))
+    assert toy.content(store) == toy.content(next(one.glob("*.zarr")))
     assert Store.open(store).num_views == 1
     sak(*cache_arguments(images, tmp_path))
-    assert files(store) == files(whole)
+    assert toy.content(store) == toy.content(whole)
 
 
 def test_a_teachers_last_views_alone(whole: Path, store: Path) -> None:
@@ -93,7 +88,7 @@ def test_a_damaged_teacher_can_be_dropped(images: Path, whole: Path, store: Path
     sak("drop", store, "--teacher", "mini-dino", "--yes")
     assert verify_store(store) == []
     sak(*cache_arguments(images, tmp_path))
-    assert files(store) == files(whole)
+    assert toy.content(store) == toy.content(whole)
 
 
 DROP = """
@@ -130,9 +125,9 @@ def test_killed_anywhere_it_leaves_a_store_and_goes_on(what: str, num_faults: in
             assert "has 1 views now" in refusal("drop", path, "--views", "1", "--yes")
         else:
             assert program(DROP, path, what).returncode == 0
-        assert files(path) == files(next(expected.glob("*.zarr")))
+        assert toy.content(path) == toy.content(next(expected.glob("*.zarr")))
         toy.make_store(resumed.parent, num_views=2)  # or extraction goes on instead
-        assert files(resumed) == files(whole.path)
+        assert toy.content(resumed) == toy.content(whole.path)
 
 
 def test_what_cannot_be_dropped_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.runs import Places
 from pipeline.studies.estimate import estimate
 from pipeline.studies.jobs import Job
 from pipeline.training.distill import distill
-from tests.conftest import answer, cache_split, refusal, sak
+from tests.conftest import answer, cache_split, logged, refusal, sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=1", "--set", "tasks=['semseg', 'depth']"]
 
@@ -39,13 +39,9 @@ def places(features: Path, module_folder: Path) -> tuple[Path, Path]:
     return caches, runs
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same(a: Path, b: Path) -> None:
     """The same losses at every step, and weights that moved alike."""
-    for left, right in zip(metrics(a), metrics(b), strict=True):
+    for left, right in zip(logged(a), logged(b), strict=True):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-6)
     one, other = (load_file(run / "last" / "model.safetensors") for run in (a, b))
     assert one.keys() == other.keys()

@@ -24,8 +24,8 @@ from sak_core.student.reference import export_rival
 from sak_core.student.reference_config import reference_task
 from sak_core.student.stem import StemConfig
 from tests import students
-from tests.conftest import refusal, sak
-from tests.test_devices import logged
+from tests.conftest import logged, refusal, sak
+from tests.fields import toml
 from tests.test_shared_reads import assert_equal_runs, failing_after
 
 SIZES = {
@@ -35,12 +35,6 @@ SIZES = {
     "student.stem.weights": "",
 }
 SHORT = {"steps": 4, "batch_size": 8, "checkpoint_every": 2, "tasks": ["semseg", "depth"], "log_every": 1, **SIZES}
-
-
-def toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)
 
 
 def options(**changes: object) -> list[str]:

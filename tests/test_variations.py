@@ -20,7 +20,8 @@ from sak_core.student.decoders import DECODERS
 from sak_core.student.heads import HEADS
 from sak_core.student.network import ADAPTERS
 from sak_core.student.parts import TRAINS
-from tests.conftest import refusal, sak
+from tests.conftest import logged, refusal, sak
+from tests.fields import toml
 
 VARIATIONS = {
     "token": {"student.router": "token"},
@@ -55,12 +56,6 @@ BASE = {
 SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
-def toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)
-
-
 @pytest.fixture(scope="module")
 def study(features: Path, module_folder: Path) -> Path:
     """A finished study of all variations of one arm."""
@@ -76,9 +71,8 @@ def weights(study: Path, name: str, stage: str = "finetune") -> dict[str, torch.
 
 
 def terms(study: Path, name: str, stage: str = "distill", step: int = 1) -> dict[str, float]:
-    lines = (study / f"{name.replace(' ', '-')}-seed0-{stage}" / "metrics.jsonl").read_text().splitlines()
-    logged: dict[str, float] = json.loads(lines[step - 1])
-    return {name: value for name, value in logged.items() if "/" not in name}  # without cosines and router weights
+    line = logged(study / f"{name.replace(' ', '-')}-seed0-{stage}")[step - 1]
+    return {name: value for name, value in line.items() if "/" not in name}  # without cosines and router weights
 
 
 def test_every_variation_is_trained_and_scored(study: Path) -> None:
