@@ -33,7 +33,7 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
 
 
 @miniature.command("probe")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe.json"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe"), show_default=True)
 @JSON
 def miniature_probe(out: Path, as_json: bool) -> None:
     """Score the miniature teachers' frozen features under one head on all six tasks."""
