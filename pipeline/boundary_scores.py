@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.console import progress, start_worker
+from pipeline.console import progress, worker_pool
 from pipeline.errors import UserError
 from sak_core.boundary import Counts, best_counts, boundary_counts, boundary_scores, even_thresholds, nms
 from sak_core.datasets.boundary_files import pair_files, read_annotations, read_strengths
@@ -66,8 +65,7 @@ def _all_counts(jobs: list[Job], workers: int | None) -> Iterator[Counts]:
     if workers <= 1:
         yield from map(image_counts, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    pool = worker_pool(workers)
     try:
         for future in as_completed([pool.submit(image_counts, job) for job in jobs]):
             yield future.result()

@@ -53,7 +53,7 @@ def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
-    """`read_image` of a file's content; `where` names it in errors."""
+    """`read_image` of a file's content; `where` names it in errors. Raises UnreadableSample."""
     if not content:
         raise UnreadableSample(where, "is empty (0 bytes)")
     with _opened(content, where) as image:

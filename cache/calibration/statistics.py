@@ -147,6 +147,7 @@ class Calibrator:
         measured rows; and what the level's codec needs (`Codec.fit`).
 
         Raises:
+            BadInput: nothing was measured.
             CacheError: a codec misses its promise on the measured rows.
         """
         arrays = self._statistics()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.advice import advised
-from pipeline.console import progress, say, start_worker
+from pipeline.console import progress, say, start_worker, worker_pool
 from pipeline.data.sample import LabelSeen, SampleSeen, look
 from pipeline.data.sheet import SHEET_ROWS, sheet_rows
 from pipeline.pictures import save_sheet
@@ -160,8 +158,7 @@ def _read(dataset: Dataset, limit: int | None, workers: int | None) -> Iterator[
                 yield look(dataset, i)
                 advance(1)
             return
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(dataset,))
+        pool = worker_pool(workers, _start, dataset)
         try:
             for seen in pool.map(_look_at, chunks):
                 yield from seen

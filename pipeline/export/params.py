@@ -12,7 +12,7 @@ from pipeline import runs
 from pipeline.console import say, table
 from pipeline.errors import UserError
 from pipeline.recipes.arms import SINGLE_TASK, find_arm, model_of, parts_read, teachers_built
-from pipeline.recipes.config import STAGES, Recipe, Stage, load_recipe
+from pipeline.recipes.config import Recipe, Stage, load_recipe, recipe_stages
 from pipeline.recipes.stores import parse_size, store_tasks, training_store
 from pipeline.runs import lineage
 from sak_common.names import part_name, unknown
@@ -26,7 +26,7 @@ from sak_core.tasks import Task
 
 def run_parameters(run: Path) -> dict[str, Any]:
     """Parameters by part of a finished run's student, `trained`, how many of them it trained, and `macs`: multiply-adds
-    of one image of the size of its views, by part."""
+    of one image of the size of its views, by part. Raises `UserError` for a run without a student."""
     described = lineage.read(run).student
     if described is None:
         raise UserError(f"{run} has no student; ask for its recipe's parameters: sak params RECIPE --set arm=...")
@@ -115,12 +115,7 @@ def _counted(model: nn.Module, trains: str) -> dict[str, Any]:
 
 
 def _load(name: str, stage: Stage | None, overrides: dict[str, Any]) -> Recipe:
-    if stage is not None:
-        return load_recipe(name, stage, overrides)
-    for last in reversed(STAGES):
-        try:
-            return load_recipe(name, last, overrides)
-        except UserError as error:
-            if "has no [" not in str(error):
-                raise
-    raise UserError(f"recipe {name!r} describes no stage")
+    stages = recipe_stages(name)
+    if not stages:
+        raise UserError(f"recipe {name!r} describes no stage")
+    return load_recipe(name, stage or stages[-1], overrides)

@@ -108,7 +108,10 @@ class Source:
             self._changed.notify_all()
 
     def wait_for(self, view: int, shard: int) -> None:
-        """Return when a shard is committed; raises what stopped the thread, if it never will be."""
+        """Return when a shard is committed.
+
+        Raises what stopped the thread where the shard never will be, and `InterruptedError` after `stop`.
+        """
 
         def is_decided() -> bool:
             return (view, shard) not in self._left or self._is_stopped or (self._job is not None and self._job.done())

@@ -143,6 +143,9 @@ def frontier(
     Returns:
         ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`. A setting that these features do not allow
         is left out, and a warning says why.
+
+    Raises:
+        UserError: the sources differ in rows or tokens.
     """
     if len({source.report.shape[:2] for source in sources}) > 1:
         raise UserError("several sources are levels of one teacher: the same rows and tokens in each")

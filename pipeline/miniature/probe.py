@@ -9,10 +9,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.console import worker_pool
 from pipeline.miniature.head import outputs, train_head
 from sak_core.boundary import even_thresholds
 from sak_core.datasets import open_dataset
@@ -137,8 +136,7 @@ def probe(
         jobs = list(itertools.product(rows, range(config.num_seeds)))
         scores: dict[str, dict[str, list[float]]] = {row: {c.name: [] for c in columns(tasks)} for row in rows}
         run = partial(_score, Path(folder), tasks, config)
-        # Spawned, not forked: a fork of a process whose torch has run threads may hang.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             for (row, seed), found in zip(jobs, pool.map(run, jobs), strict=True):
                 for name, value in found.items():
                     scores[row][name].append(value)

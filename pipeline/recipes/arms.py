@@ -254,7 +254,8 @@ def model_of(
 ) -> nn.Module:
     """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`.
 
-    depths, matches: see `FeatureModel` and `StudentConfig`; no parameter's shape depends on them.
+    depths, matches: see `FeatureModel` and `StudentConfig`; no parameter's shape depends on them. Raises `UserError`
+    where a decoder of all tasks cannot be built.
     """
     arm, options = find_arm(recipe.arm), recipe.student
     torch.manual_seed(recipe.seed)

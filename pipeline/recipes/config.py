@@ -234,6 +234,8 @@ def load_study(name: str) -> Study:
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     """Parse `key=value` strings of `--set`; a value is read as TOML, or as a bare string.
 
+    Raises `UserError` for a string without a key.
+
     >>> parse_set(["optimizer.lr=1e-4", "arm=many-to-one"])
     {'optimizer.lr': 0.0001, 'arm': 'many-to-one'}
     """

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from cache.loading.batch import Batch
 from cache.store import Store
-from pipeline.console import start_worker, warn
+from pipeline.console import warn, worker_pool
 from pipeline.recipes.stores import row_of
 from pipeline.recipes.tables import Boundary
 from pipeline.training.scales import stored_scales
@@ -112,7 +110,7 @@ def side_by_side(tasks: Sequence[Task], boundary: Boundary, store: Store) -> Ite
     if workers <= 1 or work < POOL_FROM or not any(task.kind == "boundary" for task in tasks):
         yield map
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    pool = worker_pool(workers)
     try:
         yield pool.map
     finally:

@@ -105,7 +105,10 @@ NUM_LEVELS = 4
 
 
 def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
-    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones up to the last."""
+    """The tapped blocks: those given, or four evenly spaced ones up to the last.
+
+    Raises ValueError for none, and for numbers that do not ascend within a stem of `depth` blocks.
+    """
     evenly = tuple(depth * (k + 1) // NUM_LEVELS - 1 for k in range(NUM_LEVELS))
     chosen = evenly if levels is None else tuple(levels)
     if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:

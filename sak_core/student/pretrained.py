@@ -190,7 +190,7 @@ def to_pixels(image: ImageLike) -> Tensor:
 
 
 def as_batch(images: ImageLike | Sequence[ImageLike]) -> Tensor:
-    """Images as the stem takes them, normalised (B, 3, H, W); see `Student.features`."""
+    """Images as the stem takes them, normalised (B, 3, H, W); see `Student.features`. Raises ValueError for others."""
     if isinstance(images, Tensor) and images.is_floating_point():
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"float images are (B, 3, H, W) in [0, 1], not {tuple(images.shape)}")

@@ -45,7 +45,7 @@ class ConstantPredictor:
         return {task.name: self.constant(task)[None, :, None, None].expand(batch, -1, *size) for task in self.tasks}
 
     def constant(self, task: Task) -> Tensor:
-        """The task's raw output at every pixel, (channels,) float32."""
+        """The task's raw output at every pixel, (channels,) float32. Raises ValueError where no label was seen."""
         sums = self.sums[task.name]
         if not self.is_fitted(task):
             raise ValueError(f"no valid label of {task.name} was seen, so there is no constant prediction")

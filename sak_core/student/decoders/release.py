@@ -39,7 +39,10 @@ class Release:
         return any("{k}" in theirs for theirs in self.names.values())
 
     def name(self, ours: str, tasks: Sequence[str]) -> tuple[str, int | None]:
-        """What the release calls the entry `ours`, and of an entry there that is cut up the part's number."""
+        """What the release calls the entry `ours`, and the part's number where the entry there is cut up.
+
+        tasks: in the order by which the release numbers them. Raises ValueError for an entry that it does not have.
+        """
         for pattern, theirs in self.names.items():
             if found := re.match(pattern, ours):
                 task = found.groupdict().get("t")
