@@ -207,6 +207,18 @@ class Calibrator:
         return statistics
 
 
+def calibrated(levels: Sequence[LevelSpec], fit: Sequence[Array], measure: Sequence[Array]) -> dict[str, Array]:
+    """`Calibrator.arrays` of features that fit into memory: float32 (n, h, w, C) a level, those to fit and to measure.
+
+    Raises:
+        BadInput, CacheError: as `Calibrator` does.
+    """
+    calibrator = Calibrator(levels)
+    calibrator.fit(fit)
+    calibrator.measure(measure)
+    return calibrator.arrays()
+
+
 class _KeptMaps:
     """Evenly spread maps of those that it is shown, the same however they are cut into batches."""
 
