@@ -67,7 +67,11 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """A picture, decoded but otherwise as it is stored. Raises UnreadableSample, within the block too."""
+    """A picture, decoded but otherwise as it is stored.
+
+    Raises:
+        UnreadableSample: it cannot be read; within the block too.
+    """
     check_file(path)
     with _opened(path, path) as image:
         yield image

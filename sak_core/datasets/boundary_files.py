@@ -86,7 +86,11 @@ def _have(names: Sequence[str]) -> str:
 
 
 def read_strengths(path: Path) -> npt.NDArray[np.uint8]:
-    """A predicted map (h, w) uint8 from an 8-bit grey PNG. Raises UnreadableSample, also for colours and 16 bits."""
+    """A predicted map (h, w) uint8 from an 8-bit grey PNG.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colours or 16 bits.
+    """
     grey = read_levels(path)
     if grey.dtype != np.uint8:
         raise UnreadableSample(path, f"has {8 * grey.dtype.itemsize} bits; strengths are 8-bit grey, 255 being 1")

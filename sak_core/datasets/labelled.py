@@ -81,7 +81,11 @@ which are then the image."""
 
 @dataclass(frozen=True)
 class LabelledFolder(SizesOfFiles):
-    """One split of a described folder; names: of its samples, as they stand in the names of files."""
+    """One split of a described folder.
+
+    Attributes:
+        names: of its samples, as they stand in the names of files.
+    """
 
     root: Path
     split: str
@@ -240,7 +244,11 @@ def open_labelled(root: Path, split: str) -> LabelledFolder:
 
 
 def read_description(path: Path) -> Description:
-    """Read and check a description. Raises DatasetError or UnknownName, naming file and setting."""
+    """Read and check a description.
+
+    Raises:
+        DatasetError, UnknownName: a setting is wrong; file and setting are named.
+    """
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

@@ -20,8 +20,11 @@ LOSSY = ("JPEG", "JPEG2000", "MPO")
 def read_grey(path: Path, *, exact: bool = False) -> NDArray[Any]:
     """A picture's stored numbers (h, w): palette indices, grey of 8 bits (uint8) or 16 (uint16), or floats of a TIFF.
 
-    exact: whether only the numbers that were saved will do. Raises UnreadableSample, also for pictures with colour
-    channels.
+    Args:
+        exact: whether only the numbers that were saved will do.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colour channels.
     """
     with open_image(path) as image:
         if exact and image.format in LOSSY:
@@ -36,7 +39,10 @@ def read_grey(path: Path, *, exact: bool = False) -> NDArray[Any]:
 def read_levels(path: Path) -> NDArray[Any]:
     """A picture's grey levels (h, w): uint8, 0 and 255 where it has one bit, or integers of more bits.
 
-    Palettes are looked up. Raises UnreadableSample, also for colours.
+    Palettes are looked up.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colours.
     """
     with open_image(path) as image:
         if image.mode.startswith("I"):
@@ -53,7 +59,9 @@ def read_levels(path: Path) -> NDArray[Any]:
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Where a grey picture of black and white is white, (h, w) uint8, 0 or 1; other levels go to the nearer one.
 
-    Raises UnreadableSample, also where something is not black but nothing is white, as where white was stored as 1.
+    Raises:
+        UnreadableSample: it cannot be read; or something is not black but nothing is white, as where white was stored
+            as 1.
     """
     levels = read_levels(path)
     white = 255 if levels.dtype == np.uint8 else 65535
@@ -64,7 +72,11 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
-    """A PNG's three channels (h, w, 3) uint8, as stored. Raises UnreadableSample, also for other modes."""
+    """A PNG's three channels (h, w, 3) uint8, as stored.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has another mode.
+    """
     with open_image(path) as image:
         if image.mode != "RGB":
             raise UnreadableSample(path, f"is {image.mode}: RGB is expected")

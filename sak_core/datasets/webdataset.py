@@ -108,7 +108,11 @@ def _members(tars: Sequence[Path]) -> list[Member]:
 
 
 def _photographs(members: Sequence[Member]) -> list[Member]:
-    """The one image of each key that is no mask. Raises DatasetError where a key leaves several endings to choose."""
+    """The one image of each key that is no mask.
+
+    Raises:
+        DatasetError: a key leaves several endings to choose.
+    """
     images = [member for member in members if member.name.lower().endswith(EXTENSIONS)]
     endings = defaultdict[tuple[Path, str], set[str]](set)
     for member in images:

@@ -62,9 +62,11 @@ def _gram(maps: Tensor) -> Tensor:
 
 
 def on_finer_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Resizes the student's map if the teacher's is higher (height alone decides), else the teacher's.
+    """Resizes the student's map if the teacher's is higher (height alone decides), else the teacher's: bilinear,
+    align_corners false, no antialias.
 
-    student, teacher: (B, C, h, w) each. Bilinear, align_corners false, no antialias.
+    Args:
+        student, teacher: (B, C, h, w) each.
     """
     if teacher.shape[2] > student.shape[2]:
         return resize(student, teacher.shape[2:]), teacher
@@ -76,7 +78,9 @@ class Distillation:
     """A distillation loss: a weighted sum of row losses on the finer of both grids, and of the relational
     one.
 
-    pointwise: factors and losses. relational: its factor.
+    Attributes:
+        pointwise: factors and losses.
+        relational: its factor.
     """
 
     pointwise: tuple[tuple[float, RowLoss], ...] = ()

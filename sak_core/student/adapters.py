@@ -42,7 +42,8 @@ class AdapterPath(nn.Module):
     def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
         """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level.
 
-        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        Args:
+            class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
         """
         return tapped(self._states(tokens), self.levels, self.norms, self.num_prefix, class_token)
 

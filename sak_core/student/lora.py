@@ -26,8 +26,10 @@ class LoraPath(nn.Module):
     def __init__(self, stem: Stem, teacher: str, levels: Sequence[int]) -> None:
         """Adds the low-rank matrices to `stem`, which keeps what it computes by itself.
 
-        stem: whose `qkv` layers are changed, of rank width / 8, which gives a block as many parameters as an
-        adapter has. levels: tapped blocks, ascending.
+        Args:
+            stem: whose `qkv` layers are changed, of rank width / 8, which gives a block as many parameters as an
+                adapter has.
+            levels: tapped blocks, ascending.
         """
         super().__init__()
         # in a list, so that the stem is not registered a second time
@@ -39,7 +41,8 @@ class LoraPath(nn.Module):
     def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
         """The stem's tokens, of which only x_0 (B, prefix + n, C) is read, to one feature f (B, n, C) a level.
 
-        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        Args:
+            class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
         """
         return tapped(self._states(tokens[0]), self.levels, self.norms, self._stem[0].num_prefix, class_token)
 

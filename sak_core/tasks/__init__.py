@@ -43,13 +43,14 @@ Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
 class Kind:
     """What all tasks of one kind share.
 
-    label_dtype: numpy dtype of stored labels.
-    label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
-    channels: output channels of the network, None for one a class.
-    loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is
-    slow to load).
-    score, higher_is_better: the primary score's name in the metric's result, and its sense.
-    weight: factor of the loss in the total where nothing else is said; the published ones.
+    Attributes:
+        label_dtype: numpy dtype of stored labels.
+        label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
+        channels: output channels of the network, None for one a class.
+        loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is slow to
+            load).
+        score, higher_is_better: the primary score's name in the metric's result, and its sense.
+        weight: factor of the loss in the total where nothing else is said; the published ones.
     """
 
     name: str

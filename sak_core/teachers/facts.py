@@ -17,11 +17,14 @@ FACTS_FILE = Path(__file__).parent / "facts.json"
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """One teacher at one size of views.
+    """One teacher at one size of views. What is not said here is `TeacherSpec`'s.
 
-    parameters: of the tower. flops: of one image's forward pass, an addition and a multiplication being two.
-    native_size: (H, W) px that its weights were trained at. input_size: (H, W) px that it sees here.
-    grids: (h, w) cells a level. The others are `TeacherSpec`'s.
+    Attributes:
+        parameters: of the tower.
+        flops: of one image's forward pass, an addition and a multiplication being two.
+        native_size: (H, W) px that its weights were trained at.
+        input_size: (H, W) px that it sees here.
+        grids: (h, w) cells a level.
     """
 
     name: str

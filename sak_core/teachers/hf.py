@@ -129,7 +129,8 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> tuple[An
 
     transformers itself loads the tensors, since the names it saves are not always those of its networks.
 
-    Raises TeacherUnavailable where the file does not give the tower's tensors, all of them and no others.
+    Raises:
+        TeacherUnavailable: the file does not give the tower's tensors, all of them and no others.
     """
     if options.weights is None:
         return _drawn(kind, config, options.seed), ""
@@ -150,9 +151,13 @@ def _drawn(kind: Any, config: Any, seed: int) -> Any:
 
 
 def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any:
-    """The whole model with the tensors of `state`; raises Misfit where these are not all of the tower's, or more.
+    """The whole model with the tensors of `state`.
 
-    wanted: the tower's tensors, `size` values in all; far fewer are not tried, as that takes a model's time.
+    Args:
+        wanted: the tower's tensors, `size` values in all; far fewer are not tried, as that takes a model's time.
+
+    Raises:
+        Misfit: `state` does not hold all of the tower's tensors, or holds more.
     """
     if 2 * sum(value.numel() for value in state.values()) < size:
         raise Misfit("it is too small", wanted, wanted)
@@ -187,7 +192,8 @@ def hf_teacher(
 ) -> Teacher:
     """A teacher of a transformers network that has its weights.
 
-    Raises TeacherUnavailable for networks that need more than images, and for hidden states that are not understood.
+    Raises:
+        TeacherUnavailable: it needs more than images, or its hidden states are not understood.
     """
     network, config = f"{model} ({type(net).__name__})", getattr(net, "config", None)
     if config is None:
@@ -252,7 +258,8 @@ def _fit(
     """The input size for views of `size`, and the hidden states there: each side the nearest multiple of the tapped
     cells, or, where the network does not take that, the size it was configured for.
 
-    Raises TeacherUnavailable where cells of neither cover the input.
+    Raises:
+        TeacherUnavailable: the cells of neither cover the input.
     """
     strides = [layout.strides[level] for level in levels]
     units = [lcm(patch, *(stride[axis] for stride in strides)) for axis in (0, 1)]

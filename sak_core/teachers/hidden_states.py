@@ -23,9 +23,10 @@ MAPS, MAPS_CHANNELS_LAST, TOKENS = 1, 3, 2
 class Layout:
     """Where hidden states have their channels and cells, the same in all.
 
-    channels: the axis of the channels: `MAPS`, `MAPS_CHANNELS_LAST` or `TOKENS`.
-    num_prefix: tokens before those of the cells (P); 0 for maps.
-    strides: px (vertically, horizontally) of a cell, a state each, without the embedding's.
+    Attributes:
+        channels: the axis of the channels: `MAPS`, `MAPS_CHANNELS_LAST` or `TOKENS`.
+        num_prefix: tokens before those of the cells (P); 0 for maps.
+        strides: px (vertically, horizontally) of a cell, a state each, without the embedding's.
     """
 
     channels: int

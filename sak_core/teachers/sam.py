@@ -34,8 +34,11 @@ STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 @dataclass(frozen=True)
 class SamType:
-    """One of segment_anything's encoders. levels: its blocks with global attention. file: its release, whose
-    name ends in the first digits of its SHA-256.
+    """One of segment_anything's encoders.
+
+    Attributes:
+        levels: its blocks with global attention.
+        file: its release, whose name ends in the first digits of its SHA-256.
     """
 
     width: int

@@ -116,8 +116,9 @@ def timm_teacher(
 
     The weights' digest is taken before the position embedding is resampled, so it is the same at every size.
 
-    Raises TeacherUnavailable for networks without `forward_intermediates`, and for those whose features do not cover
-    exactly the view at any size that they take.
+    Raises:
+        TeacherUnavailable: it has no `forward_intermediates`, or its features cover the view exactly at no size that
+            it takes.
     """
     info = getattr(net, "feature_info", None)
     if info is None or not hasattr(net, "forward_intermediates"):

@@ -60,8 +60,10 @@ Size = tuple[int, int]
 class View:
     """One view's parameters; every number is exactly a float32, so that a store can keep it.
 
-    box: (top, left, height, width) of what the canvas shows, source px; may reach beyond the image.
-    flip: whether the canvas is mirrored. colour: see sak_core.views.colour.
+    Attributes:
+        box: (top, left, height, width) of what the canvas shows, source px; may reach beyond the image.
+        flip: whether the canvas is mirrored.
+        colour: see sak_core.views.colour.
     """
 
     box: tuple[float, float, float, float]
@@ -217,7 +219,8 @@ def _scale_crop(
 def largest_share(semseg: NDArray[Any], view: View, size: Size) -> float:
     """Share of a view's valid pixels that its largest class fills; 1 if none is valid.
 
-    semseg: (h, w) class labels of the source, 255 ignored.
+    Args:
+        semseg: (h, w) class labels of the source, 255 ignored.
     """
     rows, columns = sources(view, (semseg.shape[0], semseg.shape[1]), size)
     seen = semseg[rows[rows >= 0][:, None], columns[columns >= 0][None, :]]

@@ -120,7 +120,11 @@ def load_weights(
 
 
 def found_in(path: Path, fit: Callable[[State], T], what: str = "the network") -> Found[T]:
-    """As `sak_core.weights.prefixes.find_state`. Raises TeacherUnavailable for whatever is wrong with the file."""
+    """As `sak_core.weights.prefixes.find_state`.
+
+    Raises:
+        TeacherUnavailable: something is wrong with the file.
+    """
     try:
         return find_state(path, fit, what)
     except (FileNotFoundError, RefusedFile) as error:
@@ -150,7 +154,8 @@ def identity(net: nn.Module, options: BuildOptions) -> str:
 def choose_levels(teacher: str, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """The tapped blocks: those asked for, or the ends of the four quarters (2, 5, 8, 11 of 12).
 
-    Raises BadTeacherOptions for indices that do not ascend within 0..count-1.
+    Raises:
+        BadTeacherOptions: they do not ascend within 0..count-1.
     """
     if asked is None:
         quarters = range(1, 5) if count >= 4 else range(0)

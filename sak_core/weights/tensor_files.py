@@ -41,7 +41,12 @@ class RefusedFile(SakError, ValueError):
 
 
 class Misfit(ValueError):
-    """Tensors whose names or shapes are not a network's. wanted: its names. missing: those that are not there."""
+    """Tensors whose names or shapes are not a network's.
+
+    Args:
+        wanted: its names.
+        missing: those that are not there.
+    """
 
     def __init__(self, message: str, wanted: Collection[str], missing: Collection[str]) -> None:
         super().__init__(message)
