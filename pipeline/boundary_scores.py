@@ -21,8 +21,11 @@ from sak_core.errors import UnreadableSample
 class BoundaryRequest:
     """How folders are scored.
 
-    max_dist: how far apart matched pixels may be, as a share of the diagonal. thresholds: how many, evenly spaced.
-    suppress: non-maximum suppression before thinning. workers: processes; all cores when None, none for 0 or 1.
+    Attributes:
+        max_dist: how far apart matched pixels may be, as a share of the diagonal.
+        thresholds: how many, evenly spaced.
+        suppress: non-maximum suppression before thinning.
+        workers: processes; all cores when None, none for 0 or 1.
     """
 
     max_dist: float
@@ -43,7 +46,9 @@ class Job:
 def score_folders(predictions: Path, truths: Path, request: BoundaryRequest) -> dict[str, float]:
     """Scores of all images together, in [0, 1], and the threshold of odsF.
 
-    Raises DatasetError where names do not match, UserError where a file cannot be read or sizes differ.
+    Raises:
+        DatasetError: names do not match.
+        UserError: a file cannot be read or sizes differ.
     """
     pairs = pair_files(predictions, truths)
     thresholds = even_thresholds(request.thresholds)
@@ -74,7 +79,11 @@ def _all_counts(jobs: list[Job], workers: int | None) -> Iterator[Counts]:
 
 
 def image_counts(job: Job) -> Counts:
-    """Counts (4, T) of one image's files. Raises UserError naming the file at fault."""
+    """Counts (4, T) of one image's files.
+
+    Raises:
+        UserError: a file is at fault; it is named.
+    """
     try:
         strength = read_strengths(job.prediction)
         truths = []

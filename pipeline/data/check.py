@@ -38,7 +38,12 @@ VOID_ADVICE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong. sample: its id, empty where a whole split is at fault. file: or what stands for it."""
+    """Something wrong.
+
+    Attributes:
+        sample: its id, empty where a whole split is at fault.
+        file: or what stands for it.
+    """
 
     split: str
     sample: str

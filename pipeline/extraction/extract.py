@@ -137,7 +137,8 @@ def calibrate_and_probe(store: Store, running: RunningTeacher, valid: Validity |
 def keep_promise(store: Store, running: RunningTeacher, valid: Validity) -> tuple[RunningTeacher, dict[str, Array]]:
     """The teacher with the token cosine at which tasks lose no more than it was asked for, and its calibration.
 
-    Raises `UserError` where there is none.
+    Raises:
+        UserError: there is none.
     """
     promised, probing = dict(running.request.promised), _probing(store, running, valid)
     check_promised(probing, promised)

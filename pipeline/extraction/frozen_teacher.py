@@ -84,7 +84,8 @@ class FrozenTeacher(OwnTeacher):
 def build_frozen(name: str, size: tuple[int, int]) -> Teacher:
     """`stem:RECIPE`, `stem:RUN` or `student:RUN` for views of `size`.
 
-    Raises `UserError` where there is no such recipe or run, or it has no student.
+    Raises:
+        UserError: there is no such recipe or run, or it has no student.
     """
     prefix = next(p for p in PREFIXES if name.startswith(p))
     source = name.removeprefix(prefix)
@@ -101,7 +102,11 @@ def build_frozen(name: str, size: tuple[int, int]) -> Teacher:
 def student_of_run(run: Path, made: lineage.Lineage, size: tuple[int, int]) -> StudentNetwork:
     """The student of a finished run for views of `size`, (H, W) px, its position embedding resampled.
 
-    made: the run's lineage. Raises `UserError` for a run without a student.
+    Args:
+        made: the run's lineage.
+
+    Raises:
+        UserError: the run has no student.
     """
     if made.student is None:
         raise UserError(f"{run} has no student whose parts could be cached")

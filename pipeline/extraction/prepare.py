@@ -97,7 +97,11 @@ class Source:
         pool.shutdown(wait=False)
 
     def committed(self, view: int, shard: int) -> None:
-        """A shard is committed. Raises `InterruptedError` where nobody waits for more."""
+        """A shard is committed.
+
+        Raises:
+            InterruptedError: nobody waits for more.
+        """
         self._left.discard((view, shard))
         self._tell()
         if self._is_stopped:
@@ -168,7 +172,8 @@ def preparing(
     samples `first` come first. Unreadable samples keep their rows, filled and marked invalid, and are listed; with
     `strict` they stop the run. Leaving the block waits for the end; leaving it by an error stops in the middle.
 
-    Raises `UserError` where an image or a label of what is there already has changed since, see `check_files`.
+    Raises:
+        UserError: an image or a label of what is there already has changed since, see `check_files`.
     """
     dataset = request.open()
     say_left_alone(dataset)

@@ -50,7 +50,8 @@ class DatasetRequest:
 class Task:
     """Some neighbouring samples of a shard, to be decoded once and seen in each of `views`.
 
-    digests: whether the images' digests are wanted; with view 0 they are in any case.
+    Attributes:
+        digests: whether the images' digests are wanted; with view 0 they are in any case.
     """
 
     samples: range

@@ -97,7 +97,8 @@ def sample_store(
     """A store of `num_rows` samples, evenly spread, in `num_views` views, on the disk of `features`; gone after the
     block. `decoders` as in a run.
 
-    Raises `UserError` where none of them can be read.
+    Raises:
+        UserError: none of them can be read.
     """
     full = source_spec(request.open(), request)
     count = min(num_rows, full.num_samples)

@@ -27,7 +27,11 @@ from sak_core.weights.digests import state_digest
 
 @dataclass(frozen=True)
 class Taught:
-    """A student and what it learned from. licences, random: its teachers' licences and those never trained."""
+    """A student and what it learned from.
+
+    Attributes:
+        licences, random: its teachers' licences and those never trained.
+    """
 
     student: StudentNetwork
     licences: tuple[tuple[str, str], ...]
@@ -61,8 +65,11 @@ class StudentTeacher(OwnTeacher):
 def build_student_teacher(name: str, size: tuple[int, int]) -> Teacher:
     """`student:SOURCE#OUTPUT` for views of `size`: of a finished run, an exported folder, a hub id or one that ships.
 
-    Says in red where the student learned from teachers that were never trained. Raises `UserError` where it has no
-    such output, and what `Student.from_pretrained` raises where there is no such student.
+    Says in red where the student learned from teachers that were never trained.
+
+    Raises:
+        UserError: it has no such output.
+        ModelNotFound, or what else `Student.from_pretrained` raises: there is no such student.
     """
     source, _, output = name.removeprefix(STUDENT).partition("#")
     taught = find_student(source, size)
@@ -74,7 +81,8 @@ def build_student_teacher(name: str, size: tuple[int, int]) -> Teacher:
 def find_student(source: str, size: tuple[int, int]) -> Taught:
     """The student `source` for views of `size`, (H, W) px; its position embedding is resampled where it had another.
 
-    Raises `UserError` for a run without a student, and what `Student.from_pretrained` raises.
+    Raises:
+        UserError, or what `Student.from_pretrained` raises: the run has no student, or there is no such student.
     """
     run = runs.finished_run(source, runs.RUNS)
     if run is None:

@@ -81,7 +81,11 @@ class MiniatureTraining:
         self.cpu_s = 0.0
 
     def train_step(self) -> dict[str, float]:
-        """Make one step; return the loss terms. Raises FloatingPointError when the loss is not finite."""
+        """Make one step; return the loss terms.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         start = time.process_time()
         batch = self.scenes.batch(self._indices())
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**64)
@@ -120,7 +124,11 @@ class MiniatureTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises ValueError naming the setting in which it differs."""
+        """Go on from a state.
+
+        Raises:
+            ValueError: it differs in a setting, which is named.
+        """
         own = self.state_dict()
         for key in ("name", "num_steps", "config", "scenes"):
             if state[key] != own[key]:

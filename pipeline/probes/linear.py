@@ -36,7 +36,9 @@ _NEVER = -1e4
 class Probe:
     """A linear head: cells (..., inputs) @ weight + bias.
 
-    weight: float32 (inputs, channels), bias: float32 (channels,); channels as the task's networks have.
+    Attributes:
+        weight: float32 (inputs, channels); channels as the task's networks have.
+        bias: float32 (channels,).
     """
 
     task: Task

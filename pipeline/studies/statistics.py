@@ -26,8 +26,11 @@ class Summary:
 class Comparison:
     """Paired differences, ours minus theirs, in the score's own unit.
 
-    difference: their mean, None of no pair. low, high: its t-interval, None of fewer than two pairs. count: of pairs.
-    verdict: "better" or "worse" where the interval leaves out 0, on the side that the score's sense says.
+    Attributes:
+        difference: their mean, None of no pair.
+        low, high: its t-interval, None of fewer than two pairs.
+        count: of pairs.
+        verdict: "better" or "worse" where the interval leaves out 0, on the side that the score's sense says.
     """
 
     difference: float | None

@@ -32,9 +32,11 @@ CONSTANT = "constant"
 class Entry:
     """What one row of the table rests on.
 
-    scores: the primary score of every task on the test split, one mapping a seed whose run did not fail; None where
-    no pixel has a label. results: of these runs.
-    note: what a reader must know about it.
+    Attributes:
+        scores: the primary score of every task on the test split, one mapping a seed whose run did not fail; None where
+            no pixel has a label.
+        results: of these runs.
+        note: what a reader must know about it.
     """
 
     scores: Sequence[Mapping[str, float | None]]
@@ -48,8 +50,9 @@ def collect(
     """The study's table: `columns` (task, score, sense), `rows` (arm, scores and gain with mean and std over seeds,
     parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks.
 
-    failed: runs without scores, and why; a mean over no run is None. Gains are None where the baseline allows none,
-    which `no_gain` then explains.
+    Args:
+        failed: runs without scores, and why; a mean over no run is None. Gains are None where the baseline allows none,
+            which `no_gain` then explains.
     """
     from pipeline.training.evaluate import constant_scores
 

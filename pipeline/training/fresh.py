@@ -112,9 +112,13 @@ class FreshBatches(FollowingBatches):
 
 
 def fresh_dataset(store: Store, root: Path | None) -> DatasetRequest:
-    """How to open the data set that fresh views of a store's samples are made from; root: its folder.
+    """How to open the data set that fresh views of a store's samples are made from.
 
-    Raises `UserError` where it is not there or not what the store was made from.
+    Args:
+        root: its folder.
+
+    Raises:
+        UserError: it is not there or not what the store was made from.
     """
     return unchanged_dataset(store, root, "fresh views (source = 'live')")
 
@@ -122,6 +126,7 @@ def fresh_dataset(store: Store, root: Path | None) -> DatasetRequest:
 def fresh_requests(cached: Requests, epoch: int, num_views: int) -> Requests:
     """The rows of an epoch in views that no earlier epoch has shown: the cached ones', then view `epoch` of each.
 
-    cached: the epoch's rows as they are read from a cache of `num_views` views.
+    Args:
+        cached: the epoch's rows as they are read from a cache of `num_views` views.
     """
     return cached if epoch < num_views else replace(cached, views=np.full_like(cached.views, epoch))

@@ -44,8 +44,10 @@ def score(
     """Scores and details of raw outputs by task against their batches' labels, samples of `store`.
 
     What views scaled for the network is scaled back first, labels and outputs alike: scores are in the units of the
-    images themselves. in_own_units: whether the outputs are so already.
-    Warns of a task without a single labelled pixel; its scores are None.
+    images themselves. Warns of a task without a single labelled pixel; its scores are None.
+
+    Args:
+        in_own_units: whether the outputs are so already.
     """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
