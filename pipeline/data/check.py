@@ -64,11 +64,14 @@ def check_dataset(
 
     Args:
         name: a key of `DATASETS`, or a folder, whose kind is then recognised.
-        splits: those to check; all that there are when empty. limit: the first so many samples a split.
-        sheet: where the contact sheet goes. workers: processes; all cores when None, none for 0 or 1.
+        splits: those to check; all that there are when empty.
+        limit: the first so many samples a split.
+        sheet: where the contact sheet goes.
+        workers: processes; all cores when None, none for 0 or 1.
         images: which of a sample's images is the input, see `open_dataset`.
 
-    Raises DatasetError or UnknownName where no split can be opened at all.
+    Raises:
+        DatasetError, UnknownName: no split can be opened at all.
     """
     if name not in DATASETS and (root is not None or not (Path(name).exists() or os.sep in name)):
         raise UnknownName(f"{unknown('data set', name, DATASETS)}; a folder's path may stand in its place")

@@ -42,9 +42,15 @@ class StudentTeacher(OwnTeacher):
     """One output of a student, its maps at the student's levels."""
 
     def __init__(self, name: str, output: str, size: tuple[int, int], taught: Taught) -> None:
-        """name: with the output. output: "stem", or a teacher whose path gives it. size: (H, W) of the views in px.
+        """A student's output as a teacher.
 
-        Raises `UserError` for an output that the student has not.
+        Args:
+            name: with the output.
+            output: "stem", or a teacher whose path gives it.
+            size: (H, W) of the views in px.
+
+        Raises:
+            UserError: the student has no such output.
         """
         student = taught.student
         if output not in (known := (STEM, *student.paths)):

@@ -58,7 +58,8 @@ class Choice:
     """What the caches allow.
 
     Attributes:
-        distill: stage 1's cache. finetune: the labelled one of the same size, None where there is none.
+        distill: stage 1's cache.
+        finetune: the labelled one of the same size, None where there is none.
         evaluation: labelled splits that are scored, by name.
     """
 

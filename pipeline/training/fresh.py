@@ -42,10 +42,15 @@ class FreshBatches(FollowingBatches):
     def __init__(
         self, loader: Loader, labels: Sequence[str], root: Path | None = None, decoders: int | None = None
     ) -> None:
-        """loader: of pixels and `labels`, which is asked for order and position and not read. root: the data set's
-        folder. decoders: processes, see `num_decoders`; by default this training process's share of the cores.
+        """Open the data set that goes with `loader`.
 
-        Raises `UserError` where the data set is not there or not what the store was made from.
+        Args:
+            loader: of pixels and `labels`, which is asked for order and position and not read.
+            root: the data set's folder.
+            decoders: processes, see `num_decoders`; by default this training process's share of the cores.
+
+        Raises:
+            UserError: the data set is not there or not what the store was made from.
         """
         super().__init__(loader)
         store, config = loader.store, loader.config

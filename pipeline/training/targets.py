@@ -36,10 +36,14 @@ class Targets:
     """
 
     def __init__(self, recipe: Recipe, store: Store, teachers: Sequence[str]) -> None:
-        """store: whose calibration of `teachers` a balance is fitted on.
+        """Fit the balance.
 
-        Raises `UserError` for weights of unknown teachers or levels, for features that cannot be balanced, and where
-        class tokens are asked for that the store does not hold.
+        Args:
+            store: whose calibration of `teachers` a balance is fitted on.
+
+        Raises:
+            UserError: weights name unknown teachers or levels, features cannot be balanced, or class tokens are asked
+                for that the store does not hold.
         """
         self.recipe, self.teachers = recipe, tuple(teachers)
         self.class_tokens = check_class_tokens(recipe, store)

@@ -100,7 +100,8 @@ def read_strengths(path: Path) -> npt.NDArray[np.uint8]:
 def read_annotations(path: Path) -> list[npt.NDArray[np.bool_]]:
     """The boundaries (h, w) that a file holds: one in a PNG (where it is not 0), one an annotator in BSDS's `.mat`.
 
-    Raises UnreadableSample.
+    Raises:
+        UnreadableSample: it cannot be read.
     """
     if path.suffix.lower() != ".mat":
         return [read_levels(path) > 0]

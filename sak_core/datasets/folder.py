@@ -23,7 +23,9 @@ class ImageFolder(SizesOfFiles, Stage1Images):
     files and folders are left out, links are followed.
 
     Args:
-        root: the folder. split: "train", "val" or "test". name: as on the command line.
+        root: the folder.
+        split: "train", "val" or "test".
+        name: as on the command line.
 
     Raises:
         DatasetError: no such folder, or no images in it.

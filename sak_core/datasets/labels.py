@@ -118,7 +118,8 @@ def normals_of(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
 def read_ids(path: Path) -> tuple[str, ...]:
     """Ids, one a line, in the file's order; blank lines, spaces around ids and a byte order mark are skipped.
 
-    Raises DatasetError: no such file, no ids, or one twice.
+    Raises:
+        DatasetError: no such file, no ids, or one twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -49,7 +49,8 @@ class Nyud(Stage2Benchmark):
     """One split of NYUD-v2.
 
     Args:
-        root: the folder above. split: "train" or "val".
+        root: the folder above.
+        split: "train" or "val".
 
     Raises:
         DatasetError: no such folder, or no list of the split.

@@ -57,7 +57,8 @@ class PascalContext(Stage2Benchmark):
     """One split of PASCAL-Context.
 
     Args:
-        root: the folder above. split: "train" or "val".
+        root: the folder above.
+        split: "train" or "val".
 
     Raises:
         DatasetError: no such folder, or a list or table missing or damaged.

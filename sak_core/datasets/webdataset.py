@@ -36,8 +36,8 @@ class TarFolder(Stage1Images):
     """One split of a folder of tars; ids are the tar's relative path and the member's name.
 
     Args:
-        root: the folder. split: "train" (in stage 1's views), "val" or "test" (whole); see
-            `sak_core.datasets.shards.files_of_split`.
+        root: the folder.
+        split: "train" (in stage 1's views), "val" or "test" (whole); see `sak_core.datasets.shards.files_of_split`.
         images: endings of the photographs, such as "jpg" or "rgb.png,rgb.jpg", or `ALL`. When None, a plain ending
             (`000.jpg`) is a photograph's, and a longer one (`000.seg.png`) that stands beside a plain one in no key.
 

@@ -114,11 +114,14 @@ class Balance(nn.Module):
     """The balance of all teachers and levels."""
 
     def __init__(self, kind: str, statistics: Mapping[str, Sequence[ChannelStatistics]]) -> None:
-        """kind: a key of `BALANCES`. statistics: one a level, shallowest first, by teacher; unused for
-        "none".
+        """Fit `kind` to every teacher and level.
 
-        Raises ValueError for an unknown kind and where statistics cannot be balanced, naming teacher and
-        level.
+        Args:
+            kind: a key of `BALANCES`.
+            statistics: one a level, shallowest first, by teacher; unused for "none".
+
+        Raises:
+            ValueError: the kind is unknown, or statistics cannot be balanced; teacher and level are named.
         """
         super().__init__()
         fit = find("balance", kind, BALANCES)

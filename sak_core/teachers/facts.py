@@ -47,7 +47,8 @@ class TeacherFacts:
 def measure(name: str, size: tuple[int, int] = SIZE, allow_code: bool = False) -> dict[str, Any]:
     """The facts of one teacher for views of `size`, as JSON holds them; no weights are needed or drawn.
 
-    Raises what `build_teacher` raises.
+    Raises:
+        UnknownName, TeacherUnavailable: as `build_teacher`.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -75,7 +75,8 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     """Build a teacher from a transformers vision model (the image tower of a model that has two).
 
     Args:
-        name: the teacher's. model: a hub id or a local folder.
+        name: the teacher's.
+        model: a hub id or a local folder.
 
     Raises:
         TeacherUnavailable: hub out of reach, no vision model, or no mean and std stated.

@@ -59,7 +59,9 @@ def find_layout(run: Run, net: nn.Module, patch: int, own: Size | None, network:
     one square size alone tell cells from channels by the two lengths that are equal.
 
     Args:
-        patch: px of a token's cell. own: (H, W) px that the network was configured for. network: what messages call it.
+        patch: px of a token's cell.
+        own: (H, W) px that the network was configured for.
+        network: what messages call it.
 
     Raises:
         TeacherUnavailable: it does not run on images alone, or its states are not understood.

@@ -65,7 +65,8 @@ def uncovered(grids: Sequence[Size], strides: Sequence[Size], levels: Sequence[i
     h · stride is the height and w · stride the width, so that cells cover exactly the view.
 
     Args:
-        strides: px (vertically, horizontally) of a cell. levels: indices of the tapped blocks.
+        strides: px (vertically, horizontally) of a cell.
+        levels: indices of the tapped blocks.
     """
     exact = [(h * down, w * right) == size for (h, w), (down, right) in zip(grids, strides, strict=True)]
     if all(exact):
@@ -86,10 +87,12 @@ def first_that_covers(
     exactly the view.
 
     Args:
-        build: the teacher of an input size. strides: px of a cell, a level each. network: what messages call it.
+        build: the teacher of an input size.
+        strides: px of a cell, a level each.
+        network: what messages call it.
 
     Raises:
-        TeacherUnavailable: at none.
+        TeacherUnavailable: it does so at none of them.
     """
     faults = []
     for size in dict.fromkeys(sizes):

@@ -96,7 +96,8 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "") -
     """Build a teacher from a segment_anything encoder.
 
     Args:
-        name: the teacher's. model: "vit_b", "vit_l" or "vit_h".
+        name: the teacher's.
+        model: "vit_b", "vit_l" or "vit_h".
 
     Raises:
         UnknownName: another model.

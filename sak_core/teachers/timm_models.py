@@ -54,13 +54,14 @@ def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") 
     """Build a teacher from a timm model.
 
     Args:
-        name: the teacher's. model: timm's, with or without a weights tag ("resnet18", "vit_....lvd142m").
+        name: the teacher's.
+        model: timm's, with or without a weights tag ("resnet18", "vit_....lvd142m").
         licence: of the weights; empty for what timm says.
 
     Raises:
         UnknownName: timm has no such model; the message offers the nearest.
         TeacherUnavailable: the hub or the file does not give the weights, or the network has no levels to
-        tap.
+            tap.
     """
     import timm
 

@@ -99,7 +99,8 @@ def draw_view(
 
     Args:
         seed, sample, view: key of the random stream; order of calls and processes do not matter.
-        image_size: (h, w) of the source, px. size: (H, W) of the canvas.
+        image_size: (h, w) of the source, px.
+        size: (H, W) of the canvas.
         semseg: (h, w) class labels that `max_class_share` looks at, 255 ignored; None leaves that rule out.
     """
     if policy.kind == "pad":
@@ -128,8 +129,10 @@ def apply_view(
     255 stays what it is. `sak_core.tasks.own_units` goes back, and turns normals where a view stretches.
 
     Args:
-        image: (h, w, 3) uint8. labels: task to (h, w) or (h, w, 3), of the image's size.
-        kinds: task to kind, a key of sak_core.tasks.KINDS. size: (H, W) of the canvas.
+        image: (h, w, 3) uint8.
+        labels: task to (h, w) or (h, w, 3), of the image's size.
+        kinds: task to kind, a key of sak_core.tasks.KINDS.
+        size: (H, W) of the canvas.
 
     Returns:
         Pixels (H, W, 3) uint8 and labels (H, W) or (H, W, 3) in the dtypes they came in.

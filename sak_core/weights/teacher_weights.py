@@ -102,7 +102,8 @@ def load_weights(
     """Load what of the file `path` (or `FILE::KEY`) is `net`'s, under whatever wrapper and prefix it lies there.
 
     Args:
-        ignore: as `load_exactly`, without the prefix. rename: a release's names to the network's.
+        ignore: as `load_exactly`, without the prefix.
+        rename: a release's names to the network's.
 
     Returns:
         Wrapper and prefix that were found, dotted, for `Teacher.weights_from`; "" for the network's own names.

@@ -52,8 +52,13 @@ class JointDecoder(nn.Module):
     grid: tuple[int, int] | None = None
 
     def forward(self, levels: Levels, image_size: tuple[int, int], noise: NoiseSource = None) -> Decoded:
-        """levels: of an image of `image_size` (H, W) px. noise: where training draws from.
+        """All tasks' outputs, `Decoded`.
 
-        Raises ValueError for a grid that it does not take.
+        Args:
+            levels: of an image of `image_size` (H, W) px.
+            noise: where training draws from.
+
+        Raises:
+            ValueError: it does not take this grid.
         """
         raise NotImplementedError
