@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from sak_core.datasets import open_dataset
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.interfaces.dataset import Dataset
 from tests.conftest import answer, sak
+from tests.small_images import encoded
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -27,9 +27,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def png(level: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (12, 10), (level, 0, 0)).save(content, "png")
-    return content.getvalue()
+    return encoded(Image.new("RGB", (12, 10), (level, 0, 0)))
 
 
 PLAIN = [png(i) for i in range(4)]
