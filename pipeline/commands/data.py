@@ -35,7 +35,13 @@ def preview(dataset: str, split: str, root: Path | None, images: str | None, cou
 @IMAGES
 @click.option("--split", "splits", multiple=True, help="Only this split (repeatable); all of them when absent.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N samples of each split.")
-@click.option("--sheet", type=click.Path(path_type=Path), default=Path("data-check.png"), show_default=True)
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    default=Path("data-check.png"),
+    show_default=True,
+    help="The contact sheet's file.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes that read; all cores when absent.")
 @JSON
 def check(
