@@ -35,7 +35,8 @@ PHASES = ("data", "forward", "backward", "optimizer")
 class Trainee:
     """A student in stage 1: forward and loss, backward, AdamW, as `pipeline.training.loop` has them.
 
-    seconds: of each phase in every step that was timed by phase.
+    Attributes:
+        seconds: of each phase in every step that was timed by phase.
     """
 
     model: StudentNetwork
