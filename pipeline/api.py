@@ -164,7 +164,8 @@ def training(
 ) -> Training:
     """What `distill` and `finetune` are asked for, checked; parameters as theirs.
 
-    Without a recipe, the one for the caches that are there is written.
+    Without a recipe, the one for the caches that are there is written. Raises `UserError` for a data set beside a
+    recipe, and for a stage 2 without labels.
     """
     from pipeline.recipes.automatic import choose, missing_labels, save_recipe
     from pipeline.recipes.config import load_recipe

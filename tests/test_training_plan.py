@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.recipes.config import Recipe, load_recipe
 from pipeline.studies.training_plan import changes
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 
 SETTINGS = [
     "steps=40", "batch_size=4", "threads=1", "teachers=['mini-dino']", "student.stem.depth=2",
@@ -33,10 +33,9 @@ def test_a_training_is_planned_by_its_own_steps_and_loader(small: Path, tmp_path
     assert plan["seconds"] == pytest.approx(40 * slowest, rel=0.02, abs=0.1) and plan["seconds"] > 0
     assert plan["wanted_rows_s"] == pytest.approx(4 / plan["step_s"], rel=0.05)
     assert sorted(path.name for path in small.iterdir()) == [store.name], "nothing is kept"
-    refused = sak("plan", "demo", "--out", small, "--codec", "int8", check=False)
-    assert refused.returncode == 2 and "--codec: a cache's, not a training's" in refused.stderr
-    refused = sak("plan", "--set", "steps=1", check=False)
-    assert refused.returncode == 2 and "--set: a training is planned from RECIPE" in refused.stderr
+    said = refusal("plan", "demo", "--out", small, "--codec", "int8")
+    assert "--codec: a cache's, not a training's" in said
+    assert "--set: a training is planned from RECIPE" in refusal("plan", "--set", "steps=1")
 
 
 def recipe(**changed: Any) -> Recipe:

@@ -201,7 +201,11 @@ class RowReader:
         return out
 
     def read_chunk(self, view: int, shard: int, sample: int | None = None) -> Array:
-        """All rows (n, *row_shape) of one shard, of either layout; `sample` is the one that errors name."""
+        """All rows (n, *row_shape) of one shard, of either layout; `sample` is the one that errors name.
+
+        Raises:
+            CorruptFile: its file cannot be read, has another size, or fails its checksum.
+        """
         first = shard * self.rows_per_shard
         count = min(self.rows_per_shard, self.num_samples - first)
         if self.array.sharded:

@@ -222,7 +222,9 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:
-    """The stages that the recipe `name` describes."""
+    """The stages that the recipe `name` describes; a run's recipe.json is of one."""
+    if name.endswith(".json"):
+        return tuple(stage for stage in STAGES if stage == _kept(Path(name)).get("stage"))
     table = _read(_find(name, "recipes", "recipe"))
     return tuple(stage for stage in STAGES if stage in table)
 
@@ -235,6 +237,8 @@ def load_study(name: str) -> Study:
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     """Parse `key=value` strings of `--set`; a value is read as TOML, or as a bare string.
+
+    Raises `UserError` for a string without a key.
 
     >>> parse_set(["optimizer.lr=1e-4", "arm=many-to-one"])
     {'optimizer.lr': 0.0001, 'arm': 'many-to-one'}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
-from pipeline.console import say, start_worker, warn
+from pipeline.console import say, warn, worker_pool
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import find_arm
@@ -126,8 +125,7 @@ def _run_here(groups: Sequence[list[Call]], workers: int, devices: int) -> Faile
     """Make the runs of all groups on this machine."""
     if workers <= 1 or len(groups) <= 1:
         return {run: why for group in groups for run, why in run_group(group, devices).items()}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(groups)), mp_context=context, initializer=start_worker) as pool:
+    with worker_pool(min(workers, len(groups))) as pool:
         futures = [pool.submit(run_group, group, devices) for group in groups]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -24,6 +24,7 @@ from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import training_store
 from pipeline.studies.estimate import train_steps
 from pipeline.training.devices import Execution
+from pipeline.training.following import FollowingBatches
 from pipeline.training.loop import Batches
 
 WARM_STEPS = 3
@@ -33,45 +34,21 @@ READ_S = 3.0
 """Seconds for which the loader alone is timed, at most."""
 
 
-class Timed:
+class Timed(FollowingBatches):
     """A loader whose reader is timed: between two batches the step runs.
 
     loader: itself. steps: seconds of each part of a step, until the loop asks for the next batch.
     """
 
     def __init__(self, loader: Batches) -> None:
+        super().__init__(loader)
         self.loader, self.steps = loader, list[float]()
-
-    @property
-    def epoch(self) -> int:
-        """As the loader's."""
-        return self.loader.epoch
-
-    @property
-    def idle_s(self) -> float:
-        """As the loader's."""
-        return self.loader.idle_s
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             given = time.perf_counter()
             yield batch
             self.steps.append(time.perf_counter() - given)
-
-    def set_epoch(self, epoch: int) -> None:
-        """As the loader's."""
-        self.loader.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the loader's."""
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As the loader's."""
-        self.loader.load_state_dict(state)
 
 
 def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:

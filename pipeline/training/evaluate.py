@@ -159,7 +159,10 @@ def _joined(scores: Scores, details: Details) -> dict[str, Any]:
 
 
 def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
-    """The trained model of a stage-2 run, in evaluation mode, and its tasks."""
+    """The trained model of a stage-2 run, in evaluation mode, and its tasks.
+
+    Raises `UserError` for a run that is one student a task, and where weights or cache are missing or do not fit.
+    """
     recipe = runs.read_recipe(run)
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
@@ -173,11 +176,6 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
 def _parts(run: Path) -> list[Path]:
     """The folders of a run that is one student a task."""
     return [run / task for task in runs.read_results(run)["tasks"]]
-
-
-def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
-    """The scores of `score_model` without the details."""
-    return score_model(model, recipe, tasks, data, places)[0]
 
 
 def score_model(
