@@ -1,4 +1,4 @@
-"""The base of every error that a user can mend."""
+"""The base of every error that a user can mend, and one line of what others say."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def _again(kind: type[SakError], args: tuple[Any, ...], attributes: Mapping[str,
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, in one line; the error's name where it says nothing.
+
+    >>> first_line(ValueError("no such size\\nat line 3")), first_line(KeyError())
+    ('no such size', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
