@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from cache.store import find_stores
 from pipeline.studies.redundancy import RIDGE, r_squared
-from tests.conftest import sak
+from tests.conftest import answer, refusal, sak
 
 
 def maps(channels: int, seed: int) -> torch.Tensor:
@@ -45,10 +44,9 @@ def test_the_regression_is_the_ridge_of_numpy() -> None:
 
 def test_the_command_tells_every_teacher_and_level(features: Path, tmp_path: Path) -> None:
     store = find_stores(features, "rooms", "test")[0].path
-    told = json.loads(sak("redundancy", store, "--json").stdout)
+    told = answer("redundancy", store)
     assert told["rows"] == 16 and set(told["r2"]) == {"mini-dino", "mini-clip", "mini-sam"}
     assert all(len(levels) == 4 and all(value < 1 for value in levels) for levels in told["r2"].values())
     shown = sak("redundancy", store).stdout
     assert f"{told['r2']['mini-sam'][3]:.3f}" in shown and "level 4" in shown
-    refused = sak("redundancy", store, "--rows", "8", check=False)
-    assert refused.returncode == 2 and "8 images are too few" in refused.stderr
+    assert "8 images are too few" in refusal("redundancy", store, "--rows", "8")
