@@ -1,5 +1,5 @@
-"""A local stand-in for the Hugging Face hub: as much of its HTTP interface as creating a repository, committing files to
-it (small ones in the commit, large ones by Git LFS), listing it and downloading it takes.
+"""A local stand-in for the Hugging Face hub: as much of its HTTP interface as making a repository, committing files
+to it (small ones in the commit, large ones by Git LFS), listing it and downloading it takes.
 
 Of models there is one commit. Data sets have a history; their large files lie on another host, behind addresses that
 are good for some requests, and are given by ranges.
@@ -66,8 +66,8 @@ class Hub:
     """What the stand-in holds.
 
     repositories: models, {id: {file: bytes}}; private: ids. data: data sets by id. uploads: large files by digest.
-    counts: requests, by kind ("resolve", "cdn", "commit", "upload", ...). uses: how many requests an address of the
-    other host is good for. faults: kind and number of a request -> the answer to give instead.
+    counts: requests, by kind ("resolve", "cdn", "commit", ...). ranges: that were asked for. sent: digests of the large
+    files that came. uses: how many requests an address of the other host is good for. faults: kind and number of a request -> the answer to give instead.
     """
 
     address: str = ""
@@ -80,6 +80,7 @@ class Hub:
     faults: Callable[[str, int], Answer | None] = lambda kind, number: None
     used: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
 
     @property
     def elsewhere(self) -> str:
@@ -133,8 +134,8 @@ def serve() -> Iterator[Hub]:
         def do_PUT(self) -> None:
             content = self.rfile.read(int(self.headers["Content-Length"]))
             assert urlsplit(self.path).path == f"/upload/{hashlib.sha256(content).hexdigest()}"
-            hub.counts["upload"] += 1
-            hub.uploads[hashlib.sha256(content).hexdigest()] = content
+            hub.sent.append(hashlib.sha256(content).hexdigest())
+            hub.uploads[hub.sent[-1]] = content
             self._answer(Answer(200, {}))
 
         def _token(self) -> str | None:

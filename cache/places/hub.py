@@ -143,8 +143,7 @@ class Repository:
             if answer.status_code in (200, 206, 416):
                 return answer
             self._locations.pop(path, None)  # its time is over
-        api = hub(self.address)
-        url = hf_hub_url(self.address.repo, path, repo_type="dataset", revision=self.commit, endpoint=str(api.endpoint))
+        url = hf_hub_url(self.address.repo, path, repo_type="dataset", revision=self.commit)
         answer = self._ask(path, url, {**build_hf_headers(library_name="sak"), **asked})
         shown = f"hf://datasets/{self.address.repo}/{path}"
         if answer.status_code == 404:
@@ -380,5 +379,6 @@ def _not_for_you(address: HubAddress) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    told = str(error).strip().partition("\n")[0] or type(error).__name__
+    said = getattr(error, "server_message", None) or str(error)  # by the hub itself: how long to wait, for example
+    told = said.strip().partition("\n")[0] or type(error).__name__
     return f"{told} ({_first_line(error.__cause__)})" if isinstance(error, RuntimeError) and error.__cause__ else told
