@@ -67,7 +67,8 @@ class Hub:
 
     repositories: models, {id: {file: bytes}}; private: ids. data: data sets by id. uploads: large files by digest.
     counts: requests, by kind ("resolve", "cdn", "commit", ...). ranges: that were asked for. sent: digests of the large
-    files that came. uses: how many requests an address of the other host is good for. faults: kind and number of a request -> the answer to give instead.
+    files that came. uses: how many requests an address of the other host is good for. faults: kind and number of a
+    request -> the answer to give instead.
     """
 
     address: str = ""

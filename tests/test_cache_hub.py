@@ -42,15 +42,16 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The stand-in, which this process's huggingface_hub talks to."""
-    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub import HfFileSystem, constants, file_download
 
     with hub.serve() as there:
         for name, value in there.environment(tmp_path / "home").items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "ENDPOINT", there.address)
         template = f"{there.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for module in (constants, file_download):  # older ones have a copy there
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setattr(cache.places.hub, "_FIRST_WAIT_S", 0.01)
         _files.cache_clear()
         HfFileSystem.clear_instance_cache()
@@ -374,6 +375,10 @@ def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
         assert list(results["made_from"]["read_at"].values()) == [read_at]
         assert [data["read_at"] for data in lineage["data"]] == [read_at]
         assert read_at in (run / "README.md").read_text()
+        sak("export", run, tmp_path / "exported", env=environment)
+        assert f"Read at `{read_at}`" in (tmp_path / "exported" / "README.md").read_text()
+        sak("report", run, "--features", address, "--out", tmp_path / "report.html", env=environment)
+        assert f"at these commits: {read_at}" in (tmp_path / "report.html").read_text()
         refused = sak("cache", "--teacher", "mini-dino", "--limit", "2", "--out", address, env=environment, check=False)
         assert refused.returncode == 2 and "write to a folder, then copy it there" in refused.stderr
         assert there.data["me/rooms-dino"].head == commit

@@ -165,6 +165,7 @@ class Repository:
                 url,
                 headers=dict(headers),
                 base_wait_time=_FIRST_WAIT_S,
+                retry_on_exceptions=_of_network(),
                 retry_on_status_codes=_ASK_AGAIN,
                 timeout=_TIMEOUT_S,
             )
@@ -331,11 +332,16 @@ def hub(address: HubAddress) -> HfApi:
     return HfApi(library_name="sak")
 
 
-def failures() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises where the hub or the network refuses: of both libraries that it has been built on."""
+def _of_network() -> tuple[type[Exception], ...]:
+    """What the network's failures are raised as, by either of the libraries that huggingface_hub has been built on."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, RuntimeError, ValueError, *HfHubHTTPError.__bases__)
+    return (OSError, *HfHubHTTPError.__bases__)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub or the network refuses."""
+    return (*_of_network(), RuntimeError, ValueError)
 
 
 @contextmanager
