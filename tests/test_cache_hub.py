@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -305,7 +306,7 @@ def _not_installed(there: Hub, patch: pytest.MonkeyPatch) -> None:
         (
             _no_token,
             StoreNotFound,
-            r"has no data set me/toy for everyone, and no token is set.*hf auth login.*HF_TOKEN",
+            r"has no data set me/toy that everybody may read, and no token is set.*hf auth login.*HF_TOKEN",
         ),
         (_wrong_token, StoreNotFound, r"has no data set me/toy, or the token that is set may not.*hf auth login"),
         (_gone, StoreNotFound, "has no data set me/toy, or the token"),
@@ -350,7 +351,7 @@ def test_why_it_cannot_be_written(given: Hub, local: Store, monkeypatch: pytest.
         with pytest.raises(BadInput, match="written to by copying alone; write to a folder, then copy it there"):
             write()
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(WriteFailed, match=r"has no data set me/new for everyone, and no token is set"):
+    with pytest.raises(WriteFailed, match=r"has no data set me/new that everybody may read, and no token is set"):
         _copy(local, "hf://datasets/me/new")
     assert given.data["me/toy"].head == before and "me/new" not in given.data
 
@@ -358,12 +359,24 @@ def test_why_it_cannot_be_written(given: Hub, local: Store, monkeypatch: pytest.
 # ---- the line --------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_from_a_folder_says_nothing_of_commits() -> None:
+    from pipeline.runs.lineage import DataOrigin
+
+    told = DataOrigin(stage="distill", dataset="toy", split="train", size="6x7", samples=13, views=2, cache="toy.zarr")
+    assert "read_at" not in told.model_dump() and '"read_at"' not in told.model_dump_json()
+
+
 def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
     with hub.serve() as there:
         environment = there.environment(tmp_path / "home")
         address = "hf://datasets/me/rooms-dino"
+        killed = sak("copy", small, address, env={**environment, "SAK_FAULT": "compact:1"}, check=False)
+        assert killed.returncode == -signal.SIGKILL and there.sent
+        before = set(there.sent)
+        there.sent.clear()
         copied = json.loads(sak("copy", small, address, "--json", env=environment).stdout)
         [store] = [one["copy"] for one in copied["stores"]]
+        assert not before & set(there.sent), "what the killed one had sent is not sent again"
         commit = there.data["me/rooms-dino"].head
         info = sak("info", store, env=environment).stdout
         assert f"read at {address}@{commit}/" in info

@@ -333,15 +333,16 @@ def hub(address: HubAddress) -> HfApi:
 
 
 def _of_network() -> tuple[type[Exception], ...]:
-    """What the network's failures are raised as, by either of the libraries that huggingface_hub has been built on."""
+    """What the network's failures are raised as, by either of the libraries that huggingface_hub has been built on;
+    RuntimeError where another thread has closed the connections that they share, after a failure of its own."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, *HfHubHTTPError.__bases__)
+    return (OSError, RuntimeError, *HfHubHTTPError.__bases__)
 
 
 def failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises where the hub or the network refuses."""
-    return (*_of_network(), RuntimeError, ValueError)
+    return (*_of_network(), ValueError)
 
 
 @contextmanager
@@ -380,8 +381,8 @@ def _not_for_you(address: HubAddress) -> str:
 
     where = f"{hub(address).endpoint} has no data set {address.repo}"
     if get_token():
-        return f"{where}, or the token that is set may not do this with it: if it is private, {_LOG_IN} as who may"
-    return f"{where} for everyone, and no token is set: if it is private, {_LOG_IN}"
+        return f"{where}, or the token that is set may not do this with it; {_LOG_IN} as who may"
+    return f"{where} that everybody may read, and no token is set; for a private one, and to write, {_LOG_IN}"
 
 
 def _first_line(error: BaseException) -> str:
