@@ -392,6 +392,9 @@ def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
         assert f"Read at `{read_at}`" in (tmp_path / "exported" / "README.md").read_text()
         sak("report", run, "--features", address, "--out", tmp_path / "report.html", env=environment)
         assert f"at these commits: {read_at}" in (tmp_path / "report.html").read_text()
+        [recipe] = tmp_path.glob("*.toml")  # that training wrote for what lies there
+        sak("copy", address, tmp_path / "back", "--recipe", recipe, env=environment)
+        assert _public(find_stores(tmp_path / "back")[0]) == _public(find_stores(small)[0])
         refused = sak("cache", "--teacher", "mini-dino", "--limit", "2", "--out", address, env=environment, check=False)
         assert refused.returncode == 2 and "write to a folder, then copy it there" in refused.stderr
         assert there.data["me/rooms-dino"].head == commit
