@@ -20,7 +20,7 @@ from cache.format.groups import with_lower
 from cache.format.layout import ArraySpec
 from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.places.addresses import as_place
+from cache.places.addresses import as_target
 from cache.places.files import FileDigest, digest_of
 from cache.places.place import Place
 from cache.store import Store
@@ -128,11 +128,10 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
     """What copying `selection` of `store` into the folder of caches `root` still takes; writes nothing.
 
     Raises:
-        BadInput: `root` is a web server's.
+        BadInput: `root` is a web server's, or a fixed revision of a repository.
         CorruptFile: a manifest file of either side is damaged.
     """
-    root = as_place(root)
-    root.check_writable()
+    root = as_target(root)
     target = root / store.spec.store_name
     parts = []
     for part in (SOURCE, *map(teacher_part, selection.teachers)):
@@ -178,6 +177,7 @@ def copy_store(plan: CopyPlan, progress: Callable[[int], None] | None = None) ->
         with copy.lock(part.name):
             _copy_metadata(plan, part, copy)
             _copy_shards(plan.store, part, copy, progress)
+    copy.place.finish()
     return copy
 
 

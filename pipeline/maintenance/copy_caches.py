@@ -10,7 +10,7 @@ from typing import Any
 from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
-from cache.places.addresses import as_place
+from cache.places.addresses import as_place, as_target, pinned
 from cache.places.web import write_catalogue
 from cache.store import Store, find_stores
 from pipeline.console import amount, progress, say
@@ -38,7 +38,8 @@ class CopyRequest:
 
 def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
-    plans = [plan_copy(store, request.target, selection) for store, selection in _selections(request)]
+    target = as_target(request.target)
+    plans = [plan_copy(store, target, selection) for store, selection in _selections(request)]
     for plan in plans:
         if request.levels is not None:
             _tell_company(plan, request.levels)
@@ -58,7 +59,7 @@ def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
             }
         )
     if not dry_run:
-        write_catalogue(as_place(request.target))
+        write_catalogue(target)
     return {"copied": not dry_run, "stores": results}
 
 
@@ -101,7 +102,8 @@ def _copy(plan: CopyPlan) -> None:
 
 def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
     """The stores to copy, and what of each."""
-    place = as_place(request.source)
+    source = pinned(request.source)
+    place = as_place(source)
     one = Store.open(place) if PartManifest(place, SOURCE).exists else None
     if request.recipe is None:
         for store in [one] if one else find_stores(place):
@@ -113,7 +115,7 @@ def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
     for data, teachers in _reads(request.recipe):
         if one and not is_store_of(one, data):
             continue
-        store = one or find_store(request.source, data, teachers)
+        store = one or find_store(source, data, teachers)
         _, views, names = wanted.get(store.name, (store, 0, ()))
         wanted[store.name] = store, max(views, data.views), tuple(dict.fromkeys([*names, *teachers]))
     if not wanted:
