@@ -56,6 +56,13 @@ class CorruptFile(CacheError):
         super().__init__(f"{path}: {what}")
 
 
+class LeadsAway(CacheError, OSError):
+    """A file of a store, or a folder in it, is `what`: its bytes would be read, or written, outside of the store."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path} is {what}: a store's files must lie in its folder; put there what it leads to")
+
+
 class RemadeDiffers(CacheError):
     """What was made again for a committed file is not what was committed; nothing was written."""
 

@@ -20,7 +20,7 @@ from cache.errors import AlreadyThere, BadInput, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
-from cache.places.place import Change, Place
+from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
 from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -90,11 +90,19 @@ class ObjectPlace(Place):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
         """See `Place`."""
         import obstore
 
-        return _again(lambda: bytes(obstore.get(self.store, self.prefix + name).bytes()))
+        def once() -> bytes | int:
+            found = obstore.get(self.store, self.prefix + name)
+            return bytes(found.bytes()) if found.meta["size"] <= most else found.meta["size"]
+
+        got = _again(once)
+        if isinstance(got, int):
+            check_size(got, most)
+            raise AssertionError("unreachable")
+        return got
 
     def exists(self, name: str) -> bool:
         """See `Place`."""
@@ -126,13 +134,16 @@ class ObjectPlace(Place):
         """See `Place`; asks nothing."""
         return ObjectFile(self.store, self.prefix + name, self.show(name))
 
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         """See `Place`."""
         import obstore
 
         def once() -> FileDigest:
+            answer = obstore.get(self.store, self.prefix + name)
+            if most is not None and answer.meta["size"] > most:
+                return FileDigest(answer.meta["size"], "")
             sha, size = hashlib.sha256(), 0
-            for piece in obstore.get(self.store, self.prefix + name).stream(min_chunk_size=4 << 20):
+            for piece in answer.stream(min_chunk_size=4 << 20):
                 sha.update(piece)
                 size += len(piece)
             return FileDigest(size, sha.hexdigest())

@@ -29,12 +29,12 @@ _MOST_ROWS = 256
 
 
 class _OpenShard:
-    """An open file with its index; None where the index is the one that the layout gives."""
+    """An open file with its index; None where the index is the one that the layout gives. Its rows lie before `end`."""
 
-    __slots__ = ("file", "index")
+    __slots__ = ("end", "file", "index")
 
-    def __init__(self, file: OpenFile, index: Array | None) -> None:
-        self.file, self.index = file, index
+    def __init__(self, file: OpenFile, index: Array | None, end: int) -> None:
+        self.file, self.index, self.end = file, index, end
 
 
 class OpenShards:
@@ -145,9 +145,10 @@ class RowReader:
                 offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
             else:
                 offset, num_bytes = (int(value) for value in opened.index[row])
-            if not self._is_row_size(num_bytes):
+            if not self._is_row_size(num_bytes) or offset > opened.end - num_bytes:
                 sample = shard * self.rows_per_shard + row
-                raise CorruptFile(opened.file.shown, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
+                what = f"its index gives sample {sample}, view {view} {num_bytes} bytes from {offset} on"
+                raise CorruptFile(opened.file.shown, what)
             crc = bytearray(CRC_BYTES)
             buffers.append(target if self._coder is None else memoryview(bytearray(num_bytes - CRC_BYTES)))
             if ranges and 0 <= offset - end < ALIGNMENT:  # so near that what lies between costs less than a request
@@ -176,7 +177,7 @@ class RowReader:
         """Whether an index may give a row so many bytes."""
         if self._coder is None:
             return num_bytes == self._row_bytes + CRC_BYTES
-        return CRC_BYTES < num_bytes <= 2 * self._row_bytes + ALIGNMENT
+        return CRC_BYTES < num_bytes <= self.array.most_coded_bytes
 
     def _named(self, view: int, shard: int, rows: Sequence[int]) -> str:
         first = shard * self.rows_per_shard
@@ -203,7 +204,7 @@ class RowReader:
         name = self.array.file(view, shard)
         path = self.place.show(name)
         try:
-            raw = self.place.read(name)
+            raw = self.place.read(name, self.array.file_bytes(count, self.rows_per_shard))
         except OSError as error:
             raise CorruptFile(path, f"it cannot be read: {error}") from error
         data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
@@ -226,11 +227,11 @@ class RowReader:
         self._check_committed(sample, view, shard)
         name = self.array.file(view, shard)
         committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
-        opened = _OpenShard(self._open_file(name, committed), None)
+        size = index_bytes(self.rows_per_shard)
+        opened = _OpenShard(self._open_file(name, committed), None, committed - size)
         if not self._regular(view)[shard]:
-            size = index_bytes(self.rows_per_shard)
             try:
-                raw = opened.file.read(committed - size, size)
+                raw = opened.file.read(opened.end, size)
             except OSError as error:
                 raise CorruptFile(opened.file.shown, f"its index cannot be read: {error}") from error
             index = parse_index(raw, opened.file.shown)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cache.codecs.fidelity import FidelityMeter
+from cache.codecs.fidelity import Fidelity, FidelityMeter
+from cache.errors import LeadsAway
 from cache.format.spec import LevelSpec
 from cache.store import Store
 
@@ -62,15 +63,29 @@ def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
     since it was last dropped."""
     try:
         lines = store.place.read(store.log_file).decode().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except LeadsAway:
+        raise
+    except (OSError, UnicodeDecodeError):
         return None
     for line in reversed(lines):
         try:
             event = json.loads(line)
-        except ValueError:  # a line that a kill cut short
+        except (ValueError, RecursionError):  # a line that a kill cut short, or that is no event at all
+            continue
+        if not isinstance(event, dict):
             continue
         if event.get("stage") == "drop" and event.get("dropped") == f"teacher {teacher}":
             return None
-        if event.get("stage") == STAGE and event.get("teacher") == teacher:
-            return {"rows": event["rows"], "levels": event["levels"]}
+        if event.get("stage") == STAGE and event.get("teacher") == teacher and (figures := _figures(event)):
+            return figures
     return None
+
+
+def _figures(event: dict[str, Any]) -> dict[str, Any] | None:
+    """What `StoredFidelity.log` wrote; None where this is something else, since no digest covers the log."""
+    try:
+        levels = {name: asdict(Fidelity(**values)) for name, values in event["levels"].items()}
+        whole = [value for values in levels.values() for value in values.values()]
+        return {"rows": event["rows"], "levels": levels} if all(isinstance(n, int | float) for n in whole) else None
+    except (LookupError, TypeError, AttributeError):
+        return None

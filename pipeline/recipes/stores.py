@@ -131,8 +131,9 @@ def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
 
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
-    made = {name: store.teacher(name).provenance.get("teacher", {}) for name in teachers}
-    return [name for name, teacher in made.items() if teacher.get("weights", "").startswith("random:")]
+    made = {name: store.teacher(name).provenance.get("teacher") for name in teachers}
+    weights = {name: teacher.get("weights") for name, teacher in made.items() if isinstance(teacher, dict)}
+    return [name for name, told in weights.items() if isinstance(told, str) and told.startswith("random:")]
 
 
 def warn_of_random(what: str, teachers: Sequence[str]) -> None:
