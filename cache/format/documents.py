@@ -31,6 +31,8 @@ MOST_SHARDS = 1 << 22
 MOST_ROWS_PER_SHARD = 1 << 16
 MOST_ROW_BYTES = 1 << 28
 """Of one row of one array, decoded; of arrays in layout *chunks*, of a whole chunk."""
+MOST_SHARD_BYTES = 1 << 34
+"""Of one shard's file, which a copy holds whole."""
 MOST_TABLE_BYTES = 1 << 30
 """Of one array of a calibration."""
 

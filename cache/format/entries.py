@@ -9,6 +9,9 @@ from typing import Any
 from cache.errors import CorruptFile
 from cache.format.documents import (
     MOST_ROW_BYTES,
+    MOST_ROWS_PER_SHARD,
+    MOST_SAMPLES,
+    MOST_SHARD_BYTES,
     MOST_SHARDS,
     EntriesDocument,
     FileDocument,
@@ -61,13 +64,27 @@ class PartMetadata:
         read = checked(MetadataDocument, plain, path)
         arrays = {name: ArraySpec.of_document(name, array, path) for name, array in read.arrays.items()}
         made = cls(read.num_views, read.num_samples, read.rows_per_shard, arrays, files_of(read.files), read.groups)
-        if made.num_shards > MOST_SHARDS:
-            raise CorruptFile(path, f"it promises {made.num_shards} shards a view; {MOST_SHARDS} are believed")
-        for name, array in arrays.items():
-            num_bytes = array.row_bytes * (1 if array.sharded else made.rows_per_shard)
-            if num_bytes > MOST_ROW_BYTES:
-                raise CorruptFile(path, f"{name}: {num_bytes} bytes at once; {MOST_ROW_BYTES} are believed")
+        if why := made.beyond_belief():
+            raise CorruptFile(path, why)
         return made
+
+    def beyond_belief(self) -> str | None:
+        """What it promises more of than a reader believes, in words."""
+        for what, count, most in (
+            ("samples", self.num_samples, MOST_SAMPLES),
+            ("samples a shard", self.rows_per_shard, MOST_ROWS_PER_SHARD),
+            ("shards a view", self.num_shards, MOST_SHARDS),
+        ):
+            if count > most:
+                return f"{count} {what}; a store has at most {most}"
+        for name, array in self.arrays.items():
+            num_bytes = array.row_bytes * (1 if array.sharded else self.rows_per_shard)
+            if num_bytes > MOST_ROW_BYTES or num_bytes * self.rows_per_shard > MOST_SHARD_BYTES:
+                return (
+                    f"{name}: rows of {array.row_bytes} bytes, {self.rows_per_shard} a shard; at most {MOST_ROW_BYTES} "
+                    f"are read at once, and {MOST_SHARD_BYTES} a shard"
+                )
+        return None
 
     @property
     def num_shards(self) -> int:

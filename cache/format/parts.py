@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cache.errors import AlreadyThere, CorruptFile
+from cache.errors import AlreadyThere, BadInput, CorruptFile
 from cache.faults import fault_point
 from cache.format.documents import (
     MOST_METADATA_BYTES,
@@ -50,9 +50,14 @@ def create_part(
     Args:
         groups: path below `place` of each group's ``zarr.json`` -> its document.
         arrays: the part's arrays.
+
+    Raises:
+        BadInput: they are more than any reader would believe.
     """
     files = {path: readable_json(document) for path, document in groups.items()}
     by_path = {array.path: array for array in arrays}
+    if why := PartMetadata(0, num_samples, rows_per_shard, by_path, {}).beyond_belief():
+        raise BadInput(f"{manifest.part}: {why}")
     for path, array in by_path.items():
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
     try:

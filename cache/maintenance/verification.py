@@ -178,6 +178,7 @@ def _misfits(place: Place) -> Iterator[Problem]:
         store = Store.open(place)
         for name in store.teachers:
             part = teacher_part(name)
+            store.calibration(name)
             for level in store.teacher(name).levels:
                 with suppress(NotCalibrated):
                     store.features(name, level.level, level.prefix)
