@@ -40,6 +40,10 @@ class SpecMismatch(CacheError):
         super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}")
 
 
+class StoresDiffer(CacheError):
+    """Stores that are to be read as one are not of the same rows; the message names what differs, and where."""
+
+
 class UncommittedRow(CacheError, LookupError):
     """A row that no committed shard holds (yet)."""
 

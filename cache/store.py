@@ -67,10 +67,12 @@ class Store:
         place: where its files lie.
         name: its folder's name.
         spec: what its source part was made with.
+        stores: itself; of several that are read as one, each.
     """
 
     def __init__(self, place: Place, spec: SourceSpec) -> None:
         self.place, self.name, self.spec = place, place.name, spec
+        self.stores: tuple[Store, ...] = (self,)
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}

@@ -78,7 +78,8 @@ class Loader:
         pin: bool | None = None,
         debug: bool = False,
     ) -> None:
-        num_threads = store.place.num_readers if num_threads is None else num_threads
+        if num_threads is None:
+            num_threads = max(one.place.num_readers for one in store.stores)
         if min(num_threads, prefetch) < 1:
             raise BadInput("num_threads and prefetch must be at least 1")
         self.store = store

@@ -31,6 +31,14 @@ FEATURES = click.option(
     default="features",
     help="Folder of the caches, or an address such as s3://bucket/features.",
 )
+PLACES = click.option(
+    "--out",
+    "places",
+    type=WHERE,
+    multiple=True,
+    default=("features",),
+    help="Folder of the caches, or an address such as s3://bucket/features; several, each teacher read where it is.",
+)
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
 ROOTS = click.option(
     "--root",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
+from cache.joined import JoinedStore
 from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
@@ -45,21 +46,44 @@ def caches_below(features: Path | str, folder: str) -> Path | str:
     return f"{features.rstrip('/')}/{folder}" if isinstance(features, str) else features / folder
 
 
+def _places(features: Path | str, data: Data) -> list[Path | str]:
+    """Where `data` is looked for, in order."""
+    more = [place if "://" in place else Path(place) for place in data.out]
+    return [caches_below(place, data.folder) for place in dict.fromkeys((features, *more))]
+
+
+def _joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Store:
+    """The first store, with the teachers that it lacks, or has in part, from the first of the others that has them."""
+    owners: dict[str, Store] = {}
+    for teacher in teachers if len(stores) > 1 else ():
+        having = [store for store in stores if teacher in store.teachers]
+        whole = [store for store in having if store.is_complete(teacher_part(teacher), views)]
+        if having and (owner := (whole or having)[0]) is not stores[0]:
+            owners[teacher] = owner
+    return JoinedStore(stores[0], owners) if owners else stores[0]
+
+
 def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
-    """The one store below `features` that holds `data`, with its views and `teachers` complete.
+    """The one store below `features` that holds `data`, with its views and `teachers` complete; where `data` names
+    more places, those of its teachers that are there.
 
     live: the teachers will run anew, so that knowing them is enough."""
     size = parse_size(data.size) if data.size else None
-    features = caches_below(features, data.folder)
-    is_there = isinstance(features, str) or features.is_dir()
-    found = find_stores(features, data.dataset, data.split, size) if is_there else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
-    if not found:
-        raise UserError(f"no cache of {want} below {features}. Make it: {_make_cache(data, size, teachers)}")
-    if len(found) > 1:
-        names = "\n  ".join(store.name for store in found)
-        raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
-    store = found[0]
+    stores, places = [], _places(features, data)
+    for place in places:
+        is_there = isinstance(place, str) or place.is_dir()
+        found = find_stores(place, data.dataset, data.split, size) if is_there else []
+        if len(found) > 1:
+            names = "\n  ".join(store.name for store in found)
+            raise UserError(
+                f"several caches of {want} below {place}; set data.size or remove what is stale:\n  {names}"
+            )
+        stores += found
+    if not stores:
+        below = ", ".join(map(str, places))
+        raise UserError(f"no cache of {want} below {below}. Make it: {_make_cache(data, size, teachers)}")
+    store = _joined(stores, teachers, data.views)
     for teacher in teachers:
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"
