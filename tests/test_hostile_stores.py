@@ -246,3 +246,10 @@ def test_a_copy_writes_nothing_outside(tmp_path: Path) -> None:
     done = sak("copy", tmp_path / "features", tmp_path / "copies", check=False)
     assert done.returncode == 2 and "which is not below the store" in done.stderr
     assert not (tmp_path / "outside").exists()
+
+
+def test_names_and_reasons_steer_no_terminal(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "features", toy.toy_spec())
+    toy.write_source(store, 1, {4: "\x1b]0;owned\x07\x1b[2Jtruncated\x9b31m"})
+    told = sak("info", store.path).stdout
+    assert "truncated" in told and not set("\x1b\x07\x9b") & set(told)

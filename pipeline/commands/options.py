@@ -112,8 +112,8 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a command's result to stdout: one JSON value, or what `text` makes of it."""
-    from pipeline.console import is_silent
+    from pipeline.console import harmless, is_silent
 
     if is_silent():
         return
-    print(json.dumps(result, indent=1) if as_json else text(result))
+    print(json.dumps(result, indent=1) if as_json else harmless(text(result)))
