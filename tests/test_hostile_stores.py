@@ -22,6 +22,10 @@ from cache.maintenance.verification import verify_store
 from cache.places.files import readable_json
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
+from pipeline.errors import UserError
+from pipeline.extraction.running import request_of
+from pipeline.recipes.stores import store_tasks
+from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.conftest import sak
@@ -246,6 +250,20 @@ def test_a_copy_writes_nothing_outside(tmp_path: Path) -> None:
     done = sak("copy", tmp_path / "features", tmp_path / "copies", check=False)
     assert done.returncode == 2 and "which is not below the store" in done.stderr
     assert not (tmp_path / "outside").exists()
+
+
+def test_free_values_are_told_or_refused(stranger: Mutator) -> None:
+    """What made features, what a task is: any JSON, of anyone."""
+    assert "provenance is not as `sak cache` writes it: teacher" in sak("info", stranger.store).stdout
+    with pytest.raises(UserError, match="no 'teacher'"):
+        request_of(Store.open(stranger.store).teacher("mini-dino").provenance)
+    with pytest.raises(UserError, match="has no attribute 'get'"):
+        request_of({"teacher": {"name": "x"}, "codec": "fp16", "notes": 7})
+    with pytest.raises(UnknownName, match="kind of task 'clases'"):
+        changed(
+            stranger, "zarr.json", lambda d: d["attributes"]["sak"]["spec"]["labels"]["semseg"].update(kind="clases")
+        )
+        store_tasks(Store.open(stranger.store), ["semseg"])
 
 
 def test_names_and_reasons_steer_no_terminal(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
@@ -14,6 +15,8 @@ from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
 from pipeline.recipes.config import Data, Recipe
+from sak_common.errors import SakError
+from sak_common.names import find
 from sak_core.datasets import DATASETS
 from sak_core.tasks import KINDS, Task, published_weight
 
@@ -190,5 +193,24 @@ def store_tasks(
 def _own_weight(store: Store, task: str) -> float:
     if row_of(store.spec) in BENCHMARKS:
         return published_weight(task)
-    described = store.spec.dataset_info.get("coding", {}).get(task, {}).get("weight")
-    return KINDS[store.spec.labels[task].kind].weight if described is None else float(described)
+    with understood(f"{store}: its description of {task}"):
+        described = store.spec.dataset_info.get("coding", {}).get(task, {}).get("weight")
+        kind = find("kind of task", store.spec.labels[task].kind, KINDS)
+        weight = kind.weight if described is None else float(described)
+    return weight
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Free values of a store, taken apart: anyone may have written `what` they are of.
+
+    Raises:
+        UserError: they are not as this project writes them.
+    """
+    try:
+        yield
+    except SakError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{what} is not as `sak cache` writes it: {told}") from error
