@@ -259,11 +259,12 @@ def test_free_values_are_told_or_refused(stranger: Mutator) -> None:
         request_of(Store.open(stranger.store).teacher("mini-dino").provenance)
     with pytest.raises(UserError, match="has no attribute 'get'"):
         request_of({"teacher": {"name": "x"}, "codec": "fp16", "notes": 7})
-    with pytest.raises(UnknownName, match="kind of task 'clases'"):
-        changed(
-            stranger, "zarr.json", lambda d: d["attributes"]["sak"]["spec"]["labels"]["semseg"].update(kind="clases")
-        )
-        store_tasks(Store.open(stranger.store), ["semseg"])
+
+    def no_kind(document: Any) -> None:
+        document["attributes"]["sak"]["spec"]["labels"]["normals"]["kind"] = "clases"
+
+    with pytest.raises(UnknownName, match="kind of task 'clases'; did you mean classes"):
+        store_tasks(Store.open(changed(stranger, "zarr.json", no_kind)), ["semseg"])
 
 
 def test_names_and_reasons_steer_no_terminal(tmp_path: Path) -> None:
