@@ -28,7 +28,7 @@ from pipeline.recipes.stores import store_tasks
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 from tests.fuzz_mutations import Mutator
 
 SOURCE = "manifest/source/metadata.json"
@@ -64,8 +64,7 @@ def test_shapes_of_petabytes(stranger: Mutator) -> None:
     changed(stranger, SOURCE, large)
     changed(stranger, "zarr.json", lambda document: document["attributes"]["sak"]["spec"].update(size=[2**20, 2**20]))
     refused(stranger.store, "are read at once")
-    done = sak("info", stranger.store, check=False)
-    assert done.returncode == 2 and "are read at once" in done.stderr and "Traceback" not in done.stderr
+    assert "are read at once" in refusal("info", stranger.store)
 
 
 @pytest.mark.parametrize("count", [10**15, 2**64, -1, 1.5, True, "13"])
@@ -247,8 +246,7 @@ def test_a_copy_writes_nothing_outside(tmp_path: Path) -> None:
     path.write_bytes(seal({key: value for key, value in document.items() if key != "digest"}))
     [problem] = verify_store(store.path)
     assert problem.file.endswith("mini-dino/calibration.json") and "not below the store" in problem.what
-    done = sak("copy", tmp_path / "features", tmp_path / "copies", check=False)
-    assert done.returncode == 2 and "which is not below the store" in done.stderr
+    assert "which is not below the store" in refusal("copy", tmp_path / "features", tmp_path / "copies")
     assert not (tmp_path / "outside").exists()
 
 

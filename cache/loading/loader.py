@@ -106,6 +106,8 @@ class Loader:
         }
         self._fields = self._make_fields()
         _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
+        for field in self._fields:
+            field.rows.place.will_read(field.rows.files(num_views))
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []
@@ -174,7 +176,7 @@ class Loader:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the files that it reads, all views together; an epoch reads one view of each sample."""
-        return sum(field.rows.stored_bytes(self.config.num_views) for field in self._fields)
+        return sum(file.num_bytes for field in self._fields for _, file in field.rows.files(self.config.num_views))
 
     @property
     def epoch(self) -> int:
