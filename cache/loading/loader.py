@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from cache.loading.prefetch import Prefetch
 from cache.loading.ring import Field, Slot
 from cache.loading.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.loading.windows import WindowPrefetch
+from cache.places.files import FileDigest
 from cache.store import Store
 from sak_common.differences import first_difference
 
@@ -176,7 +178,11 @@ class Loader:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the files that it reads, all views together; an epoch reads one view of each sample."""
-        return sum(file.num_bytes for field in self._fields for _, file in field.rows.files(self.config.num_views))
+        return sum(file.num_bytes for _, file in self._files())
+
+    def _files(self) -> Iterator[tuple[str, FileDigest]]:
+        """Every file that it reads, by name."""
+        return chain.from_iterable(field.rows.files(self.config.num_views) for field in self._fields)
 
     @property
     def epoch(self) -> int:
