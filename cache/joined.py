@@ -38,12 +38,16 @@ class JoinedStore(Store):
     def __init__(self, source: Store, owners: Mapping[str, Store]) -> None:
         super().__init__(source.place, source.spec)
         self._source, self._owners = source, dict(owners)
-        self.stores = tuple(dict.fromkeys((source, *owners.values())))
         for other in self.stores[1:]:
             check_same_rows(source, other)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _joined_again, (self._source, self._owners)
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """See `Store`."""
+        return tuple(dict.fromkeys((self._source, *self._owners.values())))
 
     def __str__(self) -> str:
         return " with ".join(map(str, self.stores))
@@ -91,7 +95,6 @@ def _joined_again(source: Store, owners: Mapping[str, Store]) -> JoinedStore:
     """Of stores that were compared before."""
     joined = JoinedStore(source, {})
     joined._owners = dict(owners)
-    joined.stores = tuple(dict.fromkeys((source, *owners.values())))
     return joined
 
 

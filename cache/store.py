@@ -67,12 +67,10 @@ class Store:
         place: where its files lie.
         name: its folder's name.
         spec: what its source part was made with.
-        stores: itself; of several that are read as one, each.
     """
 
     def __init__(self, place: Place, spec: SourceSpec) -> None:
         self.place, self.name, self.spec = place, place.name, spec
-        self.stores: tuple[Store, ...] = (self,)
         self._parts: dict[str, PartManifest] = {}
         self._files = OpenShards()
         self._rows: dict[str, RowReader] = {}
@@ -99,6 +97,11 @@ class Store:
         if isinstance(self.place, LocalPlace):
             return self.place.path
         raise NotLocal(f"{self} is not a folder of this machine")
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """Itself; of several that are read as one, each. (No attribute: who holds itself keeps its files open.)"""
+        return (self,)
 
     def zarr(self) -> Any:
         """The store for zarr-python, wherever it lies: ``zarr.open_group(store.zarr(), mode="r")``."""
@@ -378,8 +381,7 @@ def find_stores(
     """The stores below `root` that match what is given, by name; an empty list where none does.
 
     Raises:
-        BadInput: `root` is not a folder.
-        CorruptFile: the metadata of one of them is not what was committed.
+        BadInput: `root` is not a folder. CorruptFile: metadata of one of them is not what was committed.
     """
     root = as_place(root)
     if isinstance(root, LocalPlace) and not root.path.is_dir():
@@ -390,11 +392,8 @@ def find_stores(
         if not name.endswith(".zarr") or not PartManifest(place, SOURCE).exists:
             continue
         store = Store.open(place)
-        asked = (
-            (dataset, store.spec.dataset),
-            (split, store.spec.split),
-            (size and tuple(size), store.spec.size),
-        )
+        spec = store.spec
+        asked = (dataset, spec.dataset), (split, spec.split), (size and tuple(size), spec.size)
         if all(want is None or want == have for want, have in asked):
             stores.append(store)
     return stores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_the_same_numbers_as_one_store(dino: Store, clip: Store, tmp_path: Path)
             assert torch.equal(one.pixels, other.pixels) and torch.equal(one.samples, other.samples)
             count += 1
         assert count == len(loaders[0]) > 1
+
+
+def test_a_store_that_is_let_go_of_is_gone(dino: Store, clip: Store) -> None:
+    """At once, and its open files with it: thousands of stores come and go in a process."""
+    store = JoinedStore(dino, {"mini-clip": clip})
+    kept = [weakref.ref(one) for one in (store, Store.open(dino.path))]
+    del store
+    assert not any(one() for one in kept)
 
 
 def test_a_teacher_is_read_where_it_is_whole(dino: Store, clip: Store, tmp_path: Path) -> None:
