@@ -40,6 +40,10 @@ class SpecMismatch(CacheError):
         super().__init__(f"{where} was made with {field} = {stored!r}, asked for is {asked!r}")
 
 
+class StoresDiffer(CacheError):
+    """Stores that are to be read as one are not of the same rows; the message names what differs, and where."""
+
+
 class UncommittedRow(CacheError, LookupError):
     """A row that no committed shard holds (yet)."""
 
@@ -54,6 +58,13 @@ class CorruptFile(CacheError):
     def __init__(self, path: object, what: str) -> None:
         self.path, self.what = path, what
         super().__init__(f"{path}: {what}")
+
+
+class LeadsAway(CacheError, OSError):
+    """A file of a store, or a folder in it, is `what`: its bytes would be read, or written, outside of the store."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path} is {what}: a store's files must lie in its folder; put there what it leads to")
 
 
 class RemadeDiffers(CacheError):

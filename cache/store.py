@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.calibration.statistics import level_constants, needed_tables
-from cache.calibration.stored import read_calibration
+from cache.calibration.stored import calibration_folder, read_calibration
 from cache.codecs import get_codec
 from cache.errors import BadInput, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
+from cache.format.documents import refused_as
 from cache.format.layout import closed_json, group_json, source_arrays
 from cache.format.manifest import CLOSED, FOLDER, LOG, SOURCE, PartManifest, teacher_part
-from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
+from cache.format.parts import ATTRIBUTE, committed_spec, committed_teacher, create_part, grow_part
 from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
 from cache.places.files import canonical_json
@@ -97,6 +98,11 @@ class Store:
             return self.place.path
         raise NotLocal(f"{self} is not a folder of this machine")
 
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """Itself; of several that are read as one, each. (No attribute: who holds itself keeps its files open.)"""
+        return (self,)
+
     def zarr(self) -> Any:
         """The store for zarr-python, wherever it lies: ``zarr.open_group(store.zarr(), mode="r")``."""
         from cache.reading.zarr_nodes import zarr_nodes
@@ -151,8 +157,7 @@ class Store:
             if place.folders():
                 raise UnfinishedStore(f"{place.shown} is no store: an unfinished creation")
             raise StoreNotFound(f"{place.shown} is no store: nothing there")
-        attributes = committed_attributes(place, manifest, "zarr.json")
-        store = cls(place, SourceSpec.from_dict(attributes["spec"]))
+        store = cls(place, committed_spec(place, manifest))
         store._parts[SOURCE] = manifest
         return store
 
@@ -203,9 +208,8 @@ class Store:
         if name not in self.teachers:
             raise UnknownName(unknown(f"teacher in {self.name}", name, self.teachers))
         manifest = self.part(teacher_part(name))
-        attributes = committed_attributes(self.place, manifest, f"teachers/{name}/zarr.json")
-        levels = tuple(LevelSpec(**level) for level in attributes["levels"])
-        return TeacherInfo(name, attributes["provenance"], levels, manifest.metadata.num_views)
+        provenance, levels = committed_teacher(self.place, manifest, self.spec, name)
+        return TeacherInfo(name, provenance, levels, manifest.metadata.num_views)
 
     def calibration(self, teacher: str, names: Collection[str] | None = None) -> dict[str, Array] | None:
         """A teacher's calibration arrays, ``level_<i>/<name>`` -> array, or None where none is committed.
@@ -297,7 +301,9 @@ class Store:
 
     def ids(self, samples: int | slice | Sequence[int] = slice(None)) -> list[str]:
         """Sample ids, all by default; errors as `StoredArray`."""
-        return decode_ids(np.atleast_2d(self.samples["ids"][samples]))
+        table = np.atleast_2d(self.samples["ids"][samples])
+        with refused_as(self.place.show("samples/ids")):
+            return decode_ids(table)
 
     def features(self, teacher: str, level: int, prefix: bool = False) -> FeatureArray:
         """``store.features("dinov2", level=2)[sample, view]``: float32 (h, w, C), or (P, C) of its prefix tokens.
@@ -317,7 +323,8 @@ class Store:
                     raise NotCalibrated(f"{teacher} in {self} is not calibrated yet")
                 rows = self.rows(teacher_part(teacher), f"teachers/{teacher}/{spec.array}")
                 lower = None if spec.predicts_from is None else self.features(teacher, spec.predicts_from)
-                constants = level_constants(spec, calibration)
+                with refused_as(self.place.show(calibration_folder(teacher))):
+                    constants = level_constants(spec, calibration, None if lower is None else lower.level.width)
                 self._features[teacher, level, prefix] = FeatureArray(rows, spec, codec, constants, lower)
             return self._features[teacher, level, prefix]
 
@@ -374,8 +381,7 @@ def find_stores(
     """The stores below `root` that match what is given, by name; an empty list where none does.
 
     Raises:
-        BadInput: `root` is not a folder.
-        CorruptFile: the metadata of one of them is not what was committed.
+        BadInput: `root` is not a folder. CorruptFile: metadata of one of them is not what was committed.
     """
     root = as_place(root)
     if isinstance(root, LocalPlace) and not root.path.is_dir():
@@ -386,11 +392,8 @@ def find_stores(
         if not name.endswith(".zarr") or not PartManifest(place, SOURCE).exists:
             continue
         store = Store.open(place)
-        asked = (
-            (dataset, store.spec.dataset),
-            (split, store.spec.split),
-            (size and tuple(size), store.spec.size),
-        )
+        spec = store.spec
+        asked = (dataset, spec.dataset), (split, spec.split), (size and tuple(size), spec.size)
         if all(want is None or want == have for want, have in asked):
             stores.append(store)
     return stores

@@ -266,7 +266,7 @@ def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None
     at = places(**where)
     folder = find_run(Path(run), at.runs)
     made = read_recipe(folder)
-    data = Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size)
+    data = Data(dataset=dataset or made.data.dataset, split=split, size=made.data.size, out=made.out)
     return ScoreResult(folder, score(folder, data, at))
 
 

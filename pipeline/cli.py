@@ -147,7 +147,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    from pipeline.console import is_silent
+    from pipeline.console import harmless, is_silent
 
     if is_silent():
         # a process that trains beside another: that one says how the run ended, unless this one failed alone
@@ -155,5 +155,5 @@ def _leave(message: str, code: int) -> None:
             sys.exit(0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what started it may end it while it waits
         time.sleep(FOLLOWER_PATIENCE_S)
-    print(message, file=sys.stderr)
+    print(harmless(message), file=sys.stderr)
     sys.exit(code)

@@ -7,6 +7,7 @@ progress is one line of it that is kept up to date.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,9 @@ PLAIN_INTERVAL_S = 5.0
 CELL_INTERVAL_S = 0.5
 """Seconds between updates of a progress in a notebook."""
 
+_STEERING = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+"""Control characters but tab, end of line and the sequences that set colours."""
+
 _plain = False
 _silent = False
 _bars: Progress | None = None
@@ -43,9 +47,18 @@ def warn(message: str) -> None:
     _print(f"\033[31m{message}\033[0m" if sys.stderr.isatty() else f"warning: {message}", sys.stderr)
 
 
+def harmless(text: str) -> str:
+    r"""`text` without what would steer a terminal, but for colours: names and reasons come from files of anyone.
+
+    >>> harmless("a\x1b[31mb\x1b[0m\x1b]0;title\x07c")
+    'a\x1b[31mb\x1b[0m�]0;title�c'
+    """
+    return _STEERING.sub("\ufffd", text)
+
+
 def _print(message: str, file: TextIO) -> None:
     if not _silent:
-        print(f"{message}\n", end="", file=file, flush=True)  # in one piece, whatever other threads say
+        print(f"{harmless(message)}\n", end="", file=file, flush=True)  # in one piece, whatever other threads say
 
 
 def in_notebook() -> bool:

@@ -24,7 +24,7 @@ BELOW = {
 
 ORDER = {
     "cache": "errors faults draws < codecs places < format < calibration < reading < store "
-    "< writing loading < maintenance",
+    "< writing loading joined < maintenance",
     "sak_core": "errors labels noise png < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
     "pipeline": "errors interrupts machine advice < console < pictures cluster < recipes < probes < runs "

@@ -76,21 +76,40 @@ def needed_tables(level: LevelSpec) -> tuple[str, ...]:
     return (*codec.needs, *codec.may_need, *([] if level.predicts_from is None else [PREDICTOR]))
 
 
-def level_constants(level: LevelSpec, calibration: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+def level_constants(
+    level: LevelSpec, calibration: Mapping[str, Array], lower_width: int | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     """What a level's codec encodes and decodes with, name -> float32 array of the shape that `Codec.fit` gave it.
 
     Args:
         calibration: of the teacher, ``level_<i>/<name>`` -> array; at least `needed_tables` of it.
+        lower_width: channels of the level that this one is predicted from; None: not known here.
 
     Raises:
-        KeyError: one of these is missing.
+        BadInput: one of these is missing, of another shape or type, or not finite.
     """
     codec = get_codec(level.codec)
-    names = [*codec.needs, *(name for name in codec.may_need if f"{level.array}/{name}" in calibration)]
-    constants = codec.constants({name: calibration[f"{level.array}/{name}"] for name in names})
+    may_be = [name for name in codec.may_need if f"{level.array}/{name}" in calibration]
+    tables = {
+        name: _table(calibration, f"{level.array}/{name}", codec.table_shape(name, level.grid, level.width))
+        for name in (*codec.needs, *(codec.may_need if may_be else ()))
+    }
+    constants = codec.constants(tables)
     if level.predicts_from is not None:
-        constants[PREDICTOR] = calibration[f"{level.array}/{PREDICTOR}"].astype(np.float32)
+        name = f"{level.array}/{PREDICTOR}"
+        constants[PREDICTOR] = _table(calibration, name, (lower_width, level.width), np.float16).astype(np.float32)
     return constants
+
+
+def _table(calibration: Mapping[str, Array], name: str, shape: Sequence[int | None], kind: type = np.float32) -> Array:
+    """A table, if it is of that type and shape (None: any length)."""
+    table = calibration.get(name)
+    lengths = () if table is None else table.shape
+    fits = len(lengths) == len(shape) and all(n in (m, None) for n, m in zip(shape, lengths, strict=True))
+    if table is None or not fits or table.dtype != kind:
+        have = "missing" if table is None else f"{table.dtype} of shape {table.shape}"
+        raise BadInput(f"calibration {name} is {have}; {tuple(shape)} is needed, of {np.dtype(kind)}")
+    return table
 
 
 class Calibrator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 
 from cache.codecs import CODECS
 from cache.errors import BadInput, CalibrationDiffers, CorruptFile
-from cache.format.checksums import CRC_BYTES, crc_suffix
+from cache.format.checksums import CRC_BYTES, crc_suffix, matches
+from cache.format.documents import MOST_TABLE_BYTES, TableDocument, checked, parse_json
 from cache.format.layout import group_json
 from cache.format.manifest import PartManifest
 from cache.format.spec import FORMAT_VERSION, GRID_FORMAT_VERSION
@@ -107,7 +109,7 @@ def remade_files(
     Raises:
         CalibrationDiffers: one does not; says what may have changed.
     """
-    damaged = {name for name, digest in committed.items() if _digest(place, name) != digest}
+    damaged = {name for name, digest in committed.items() if _digest(place, name, digest.num_bytes) != digest}
     files = {name: _as_it_was(name, buffers, committed) for name, buffers in files.items()}
     for name in sorted(damaged or committed):
         if name not in files or digest_of(files[name]) != committed.get(name):
@@ -123,9 +125,9 @@ def _as_it_was(name: str, buffers: Buffers, committed: Mapping[str, FileDigest])
     return before if digest_of(before) == committed.get(name) else buffers
 
 
-def _digest(place: Place, name: str) -> FileDigest | None:
+def _digest(place: Place, name: str, most: int) -> FileDigest | None:
     try:
-        return place.digest(name)
+        return place.digest(name, most=most)
     except OSError:
         return None
 
@@ -149,7 +151,7 @@ def read_calibration(
         if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
             continue
         try:
-            contents[name] = place.read(name)
+            contents[name] = place.read(name, min(digest.num_bytes, MOST_TABLE_BYTES))
         except OSError as error:
             raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
         if digest_of([contents[name]]) != digest:
@@ -157,9 +159,23 @@ def read_calibration(
     arrays = {}
     for name, raw in contents.items():
         path, _, file = name.rpartition("/")
-        if file == "zarr.json":
-            continue
-        document = json.loads(contents[f"{path}/zarr.json"])
-        values = np.frombuffer(raw[:-CRC_BYTES], np.dtype(document["data_type"]).newbyteorder("<"))
-        arrays[path.removeprefix(f"{folder}/")] = values.reshape(document["shape"]).astype(document["data_type"])
+        if file != "zarr.json":
+            described = f"{path}/zarr.json"
+            if described not in contents:
+                raise CorruptFile(place.show(name), "no zarr.json that says what it is was committed")
+            arrays[path.removeprefix(f"{folder}/")] = _table(contents[described], raw, place.show(name))
     return arrays
+
+
+def _table(metadata: bytes, raw: bytes, path: str) -> Array:
+    """The array whose ``zarr.json`` is `metadata` and whose only chunk `raw`, which lies at `path`."""
+    read = checked(TableDocument, parse_json(metadata, path), path)
+    dtype, data = np.dtype(read.data_type), raw[:-CRC_BYTES]
+    if len(data) != dtype.itemsize * math.prod(read.shape):
+        raise CorruptFile(path, f"its {len(raw)} bytes are no {read.data_type} {tuple(read.shape)} with a checksum")
+    if not matches(data, raw[-CRC_BYTES:]):
+        raise CorruptFile(path, "it fails its crc32c")
+    table = np.frombuffer(data, dtype.newbyteorder("<")).reshape(read.shape).astype(dtype)
+    if not np.isfinite(table).all():
+        raise CorruptFile(path, "it holds a value that is NaN or infinite")
+    return table

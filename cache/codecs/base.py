@@ -116,8 +116,8 @@ class Codec(ABC):
         """Shape of a stored row of features (h, w, C); the same unless a codec says otherwise."""
         return (*grid, width)
 
-    def table_shape(self, name: str, width: int) -> tuple[int, ...]:
-        """Shape of the calibration array `name`, one of `needs`; (C,) unless a codec says otherwise."""
+    def table_shape(self, name: str, grid: tuple[int, int], width: int) -> tuple[int, ...]:
+        """Shape of the calibration array `name`, of `needs` or `may_need`; (C,) unless a codec says otherwise."""
         return (width,)
 
     def find_unstorable(self, features: Float32) -> Unstorable | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,9 @@ Array = npt.NDArray[Any]
 # Within this process one thread a call: with several, blosc lays blocks in the order in which they finish, and equal
 # rows would give different bytes. Threads share rows instead; this way also lets go of the GIL.
 blosc.use_threads = False
+
+
+_BLOSC_HEADER_BYTES = 16
 
 
 class Coder(ABC):
@@ -75,6 +79,12 @@ class BloscZstd(Coder):
 
     def decode_into(self, data: memoryview, target: Array) -> None:
         """See `Coder`."""
+        # The decoder believes the header: what it says of both sizes is held to what is there, and is to be.
+        if len(data) < _BLOSC_HEADER_BYTES:
+            raise ValueError(f"{len(data)} bytes are less than a header")
+        num_bytes, block_bytes, coded_bytes = struct.unpack_from("<III", data, 4)
+        if coded_bytes != len(data) or num_bytes != target.nbytes or block_bytes > num_bytes:
+            raise ValueError(f"its header says {num_bytes} bytes of {coded_bytes}: {target.nbytes} of {len(data)} are")
         try:
             blosc.decompress(data, target)
         except RuntimeError as error:
@@ -130,8 +140,9 @@ class Pcodec(Coder):
             progress = standalone.simple_decompress_into(bytes(data), target)
         except (RuntimeError, TypeError) as error:
             raise ValueError(str(error)) from error
-        if progress.n_processed != len(target):
-            raise ValueError(f"{progress.n_processed} of {len(target)} numbers are there")
+        if progress.n_processed != len(target) or not progress.finished:
+            have = "more than" if progress.n_processed == len(target) else f"{progress.n_processed} of"
+            raise ValueError(f"{have} {len(target)} numbers are there")
 
 
 CODERS: dict[str, Coder] = {coder.name: coder for coder in (BloscZstd(), Pcodec())}

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cache.errors import BadInput
+
 Float64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
@@ -72,7 +74,13 @@ class Fidelity:
 
     @classmethod
     def from_array(cls, values: Array) -> Fidelity:
-        """The inverse of `to_array`."""
+        """The inverse of `to_array`.
+
+        Raises:
+            BadInput: there are not four.
+        """
+        if values.shape != (4,):
+            raise BadInput(f"a fidelity is four numbers, not {values.shape}")
         return cls(*(float(value) for value in values))
 
 

@@ -38,7 +38,7 @@ class Int4(Codec):
         """(h, w, C/2), rounded up."""
         return (*grid, -(-width // 2))
 
-    def table_shape(self, name: str, width: int) -> tuple[int, ...]:
+    def table_shape(self, name: str, grid: tuple[int, int], width: int) -> tuple[int, ...]:
         """See `Codec`."""
         return (width, width) if name == "rotation" else (width,)
 

@@ -65,9 +65,10 @@ class Klt(Codec):
         """(C, h*w)."""
         return (width, grid[0] * grid[1])
 
-    def table_shape(self, name: str, width: int) -> tuple[int, ...]:
+    def table_shape(self, name: str, grid: tuple[int, int], width: int) -> tuple[int, ...]:
         """See `Codec`."""
-        return {"basis": (width, width), "step": (1,)}.get(name, (width,))
+        own = {"basis": (width, width), "step": (1,), "dct_y": (grid[0],) * 2, "dct_x": (grid[1],) * 2}
+        return own.get(name, (width,))
 
     def fit(self, sample: Sample, target: Target) -> dict[str, Array]:
         """The basis, the largest step that reaches the target, and whether a transform over the grid is worth it.

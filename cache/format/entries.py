@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache.errors import CorruptFile
+from cache.format.documents import (
+    MOST_ROW_BYTES,
+    MOST_ROWS_PER_SHARD,
+    MOST_SAMPLES,
+    MOST_SHARD_BYTES,
+    MOST_SHARDS,
+    EntriesDocument,
+    FileDocument,
+    MetadataDocument,
+    checked,
+)
 from cache.format.layout import ArraySpec
 from cache.format.spec import FORMAT_VERSION
 from cache.places.files import FileDigest
@@ -17,20 +28,9 @@ def files_to_dict(files: Mapping[str, FileDigest]) -> dict[str, Any]:
     return {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in files.items()}
 
 
-def files_from_dict(plain: Mapping[str, Any]) -> dict[str, FileDigest]:
-    """The inverse of `files_to_dict`."""
-    return {name: FileDigest(file["bytes"], file["sha256"]) for name, file in plain.items()}
-
-
-def check_below(shown: str, names: Iterable[str]) -> None:
-    """That files which the manifest file at `shown` names lie below its store; a stranger's need not.
-
-    Raises:
-        CorruptFile: one does not, and would be read, or written by a copy, elsewhere.
-    """
-    for name in names:
-        if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise CorruptFile(shown, f"it names {name!r}, which is not below the store")
+def files_of(documents: Mapping[str, FileDocument]) -> dict[str, FileDigest]:
+    """The inverse of `files_to_dict`, of what was read."""
+    return {name: FileDigest(file.bytes, file.sha256) for name, file in documents.items()}
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,47 @@ class PartMetadata:
     files: Mapping[str, FileDigest]
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def of_document(cls, plain: Any, path: object) -> PartMetadata:
+        """What a ``metadata.json`` says; `path` is named in errors.
+
+        Raises:
+            CorruptFile: it is none, or promises more than a reader believes.
+        """
+        read = checked(MetadataDocument, plain, path)
+        arrays = {name: ArraySpec.of_document(name, array, path) for name, array in read.arrays.items()}
+        made = cls(read.num_views, read.num_samples, read.rows_per_shard, arrays, files_of(read.files), read.groups)
+        if why := made.beyond_belief():
+            raise CorruptFile(path, why)
+        return made
+
+    def beyond_belief(self) -> str | None:
+        """What it promises more of than a reader believes, in words."""
+        for what, count, most in (
+            ("samples", self.num_samples, MOST_SAMPLES),
+            ("samples a shard", self.rows_per_shard, MOST_ROWS_PER_SHARD),
+            ("shards a view", self.num_shards, MOST_SHARDS),
+        ):
+            if count > most:
+                return f"{count} {what}; a store has at most {most}"
+        for name, array in self.arrays.items():
+            num_bytes = array.row_bytes * (1 if array.sharded else self.rows_per_shard)
+            if num_bytes > MOST_ROW_BYTES or num_bytes * self.rows_per_shard > MOST_SHARD_BYTES:
+                return (
+                    f"{name}: rows of {array.row_bytes} bytes, {self.rows_per_shard} a shard; at most {MOST_ROW_BYTES} "
+                    f"are read at once, and {MOST_SHARD_BYTES} a shard"
+                )
+        return None
+
     @property
     def num_shards(self) -> int:
         """Shards a view is cut into."""
         return -(-self.num_samples // self.rows_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The samples that shard `shard` of any view holds."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_samples))
 
     def arrays_of(self, view: int) -> list[ArraySpec]:
         """The arrays that have files in a view: those without views belong to view 0."""
@@ -142,12 +179,48 @@ class ViewEntries:
         }
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> ViewEntries:
-        """The inverse of `to_dict`."""
-        return cls(
-            {shard: place for place, shard in enumerate(plain["shards"])},
-            {array: files["bytes"] for array, files in plain["files"].items()},
-            {array: files["sha256"] for array, files in plain["files"].items()},
-            {int(sample): why for sample, why in plain["invalid"].items()},
-            dict(plain["clipped"]),
+    def of_document(cls, plain: Any, path: object) -> ViewEntries:
+        """What a manifest file of a view, or of one shard of it, says; `path` is named in errors.
+
+        Raises:
+            CorruptFile: it is no such file.
+        """
+        read = checked(EntriesDocument, plain, path)
+        made = cls(
+            {shard: place for place, shard in enumerate(read.shards)},
+            {array: files.bytes for array, files in read.files.items()},
+            {array: files.sha256 for array, files in read.files.items()},
+            {int(sample): why for sample, why in read.invalid.items()},
+            dict(read.clipped),
         )
+        lengths = [len(column) for column in (*made.sizes.values(), *made.clipped.values())]
+        lengths += [len(column) for column in made.digests.values()]
+        if {len(made.shards), *lengths} - {len(read.shards)}:
+            raise CorruptFile(path, "its columns are not one value a shard")
+        return made
+
+    def check(self, metadata: PartMetadata, view: int, path: object) -> None:
+        """That these entries are of arrays, shards and samples that the part has, and files as large as their rows.
+
+        Raises:
+            CorruptFile: they are not.
+        """
+        arrays = {array.path: array for array in metadata.arrays_of(view)}
+        if missing := sorted(set(arrays) - set(self.sizes)):
+            raise CorruptFile(path, f"it says nothing of {missing[0]}")
+        if strangers := sorted({*self.sizes, *self.clipped} - set(arrays)):
+            raise CorruptFile(path, f"it speaks of {strangers[0]!r}, which view {view} of its part does not have")
+        for what, numbers, count in (
+            ("shard", self.shards, metadata.num_shards),
+            ("sample", self.invalid, metadata.num_samples),
+        ):
+            if numbers and max(numbers) >= count:
+                raise CorruptFile(path, f"it speaks of {what} {max(numbers)}; there are {count}")
+        last, per_shard = metadata.num_shards - 1, metadata.rows_per_shard
+        for name, array in arrays.items():
+            sizes = self.sizes[name]
+            whole = {size for size in set(sizes) if array.is_file_size(size, len(metadata.rows(0)), per_shard)}
+            for shard, place in self.shards.items():
+                rows = len(metadata.rows(shard)) if shard == last else per_shard
+                if not (array.is_file_size(sizes[place], rows, per_shard) if shard == last else sizes[place] in whole):
+                    raise CorruptFile(path, f"it gives shard {shard} of {name} {sizes[place]} bytes for {rows} rows")

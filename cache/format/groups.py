@@ -43,6 +43,21 @@ def check_groups(levels: Sequence[LevelSpec]) -> None:
         seen[level.level] = level
 
 
+def check_levels(levels: Sequence[LevelSpec]) -> None:
+    """`check_groups`, of levels that anyone may have written: each is named once, and prefixes stand by themselves.
+
+    Raises:
+        BadInput: they are not.
+    """
+    names = [level.array for level in levels]
+    if len(set(names)) < len(names):
+        raise BadInput(f"levels {', '.join(sorted(names))}: one is named twice")
+    for level in levels:
+        if level.prefix and (level.grid[0] != 1 or level.predicts_from is not None):
+            raise BadInput(f"{level.array} with grid {level.grid} is no row of tokens that is coded by itself")
+    check_groups(levels)
+
+
 def with_lower(levels: Sequence[LevelSpec], wanted: Sequence[int]) -> list[int]:
     """The numbers of `wanted` and of all levels that they are predicted from, ascending."""
     depends_on = {level.level: level.predicts_from for level in levels}

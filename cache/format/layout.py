@@ -10,6 +10,7 @@ Two layouts, both plain Zarr v3 (docs/cache-format.md):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.codecs import get_codec
-from cache.codecs.coders import get_coder
+from cache.codecs.coders import CODERS, get_coder
 from cache.errors import CorruptFile
 from cache.format.checksums import CRC_BYTES, crc_suffix, matches
+from cache.format.documents import ArrayDocument
 from cache.format.spec import IGNORE, LevelSpec, SourceSpec
 from cache.places.files import Buffers
 
@@ -29,6 +31,9 @@ Array = npt.NDArray[Any]
 ALIGNMENT = 4096
 ALIGNED_ROW_BYTES = 64_000
 """Rows of this size and more start at multiples of `ALIGNMENT`, for unbuffered reads."""
+
+DTYPES = ("uint8", "int8", "uint16", "int32", "float16", "float32")
+"""Of stored numbers."""
 
 _MISSING = (1 << 64) - 1
 
@@ -60,7 +65,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row, its checksum not counted; of a coded one, before coding."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.row_shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
 
     @property
     def stride(self) -> int:
@@ -78,6 +83,18 @@ class ArraySpec:
         if not self.sharded:
             return self.row_bytes * rows_per_shard + CRC_BYTES
         return num_rows * self.stride + index_bytes(rows_per_shard)
+
+    def is_file_size(self, num_bytes: int, num_rows: int, rows_per_shard: int) -> bool:
+        """Whether a file of `num_rows` rows may have so many bytes: an exact number, but of coded ones."""
+        if self.coder is None:
+            return num_bytes == self.file_bytes(num_rows, rows_per_shard)
+        rows = num_bytes - index_bytes(rows_per_shard)
+        return 0 < rows <= num_rows * self.most_coded_bytes
+
+    @property
+    def most_coded_bytes(self) -> int:
+        """Bytes that a coded row takes at most, its checksum counted."""
+        return 2 * self.row_bytes + ALIGNMENT
 
     def zarr_json(self, num_views: int, num_samples: int, rows_per_shard: int) -> dict[str, Any]:
         """The array's metadata document."""
@@ -125,10 +142,23 @@ class ArraySpec:
         }
 
     @classmethod
-    def from_dict(cls, path: str, plain: Mapping[str, Any]) -> ArraySpec:
-        """The inverse of `to_dict`."""
-        fields = {**plain, "row_shape": tuple(plain["row_shape"]), "dims": tuple(plain["dims"])}
+    def of_document(cls, path: str, read: ArrayDocument, file: object) -> ArraySpec:
+        """The inverse of `to_dict`, of what was read in the manifest file `file`.
+
+        Raises:
+            CorruptFile: there are no such arrays.
+        """
+        if read.dtype not in DTYPES or len(read.dims) != len(read.row_shape):
+            raise CorruptFile(file, f"{path}: {read.dtype!r} with {len(read.dims)} dimensions is no array of a store")
+        if read.coder is not None and (read.coder not in CODERS or not read.sharded):
+            raise CorruptFile(file, f"{path}: its rows cannot be decoded by {read.coder!r}")
+        fields = read.model_dump() | {"row_shape": tuple(read.row_shape), "dims": tuple(read.dims)}
         return cls(path=path, **fields)
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides its bytes, JSON-able; names and fill value, of which older stores have others, do not."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("dims", "fill_value")}
 
 
 def source_arrays(spec: SourceSpec) -> list[ArraySpec]:
@@ -244,9 +274,11 @@ def index_bytes(rows_per_shard: int) -> int:
 def parse_index(raw: bytes, path: object) -> Array:
     """A shard's index, uint64 (rows_per_shard, 2): offset and bytes (checksum included), 2**64-1 for no row.
 
+    Anyone may have written it: whether a row lies in the file at all is still to be asked.
+
     Raises:
         CorruptFile: its checksum is wrong.
     """
-    if not matches(raw[:-CRC_BYTES], raw[-CRC_BYTES:]):
+    if len(raw) < CRC_BYTES or not matches(raw[:-CRC_BYTES], raw[-CRC_BYTES:]):
         raise CorruptFile(path, "the shard's index fails its crc32c")
     return np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(-1, 2)

@@ -22,8 +22,8 @@ from typing import Any
 
 from cache.errors import CorruptFile
 from cache.faults import fault_point
-from cache.format.entries import PartMetadata, ViewEntries, check_below, files_from_dict, files_to_dict
-from cache.format.layout import ArraySpec
+from cache.format.documents import MOST_ENTRIES_BYTES, MOST_METADATA_BYTES, CalibrationDocument, check_below, checked
+from cache.format.entries import PartMetadata, ViewEntries, files_of, files_to_dict
 from cache.format.seals import seal, unseal
 from cache.format.spec import FORMAT_VERSION
 from cache.places.addresses import as_place
@@ -35,7 +35,9 @@ SOURCE = "source"
 LOG = "log.jsonl"
 CLOSED = f"{FOLDER}/zarr.json"
 """Keeps plain readers of Zarr from looking into the folder; stores of before are without."""
-_ENTRY = re.compile(r"/shard_\d+\.json$")
+_SOURCE_FILES = ("samples/", "views/", "labels/", "pixels/", "zarr.json", "teachers/zarr.json", CLOSED)
+_ENTRY = re.compile(r"/shard_[0-9]+\.json$")
+_OF_VIEW = re.compile(r"/view_([0-9]+)(?:/shard_([0-9]+))?\.json$")
 
 
 def teacher_part(name: str) -> str:
@@ -45,12 +47,10 @@ def teacher_part(name: str) -> str:
 
 def view_and_shard(name: str) -> tuple[int | None, int | None]:
     """The view and shard that a manifest file's name stands for, None where it stands for neither."""
-    path = PurePosixPath(name)
-    if path.stem.startswith("shard_"):
-        return int(path.parent.name.removeprefix("view_")), int(path.stem.removeprefix("shard_"))
-    if path.stem.startswith("view_"):
-        return int(path.stem.removeprefix("view_")), None
-    return None, None
+    found = _OF_VIEW.search(name)
+    if found is None:
+        return None, None
+    return int(found[1]), None if found[2] is None else int(found[2])
 
 
 class PartManifest:
@@ -93,17 +93,17 @@ class PartManifest:
         """The part's committed metadata. Raises FileNotFoundError where there is none."""
         if self._metadata is None:
             name = f"{self.folder}/metadata.json"
-            plain = self.read(name)
-            check_below(self.place.show(name), [*plain["arrays"], *plain["files"], *plain.get("groups", {})])
-            self._metadata = PartMetadata(
-                plain["num_views"],
-                plain["num_samples"],
-                plain["rows_per_shard"],
-                {path: ArraySpec.from_dict(path, array) for path, array in plain["arrays"].items()},
-                files_from_dict(plain["files"]),
-                plain.get("groups", {}),
-            )
+            shown = self.place.show(name)
+            metadata = PartMetadata.of_document(self.read(name), shown)
+            arrays = [f"{path}/zarr.json" for path in metadata.arrays]
+            check_below(shown, [*arrays, *metadata.files, *metadata.groups], self._folders)
+            self._metadata = metadata
         return self._metadata
+
+    @property
+    def _folders(self) -> Sequence[str]:
+        """Where the files of this part lie, but those of its manifest."""
+        return _SOURCE_FILES if self.part == SOURCE else (f"{self.part}/",)
 
     def commit_metadata(self, metadata: PartMetadata, replace: bool = False) -> None:
         """Make `metadata` the part's, in place of what it was before where `replace` says so."""
@@ -139,8 +139,9 @@ class PartManifest:
         name = f"{self.folder}/calibration.json"
         if not self.place.exists(name):
             return None
-        files = files_from_dict(self.read(name)["files"])
-        check_below(self.place.show(name), files)
+        shown = self.place.show(name)
+        files = files_of(checked(CalibrationDocument, self.read(name), shown).files)
+        check_below(shown, list(files), [f"{self.part}/calibration/"])
         return files
 
     def commit_calibration(self, files: Mapping[str, FileDigest], version: int = FORMAT_VERSION) -> None:
@@ -261,6 +262,7 @@ class PartManifest:
         return f"{self.folder}/view_{view:04d}.json"
 
     def _read_view(self, view: int) -> ViewEntries:
+        self.metadata  # noqa: B018  what entries are held to: its own errors are not theirs
         # Entries first: a compaction that happens between the two looks then loses nothing.
         singles = [name for name in self.place.sizes(self._entry_folder(view)) if _ENTRY.search(name)]
         entries = ViewEntries()
@@ -271,18 +273,24 @@ class PartManifest:
                 elif found is not None:
                     entries.add(found)
         if self.place.exists(self._compact_name(view)):
-            whole = ViewEntries.from_dict(self.read(self._compact_name(view)))
+            whole = self._entries(self._compact_name(view), view)
             whole.add(entries)
             return whole
         return entries
 
     def _read_entry(self, name: str) -> ViewEntries | CorruptFile | None:
         try:
-            return ViewEntries.from_dict(self.read(name))
+            return self._entries(name, view_and_shard(name)[0] or 0)
         except FileNotFoundError:
             return None  # compacted meanwhile
         except CorruptFile as error:
             return error
+
+    def _entries(self, name: str, view: int) -> ViewEntries:
+        path = self.place.show(name)
+        entries = ViewEntries.of_document(self.read(name), path)
+        entries.check(self.metadata, view, path)
+        return entries
 
     def read(self, name: str) -> dict[str, Any]:
         """The content of a manifest file of this part, named by its path below the store.
@@ -292,11 +300,17 @@ class PartManifest:
             FileNotFoundError: there is none.
         """
         path = self.place.show(name)
-        plain = unseal(self.place.read(name), path)
-        if plain["part"] != self.part:
-            raise CorruptFile(path, f"it belongs to {plain['part']}")
         view, shard = view_and_shard(name)
-        if plain.get("view") != view or (shard is not None and plain["shards"] != [shard]):
+        most = MOST_METADATA_BYTES if view is None else MOST_ENTRIES_BYTES
+        try:
+            plain = unseal(self.place.read(name, most), path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CorruptFile(path, f"it cannot be read: {error}") from error
+        if plain.get("part") != self.part:
+            raise CorruptFile(path, f"it belongs to {plain.get('part')}")
+        if plain.get("view") != view or (shard is not None and plain.get("shards") != [shard]):
             raise CorruptFile(path, f"it belongs to view {plain.get('view')}, shards {plain.get('shards')}")
         return plain
 

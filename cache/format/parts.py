@@ -8,11 +8,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cache.errors import AlreadyThere, CorruptFile
+from cache.errors import AlreadyThere, BadInput, CorruptFile
 from cache.faults import fault_point
+from cache.format.documents import (
+    MOST_METADATA_BYTES,
+    MOST_VIEWS,
+    GroupDocument,
+    TeacherDocument,
+    built,
+    checked,
+    parse_json,
+    refused_as,
+)
 from cache.format.entries import PartMetadata
-from cache.format.layout import ArraySpec
+from cache.format.groups import check_levels
+from cache.format.layout import ArraySpec, source_arrays, teacher_arrays
 from cache.format.manifest import PartManifest
+from cache.format.spec import LevelSpec, SourceSpec
 from cache.places.files import FileDigest, digest_of, readable_json
 from cache.places.place import Place
 
@@ -38,9 +50,14 @@ def create_part(
     Args:
         groups: path below `place` of each group's ``zarr.json`` -> its document.
         arrays: the part's arrays.
+
+    Raises:
+        BadInput: they are more than any reader would believe.
     """
     files = {path: readable_json(document) for path, document in groups.items()}
     by_path = {array.path: array for array in arrays}
+    if why := PartMetadata(0, num_samples, rows_per_shard, by_path, {}).beyond_belief():
+        raise BadInput(f"{manifest.part}: {why}")
     for path, array in by_path.items():
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
     try:
@@ -84,10 +101,6 @@ def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
     manifest.grow_metadata(replace(old, num_views=num_views, files={**old.files, **digests}))
 
 
-_MOST_VIEWS = 4096
-"""That a killed growth is searched for."""
-
-
 def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest) -> bool:
     """Whether a ``zarr.json`` that differs from its digest is what growing to more views would write.
 
@@ -98,7 +111,7 @@ def is_interrupted_growth(metadata: PartMetadata, path: str, found: FileDigest) 
         return False
     return any(
         digest_of([array_json(array, views, metadata.num_samples, metadata.rows_per_shard)]) == found
-        for views in range(metadata.num_views + 1, _MOST_VIEWS)
+        for views in range(metadata.num_views + 1, MOST_VIEWS)
     )
 
 
@@ -119,13 +132,57 @@ def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dic
     """
     path = place.show(name)
     try:
-        raw = place.read(name)
+        raw = place.read(name, MOST_METADATA_BYTES)
     except OSError as error:
         raise CorruptFile(path, f"it cannot be read: {error}") from error
-    if digest_of([raw]) != manifest.metadata.files[name]:
+    if digest_of([raw]) != manifest.metadata.files.get(name):
         raise CorruptFile(path, f"it is not the file that was committed{who_wrote(raw)}")
-    attributes: dict[str, Any] = json.loads(raw)["attributes"][ATTRIBUTE]
-    return attributes
+    return checked(GroupDocument, parse_json(raw, path), path).attributes.sak
+
+
+def committed_spec(place: Place, manifest: PartManifest) -> SourceSpec:
+    """What the source part at `place` was made with.
+
+    Raises:
+        CorruptFile: it cannot be told, or the part's arrays are not those of it.
+    """
+    path = place.show("zarr.json")
+    plain = committed_attributes(place, manifest, "zarr.json")
+    with refused_as(path):
+        spec = SourceSpec.from_dict(plain.get("spec"), path)
+        _check_arrays(manifest, spec, source_arrays(spec))
+    return spec
+
+
+def committed_teacher(
+    place: Place, manifest: PartManifest, spec: SourceSpec, name: str
+) -> tuple[dict[str, Any], tuple[LevelSpec, ...]]:
+    """What a teacher's features in the store of `spec` were made by, and its levels.
+
+    Raises:
+        CorruptFile: it cannot be told, or the part's arrays are not those of these levels.
+    """
+    group = f"teachers/{name}/zarr.json"
+    path = place.show(group)
+    read = checked(TeacherDocument, committed_attributes(place, manifest, group), path)
+    with refused_as(path):
+        levels = tuple(built(LevelSpec, level, path, "a level") for level in read.levels)
+        check_levels(levels)
+        _check_arrays(manifest, spec, teacher_arrays(name, levels))
+    return read.provenance, levels
+
+
+def _check_arrays(manifest: PartManifest, spec: SourceSpec, arrays: Iterable[ArraySpec]) -> None:
+    """That a part has these arrays, of as many samples as the source has."""
+    metadata, path = manifest.metadata, manifest.place.show(f"{manifest.folder}/metadata.json")
+    mine, asked = (metadata.num_samples, metadata.rows_per_shard), (spec.num_samples, spec.rows_per_shard)
+    if mine != asked:
+        raise CorruptFile(path, f"it has {mine[0]} samples, {mine[1]} a shard; {asked[0]}, {asked[1]} were promised")
+    for array in arrays:
+        found = metadata.arrays.get(array.path)
+        if found is None or found.decides != array.decides:
+            have = "is not there" if found is None else f"is {found.decides}"
+            raise CorruptFile(path, f"{array.path} {have}; promised is {array.decides}")
 
 
 def who_wrote(raw: bytes) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from cache.errors import CorruptFile
+from cache.format.documents import parse_json
 from cache.format.spec import FORMAT_VERSION, GRID_FORMAT_VERSION
 from cache.places.files import canonical_json
 
@@ -38,8 +38,9 @@ def unseal(raw: bytes, path: object) -> dict[str, Any]:
     """
     if not is_sealed(raw):
         raise CorruptFile(path, "this manifest file fails its own digest")
-    document: dict[str, Any] = json.loads(raw)
-    if document["format"] not in (FORMAT_VERSION, GRID_FORMAT_VERSION):
+    document = parse_json(raw, path)
+    if not isinstance(document, dict) or document.get("format") not in (FORMAT_VERSION, GRID_FORMAT_VERSION):
+        version = document.get("format") if isinstance(document, dict) else None
         known = f"{FORMAT_VERSION} and {GRID_FORMAT_VERSION}"
-        raise CorruptFile(path, f"format {document['format']}, this version reads {known}")
+        raise CorruptFile(path, f"format {version}, this version reads {known}")
     return document

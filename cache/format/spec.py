@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import BadInput
+from cache.format.documents import built
 from cache.places.files import canonical_json
 
 FORMAT_VERSION = 1
@@ -137,11 +138,15 @@ class SourceSpec:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> SourceSpec:
-        """The inverse of `to_dict`."""
-        fields = dict(plain)
-        fields["labels"] = {task: LabelSpec(**label) for task, label in plain["labels"].items()}
-        return cls(**fields)
+    def from_dict(cls, plain: Any, path: object = "a spec") -> SourceSpec:
+        """The inverse of `to_dict`, of what anyone may have written; `path` of the file is named in errors.
+
+        Raises:
+            CorruptFile: it is no spec, or one that no reader believes.
+        """
+        if isinstance(plain, dict) and isinstance(fill := plain.get("fill"), int):  # as older stores have it
+            plain = {**plain, "fill": [fill] * 3}
+        return built(cls, plain, path, "the spec")
 
 
 @dataclass(frozen=True)
@@ -246,5 +251,12 @@ def encode_ids(ids: Sequence[str], width: int) -> npt.NDArray[np.uint8]:
 
 
 def decode_ids(table: npt.NDArray[np.uint8]) -> list[str]:
-    """The inverse of `encode_ids`: uint8 (n, width) -> n strings."""
-    return [row.tobytes().rstrip(b"\0").decode() for row in table]
+    """The inverse of `encode_ids`: uint8 (n, width) -> n strings.
+
+    Raises:
+        BadInput: one is not UTF-8.
+    """
+    try:
+        return [row.tobytes().rstrip(b"\0").decode() for row in table]
+    except UnicodeDecodeError as error:
+        raise BadInput(f"a sample's id is no text: {error}") from error

@@ -80,7 +80,8 @@ class Loader:
         pin: bool | None = None,
         debug: bool = False,
     ) -> None:
-        num_threads = store.place.num_readers if num_threads is None else num_threads
+        if num_threads is None:
+            num_threads = max(one.place.num_readers for one in store.stores)
         if min(num_threads, prefetch) < 1:
             raise BadInput("num_threads and prefetch must be at least 1")
         self.store = store
@@ -107,7 +108,8 @@ class Loader:
         }
         self._fields = self._make_fields()
         _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
-        store.place.will_read(self._files())
+        for field in self._fields:
+            field.rows.place.will_read(field.rows.files(num_views))
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache.errors import BadInput
 from cache.reading.rows import RowReader
 
 _FIELD_ALIGNMENT = 4096
@@ -51,7 +52,12 @@ class Slot:
             starts.append(size)
             num_bytes = field.row_bytes * batch_size
             size += -(-num_bytes // _FIELD_ALIGNMENT) * _FIELD_ALIGNMENT
-        memory = _pinned(size) if pin else _huge_pages(size)
+        try:
+            memory = _pinned(size) if pin else _huge_pages(size)
+        except (OSError, MemoryError, RuntimeError) as error:  # of mmap, and of torch
+            raise BadInput(
+                f"a batch of {batch_size} rows takes {size:,} bytes, which cannot be had: {error}"
+            ) from error
         self.generation = 0
         self.copies: torch.cuda.Event | None = None
         self.arrays: list[np.ndarray[Any, Any]] = []

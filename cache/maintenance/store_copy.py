@@ -6,7 +6,6 @@ killed and gone on with, opens for reading what has arrived, and a whole copy is
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from cache.calibration.stored import calibration_folder, calibration_format
 from cache.errors import BadInput, CorruptFile, SpecMismatch
+from cache.format.documents import parse_json
 from cache.format.entries import ViewEntries
 from cache.format.groups import with_lower
 from cache.format.layout import ArraySpec
@@ -130,6 +130,7 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
     Raises:
         BadInput: `root` is a web server's, or a fixed revision of a repository.
         CorruptFile: a manifest file of either side is damaged.
+        SpecMismatch: the target holds a store of this name with other bytes.
     """
     root = as_target(root)
     target = root / store.spec.store_name
@@ -155,9 +156,15 @@ def _shards(
     exists = target.exists
     for view in range(num_views):
         entries = source.view(view, refresh=True)
-        there = target.view(view).shards if exists else {}
+        there = target.view(view) if exists else ViewEntries()
         paths = [array.path for array in source.metadata.arrays_of(view) if array.path in arrays]
-        for shard in sorted(entries.shards.keys() - there.keys()):
+        for shard in sorted(entries.shards.keys() & there.shards.keys()):
+            for path in there.sizes.keys() & set(paths):
+                mine, theirs = entries.file(shard, path), there.file(shard, path)
+                if mine != theirs:  # features of other pixels are not of these
+                    field = f"sha256 of {path}, view {view}, shard {shard}"
+                    raise SpecMismatch(f"what {target.place.shown} holds", field, theirs.sha256, mine.sha256)
+        for shard in sorted(entries.shards.keys() - there.shards.keys()):
             yield _Shard(view, shard, {path: entries.file(shard, path) for path in paths})
 
 
@@ -194,7 +201,7 @@ def _copy_metadata(plan: CopyPlan, part: _Part, copy: Store) -> None:
                 raise SpecMismatch(f"teacher {name} in {copy}", *difference)
         else:
             documents = {
-                path: json.loads(_checked(store.place, path, digest))
+                path: parse_json(_checked(store.place, path, digest), store.place.show(path))
                 for path, digest in manifest.metadata.files.items()
                 if path.removesuffix("/zarr.json") not in manifest.metadata.arrays
             }
@@ -233,7 +240,7 @@ def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int
                 for shard in batch
                 for path, file in shard.files.items()
             }
-            contents = readers.map(lambda name: _read(store.place, name), names)
+            contents = readers.map(lambda name: _read(store.place, name, names[name].num_bytes), names)
             files = {name: [data] for name, data in zip(names, contents, strict=True)}
             copy.place.write(files, before_commit=lambda found: _check(store.place, found, names))
 
@@ -283,14 +290,14 @@ def _entry(store: Store, manifest: PartManifest, shard: _Shard) -> ViewEntries:
 
 def _checked(place: Place, name: str, digest: FileDigest) -> bytes:
     """A committed file's bytes."""
-    data = _read(place, name)
+    data = _read(place, name, digest.num_bytes)
     _check(place, {name: digest_of([data])}, {name: digest})
     return data
 
 
-def _read(place: Place, name: str) -> bytes:
+def _read(place: Place, name: str, most: int) -> bytes:
     try:
-        return place.read(name)
+        return place.read(name, most)
     except OSError as error:
         raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
 

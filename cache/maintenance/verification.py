@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import CorruptFile, StoreNotFound
+from cache.errors import CorruptFile, NotCalibrated, StoreNotFound
 from cache.format.checksums import CRC_BYTES, matches
+from cache.format.documents import MOST_METADATA_BYTES
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
 from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
@@ -15,6 +17,7 @@ from cache.format.parts import is_interrupted_growth, who_wrote
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
 from cache.places.place import Place
+from cache.store import Store
 
 Progress = Callable[[int, int], None]
 
@@ -105,6 +108,8 @@ def _verify(place: Place, progress: Progress | None, everything: bool) -> list[P
     for check in checks:
         if problem := _check_file(place, check, count):
             problems.append(problem)
+    if all(problem.level is not None for problem in problems):
+        problems += _misfits(place)
     return problems
 
 
@@ -146,12 +151,39 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
     for view in range(metadata.num_views):
         try:
             entries = manifest.view(view)
-        except CorruptFile:
+        except CorruptFile as error:
+            if (name := _name(place, error)) not in told:
+                yield Problem(part, None, *view_and_shard(name), name, error.what)
             continue
+        for shard, why in entries.damaged.items():
+            if (name := _name(place, why)) not in told:
+                yield Problem(part, None, view, shard, name, why.what)
         for array in metadata.arrays_of(view):
             for shard in sorted(entries.shards):
                 digest = entries.file(shard, array.path)
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
+
+
+def _name(place: Place, error: CorruptFile) -> str:
+    """The path, below the store, of the file that an error is about."""
+    return str(error.path).removeprefix(place.show(""))
+
+
+def _misfits(place: Place) -> Iterator[Problem]:
+    """What whole metadata says that does not fit together, as no writer of this project leaves it."""
+    if not PartManifest(place, SOURCE).exists:
+        return
+    part = SOURCE
+    try:
+        store = Store.open(place)
+        for name in store.teachers:
+            part = teacher_part(name)
+            store.calibration(name)
+            for level in store.teacher(name).levels:
+                with suppress(NotCalibrated):
+                    store.features(name, level.level, level.prefix)
+    except CorruptFile as error:
+        yield Problem(part, None, None, None, _name(place, error), error.what)
 
 
 def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Problem | None:
@@ -161,7 +193,7 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
         return Problem(check.part, level, check.view, check.shard, check.file, what, rows)
 
     try:
-        found = place.digest(check.file, count)
+        found = place.digest(check.file, count, check.digest.num_bytes)
     except FileNotFoundError:
         return problem("it is missing", _all_rows(check))
     except OSError as error:
@@ -171,7 +203,8 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
     if check.array is None:
         if check.metadata is not None and is_interrupted_growth(check.metadata, check.file, found):
             return None
-        return problem(f"its bytes are not those that were committed{who_wrote(place.read(check.file))}")
+        writer = who_wrote(place.read(check.file)) if found.num_bytes <= MOST_METADATA_BYTES else ""
+        return problem(f"its bytes are not those that were committed{writer}")
     if found.num_bytes != check.digest.num_bytes:
         what = f"it has {found.num_bytes} bytes, {check.digest.num_bytes} were committed"
         return problem(what, _all_rows(check))
@@ -189,7 +222,7 @@ def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:
     """What is wrong in a shard's file that has the right size, and which samples it touches."""
     assert check.array is not None and check.metadata is not None
     rows = _all_rows(check)
-    if not check.array.sharded:
+    if not check.array.sharded or check.digest.num_bytes < index_bytes(check.metadata.rows_per_shard):
         return "its bytes are not those that were committed", rows
     size = index_bytes(check.metadata.rows_per_shard)
     file = place.open(check.file, check.digest.num_bytes)
@@ -199,7 +232,9 @@ def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:
         return "its index is damaged", rows
     damaged = []
     for row, sample in enumerate(rows):
-        data = file.read(int(index[row, 0]), int(index[row, 1]))
+        offset, num_bytes = (int(value) for value in index[row])
+        is_inside = offset + num_bytes <= check.digest.num_bytes - size
+        data = file.read(offset, num_bytes) if is_inside else b""
         if not matches(data[:-CRC_BYTES], data[-CRC_BYTES:]):
             damaged.append(sample)
     if damaged:

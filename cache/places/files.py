@@ -89,7 +89,8 @@ def _write_all(descriptor: int, buffers: Buffers) -> None:
 
 
 def _write_temporary(temporary: Path, buffers: Buffers) -> None:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, MODE)
     try:
         _write_all(descriptor, buffers)
         os.fsync(descriptor)

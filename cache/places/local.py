@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from cache.errors import LeadsAway
 from cache.places.files import (
     MODE,
     BeforeCommit,
@@ -21,7 +23,7 @@ from cache.places.files import (
 )
 from cache.places.locks import OnWait, file_lock
 from cache.places.open_files import DirectFile, LocalFile, OpenFile
-from cache.places.place import Change, Place
+from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
 
 
 class LocalPlace(Place):
@@ -37,6 +39,8 @@ class LocalPlace(Place):
         self.path, self.direct = path.absolute(), direct  # as it is now, wherever the process goes later
         self.num_readers = 16 if direct else 2
         self.shown, self.name = str(path), self.path.name
+        self._plain: set[str] = set()
+        """Folders below that no link leads to."""
 
     def child(self, name: str) -> LocalPlace:
         """See `Place`."""
@@ -50,39 +54,78 @@ class LocalPlace(Place):
 
         return LocalStore(self.path, read_only=True)
 
-    def read(self, name: str) -> bytes:
+    def _inside(self, name: str) -> str:
+        """The path of a file below this place, or of one that may be made there; links do not lead away from it.
+
+        Raises:
+            LeadsAway: it, or a folder on the way to it, is a symbolic link (this place itself may be one); or it is
+                no file but a device, say, which may have no end.
+        """
+        self._check_way(name.rpartition("/")[0])
+        path = os.path.join(self.path, name)  # noqa: PTH118  pathlib costs more than the rest of opening a file
+        if (mode := _mode(path)) is not None and not stat.S_ISREG(mode):
+            raise LeadsAway(path, "a symbolic link" if stat.S_ISLNK(mode) else "no file")
+        return path
+
+    def _check_way(self, folder: str) -> None:
+        """Raises LeadsAway where a folder below this place, or one on the way to it, is a symbolic link."""
+        if folder in self._plain:
+            return
+        path, mode = str(self.path), None
+        for name in folder.split("/") if folder else ():
+            path = os.path.join(path, name)  # noqa: PTH118
+            mode = _mode(path)
+            if mode is not None and stat.S_ISLNK(mode):
+                raise LeadsAway(path, "a symbolic link")
+        if mode is not None:  # what is not there yet is looked at again
+            self._plain.add(folder)
+
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
         """See `Place`."""
-        return (self.path / name).read_bytes()
+        with open(self._inside(name), "rb", buffering=0) as file:  # noqa: PTH123
+            check_size(os.fstat(file.fileno()).st_size, most)
+            return file.readall()
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
-        return (self.path / name).is_file()
+        """See `Place`; a link is there, too: whoever reads it is told."""
+        mode = _mode(os.path.join(self.path, name))  # noqa: PTH118
+        return mode is not None and not stat.S_ISDIR(mode)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
-        start = self.path / folder
-        found = (path for path in start.rglob("*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in sorted(found)}
+        """See `Place`; of links, their own."""
+        self._check_way(folder.strip("/"))
+        skip = len(os.path.join(self.path, ""))  # noqa: PTH118
+        found = {}
+        for where, _, names in os.walk(self.path / folder):
+            for path in (os.path.join(where, name) for name in names):  # noqa: PTH118
+                with suppress(FileNotFoundError):
+                    found[path[skip:]] = os.lstat(path).st_size
+        return dict(sorted(found.items(), key=lambda item: item[0].split("/")))
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
+        """See `Place`; links to folders, too."""
+        self._check_way(folder.strip("/"))
         start = self.path / folder
         return sorted(path.name for path in start.iterdir() if path.is_dir()) if start.is_dir() else []
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`."""
-        # os.path: pathlib costs more than the rest of opening a file
-        path = os.path.join(self.path, name)  # noqa: PTH118
+        path = self._inside(name)
         return DirectFile(path, num_bytes) if self.direct else LocalFile(path, num_bytes)
 
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         """See `Place`."""
-        return digest_of_file(self.path / name, progress)
+        path = self._inside(name)
+        if most is not None and (size := os.stat(path).st_size) > most:  # noqa: PTH116
+            return FileDigest(size, "")
+        return digest_of_file(Path(path), progress)
 
     def write(
         self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
         """See `Place`; always replaces, since writers hold the lock."""
+        for name in files:
+            self._inside(name)
         return write_files(self.path, files, before_commit)
 
     def update(self, changes: Mapping[str, Change]) -> None:
@@ -92,11 +135,13 @@ class LocalPlace(Place):
 
     def remove(self, folder: str) -> None:
         """See `Place`."""
+        self._check_way(folder)
         shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def delete(self, names: Sequence[str]) -> None:
         """See `Place`."""
         for name in names:
+            self._check_way(name.rpartition("/")[0])
             (self.path / name).unlink(missing_ok=True)
         for folder in {(self.path / name).parent for name in names}:
             if folder.is_dir():
@@ -104,7 +149,7 @@ class LocalPlace(Place):
 
     def append(self, name: str, line: bytes) -> None:
         """See `Place`."""
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        descriptor = os.open(self._inside(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             os.write(descriptor, line)
         finally:
@@ -112,7 +157,7 @@ class LocalPlace(Place):
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """See `Place`."""
-        return file_lock(self.path / name, what, wait, on_wait)
+        return file_lock(Path(self._inside(name)), what, wait, on_wait)
 
     def discard(self, folder: str) -> None:
         """See `Place`."""
@@ -120,4 +165,14 @@ class LocalPlace(Place):
 
     def remove_temporaries(self, folders: Sequence[str]) -> None:
         """See `Place`."""
+        for folder in folders:
+            self._check_way(folder)
         remove_temporaries([self.path / folder for folder in folders])
+
+
+def _mode(path: str) -> int | None:
+    """What lies at a path, links not followed; None where nothing does."""
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None

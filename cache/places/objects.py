@@ -20,7 +20,7 @@ from cache.errors import AlreadyThere, BadInput, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
-from cache.places.place import Change, Place
+from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
 from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -90,11 +90,9 @@ class ObjectPlace(Place):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
         """See `Place`."""
-        import obstore
-
-        return _again(lambda: bytes(obstore.get(self.store, self.prefix + name).bytes()))
+        return _whole(self.store, self.prefix + name, most)
 
     def exists(self, name: str) -> bool:
         """See `Place`."""
@@ -124,15 +122,18 @@ class ObjectPlace(Place):
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks nothing."""
-        return ObjectFile(self.store, self.prefix + name, self.show(name))
+        return ObjectFile(self.store, self.prefix + name, self.show(name), num_bytes)
 
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         """See `Place`."""
         import obstore
 
         def once() -> FileDigest:
+            answer = obstore.get(self.store, self.prefix + name)
+            if most is not None and answer.meta["size"] > most:
+                return FileDigest(answer.meta["size"], "")
             sha, size = hashlib.sha256(), 0
-            for piece in obstore.get(self.store, self.prefix + name).stream(min_chunk_size=4 << 20):
+            for piece in answer.stream(min_chunk_size=4 << 20):
                 sha.update(piece)
                 size += len(piece)
             return FileDigest(size, sha.hexdigest())
@@ -246,18 +247,16 @@ class NoRanges(OSError):
 
 
 class ObjectFile(OpenFile):
-    """An object, read by ranges; asked for nothing when it is made."""
+    """An object of `num_bytes`, read by ranges; asked for nothing when it is made."""
 
-    __slots__ = ("_path", "_store", "shown")
+    __slots__ = ("_num_bytes", "_path", "_store", "shown")
 
-    def __init__(self, store: ObjectStore, path: str, shown: str) -> None:
-        self._store, self._path, self.shown = store, path, shown
+    def __init__(self, store: ObjectStore, path: str, shown: str, num_bytes: int) -> None:
+        self._store, self._path, self.shown, self._num_bytes = store, path, shown, num_bytes
 
     def whole(self) -> bytes:
-        """All its bytes."""
-        import obstore
-
-        return _again(lambda: bytes(obstore.get(self._store, self._path).bytes()))
+        """All its bytes. Raises OSError where it has more than it should."""
+        return _whole(self._store, self._path, self._num_bytes)
 
     def read(self, start: int, num_bytes: int) -> bytes:
         """See `OpenFile`."""
@@ -276,6 +275,22 @@ class ObjectFile(OpenFile):
         )
         for answer, (_, targets) in zip(answers, ranges, strict=True):
             fill(targets, memoryview(answer))
+
+
+def _whole(store: ObjectStore, path: str, most: int) -> bytes:
+    """An object's bytes. Raises OSError where there are more than `most`, of which none is fetched then."""
+    import obstore
+
+    def once() -> bytes | int:
+        found = obstore.get(store, path)
+        size: int = found.meta["size"]
+        return bytes(found.bytes()) if size <= most else size
+
+    got = _again(once)
+    if isinstance(got, int):
+        check_size(got, most)
+        raise AssertionError("unreachable")
+    return got
 
 
 def _get(store: ObjectStore, path: str) -> tuple[bytes, str | None, str | None]:

@@ -21,6 +21,16 @@ Change = Callable[[bytes], bytes | None]
 """What becomes of a file's bytes; None: they stay."""
 
 
+MOST_READ_BYTES = 1 << 30
+"""Of a file at once, where its reader does not know better: what a stranger's store may make a reader hold."""
+
+
+def check_size(num_bytes: int, most: int) -> None:
+    """Raises OSError where a file of `num_bytes` has more than its reader takes."""
+    if num_bytes > most:
+        raise OSError(f"it has {num_bytes} bytes, of which at most {most} are read at once")
+
+
 class Place(ABC):
     """A tree of files, named by their paths below it.
 
@@ -60,8 +70,9 @@ class Place(ABC):
     # -- reading ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """A whole file. Raises OSError (FileNotFoundError where there is none)."""
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
+        """A whole file. Raises OSError (FileNotFoundError where there is none), also where it has more bytes than
+        `most`, of which none is read then."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -85,8 +96,11 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
-        """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError."""
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
+        """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError.
+
+        Of a file of more than `most` bytes nothing is read, and the SHA-256 is "".
+        """
 
     def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:  # noqa: B027  (most places need not know)
         """Be told of the files that a reader is about to read, by name, with what is committed of each."""

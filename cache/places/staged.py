@@ -11,7 +11,7 @@ from typing import Any
 from cache.places.files import BeforeCommit, Buffers, FileDigest
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, Target
-from cache.places.place import Change, Place
+from cache.places.place import MOST_READ_BYTES, Change, Place
 from cache.places.stage import BLOCK, Stage, blocks
 
 
@@ -64,9 +64,9 @@ class StagedPlace(Place):
             return self.far.open(name, num_bytes)
         return StagedFile(self.show(name), num_bytes, descriptor, self.stage, partial(self.far.open, name, num_bytes))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
         """See `Place`."""
-        return self.far.read(name)
+        return self.far.read(name, most)
 
     def exists(self, name: str) -> bool:
         """See `Place`."""
@@ -80,9 +80,9 @@ class StagedPlace(Place):
         """See `Place`."""
         return self.far.folders(folder)
 
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         """See `Place`."""
-        return self.far.digest(name, progress)
+        return self.far.digest(name, progress, most)
 
     # -- writing ----------------------------------------------------------------------------------
 

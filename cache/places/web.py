@@ -160,7 +160,7 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks nothing."""
-        return _WebFile(self.store, self.prefix + name, self.show(name))
+        return _WebFile(self.store, self.prefix + name, self.show(name), num_bytes)
 
     def check_writable(self) -> NoReturn:
         """See `Place`."""

@@ -30,12 +30,12 @@ _MOST_ROWS = 256
 
 
 class _OpenShard:
-    """An open file with its index; None where the index is the one that the layout gives."""
+    """An open file with its index; None where the index is the one that the layout gives. Its rows lie before `end`."""
 
-    __slots__ = ("file", "index")
+    __slots__ = ("end", "file", "index")
 
-    def __init__(self, file: OpenFile, index: Array | None) -> None:
-        self.file, self.index = file, index
+    def __init__(self, file: OpenFile, index: Array | None, end: int) -> None:
+        self.file, self.index, self.end = file, index, end
 
 
 class OpenShards:
@@ -147,9 +147,10 @@ class RowReader:
                 offset, num_bytes = row * self._stride, self._row_bytes + CRC_BYTES
             else:
                 offset, num_bytes = (int(value) for value in opened.index[row])
-            if not self._is_row_size(num_bytes):
+            if not self._is_row_size(num_bytes) or offset > opened.end - num_bytes:
                 sample = shard * self.rows_per_shard + row
-                raise CorruptFile(opened.file.shown, f"its index gives sample {sample}, view {view} {num_bytes} bytes")
+                what = f"its index gives sample {sample}, view {view} {num_bytes} bytes from {offset} on"
+                raise CorruptFile(opened.file.shown, what)
             crc = bytearray(CRC_BYTES)
             buffers.append(target if self._coder is None else memoryview(bytearray(num_bytes - CRC_BYTES)))
             if ranges and 0 <= offset - end < ALIGNMENT:  # so near that what lies between costs less than a request
@@ -183,7 +184,7 @@ class RowReader:
         """Whether an index may give a row so many bytes."""
         if self._coder is None:
             return num_bytes == self._row_bytes + CRC_BYTES
-        return CRC_BYTES < num_bytes <= 2 * self._row_bytes + ALIGNMENT
+        return CRC_BYTES < num_bytes <= self.array.most_coded_bytes
 
     def _named(self, view: int, shard: int, rows: Sequence[int]) -> str:
         first = shard * self.rows_per_shard
@@ -214,7 +215,7 @@ class RowReader:
         name = self.array.file(view, shard)
         path = self.place.show(name)
         try:
-            raw = self.place.read(name)
+            raw = self.place.read(name, self.array.file_bytes(count, self.rows_per_shard))
         except OSError as error:
             raise CorruptFile(path, f"it cannot be read: {error}") from error
         data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
@@ -237,7 +238,7 @@ class RowReader:
         self._check_committed(sample, view, shard)
         name = self.array.file(view, shard)
         committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
-        opened = _OpenShard(self._open_file(name, committed), None)
+        opened = _OpenShard(self._open_file(name, committed), None, committed - index_bytes(self.rows_per_shard))
         if not self._regular(view)[shard]:
             index = self._read_index(opened.file, committed)
             if self._is_as_laid_out(index, shard):

@@ -160,13 +160,10 @@ class TeacherWriter:
             CacheError: a calibration is committed and differs; says what to do.
             StoreFull: no space; nothing is committed.
         """
+        widths = {level.level: level.width for level in self.levels if not level.prefix}
         for level in self.levels:
-            for name in get_codec(level.codec).needs:
-                array = arrays.get(f"{level.array}/{name}")
-                shape = get_codec(level.codec).table_shape(name, level.width)
-                if array is None or array.shape != shape:
-                    have = "missing" if array is None else f"of shape {array.shape}"
-                    raise BadInput(f"calibration {level.array}/{name} is {have}; {shape} is needed")
+            lower = level.predicts_from
+            level_constants(level, arrays, None if lower is None else widths[lower])
         files = calibration_files(self.name, arrays)
         with self._lock():
             committed = self._manifest.calibration()

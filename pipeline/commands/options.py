@@ -31,6 +31,14 @@ FEATURES = click.option(
     default="features",
     help="Folder of the caches, or an address such as s3://bucket/features.",
 )
+PLACES = click.option(
+    "--out",
+    "places",
+    type=WHERE,
+    multiple=True,
+    default=("features",),
+    help="Folder of the caches, or an address such as s3://bucket/features; several, each teacher read where it is.",
+)
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
 ROOTS = click.option(
     "--root",
@@ -104,8 +112,8 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 def show(result: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a command's result to stdout: one JSON value, or what `text` makes of it."""
-    from pipeline.console import is_silent
+    from pipeline.console import harmless, is_silent
 
     if is_silent():
         return
-    print(json.dumps(result, indent=1) if as_json else text(result))
+    print(json.dumps(result, indent=1) if as_json else harmless(text(result)))

@@ -16,6 +16,7 @@ from pipeline.commands.options import (
     FEATURES,
     JSON,
     NODES,
+    PLACES,
     ROOTS,
     RUNS,
     SET,
@@ -36,7 +37,7 @@ class Asked:
     dataset: str | None
     run: Path | None
     assignments: tuple[str, ...]
-    features: Path | str
+    places: tuple[Path | str, ...]
     runs: Path
     roots: tuple[str, ...]
     weights: tuple[str, ...]
@@ -50,8 +51,10 @@ class Asked:
         """As `pipeline.api.training` takes them."""
         from pipeline.recipes.config import parse_set
 
-        where = keywords(self.features, self.runs, self.roots, self.weights)
-        return {"dataset": self.dataset, "overrides": parse_set(self.assignments), "run": self.run, **where}
+        first, *more = self.places
+        overrides = parse_set(self.assignments) | ({"out": [str(place) for place in more]} if more else {})
+        where = keywords(first, self.runs, self.roots, self.weights)
+        return {"dataset": self.dataset, "overrides": overrides, "run": self.run, **where}
 
     def execution(self) -> dict[str, Any]:
         """How the stage is carried out."""
@@ -74,7 +77,7 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
 
     run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
-    for option in reversed((DATASET, run, SET, FEATURES, RUNS, ROOTS, WEIGHTS, DEVICES, NODES, WANDB, DRY, JSON)):
+    for option in reversed((DATASET, run, SET, PLACES, RUNS, ROOTS, WEIGHTS, DEVICES, NODES, WANDB, DRY, JSON)):
         found = option(found)
     return click.argument("recipe", required=False)(found)
 

@@ -105,8 +105,8 @@ def is_calibrated(store: Store | None, part: str) -> bool:
 def calibration_bytes(level: LevelSpec) -> int:
     """Bytes of a level's calibration: channel statistics, float32 (C,) but for the covariance, float64 (C, C); what its
     codec is fitted with, float32; the map from the level below, float16 (C, C)."""
-    codec, width = get_codec(level.codec), level.width
-    tables = 4 * sum(math.prod(codec.table_shape(name, width)) for name in codec.needs) if codec.is_fitted else 0
+    codec, grid, width = get_codec(level.codec), level.grid, level.width
+    tables = 4 * sum(math.prod(codec.table_shape(name, grid, width)) for name in codec.needs) if codec.is_fitted else 0
     return 8 * width**2 + 20 * width + tables + (0 if level.predicts_from is None else 2 * width**2)
 
 

@@ -22,7 +22,7 @@ from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.student_teacher import build_student_teacher
 from pipeline.machine import processor
 from pipeline.recipes.frozen import cached_name, is_output, is_own
-from pipeline.recipes.stores import REGISTERS
+from pipeline.recipes.stores import REGISTERS, understood
 from sak_common.names import part_name
 from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers import build_teacher
@@ -241,24 +241,29 @@ def request_of(
     Args:
         weights: file that holds the teacher's weights, where they come from neither the package, a hub nor a seed.
         allow_code: whether a teacher of a user's own module may run.
+
+    Raises:
+        UserError: it is not as `sak cache` writes it.
     """
-    teacher = provenance["teacher"]
-    return TeacherRequest(
-        teacher["name"],
-        codec=provenance["codec"],
-        fidelity=provenance.get("fidelity"),
-        standardized=provenance.get("standardized", False),
-        probes="own" if provenance.get("notes", {}).get("probes", {}).get("rows") == "own" else None,
-        predict_levels=provenance.get("together", False),
-        levels=tuple(teacher["levels"]),
-        prefix=bool(provenance.get("prefix", False)),
-        grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
-        weights=weights,
-        random_weights=weights is None and teacher["weights"].startswith("random:"),
-        allow_code=allow_code,
-        device=device,
-        precision=provenance["precision"],
-        compile=provenance.get("compile", False),
-        batch_size=provenance["batch_size"],
-        threads=provenance["threads"] or None,
-    )
+    with understood("a provenance"):
+        teacher = provenance["teacher"]
+        request = TeacherRequest(
+            teacher["name"],
+            codec=provenance["codec"],
+            fidelity=provenance.get("fidelity"),
+            standardized=provenance.get("standardized", False),
+            probes="own" if provenance.get("notes", {}).get("probes", {}).get("rows") == "own" else None,
+            predict_levels=provenance.get("together", False),
+            levels=tuple(teacher["levels"]),
+            prefix=bool(provenance.get("prefix", False)),
+            grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
+            weights=weights,
+            random_weights=weights is None and teacher["weights"].startswith("random:"),
+            allow_code=allow_code,
+            device=device,
+            precision=provenance["precision"],
+            compile=provenance.get("compile", False),
+            batch_size=provenance["batch_size"],
+            threads=provenance["threads"] or None,
+        )
+    return request

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import numpy.typing as npt
 
-from cache.codecs.fidelity import FidelityMeter
+from cache.codecs.fidelity import Fidelity, FidelityMeter
+from cache.errors import LeadsAway
 from cache.format.spec import LevelSpec
 from cache.store import Store
 
@@ -60,17 +62,38 @@ class StoredFidelity:
 def logged_fidelity(store: Store, teacher: str) -> dict[str, Any] | None:
     """The last figures that were measured of a teacher's stored rows: ``rows`` and ``levels``; None where none were
     since it was last dropped."""
-    try:
-        lines = store.place.read(store.log_file).decode().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that a kill cut short
-            continue
+    for event in reversed(log_events(store)):
         if event.get("stage") == "drop" and event.get("dropped") == f"teacher {teacher}":
             return None
-        if event.get("stage") == STAGE and event.get("teacher") == teacher:
-            return {"rows": event["rows"], "levels": event["levels"]}
+        if event.get("stage") == STAGE and event.get("teacher") == teacher and (figures := _figures(event)):
+            return figures
     return None
+
+
+def log_events(store: Store) -> list[dict[str, Any]]:
+    """The store's log; what is no event, as a line that a kill cut short, is left out: no digest covers it.
+
+    Raises:
+        LeadsAway: it is a link.
+    """
+    try:
+        lines = store.place.read(store.log_file).decode().splitlines()
+    except LeadsAway:
+        raise
+    except (OSError, UnicodeDecodeError):
+        return []
+    events = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict)]
+
+
+def _figures(event: dict[str, Any]) -> dict[str, Any] | None:
+    """What `StoredFidelity.log` wrote; None where this is something else."""
+    try:
+        levels = {name: asdict(Fidelity(**values)) for name, values in event["levels"].items()}
+        whole = [value for values in levels.values() for value in values.values()]
+        return {"rows": event["rows"], "levels": levels} if all(isinstance(n, int | float) for n in whole) else None
+    except (LookupError, TypeError, AttributeError):
+        return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from cache.calibration.stored import calibration_folder
 from cache.codecs import get_codec
@@ -19,6 +21,33 @@ from pipeline.extraction.stored_fidelity import logged_fidelity
 from pipeline.probes.kept import told_lines, told_losses
 from pipeline.probes.loss import Loss
 from pipeline.recipes.stores import random_teachers, weights_of
+
+
+class _MadeBy(BaseModel):
+    """What is told of a teacher; it may have been written by anyone."""
+
+    library: str
+    model: str
+    weights: str
+    licence: str
+    input_size: tuple[int, int]
+    interpolation: str
+    mean: Any
+    std: Any
+    levels: Any
+
+
+class _Made(BaseModel):
+    """What is told of a provenance."""
+
+    teacher: _MadeBy
+    versions: dict[str, Any]
+    precision: str
+    batch_size: int
+    threads: int | None
+    grid: Literal["native"] | tuple[int, int]
+    device: str
+
 
 _MOST_SHOWN = 20
 """Unreadable samples that `info_text` lists."""
@@ -140,12 +169,18 @@ def _state(part: Mapping[str, Any], rows: int) -> str:
 
 def _provenance_lines(made: Mapping[str, Any]) -> list[str]:
     """What made a teacher's features, in words."""
+    try:
+        _Made.model_validate(made)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        return [f"its provenance is not as `sak cache` writes it: {where}: {error.errors()[0]['msg']}"]
     teacher = made["teacher"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     how = f"{made['precision']}, batches of {made['batch_size']}" + (", compiled" if made.get("compile") else "")
     threads = f", {made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     grid = "" if made["grid"] == "native" else f", averaged to {made['grid'][0]}x{made['grid'][1]} cells"
-    under = made.get("notes", {}).get("weights_from")
+    notes = made.get("notes")
+    under = notes.get("weights_from") if isinstance(notes, dict) else None
     weights = teacher["weights"] + (f", in their file under {under!r}" if under else "")
     return [
         f"{teacher['library']} {teacher['model']}, weights {weights} ({teacher['licence']})",

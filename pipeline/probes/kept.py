@@ -39,8 +39,11 @@ def kept_losses(store: Store, teacher: str) -> dict[str, Loss]:
 
 def promised_of(provenance: Mapping[str, Any]) -> dict[str, float]:
     """Task -> the most that was promised to be lost, of a part with this provenance."""
-    found: dict[str, float] = provenance.get("notes", {}).get("probes", {}).get("promised", {})
-    return dict(found)
+    found: Any = provenance
+    for name in ("notes", "probes", "promised"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    told = found.items() if isinstance(found, Mapping) else ()
+    return {task: loss for task, loss in told if isinstance(loss, int | float)}
 
 
 def told_losses(store: Store, teacher: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import UserError
 from sak_core.tasks import KINDS
 
 _KIND_OF_SCORE = {kind.score: kind for kind in KINDS.values()}
@@ -62,7 +63,9 @@ class Loss:
 
     @classmethod
     def from_array(cls, score: str, values: npt.NDArray[Any]) -> Loss:
-        """The inverse of `to_array`."""
+        """The inverse of `to_array`. Raises `UserError` where these are no such numbers: anyone may have written it."""
+        if values.shape != (6,) or score not in _KIND_OF_SCORE:
+            raise UserError(f"{score} {values.shape} is no score of a probe, raw and decoded")
         raw, decoded, loss, low, high, images = (float(value) for value in values)
         return cls(score, raw, decoded, loss, low, high, int(images))
 

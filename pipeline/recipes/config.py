@@ -24,7 +24,10 @@ from sak_common.names import unknown
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
 CHANGES_NO_NUMBER = frozenset(
-    {"log_every", "checkpoint_every", "loader.direct", "loader.stage", "loader.stage_gb", "probe"}
+    {
+        *("log_every", "checkpoint_every", "probe", "loader.direct", "loader.stage", "loader.stage_gb"),
+        *("out", "data.out", "validation.out"),
+    }
 )
 """Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 MOVED = {
@@ -56,6 +59,7 @@ class Data(Strict):
     size: str | None = Field(None, description="`S` or `HxW`; the data set's own size when absent")
     views: int = Field(1, ge=1, description="number of cached views that the epochs cycle through")
     folder: str = Field("", description="where below the folder of caches it lies: caches that differ in their codec")
+    out: tuple[str, ...] = Field((), description="as a recipe's, whose takes its place")
 
 
 class ValidationData(Data):
@@ -84,6 +88,11 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     teachers: tuple[str, ...] = ()
     data: Data
+    out: tuple[str, ...] = Field(
+        (),
+        description="folders or addresses of caches, looked through after --out: where several hold stores of the "
+        "same rows, each teacher is read where it is",
+    )
     validation: ValidationData | None = None
     probe: ProbeData | None = Field(None, description="stage 1 alone: what it is watched by")
     source: Literal["cache", "live"] = Field(
@@ -118,6 +127,14 @@ class Recipe(Strict):
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent")
     log_every: int = Field(20, ge=1, description="steps between log lines; nothing is synchronised between")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_places(cls, table: Any) -> Any:
+        """All that a run reads is looked for in the same places."""
+        places = table.get("out") if isinstance(table, dict) else None
+        reads = [name for name in ("data", "validation", "probe") if places and isinstance(table.get(name), Mapping)]
+        return {**table, **{name: {**table[name], "out": places} for name in reads}} if places else table
 
     @property
     def validate_every(self) -> int | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
+from cache.joined import JoinedStore
 from cache.places.stage import Stage
 from cache.places.staged import StagedPlace
 from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
 from pipeline.recipes.config import Data, Recipe
+from sak_common.errors import SakError
+from sak_common.names import find
 from sak_core.datasets import DATASETS
 from sak_core.tasks import KINDS, Task, published_weight
 
@@ -47,23 +51,46 @@ def caches_below(features: Path | str, folder: str) -> Path | str:
     return f"{features.rstrip('/')}/{folder}" if isinstance(features, str) else features / folder
 
 
+def _places(features: Path | str, data: Data) -> list[Path | str]:
+    """Where `data` is looked for, in order."""
+    more = [place if "://" in place else Path(place) for place in data.out]
+    return [caches_below(place, data.folder) for place in dict.fromkeys((features, *more))]
+
+
+def _joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Store:
+    """The first store, with the teachers that it lacks, or has in part, from the first of the others that has them."""
+    owners: dict[str, Store] = {}
+    for teacher in teachers if len(stores) > 1 else ():
+        having = [store for store in stores if teacher in store.teachers]
+        whole = [store for store in having if store.is_complete(teacher_part(teacher), views)]
+        if having and (owner := (whole or having)[0]) is not stores[0]:
+            owners[teacher] = owner
+    return JoinedStore(stores[0], owners) if owners else stores[0]
+
+
 def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
-    """The one store below `features` that holds `data`, with its views and `teachers` complete.
+    """The one store below `features` that holds `data`, with its views and `teachers` complete; where `data` names
+    more places, those of its teachers that are there.
 
     live: the teachers will run anew, so that knowing them is enough. Raises `UserError` where there is none, or more
     than one, or a teacher or view is missing, naming the command that makes it.
     """
     size = parse_size(data.size) if data.size else None
-    features = caches_below(features, data.folder)
-    is_there = isinstance(features, str) or features.is_dir()
-    found = find_stores(features, data.dataset, data.split, size) if is_there else []
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
-    if not found:
-        raise UserError(f"no cache of {want} below {features}. Make it: {_make_cache(data, size, teachers)}")
-    if len(found) > 1:
-        names = "\n  ".join(store.name for store in found)
-        raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
-    store = found[0]
+    stores, places = [], _places(features, data)
+    for place in places:
+        is_there = isinstance(place, str) or place.is_dir()
+        found = find_stores(place, data.dataset, data.split, size) if is_there else []
+        if len(found) > 1:
+            names = "\n  ".join(store.name for store in found)
+            raise UserError(
+                f"several caches of {want} below {place}; set data.size or remove what is stale:\n  {names}"
+            )
+        stores += found
+    if not stores:
+        below = ", ".join(map(str, places))
+        raise UserError(f"no cache of {want} below {below}. Make it: {_make_cache(data, size, teachers)}")
+    store = _joined(stores, teachers, data.views)
     for teacher in teachers:
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"
@@ -116,7 +143,8 @@ def staged(store: Store, recipe: Recipe) -> Store:
     if recipe.loader.stage is None:
         return store
     stage = Stage.at(Path(recipe.loader.stage).expanduser(), round(recipe.loader.stage_gb * 1e9))
-    return Store.open(StagedPlace(store.place, stage))
+    kept = {one: Store.open(StagedPlace(one.place, stage)) for one in store.stores}
+    return store.reopened(kept) if isinstance(store, JoinedStore) else kept[store]
 
 
 def is_store_of(store: Store, data: Data) -> bool:
@@ -143,8 +171,9 @@ def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
 
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
-    made = {name: store.teacher(name).provenance.get("teacher", {}) for name in teachers}
-    return [name for name, teacher in made.items() if teacher.get("weights", "").startswith("random:")]
+    made = {name: store.teacher(name).provenance.get("teacher") for name in teachers}
+    weights = {name: teacher.get("weights") for name, teacher in made.items() if isinstance(teacher, dict)}
+    return [name for name, told in weights.items() if isinstance(told, str) and told.startswith("random:")]
 
 
 def warn_of_random(what: str, teachers: Sequence[str]) -> None:
@@ -177,5 +206,24 @@ def store_tasks(
 def _own_weight(store: Store, task: str) -> float:
     if row_of(store.spec) in BENCHMARKS:
         return published_weight(task)
-    described = store.spec.dataset_info.get("coding", {}).get(task, {}).get("weight")
-    return KINDS[store.spec.labels[task].kind].weight if described is None else float(described)
+    with understood(f"{store}: its description of {task}"):
+        described = store.spec.dataset_info.get("coding", {}).get(task, {}).get("weight")
+        kind = find("kind of task", store.spec.labels[task].kind, KINDS)
+        weight = kind.weight if described is None else float(described)
+    return weight
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Free values of a store, taken apart: anyone may have written `what` they are of.
+
+    Raises:
+        UserError: they are not as this project writes them.
+    """
+    try:
+        yield
+    except SakError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{what} is not as `sak cache` writes it: {told}") from error

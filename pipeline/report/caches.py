@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from cache.errors import CacheError
 from cache.format.spec import LevelSpec
 from cache.store import Store, find_stores
 from pipeline.advice import advised
+from pipeline.extraction.stored_fidelity import log_events
 from pipeline.maintenance.inspect import store_info
 from pipeline.report.facts import CacheFacts, Extraction, RunFacts
+from sak_common.errors import SakError
 
 SHARES = ("busy", "pixels", "encoding", "disk")
 
@@ -35,7 +36,7 @@ def caches_read(runs: Sequence[RunFacts], features: Path | str) -> tuple[dict[st
             continue
         try:
             found[store.name] = _facts(store)
-        except (CacheError, KeyError, ValueError) as error:
+        except (SakError, LookupError, TypeError, ValueError) as error:
             troubles.append(f"The cache {store.name} cannot be read: {error}.")
     told = " ".join(troubles)
     if absent := [name for name in wanted if name not in found and name not in told]:
@@ -60,7 +61,7 @@ def _asked(data: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _facts(store: Store) -> CacheFacts:
     info = store_info(store.place.shown)
-    events = _log(store)
+    events = log_events(store)
     prepared = [event["seconds"] for event in events if event.get("stage") == "prepare"]
     return CacheFacts(
         name=store.name,
@@ -74,21 +75,6 @@ def _facts(store: Store) -> CacheFacts:
         prepare_seconds=sum(prepared) if prepared else None,
         teachers={name: _extraction(store, name, made, events) for name, made in info["teachers"].items()},
     )
-
-
-def _log(store: Store) -> list[dict[str, Any]]:
-    """The store's log; lines that a kill cut short are left out."""
-    try:
-        lines = store.place.read(store.log_file).decode().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
 
 
 def _extraction(store: Store, name: str, made: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Extraction:

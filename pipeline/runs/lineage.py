@@ -19,6 +19,7 @@ from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.probes.kept import kept_losses
 from pipeline.recipes.config import Recipe
+from pipeline.recipes.stores import understood
 from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
@@ -145,9 +146,11 @@ def read(run: Path) -> Lineage:
 
 
 def _teacher(store: Store, name: str) -> TeacherOrigin:
-    facts = store.teacher(name).provenance["teacher"]
-    known = {key: facts[key] for key in ("library", "model", "weights", "licence")}
-    return TeacherOrigin(name=name, **known, probed=_probed(store, name))
+    with understood(f"{store}: the provenance of {name}"):
+        facts = store.teacher(name).provenance["teacher"]
+        known = {key: facts[key] for key in ("library", "model", "weights", "licence")}
+        origin = TeacherOrigin(name=name, **known, probed=_probed(store, name))
+    return origin
 
 
 def _probed(store: Store, name: str) -> ProbedFeatures | None:

@@ -70,8 +70,8 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
 
     def share(loader: Batches) -> Batches:
         assert isinstance(loader, Loader)
-        place = loader.store.place
-        held.append(place.held_bytes() if isinstance(place, StagedPlace) else 0)
+        places = [store.place for store in loader.store.stores]
+        held.append(sum(place.held_bytes() for place in places if isinstance(place, StagedPlace)))
         timed.append(Timed(loader))
         return timed[-1]
 
@@ -85,6 +85,7 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
     wanted = recipe.batch_size / step_s
     rows = len(loader) // recipe.accumulate * recipe.batch_size
     stored = loader.stored_bytes
+    is_local = all(isinstance(one.place, LocalPlace) for one in store.stores)
     row_bytes = stored / (recipe.data.views * store.spec.num_samples)
     found = {
         "store": store.name,
@@ -100,8 +101,8 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
         "read_bytes_s": round(read_rate * row_bytes),
         "reading_cores": round(min(wanted, read_rate) * core_s, 2),
         "cores": os.cpu_count() or 1,
-        "page_cache_share": round(_page_cache_share(stored), 3) if isinstance(store.place, LocalPlace) else 0.0,
-        "is_local": isinstance(store.place, LocalPlace),
+        "page_cache_share": round(_page_cache_share(stored), 3) if is_local else 0.0,
+        "is_local": is_local,
         "stage_share": None if recipe.loader.stage is None else round(held[0] / stored, 3),
         "seconds": round(recipe.steps * max(step_s, recipe.batch_size / read_rate), 1),
     }

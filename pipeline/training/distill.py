@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from cache.joined import JoinedStore
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.places.local import LocalPlace
@@ -172,11 +173,15 @@ def _past_page_cache(store: Store, recipe: Recipe) -> Store:
         raise UserError("loader.direct = true reads rows of the cache, and source = 'live' reads none: leave it out")
     if recipe.loader.stage is not None:
         raise UserError("loader.direct = true is for caches on this machine, loader.stage for others: leave one out")
-    if not isinstance(store.place, LocalPlace):
-        raise UserError(
-            f"loader.direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first"
-        )
-    return Store.open(LocalPlace(store.path, direct=True))
+    for one in store.stores:
+        if not isinstance(one.place, LocalPlace):
+            raise UserError(
+                f"loader.direct = true is for a folder of this machine, not {one}: leave it out, or sak copy first"
+            )
+    direct = {one: Store.open(LocalPlace(one.path, direct=True)) for one in store.stores}
+    if isinstance(store, JoinedStore):
+        return store.reopened(direct)
+    return direct[store]
 
 
 def _loss(
