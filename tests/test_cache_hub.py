@@ -20,6 +20,7 @@ from cache.maintenance.store_copy import copy_store, plan_copy, select
 from cache.maintenance.verification import verify_store
 from cache.places import hub_draft
 from cache.places.addresses import as_place, as_target, pinned
+from cache.places.files import FileDigest
 from cache.places.hub import HubAddress, _files, coalesced
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
@@ -93,6 +94,15 @@ def test_it_is_found_read_and_verified(given: Hub, local: Store) -> None:
     assert find_stores(f"{ADDRESS}/nothing") == []
     with pytest.raises(StoreNotFound, match=r"none\.zarr is no store: nothing there"):
         Store.open(f"{ADDRESS}/none.zarr")
+
+
+def test_a_file_larger_than_may_be_read_at_once_is_not_fetched(given: Hub, local: Store) -> None:
+    place = Store.open(f"{ADDRESS}/{local.name}").place
+    size = place.sizes()["zarr.json"]
+    assert len(place.read("zarr.json", most=size)) == size
+    with pytest.raises(OSError, match=f"{size} bytes, of which at most {size - 1}"):
+        place.read("zarr.json", most=size - 1)
+    assert place.digest("zarr.json", most=size - 1) == FileDigest(size, "")
 
 
 def test_zarr_python_reads_and_lists_it(given: Hub, local: Store) -> None:

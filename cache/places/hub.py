@@ -23,6 +23,7 @@ from cache.places.files import FileDigest
 from cache.places.listed import ListedPlace, ReadOnlyPlace
 from cache.places.objects import COALESCED_GAP
 from cache.places.open_files import OpenFile, Range, fill
+from cache.places.place import MOST_READ_BYTES, check_size
 from cache.places.web import warn_of_server
 
 if TYPE_CHECKING:
@@ -237,27 +238,35 @@ class HubFolder(ListedPlace):
         """See `Place`."""
         return self.prefix + name in self.repository.files()
 
-    def read(self, name: str) -> bytes:
-        """See `Place`."""
+    def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
+        """See `Place`; sizes are those that the hub lists."""
+        check_size(self._facts(name).num_bytes, most)
         return self.repository.read(self.prefix + name)
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks nothing."""
         return HubFile(self.repository, self.prefix + name, self.show(name))
 
-    def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
+    def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         """See `Place`; of the bytes that come, not what the hub says of them."""
-        path = self.prefix + name
-        if path not in self.repository.files():
-            raise FileNotFoundError(f"{self.show(name)} is not there")
+        listed = self._facts(name).num_bytes
+        if most is not None and listed > most:
+            return FileDigest(listed, "")
         sha, size = hashlib.sha256(), 0
-        for start in range(0, self.repository.files()[path].num_bytes, _PIECE):
-            piece = self.repository.read(path, start, _PIECE)
+        for start in range(0, listed, _PIECE):
+            piece = self.repository.read(self.prefix + name, start, _PIECE)
             sha.update(piece)
             size += len(piece)
             if progress is not None:
                 progress(len(piece))
         return FileDigest(size, sha.hexdigest())
+
+    def _facts(self, name: str) -> HubFacts:
+        """Raises FileNotFoundError where the hub lists no such file."""
+        found = self.repository.files().get(self.prefix + name)
+        if found is None:
+            raise FileNotFoundError(f"{self.show(name)} is not there")
+        return found
 
 
 class HubPlace(ReadOnlyPlace, HubFolder):
