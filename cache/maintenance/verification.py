@@ -66,7 +66,7 @@ class _Check:
 def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
     """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
-    Works on a store that does not open any more. What is not committed is no problem.
+    Works on a store that does not open any more. What is not committed is no problem, nor what `Store.left_out` names.
 
     Args:
         progress: is told (bytes checked, bytes in all) as it goes.
@@ -134,8 +134,15 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
         if file not in told:  # whole, but a stranger's
             yield Problem(part, None, None, None, file, error.what)
         return
+    try:
+        left_out = manifest.left_out
+    except CorruptFile as error:
+        left_out = frozenset()
+        if (file := f"{manifest.folder}/left_out.json") not in told:
+            yield Problem(part, None, None, None, file, error.what)
     for file, digest in metadata.files.items():
-        yield _Check(part, file, digest, metadata)
+        if file.removesuffix("/zarr.json") not in left_out:
+            yield _Check(part, file, digest, metadata)
     try:
         for file, digest in (manifest.calibration() or {}).items():
             yield _Check(part, file, digest)
@@ -149,7 +156,7 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
         except CorruptFile:
             continue
         for array in metadata.arrays_of(view):
-            for shard in sorted(entries.shards):
+            for shard in sorted(entries.shards) if array.path not in left_out else ():
                 digest = entries.file(shard, array.path)
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
 

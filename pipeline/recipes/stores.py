@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cache.errors import LeftOut
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
 from cache.store import Store, find_stores
@@ -45,10 +46,13 @@ def caches_below(features: Path | str, folder: str) -> Path | str:
     return f"{features.rstrip('/')}/{folder}" if isinstance(features, str) else features / folder
 
 
-def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
+def find_store(
+    features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False, with_pixels: bool = True
+) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete.
 
-    live: the teachers will run anew, so that knowing them is enough."""
+    live: the teachers will run anew, so that knowing them is enough. with_pixels: `LeftOut` is raised of a store that
+    was published without its images and labels."""
     size = parse_size(data.size) if data.size else None
     features = caches_below(features, data.folder)
     is_there = isinstance(features, str) or features.is_dir()
@@ -60,6 +64,8 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
         names = "\n  ".join(store.name for store in found)
         raise UserError(f"several caches of {want} below {features}; set data.size or remove what is stale:\n  {names}")
     store = found[0]
+    if with_pixels and store.left_out:
+        raise LeftOut(store, store.left_out)
     for teacher in teachers:
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"
