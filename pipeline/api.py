@@ -370,3 +370,31 @@ def export(
     if push:
         result["pushed"] = model_folder.push(Path(out), push, public)
     return result
+
+
+@with_advice
+def publish(
+    stores: Path | str | Sequence[Path | str],
+    target: Path | str,
+    *,
+    confirm: Callable[[str], bool] | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Copy stores, or folders of them, to where others read them, with a card; shows the licences first.
+
+    confirm: says yes to the question that then comes; without, nothing leaves. options: pixels, data_licence, see
+    `pipeline.maintenance.publish.PublishRequest`.
+    """
+    from pipeline.maintenance import publish as publishing
+
+    listed = (stores,) if isinstance(stores, Path | str) else tuple(stores)
+    return publishing.publish(publishing.PublishRequest(listed, target, **options), confirm, dry_run)
+
+
+@with_advice
+def join(features: Path | str, root: Path | str | None = None, out: Path | str | None = None) -> dict[str, Any]:
+    """Render pixels and labels of stores published without them; parameters as of `maintenance.join.JoinRequest`."""
+    from pipeline.maintenance import join as joining
+
+    return joining.join(joining.JoinRequest(features, None if root is None else Path(root), out))

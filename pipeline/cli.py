@@ -20,6 +20,7 @@ from pipeline.commands import (
     frontier,
     miniature,
     models,
+    publish,
     report,
     reproduce,
     stores,
@@ -65,6 +66,8 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         stores.repair: "Make damaged files again, byte for byte.",
         stores.drop: "Take a teacher or views out of a store.",
         copy.copy: "Copy stores between folders and buckets.",
+        publish.publish: "Hand stores out to others, with a card.",
+        publish.join: "Render the pixels of published features.",
         frontier.frontier: "Measure every codec on your features.",
     },
     "Elsewhere": {

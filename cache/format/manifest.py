@@ -147,8 +147,8 @@ class PartManifest:
         """Arrays that are committed, and whose files are not here: pixels and labels of a store published without."""
         if self._left_out is None:
             name = self._left_out_name
-            arrays = self.read(name)["arrays"] if self.part == SOURCE and self.place.exists(name) else []
-            if not all(isinstance(array, str) and can_be_left_out(array) for array in arrays):
+            arrays = self.read(name).get("arrays") if self.part == SOURCE and self.place.exists(name) else []
+            if not isinstance(arrays, list) or not all(isinstance(a, str) and can_be_left_out(a) for a in arrays):
                 raise CorruptFile(self.place.show(name), f"it names {arrays!r}, which are not pixels and labels")
             self._left_out = frozenset(arrays)
         return self._left_out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from cache.errors import RemadeDiffers
 from cache.format.manifest import SOURCE
+from cache.format.spec import SourceSpec
 from cache.maintenance.left_out import missing_files, put_back
 from cache.maintenance.store_copy import plan_copy, select
 from cache.places.addresses import as_place
@@ -21,10 +22,12 @@ from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk
 from pipeline.extraction.prepare import shards, source_spec
-from pipeline.extraction.samples import Block, DatasetRequest, join as joined, num_decoders
+from pipeline.extraction.samples import Block, DatasetRequest, num_decoders
+from pipeline.extraction.samples import join as joined
 from pipeline.extraction.unchanged import open_again
 from pipeline.maintenance.copy_caches import make_copies, stores_at
 from sak_common.differences import first_difference
+from sak_core.interfaces.dataset import Dataset
 
 _FEW_SHARDS = 8
 """So many are decoded sooner than processes start."""
@@ -63,8 +66,7 @@ def join(request: JoinRequest) -> dict[str, Any]:
             store.place.check_writable()
     if len(names := {store.spec.dataset for store in left_out}) > 1:
         raise UserError(f"{request.features} holds stores of {', '.join(sorted(names))}: join one data set at a time")
-    whole = [{"store": str(store), "joined": True, "rows": 0, "images": {}, "files": []} for store in stores if store not in left_out]
-    return {"stores": [*whole, *(_join(store, request) for store in left_out)]}
+    return {"stores": [_join(store, request) if store.left_out else _ended(store) for store in stores]}
 
 
 def is_joined(result: Mapping[str, Any]) -> bool:
@@ -94,53 +96,68 @@ def _lines(store: Mapping[str, Any]) -> list[str]:
 
 
 def _join(store: Store, request: JoinRequest) -> dict[str, Any]:
-    asked = _same_dataset(store, request.root)
-    if isinstance(asked, dict):  # images are missing: nothing of it is copied or rendered
-        return _result(store, False, 0, asked, [])
+    asked, dataset = open_again(store, request.root, "pixels and labels")
+    if absent := _absent(store, dataset):  # then nothing is copied or rendered
+        return _ended(store, images=absent)
+    _check_labels(store, source_spec(dataset, asked))
     if request.out is not None:
         plan = plan_copy(store, request.out, select(store))
         make_copies([plan], request.out)
         store = Store.open(plan.target)
-    if not store.left_out:  # it lay there whole, and has the teachers now
-        return _result(store, True, 0, {}, [])
+    if not store.left_out:  # it lay there whole, and has these teachers now
+        return _ended(store)
     with store.lock(SOURCE, on_wait=say):
         rows, images, files = _render(store, asked)
         if not (images or files):
             put_back(store)
     _write_catalogue_again(store)
-    return _result(store, not store.left_out, rows, images, files)
+    return _ended(store, rows, images, files)
 
 
-def _result(store: Store, is_whole: bool, rows: int, images: Mapping[str, str], files: Sequence[str]) -> dict[str, Any]:
-    return {"store": str(store), "joined": is_whole, "rows": rows, "images": dict(images), "files": list(files)}
+def _ended(
+    store: Store, rows: int = 0, images: Mapping[str, str] | None = None, files: Sequence[str] = ()
+) -> dict[str, Any]:
+    """How joining a store ended. rows: rendered. images: not the recorded ones, and why. files: not as published."""
+    is_whole = not store.left_out
+    return {"store": str(store), "joined": is_whole, "rows": rows, "images": dict(images or {}), "files": list(files)}
 
 
-def _same_dataset(store: Store, root: Path | None) -> DatasetRequest | dict[str, str]:
-    """How to open the data set that `store` was made from; or, by name, the images that are not there, or too many."""
-    asked, dataset = open_again(store, root, "pixels and labels")
+def _absent(store: Store, dataset: Dataset) -> dict[str, str]:
+    """Images that the store has and the data set has not, or the other way round: views are drawn by their number."""
     ids, here = store.ids(), list(dataset.ids)
-    if ids != here:
-        there, wanted = set(here), set(ids)
-        missing = {name: "it is not in the data set" for name in ids if name not in there}
-        surplus = {name: "it is in the data set, and not in the store" for name in here if name not in wanted}
-        if missing or surplus:
-            return missing | surplus
+    there, wanted = set(here), set(ids)
+    missing = {name: "it is not in the data set" for name in ids if name not in there}
+    surplus = {name: "it is in the data set, and not in the store" for name in here if name not in wanted}
+    if ids != here and not (missing or surplus):
         raise UserError(f"the images of {store.spec.dataset} are in another order than {store.name} has them in")
-    now = source_spec(dataset, asked).to_dict()
-    if difference := first_difference({"labels": store.spec.to_dict()["labels"]}, {"labels": now["labels"]}):
+    return missing | surplus
+
+
+def _check_labels(store: Store, now: SourceSpec) -> None:
+    """Raise `UserError` where a data set has other tasks than a store; say what else is not as it was."""
+    was, name = store.spec, store.spec.dataset
+    if difference := first_difference(was.to_dict()["labels"], now.to_dict()["labels"]):
         field, stored, found = difference
-        raise UserError(f"the data set {store.spec.dataset} has other labels than {store.name}: {field} was {stored!r}, is {found!r}")
-    if difference := first_difference({"info": dict(store.spec.dataset_info)}, {"info": now["dataset_info"]}):
+        raise UserError(f"labels of {name} are not those of {store.name}: {field} was {stored!r}, is {found!r}")
+    if difference := first_difference(was.to_dict()["dataset_info"], now.to_dict()["dataset_info"]):
         field, stored, found = difference
-        warn(f"the data set's {field} was {stored!r}, is {found!r}; what it gives is held to the recorded digests")
-    return asked
+        warn(f"{field} of {name} was {stored!r}, is {found!r}; what it gives is held to the recorded digests")
+
+
+def _write_catalogue_again(store: Store) -> None:
+    """Where a web server gives out the folder of a store, its catalogue says what files there are."""
+    folder, slash, _ = str(store).rstrip("/").rpartition("/")
+    place = as_place(folder if slash else ".")
+    if place.exists(CATALOGUE):
+        write_catalogue(place)
 
 
 def _render(store: Store, asked: DatasetRequest) -> tuple[int, dict[str, str], list[str]]:
     """Write the files that are missing; returns rows rendered, images that are not the recorded ones and why, and
     files that would not be."""
     missing = missing_files(store)
-    check_disk(_where(store), sum(file.num_bytes for files in missing.values() for file in files.values()), "pixels and labels")
+    num_bytes = sum(file.num_bytes for files in missing.values() for file in files.values())
+    check_disk(str(store), num_bytes, "pixels and labels")
     todo = sorted(missing, key=lambda place: place[::-1])
     writer = SourceWriter(store)
     rows, images, files = 0, dict[str, str](), list[str]()

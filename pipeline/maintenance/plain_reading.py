@@ -41,6 +41,15 @@ level = zarr.open_array("{level}", mode="r")
 stored = level[0, 0]  # of view 0, sample 0: integers of codec {codec}, which docs/cache-format.md says how to decode"""
 
 
+_PATTERNS = {
+    **dict.fromkeys(("fp32", "fp16"), _RAW),
+    "bf16": _BF16,
+    "int8": _INT8,
+    "int4": _INT4,
+    **dict.fromkeys(("klt", "klt+pcodec"), _KLT),
+}
+
+
 def readable_level(store: Store, teacher: str) -> LevelSpec:
     """The level of a teacher that is read as an example: the deepest that is decoded without a lower one and without a
     trellis, or else the shallowest."""
@@ -66,19 +75,9 @@ def plain_reader(store: Store, teacher: str) -> str:
 
 
 def _pattern(store: Store, teacher: str, level: LevelSpec) -> str:
-    patterns = {
-        "fp32": _RAW,
-        "fp16": _RAW,
-        "bf16": _BF16,
-        "int8": _INT8,
-        "int4": _INT4,
-        "klt": _KLT,
-        "klt+pcodec": _KLT,
-    }
-    if level.predicts_from is not None or level.codec not in patterns:
-        return _STORED
-    if patterns[level.codec] != _KLT:
-        return patterns[level.codec]
+    pattern = _STORED if level.predicts_from is not None else _PATTERNS.get(level.codec, _STORED)
+    if pattern != _KLT:
+        return pattern
     committed = store.part(teacher_part(teacher)).calibration() or {}
     is_transformed = f"{teacher_part(teacher)}/calibration/{level.array}/dct_y/zarr.json" in committed
     return _KLT_GRID if is_transformed else _KLT

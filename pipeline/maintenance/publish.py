@@ -106,7 +106,9 @@ def _check(stores: Sequence[Store], place: Place, pixels: bool) -> None:
         views = {SOURCE: store.num_views} | {teacher_part(n): store.teacher(n).num_views for n in store.teachers}
         for part, count in views.items():
             if not count or not store.is_complete(part, count):
-                raise UserError(f"{store}: {part} is not complete; `sak cache` again finishes it, `sak drop` removes it")
+                raise UserError(
+                    f"{store}: {part} is not complete; `sak cache` again finishes it, `sak drop` removes it"
+                )
         there = place / store.name
         if not pixels and PartManifest(there, SOURCE).exists and not Store.open(there).left_out:
             raise UserError(f"{there.shown} holds {images_of(store)} already; delete it there, or publish elsewhere")
@@ -119,7 +121,7 @@ def _told_of_images(store: Store, terms: DataTerms, pixels: bool) -> str:
         return f"without the {what}: who has them joins them"
     may = {
         True: "which their licence allows",
-        False: f"which their licence ({terms.licence}) does NOT allow to just anyone: --without-pixels leaves them here",
+        False: f"which their licence ({terms.licence}) keeps from just anyone: --without-pixels leaves them here",
         None: f"and whether they may is NOT KNOWN (licence: {terms.licence}): look it up and say it with "
         "--data-licence, or leave them here with --without-pixels",
     }

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from cache.codecs.fidelity import Fidelity
-from cache.format.manifest import SOURCE, teacher_part
+from cache.format.manifest import FOLDER
 from cache.places.place import Place
 from cache.store import Store
 from pipeline import PAPER
@@ -129,14 +129,14 @@ def _store(place: Place, store: Store) -> list[str]:
     spec, sizes = store.spec, store.place.sizes()
     height, width = spec.size
     where = store.name if "://" not in place.shown else store.place.shown
-    left_out = sorted(store.left_out)
+    source = [size for file, size in sizes.items() if not file.startswith(("teachers/", f"{FOLDER}/"))]
     lines = [
         f"- Images: {spec.dataset} {spec.split}, {spec.num_samples:,}"
         + (f" (of these unreadable: {unreadable})" if (unreadable := len(store.invalid(store.num_views))) else ""),
         f"- Views: {store.num_views} an image, {height}x{width} px, `{spec.policy.get('kind')}`, seed {spec.seed}",
         f"- Labels: {', '.join(spec.labels) or 'none'}",
-        f"- Bytes: {amount(sum(sizes.values()))} in all, {amount(_bytes_of(sizes, SOURCE))} of them "
-        f"{'ids, digests of images and views' if left_out else f'{images_of(store)}, ids and views'}",
+        f"- Bytes: {amount(sum(sizes.values()))} in all, {amount(sum(source))} of them "
+        f"{'ids, digests of images and views' if store.left_out else f'{images_of(store)}, ids and views'}",
     ]
     return [
         f"## {store.name}",
@@ -213,13 +213,6 @@ def _reading(where: str, store: Store) -> str:
         + "\n".join(ours)
         + f"\n```\n\nWith any reader of Zarr, of a copy in this folder:\n\n```python\n{plain_reader(store, name)}\n```"
     )
-
-
-def _bytes_of(sizes: Mapping[str, int], part: str) -> int:
-    """Bytes of the files of a part, without the manifest's."""
-    if part != SOURCE:
-        return sum(size for file, size in sizes.items() if file.startswith(f"{teacher_part(part)}/"))
-    return sum(size for file, size in sizes.items() if not file.startswith(("teachers/", "manifest/")))
 
 
 def _images(store: Store, terms: DataTerms) -> str:
