@@ -27,7 +27,7 @@ from pipeline.extraction.samples import join as joined
 from pipeline.extraction.unchanged import open_again
 from pipeline.maintenance.copy_caches import make_copies, stores_at
 from sak_common.differences import first_difference
-from sak_core.interfaces.dataset import Dataset
+from sak_core.interfaces.dataset import Dataset, FirstSamples
 
 _FEW_SHARDS = 8
 """So many are decoded sooner than processes start."""
@@ -123,12 +123,16 @@ def _ended(
 
 
 def _absent(store: Store, dataset: Dataset) -> dict[str, str]:
-    """Images that the store has and the data set has not, or the other way round: views are drawn by their number."""
-    ids, here = store.ids(), list(dataset.ids)
-    there, wanted = set(here), set(ids)
+    """Images that the store has and the data set has not, or the other way round, where they are not the data set's
+    first ones: views are drawn by their number."""
+    ids = store.ids()
+    if ids == list(dataset.ids):
+        return {}
+    whole = dataset.dataset if isinstance(dataset, FirstSamples) else dataset
+    there, wanted = set(whole.ids), set(ids)
     missing = {name: "it is not in the data set" for name in ids if name not in there}
-    surplus = {name: "it is in the data set, and not in the store" for name in here if name not in wanted}
-    if ids != here and not (missing or surplus):
+    surplus = {name: "it is in the data set, and not in the store" for name in whole.ids if name not in wanted}
+    if not (missing or surplus):
         raise UserError(f"the images of {store.spec.dataset} are in another order than {store.name} has them in")
     return missing | surplus
 
