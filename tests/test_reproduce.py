@@ -10,37 +10,116 @@ import pytest
 
 from pipeline.recipes.config import load_study
 from pipeline.recipes.stores import caches_below
-from pipeline.studies.record import differences, page, ratios
+from pipeline.studies.findings import all_held_out, cheapest, differences, left_out, pairs_of, ratios
+from pipeline.studies.record_page import page
 from pipeline.studies.reproduce import STUDIES, small_study
+from pipeline.studies.statistics import compare
 from tests.conftest import sak
 
 COLUMNS = [
     {"task": "semseg", "score": "mIoU", "higher_is_better": True},
     {"task": "depth", "score": "RMSE", "higher_is_better": False},
 ]
-BY_ARM: dict[str, dict[str, dict[int, float | None]]] = {
-    "sak": {"semseg": {0: 30.0, 1: 32.0, 2: 34.0}, "depth": {0: 0.7, 1: 0.7, 2: 0.8}},
-    "multi-task": {"semseg": {0: 20.0, 1: 22.0, 2: 24.5}, "depth": {0: 0.7, 1: 0.8, 2: 0.7}},
-    "teacher:a": {"semseg": {0: 40.0, 1: 40.0, 2: 40.0}, "depth": {0: 0.8, 1: 0.8, 2: 0.8}},
-    "teacher:b": {"semseg": {0: 10.0, 1: 10.0, 2: 10.0}, "depth": {0: 0.4, 1: 0.4, 2: None}},
+SCORES: dict[str, list[tuple[float, float | None]]] = {
+    "sak": [(30.0, 0.7), (32.0, 0.7), (34.0, 0.8)],
+    "multi-task": [(20.0, 0.7), (22.0, 0.8), (24.5, 0.7)],
+    "teacher:a": [(40.0, 0.8), (40.0, 0.8), (40.0, 0.8)],
+    "teacher:b": [(10.0, 0.4), (10.0, 0.4), (10.0, None)],
 }
 
 
+def run(arm: str, seed: int, semseg: float, depth: float | None, **more: Any) -> dict[str, Any]:
+    scores = {"semseg": {"mIoU": semseg}, "depth": {"RMSE": depth}}
+    return {"arm": arm, "seed": seed, "scores": scores, "teachers": ["a", "b"], **more}
+
+
+RUNS = [run(arm, seed, *scores) for arm, by_seed in SCORES.items() for seed, scores in enumerate(by_seed)]
+
+
+def test_pairs_spell_out_every_other_arm() -> None:
+    arms = ["sak", "a", "b"]
+    assert pairs_of([("sak", "*")], arms) == [("sak", "a"), ("sak", "b")]
+    assert pairs_of([("*", "b")], arms) == [("sak", "b"), ("a", "b")]
+    assert pairs_of([("a", "b"), ("a", "gone"), ("a", "b")], arms) == [("a", "b")]
+
+
 def test_differences_are_paired_by_seed() -> None:
-    found = differences("sak", BY_ARM, COLUMNS)
-    semseg, depth = found["multi-task"]["semseg"], found["multi-task"]["depth"]
+    (found,) = differences([("sak", "multi-task")], RUNS, COLUMNS)
+    semseg, depth, gain = found["tasks"]["semseg"], found["tasks"]["depth"], found["gain"]
     # 10, 10, 9.5: mean 9.8333, standard error 1/6, Student's t of 2 at 95 % is 4.3027
     assert semseg["difference"] == pytest.approx(9.83333, abs=1e-4)
     assert (semseg["low"], semseg["high"]) == (pytest.approx(9.1162, abs=1e-3), pytest.approx(10.5504, abs=1e-3))
     assert semseg["verdict"] == "better" and depth["verdict"] == "not established"
-    assert differences("unknown", BY_ARM, COLUMNS) == {}
+    # (10/20 + 0)/2, (10/22 + 0.1/0.8)/2, (9.5/24.5 - 0.1/0.7)/2 in percent
+    assert gain["difference"] == pytest.approx((25.0 + 28.9773 + 12.2449) / 3, abs=1e-3)
+
+
+def test_a_seed_without_a_score_has_no_gain() -> None:
+    (found,) = differences([("sak", "teacher:b")], RUNS, COLUMNS)
+    assert found["gain"]["count"] == found["tasks"]["depth"]["count"] == 2 and found["tasks"]["semseg"]["count"] == 3
 
 
 def test_ratios_are_against_the_best_teacher_that_has_every_seed() -> None:
-    found = ratios("sak", BY_ARM, COLUMNS)
+    found = ratios("sak", RUNS, COLUMNS)
     assert (found["semseg"]["teacher"], found["semseg"]["ratio"]) == ("a", pytest.approx(0.8))
     # teacher b lacks a seed: a mean over fewer seeds is no mean to be compared with
     assert (found["depth"]["teacher"], found["depth"]["ratio"]) == ("a", pytest.approx(2.2 / 2.4))
+
+
+def test_held_out_cosines_are_of_the_last_step_and_of_students_of_their_own() -> None:
+    def stage1(name: str, first: float, last: float) -> dict[str, Any]:
+        curves = {"a_level1": [(10, 0.1), (20, first)], "a_level2": [(10, 0.1), (20, last)]}
+        return {"stage1": {"run": name, "held_out": curves}}
+
+    runs = [
+        run("sak", 0, 30, 1, **stage1("s0", 0.8, 0.9)),
+        run("sak", 1, 30, 1, **stage1("s1", 0.8, 1.0)),
+        run("sak, token routers", 0, 30, 1, **stage1("s0", 0.8, 0.9)),
+        run("sak, token routers", 1, 30, 1, **stage1("s1", 0.8, 1.0)),
+        run("many-to-one", 0, 30, 1, **stage1("m0", 0.7, 0.7)),
+        run("many-to-one", 1, 30, 1, **stage1("m1", 0.7, 0.8)),
+    ]
+    found = all_held_out(runs)
+    assert set(found) == {"sak", "many-to-one"}
+    assert found["sak"]["a"] == {0: pytest.approx(0.85), 1: pytest.approx(0.9)}
+    same, other = differences([("sak", "sak, token routers"), ("sak", "many-to-one")], runs, COLUMNS)
+    assert "cosines" not in same and other["cosines"]["a"]["difference"] == pytest.approx(0.15)
+
+
+def test_a_teachers_weight_stands_beside_what_leaving_it_out_costs() -> None:
+    routers = {"semseg": {"stem": 0.2, "a": 0.5, "b": 0.3}, "depth": {"stem": 0.2, "a": 0.1, "b": 0.7}}
+    runs = [run("sak", seed, 30 + seed, 0.5, routers=routers) for seed in range(2)]
+    runs += [run("without a", seed, 20 + seed, 0.5) | {"teachers": ["b"]} for seed in range(2)]
+    runs += [run("routers off", seed, 20, 0.5) for seed in range(2)]
+    (row,) = left_out("sak", runs, differences([("sak", "without a"), ("sak", "routers off")], runs, COLUMNS))
+    assert row["teacher"] == "a" and row["tasks"]["semseg"]["weight"] == 0.5
+    assert row["tasks"]["semseg"]["cost"]["difference"] == 10 and row["tasks"]["depth"]["cost"]["difference"] == 0
+
+
+def cells(*scores: tuple[str, int | None, tuple[float, float, float]]) -> list[dict[str, Any]]:
+    return [
+        run(arm, seed, value, 1.0, cache_bytes=size)
+        for arm, size, values in scores
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_smallest_cache_that_keeps_the_scores_is_named() -> None:
+    runs = cells(
+        ("live", None, (50.0, 52.0, 54.0)),
+        ("dear", 900, (50.0, 52.0, 54.0)),
+        ("fair", 300, (49.9, 51.8, 53.9)),  # loses 0.2, 0.38, 0.19 % of a task, half of that of both
+        ("cheap", 100, (49.9, 45.0, 53.9)),
+    )
+    arms = ["live", "dear", "fair", "cheap"]
+    found = cheapest(runs, differences(pairs_of([("*", "live")], arms), runs, COLUMNS))
+    assert found and found["arm"] == "fair" and found["reference"] == "live"
+    assert [cell["arm"] for cell in found["cells"]] == ["cheap", "fair", "dear"]
+    none = [one for one in runs if one["arm"] != "dear" and one["arm"] != "fair"]
+    assert cheapest(none, differences([("cheap", "live")], none, COLUMNS)) is None, "one cache is no comparison"
+    noisy = cells(("live", None, (50.0, 52.0, 54.0)), ("x", 9, (40.0, 60.0, 50.0)), ("y", 8, (60.0, 40.0, 55.0)))
+    found = cheapest(noisy, differences([("x", "live"), ("y", "live")], noisy, COLUMNS))
+    assert found and found["arm"] is None
 
 
 def test_the_page_says_what_is_established() -> None:
@@ -64,16 +143,28 @@ def test_the_page_says_what_is_established() -> None:
         "baseline": "multi-task",
         "no_gain": "",
     }
-    text = page(
-        {
-            "study": {"name": "claim", "subject": "sak"},
-            "table": table,
-            "differences": differences("sak", BY_ARM, COLUMNS),
-            "ratios": ratios("sak", BY_ARM, COLUMNS),
-        }
-    )
+    recorded: dict[str, Any] = {
+        "study": {"name": "claim"},
+        "subject": "sak",
+        "table": table,
+        "differences": differences([("sak", "multi-task")], RUNS, COLUMNS),
+        "ratios": ratios("sak", RUNS, COLUMNS),
+        "held_out": {"sak": {"a": {0: 0.8, 1: 0.9}}},
+        "left_out": [],
+        "caches": {
+            "reference": "live",
+            "cells": [
+                {"arm": "fair", "bytes": 3000, "gain": compare({0: -0.1, 1: -0.2}, {0: 0.0, 1: 0.0}, True).__dict__}
+            ],
+            "arm": "fair",
+        },
+    }
+    text = page(recorded)
     assert "**+9.8 [+9.1, +10.6]**" in text and "+0.000 [-0.248, +0.248]" in text
-    assert "| semseg" in text and "0.80" in text
+    assert "| semseg" in text and "0.80" in text and "0.8500 ± 0.0707" in text
+    assert "excludes a loss of more than 1 %: fair." in text and "3.0 kB" in text
+    recorded["caches"]["arm"] = None
+    assert "not established" in page(recorded).splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", STUDIES)

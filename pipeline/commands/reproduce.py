@@ -21,13 +21,13 @@ from pipeline.commands.options import JSON, show
 def reproduce(
     studies: tuple[str, ...], folder: Path, docs: Path, workers: int, share_reads: int, small: bool, as_json: bool
 ) -> None:
-    """Run the published STUDIES again: claim, parts, views, scale; all of them by default.
+    """Run the published STUDIES again: claim, parts, views, scale, rivals, rivals-equal; all by default.
 
     Caches and runs lie below --folder; tables, JSON and a report of each go to --docs. What is interrupted goes on with
     the same command.
     """
     from pipeline import api
-    from pipeline.studies.record import page
+    from pipeline.studies.record_page import page
     from pipeline.studies.reproduce import reproduce as run
 
     def text(found: list[dict[str, Any]]) -> str:

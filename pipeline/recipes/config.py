@@ -157,7 +157,9 @@ class Study(Strict):
     test: Data
     set: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe for every run")
     caches: tuple[StudyCache, ...] = Field((), description="what `sak reproduce` makes before the runs")
-    subject: str = Field("sak", description="the arm that `sak reproduce` compares with all others")
+    compare: tuple[tuple[str, str], ...] = Field(
+        (("sak", "*"),), description="pairs of arms whose differences `sak reproduce` gives, paired by seed; * is all"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,8 @@ from pipeline.report.comparison import versus
 from pipeline.report.drawing import INK, draw, heat
 from pipeline.report.elements import Block, Column, Figure, Panel, Picture, Table, Text, cells, figure, image, name
 from pipeline.report.examples import Opened, features_read, open_run, split_cache
-from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
+from pipeline.report.facts import ArmFacts, StudyFacts
+from pipeline.studies.router_weights import router_weights
 from pipeline.studies.statistics import Summary, summary
 from pipeline.training.few_rows import few_rows, spread_over
 from sak_core.student.router import TokenRouter
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Float64 = npt.NDArray[np.float64]
-KEY = re.compile(r"router/(?P<task>.+)_level(?P<level>\d+)/(?P<expert>.+)")
-LAST_SHARE = 0.1
-"""Of a run's steps, over whose log lines its weights are averaged: one line is of one batch."""
 EXAMPLES = 2
-
-Weights = Mapping[tuple[str, int, str], float]
-"""Mean router weight by task, level (from 1) and expert."""
 
 
 def routers_panel(found: StudyFacts, features: Path | str) -> Panel:
@@ -62,23 +57,9 @@ def routers_panel(found: StudyFacts, features: Path | str) -> Panel:
     return Panel("routers", title, question, blocks)
 
 
-def run_weights(run: RunFacts) -> Weights:
-    """A run's router weights at its end: means over the log lines of its last steps; empty where it logged none."""
-    logged = [line for line in run.metrics if any(KEY.fullmatch(key) for key in line)]
-    if not logged:
-        return {}
-    since = logged[-1]["step"] - LAST_SHARE * max(run.steps, 1)
-    values: dict[tuple[str, int, str], list[float]] = {}
-    for line in logged:
-        for key, value in line.items() if line["step"] > since else ():
-            if (match := KEY.fullmatch(key)) and value is not None:
-                values.setdefault((match["task"], int(match["level"]), match["expert"]), []).append(value)
-    return {key: mean(found) for key, found in values.items()}
-
-
 def arm_weights(arm: ArmFacts) -> dict[tuple[str, int, str], Summary]:
     """An arm's weights, mean and std over its seeds."""
-    by_run = [weights for run in arm.runs.values() if (weights := run_weights(run))]
+    by_run = [weights for run in arm.runs.values() if (weights := router_weights(run.metrics, run.steps))]
     keys = dict.fromkeys(key for weights in by_run for key in weights)
     return {key: summary([weights.get(key) for weights in by_run]) for key in keys}
 

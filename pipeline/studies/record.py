@@ -1,80 +1,48 @@
-"""What a study found, as a file to keep: every run's scores and origin, paired differences, a page to read."""
+"""What a study found, as a file to keep: every run's scores and origin, and what they say together."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cache.format.manifest import teacher_part
 from pipeline import runs
-from pipeline.console import number, table
-from pipeline.recipes.arms import TEACHER_PREFIX
-from pipeline.recipes.config import Study
-from pipeline.recipes.stores import find_store
+from pipeline.recipes.arms import parts_read
+from pipeline.recipes.config import Recipe, Study
+from pipeline.recipes.stores import find_store, training_store
 from pipeline.runs import Places
+from pipeline.studies import findings
 from pipeline.studies.jobs import Job, plan
-from pipeline.studies.statistics import compare, whole_mean
-from pipeline.studies.study_table import markdown
-
-Scores = Mapping[int, float | None]
-"""One score by seed."""
+from pipeline.studies.record_page import page
+from pipeline.studies.router_weights import router_weights
 
 
 def record(study: Study, places: Places, result: Mapping[str, Any]) -> dict[str, Any]:
     """A finished study as JSON can hold it; `result` is its table, as `ablate` returns it.
 
     `runs` has a row a run: arm, seed, scores, the caches that it read, cosines to the teachers over stage 1's steps.
-    `differences` pairs `study.subject` with every other arm by seed, with 95 % intervals; `ratios` sets its mean score
-    over the best teacher's, a task each (of errors, lower is better).
+    `differences` is of the pairs that the study compares, with 95 % intervals; `ratios`, `held_out`, `left_out` and
+    `caches` are empty where the study cannot tell: see `pipeline.studies.findings`.
     """
-    jobs = plan(study, places)
-    found = [_run(study, places, job) for job in jobs]
-    by_arm: dict[str, dict[str, dict[int, float | None]]] = {}
-    for run in found:
-        for column in result["columns"]:
-            value = run["scores"].get(column["task"], {}).get(column["score"])
-            by_arm.setdefault(run["arm"], {}).setdefault(column["task"], {})[run["seed"]] = value
+    found = [_run(study, places, job) for job in plan(study, places)]
+    arms = list(dict.fromkeys(run["arm"] for run in found))
+    columns = result["columns"]
+    compared = findings.differences(findings.pairs_of(study.compare, arms), found, columns)
+    first = study.compare[0][0] if study.compare else findings.EVERY
+    subject = "" if first == findings.EVERY else first
     return {
         "study": study.model_dump(mode="json"),
+        "subject": subject,
         "table": dict(result),
-        "differences": differences(study.subject, by_arm, result["columns"]),
-        "ratios": ratios(study.subject, by_arm, result["columns"]),
+        "differences": compared,
+        "ratios": findings.ratios(subject, found, columns),
+        "held_out": findings.all_held_out(found),
+        "left_out": findings.left_out(subject, found, compared),
+        "caches": findings.cheapest(found, compared),
         "runs": found,
     }
-
-
-def page(recorded: Mapping[str, Any]) -> str:
-    """The record as Markdown: table, paired differences, ratios."""
-    columns = recorded["table"]["columns"]
-    subject = recorded["study"]["subject"]
-    parts = [f"# Study `{recorded['study']['name']}`", markdown(recorded["table"])]
-    if recorded["differences"]:
-        heads = [f"{subject} minus", *(column["task"] for column in columns)]
-        lines = [
-            [arm, *(_difference(tasks[column["task"]], column) for column in columns)]
-            for arm, tasks in recorded["differences"].items()
-        ]
-        about = (
-            "Paired by seed: mean difference [95 % interval], in the score's unit. **Bold**: the interval leaves out 0 "
-            f"and {subject} is better; *italic*: it is worse; plain: not established."
-        )
-        parts += ["## Differences", about, table(heads, lines)]
-    if recorded["ratios"]:
-        lines = [
-            [task, r["teacher"], number(r["best"], ".4g"), number(r["ours"], ".4g"), f"{r['ratio']:.2f}"]
-            for task, r in recorded["ratios"].items()
-        ]
-        parts += [f"## {subject} against each task's best teacher", "Means over seeds on the test split."]
-        parts.append(table(["task", "best teacher", "its score", subject, "ratio"], lines))
-    return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
-
-
-def _wrapped(paragraph: str) -> str:
-    """Prose in lines of at most 118 characters; tables and headings as they are."""
-    return paragraph if paragraph.startswith(("|", "#")) else textwrap.fill(paragraph, 118, break_on_hyphens=False)
 
 
 def write(recorded: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -93,18 +61,35 @@ def _run(study: Study, places: Places, job: Job) -> dict[str, Any]:
     tested = find_store(places.features, study.test).spec
     scores = read_scores(job.run, tested)
     row: dict[str, Any] = {"arm": job.label, "seed": job.seed, "scores": scores["scores"] if scores else {}}
+    row["teachers"] = list(job.finetune.teachers)
     if (job.run / "results.json").is_file():
         results = runs.read_results(job.run)
         row |= {key: results[key] for key in ("seconds", "parameters", "step", "made_from") if key in results}
-    if job.stage1 and (job.stage1 / "results.json").is_file():
+        row["routers"] = _routers(_metrics(job.run), job.finetune.steps)
+    if job.distill and job.stage1 and (job.stage1 / "results.json").is_file():
         row["stage1"] = {"run": job.stage1.name, "seconds": runs.read_results(job.stage1)["seconds"]}
-        row["stage1"] |= _cosines(job.stage1 / "metrics.jsonl")
+        row["stage1"] |= _cosines(_metrics(job.stage1))
+        row["cache_bytes"] = _bytes_read(job.distill, places)
     return row
 
 
-def _cosines(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _routers(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, dict[str, float]]:
+    """Mean router weight by task and expert, over levels; empty where there are no routers."""
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for (task, _, expert), weight in router_weights(lines, steps).items():
+        by_task.setdefault(task, {}).setdefault(expert, []).append(weight)
+    return {
+        task: {expert: round(sum(w) / len(w), 4) for expert, w in experts.items()} for task, experts in by_task.items()
+    }
+
+
+def _cosines(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Cosines to each teacher's levels by step, on held-out rows where they were validated and on those of training."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for key, prefix in {"held_out": "validation/cosine/", "training": "cosine/"}.items():
         curves = found.setdefault(key, {})
@@ -115,55 +100,11 @@ def _cosines(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     return found
 
 
-def differences(
-    subject: str, by_arm: Mapping[str, Mapping[str, Scores]], columns: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """The subject against every other arm, a task each, paired by seed: `statistics.compare` as a dictionary."""
-    ours = by_arm.get(subject)
-    if ours is None:
-        return {}
-    return {
-        arm: {
-            column["task"]: asdict(compare(ours[column["task"]], scores[column["task"]], column["higher_is_better"]))
-            for column in columns
-        }
-        for arm, scores in by_arm.items()
-        if arm != subject
-    }
-
-
-def ratios(
-    subject: str, by_arm: Mapping[str, Mapping[str, Scores]], columns: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Of every task that all have scores of: the best teacher arm by mean score, and ours over it."""
-    teachers = {arm: scores for arm, scores in by_arm.items() if arm.startswith(TEACHER_PREFIX)}
-    if subject not in by_arm or not teachers:
-        return {}
-    found = {}
-    for column in columns:
-        task = column["task"]
-        means = {arm: whole_mean(list(scores[task].values())) for arm, scores in teachers.items()}
-        known = {arm: value for arm, value in means.items() if value}
-        ours = whole_mean(list(by_arm[subject][task].values()))
-        if not known or ours is None:
-            continue
-        best = (max if column["higher_is_better"] else min)(known, key=known.__getitem__)
-        found[task] = {
-            "teacher": best.removeprefix(TEACHER_PREFIX),
-            "best": known[best],
-            "ours": ours,
-            "ratio": ours / known[best],
-        }
-    return found
-
-
-def _difference(found: Mapping[str, Any], column: Mapping[str, Any]) -> str:
-    digits = 3 if column["score"] == "RMSE" else 1
-    if found["difference"] is None:
-        return "-"
-    text = f"{found['difference']:+.{digits}f}"
-    if found["low"] is not None:
-        text += f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
-    marks = {"better": "**", "worse": "*"}
-    mark = marks.get(found["verdict"], "")
-    return f"{mark}{text}{mark}"
+def _bytes_read(recipe: Recipe, places: Places) -> int | None:
+    """Bytes of the features that a stage 1 reads from its cache, committed; None of a live one."""
+    if recipe.source == "live":
+        return None
+    teachers = parts_read(recipe)
+    store = training_store(places.features, recipe, teachers)
+    views = (store.part(teacher_part(name)).view(view) for name in teachers for view in range(recipe.data.views))
+    return sum(sum(sizes) for view in views for sizes in view.sizes.values())

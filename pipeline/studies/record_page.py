@@ -1,0 +1,136 @@
+"""A study's record as a page of Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.console import amount, number, table
+from pipeline.studies.findings import MOST_LOST
+from pipeline.studies.statistics import summary
+from pipeline.studies.study_table import markdown
+
+PAIRED = (
+    "Paired by seed: mean difference [95 % interval], in the score's unit; gain: mean over tasks, relative, in %. "
+    "**Bold**: the interval leaves out 0 and the first arm is better; *italic*: it is worse; plain: not established."
+)
+_MARKS = {"better": "**", "worse": "*"}
+
+
+def page(recorded: Mapping[str, Any]) -> str:
+    """The record as Markdown: its table, then a section for each thing that the study can say."""
+    columns = recorded["table"]["columns"]
+    parts = [f"# Study `{recorded['study']['name']}`", markdown(recorded["table"])]
+    if recorded["differences"]:
+        parts += ["## Differences", PAIRED, _differences(recorded["differences"], columns)]
+    if recorded["ratios"]:
+        parts += [f"## {recorded['subject']} against each task's best teacher", "Means over seeds on the test split."]
+        parts.append(_ratios(recorded["ratios"], recorded["subject"]))
+    if recorded["held_out"]:
+        about = "Stage 1 at its end, on held-out rows: cosine to each teacher's features, mean over its levels, ± std."
+        parts += ["## How near the student is to its teachers", about, _held_out(recorded["held_out"])]
+        compared = [row for row in recorded["differences"] if row.get("cosines")]
+        if compared:
+            parts.append(_cosine_differences(compared))
+    if recorded["left_out"]:
+        about = (
+            f"The router weight that {recorded['subject']} gives a teacher, and what the task loses without it: "
+            f"{recorded['subject']} minus the student that was distilled without."
+        )
+        parts += ["## What a teacher is worth", about, _left_out(recorded["left_out"], columns)]
+    if recorded["caches"]:
+        parts += ["## What a cache costs", *_caches(recorded["caches"])]
+    return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    """Prose in lines of at most 118 characters; tables and headings as they are."""
+    return paragraph if paragraph.startswith(("|", "#")) else textwrap.fill(paragraph, 118, break_on_hyphens=False)
+
+
+def _differences(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            f"{row['arm']} minus {row['against']}",
+            *(difference(row["tasks"][c["task"]], _digits(c)) for c in columns),
+            difference(row["gain"], 1),
+        ]
+        for row in rows
+    ]
+    return table(["", *(c["task"] for c in columns), "gain %"], lines)
+
+
+def _ratios(ratios: Mapping[str, Mapping[str, Any]], subject: str) -> str:
+    lines = [
+        [task, r["teacher"], number(r["best"], ".4g"), number(r["ours"], ".4g"), f"{r['ratio']:.2f}"]
+        for task, r in ratios.items()
+    ]
+    return table(["task", "best teacher", "its score", subject, "ratio"], lines)
+
+
+def _held_out(found: Mapping[str, Mapping[str, Mapping[Any, float | None]]]) -> str:
+    teachers = list(dict.fromkeys(teacher for cosines in found.values() for teacher in cosines))
+    lines = [
+        [arm, *(_mean_std(list(cosines.get(name, {}).values())) for name in teachers)] for arm, cosines in found.items()
+    ]
+    return table(["arm", *teachers], lines)
+
+
+def _cosine_differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    teachers = list(dict.fromkeys(teacher for row in rows for teacher in row["cosines"]))
+    lines = [
+        [
+            f"{row['arm']} minus {row['against']}",
+            *(difference(row["cosines"][t], 4) if t in row["cosines"] else "-" for t in teachers),
+        ]
+        for row in rows
+    ]
+    return table(["", *teachers], lines)
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            row["teacher"],
+            c["task"],
+            f"{row['tasks'][c['task']]['weight']:.3f}",
+            difference(row["tasks"][c["task"]]["cost"], _digits(c)),
+        ]
+        for row in rows
+        for c in columns
+    ]
+    return table(["left out", "task", "its weight", "difference"], lines)
+
+
+def _caches(found: Mapping[str, Any]) -> list[str]:
+    about = f"Bytes of features that stage 1 reads, and the gain over {found['reference']}."
+    lines = [[cell["arm"], amount(cell["bytes"]), difference(cell["gain"], 1)] for cell in found["cells"]]
+    lost = f"a loss of more than {MOST_LOST:g} %"
+    named = (
+        f"The smallest whose interval excludes {lost}: {found['arm']}."
+        if found["arm"]
+        else f"No cache's interval excludes {lost}: not established."
+    )
+    return [about, table(["arm", "features", "gain %"], lines), named]
+
+
+def _digits(column: Mapping[str, Any]) -> int:
+    return 3 if column["score"] == "RMSE" else 1
+
+
+def _mean_std(values: Sequence[float | None]) -> str:
+    found = summary(values)
+    std = "" if found.std is None else f" ± {found.std:.4f}"
+    return number(found.mean, ".4f") + std
+
+
+def difference(found: Mapping[str, Any], digits: int) -> str:
+    """A `statistics.Comparison` as a cell."""
+    if found["difference"] is None:
+        return "-"
+    text = f"{found['difference']:+.{digits}f}"
+    if found["low"] is not None:
+        text += f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    mark = _MARKS.get(found["verdict"], "")
+    return f"{mark}{text}{mark}"
