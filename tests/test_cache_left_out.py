@@ -17,6 +17,7 @@ from cache.format.manifest import SOURCE
 from cache.format.seals import seal
 from cache.loading.loader import Loader
 from cache.maintenance.left_out import missing_files, put_back
+from cache.maintenance.metadata_repair import mend_metadata
 from cache.maintenance.removal import drop_teacher, drop_views
 from cache.maintenance.store_copy import copy_store, plan_copy, select
 from cache.maintenance.verification import verify_store
@@ -97,6 +98,11 @@ def test_it_is_read_without_images_and_says_what_is_missing(store: Store, tmp_pa
     assert "pixels" not in group and "semseg" not in group["labels"] and "level_0" in group["teachers/mini-dino"]
     with pytest.raises(LeftOut):
         Store.create(tmp_path, store.spec)
+    mark = "manifest/source/left_out.json"
+    whole = (features.path / mark).read_bytes()
+    toy.flip(features.path / mark, 20)
+    assert mark in {problem.file for problem in verify_store(features.path)}
+    assert mend_metadata(features.path) == ([mark], []) and (features.path / mark).read_bytes() == whole
     drop_teacher(features, "mini-clip")
     drop_views(features, 1)
     assert verify_store(features.path) == [] and Store.open(features.path).num_views == 1

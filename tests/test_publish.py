@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
+from obstore.store import MemoryStore
 from PIL import Image
 
 import sak as front
@@ -20,11 +21,13 @@ from benchmarks import publishing
 from cache.calibration.statistics import Calibrator
 from cache.format.spec import LevelSpec
 from cache.maintenance.verification import verify_store
+from cache.places.local import LocalPlace
+from cache.places.objects import ObjectPlace
 from cache.store import Store, find_stores
 from cache.writing.teacher_writer import TeacherWriter
 from pipeline import api
 from pipeline.errors import UserError
-from pipeline.maintenance.store_card import CARD, OTHER_CARD
+from pipeline.maintenance.store_card import CARD, OTHER_CARD, is_ours, stated_licences
 from pipeline.runs.licences import data_terms
 from tests import cache_toy as toy
 from tests.conftest import sak
@@ -249,6 +252,24 @@ def test_a_readme_by_hand_is_kept_and_what_was_stated_is_remembered(tmp_path: Pa
     (there / OTHER_CARD).unlink()
     api.publish(tmp_path / "two", there, confirm=lambda question: True)
     assert (there / CARD).read_text() == "mine"
+
+
+def test_any_place_takes_them(tmp_path: Path) -> None:
+    bucket = ObjectPlace(MemoryStore(), "x/", "s3://bucket/x")
+    store = toy.make_store(tmp_path)
+    done = api.publish(store.path, bucket, pixels=False, confirm=lambda question: True)  # type: ignore[arg-type]
+    card = bucket.read(CARD).decode()
+    assert done["card"] == f"s3://bucket/x/{CARD}" and f'Store.open("s3://bucket/x/{store.name}")' in card
+    assert is_ours(card) and verify_store(bucket / store.name) == []
+
+
+@pytest.mark.parametrize("last", ["", "<!-- sak publish: {no json} -->", '<!-- sak publish: {"images": 3} -->'])
+def test_a_strangers_readme_is_not_ours(last: str, tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text(f"theirs\n{last}\n")
+    assert not is_ours((tmp_path / CARD).read_text())
+    api.publish(toy.make_store(tmp_path / "one").path, tmp_path, data_licence="a --> b", confirm=lambda question: True)
+    assert (tmp_path / CARD).read_text() == f"theirs\n{last}\n" and is_ours((tmp_path / OTHER_CARD).read_text())
+    assert set(stated_licences(LocalPlace(tmp_path)).values()) == {"a --> b"}
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------

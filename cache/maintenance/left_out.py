@@ -6,7 +6,7 @@ Whoever has the data set renders them again, shard by shard, each held to its re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from cache.errors import CorruptFile, LeftOut
 from cache.faults import fault_point
@@ -17,7 +17,12 @@ from cache.store import Store
 
 
 def missing_files(store: Store) -> dict[tuple[int, int], dict[str, FileDigest]]:
-    """(view, shard) -> the files of left-out arrays that are not there as they were committed, and what was."""
+    """(view, shard) -> the files of left-out arrays that are not there as they were committed, and what was; reads all
+    that are there."""
+    return _missing(store, lambda name, digest: store.place.digest(name) == digest)
+
+
+def _missing(store: Store, is_right: Callable[[str, FileDigest], bool]) -> dict[tuple[int, int], dict[str, FileDigest]]:
     manifest = store.part(SOURCE)
     here = store.place.sizes()
     found: dict[tuple[int, int], dict[str, FileDigest]] = {}
@@ -26,24 +31,26 @@ def missing_files(store: Store) -> dict[tuple[int, int], dict[str, FileDigest]]:
         arrays = [array for array in manifest.metadata.arrays_of(view) if array.path in manifest.left_out]
         for shard in sorted(entries.shards):
             files = {array.file(view, shard): entries.file(shard, array.path) for array in arrays}
-            if left := {name: digest for name, digest in files.items() if not _is_there(store, here, name, digest)}:
+            left = {
+                name: digest
+                for name, digest in files.items()
+                if here.get(name) != digest.num_bytes or not is_right(name, digest)
+            }
+            if left:
                 found[view, shard] = left
     return found
 
 
-def _is_there(store: Store, sizes: Mapping[str, int], name: str, digest: FileDigest) -> bool:
-    return sizes.get(name) == digest.num_bytes and store.place.digest(name) == digest
-
-
 def put_back(store: Store) -> None:
-    """Make a store whole whose left-out files are there again; the caller holds the lock of its source.
+    """Make a store whole whose left-out files are there again; the caller holds the lock of its source, and has found
+    or written each of them.
 
     Raises:
-        LeftOut: some are not.
+        LeftOut: some are not there, by their names and sizes.
         CorruptFile: the metadata of an array would not be what was committed.
     """
     manifest = store.part(SOURCE)
-    if missing_files(store):
+    if _missing(store, lambda name, digest: True):
         raise LeftOut(store, manifest.left_out)
     metadata = manifest.metadata
     files = {

@@ -10,7 +10,7 @@ from cache.errors import CorruptFile, StoreNotFound
 from cache.format.checksums import CRC_BYTES, matches
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
-from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
+from cache.format.manifest import FOLDER, SOURCE, PartManifest, can_be_left_out, teacher_part, view_and_shard
 from cache.format.parts import is_interrupted_growth, who_wrote
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
@@ -137,7 +137,7 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
     try:
         left_out = manifest.left_out
     except CorruptFile as error:
-        left_out = frozenset()
+        left_out = frozenset(filter(can_be_left_out, metadata.arrays))  # until it can be read, nothing is known of them
         if (file := f"{manifest.folder}/left_out.json") not in told:
             yield Problem(part, None, None, None, file, error.what)
     for file, digest in metadata.files.items():

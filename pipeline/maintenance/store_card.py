@@ -26,6 +26,8 @@ OTHER_CARD = "STORES.md"
 
 _MARK = re.compile(r"<!-- sak publish: (\{.*\}) -->\n\Z")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_ON_THE_HUB = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0"})
+"""Licences that allow any use, as the hub calls them; what is not on its list is "other" there."""
 _LARGEST = "1M<n<10M"
 
 
@@ -41,16 +43,27 @@ def write_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
 
 def is_ours(card: str) -> bool:
     """Whether a card is as `write_card` wrote it, or not there."""
-    found = _MARK.search(card)
-    return not card or (found is not None and json.loads(found[1]).get("sha256") == _digest(card[: found.start()]))
+    return not card or _mark(card).get("sha256") == _digest(_MARK.sub("", card))
 
 
 def stated_licences(place: Place) -> dict[str, str]:
     """The licences of images that whoever published stores into `place` stated, by a store's name."""
-    for name in (CARD, OTHER_CARD):
-        if found := _MARK.search(_text(place, name)):
-            return {str(store): str(licence) for store, licence in json.loads(found[1])["images"].items()}
-    return {}
+    marks = (_mark(_text(place, name)) for name in (OTHER_CARD, CARD))
+    return {str(store): str(licence) for mark in marks for store, licence in _stated(mark).items()}
+
+
+def _stated(mark: Mapping[str, Any]) -> Mapping[str, Any]:
+    images = mark.get("images")
+    return images if isinstance(images, Mapping) else {}
+
+
+def _mark(card: str) -> dict[str, Any]:
+    """What the last line of a card says; nothing where it is not as `store_card` writes it."""
+    found = _MARK.search(card)
+    try:
+        return dict(json.loads(found[1])) if found else {}
+    except (ValueError, RecursionError):
+        return {}
 
 
 def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTerms]) -> str:
@@ -59,7 +72,7 @@ def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
     together = strictest(licences)
     samples = sum(store.spec.num_samples for store in stores)
     only = {licence for _, licence in licences}
-    free = only.pop().lower() if len(only) == 1 and together.use == "any use" else None
+    free = next(iter(only)).lower() if len(only) == 1 and {licence.lower() for licence in only} <= _ON_THE_HUB else None
     data = DatasetCardData(
         license=free or "other",
         license_name=None if free else f"teachers-and-data-{together.use.replace(' ', '-')}",
@@ -86,7 +99,8 @@ def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
     text = "\n\n".join(part for part in parts if part) + "\n"
     stated = {store.name: terms[store.name].licence for store in stores}
     mark = {"images": stated, "sha256": _digest(text)}
-    return f"{text}<!-- sak publish: {json.dumps(mark, sort_keys=True)} -->\n"
+    hidden = json.dumps(mark, sort_keys=True).replace(">", r"\u003e")  # what is stated must not end the comment
+    return f"{text}<!-- sak publish: {hidden} -->\n"
 
 
 def licence_pairs(store: Store, terms: DataTerms) -> list[tuple[str, str]]:
