@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -159,6 +160,22 @@ def test_what_may_leave_is_said_first(whole: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "there" / whole.name) == files(whole)
     nothing = sak("publish", tmp_path, tmp_path / "x", "--yes", check=False)
     assert nothing.returncode == 2 and "no folder that holds one" in nothing.stderr
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_at_a_terminal_it_asks(answer: str, tmp_path: Path) -> None:
+    toy.make_store(tmp_path / "features", 1)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "pipeline", "publish", tmp_path / "features", tmp_path / "there"]
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    os.write(ours, f"{answer}\n".encode())
+    _, told = running.communicate(timeout=280)
+    os.close(ours)
+    os.close(theirs)
+    assert "publish 1 stores" in told and "| images of toy" in told and told.index("| images") < told.index("publish 1")
+    assert running.returncode == (0 if answer == "y" else 2) and (tmp_path / "there").exists() == (answer == "y")
 
 
 def test_half_a_store_is_not_published(tmp_path: Path) -> None:
