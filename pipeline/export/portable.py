@@ -120,7 +120,7 @@ def write_program(model: Student, out: Path, size: tuple[int, int]) -> dict[str,
 
 
 def _prepare(model: Student, size: tuple[int, int]) -> tuple[Portable, Tensor]:
-    patch = model.network.stem.patch
+    patch = model.network.stem.multiple
     if size[0] % patch or size[1] % patch:
         raise UserError(f"size {size[0]}x{size[1]}: both sides must be multiples of the stem's patch of {patch} px")
     if (fixed := model.network.fixed_size) and size != fixed:

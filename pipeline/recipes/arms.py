@@ -22,7 +22,7 @@ from sak_core.noise import NoiseSource
 from sak_core.student.config import NUM_LEVELS, Depths, StudentConfig, match_levels
 from sak_core.student.decoders import DECODERS, DecoderConfig
 from sak_core.student.feature_model import FeatureModel
-from sak_core.student.initial_weights import STAGE2_PARTS, load_student, load_vit
+from sak_core.student.initial_weights import STAGE2_PARTS, load_stem, load_student
 from sak_core.student.network import StudentNetwork, StudentOutput
 from sak_core.student.pretrained import Student
 from sak_core.student.stem import StemConfig
@@ -274,8 +274,6 @@ def model_of(
         matches=dict(matches or {}),
         decoder=decoder_of(recipe),
     )
-    if config.decoder is None:
-        return StudentNetwork(config)
     try:
         return StudentNetwork(config)
     except ValueError as error:
@@ -314,7 +312,7 @@ def initialize(recipe: Recipe, model: nn.Module) -> None:
         _go_on_from(recipe.init, model)
     elif source := recipe.student.stem.weights:
         try:
-            where = load_vit(model.stem, source, model.final_norm if model.decoder else None)
+            where = load_stem(model.stem, source, model.final_norm if model.decoder else None)
         except (ValueError, OSError) as error:
             raise UserError(f"student.stem.weights = {source!r}: {error}") from error
         if where:

@@ -10,7 +10,8 @@ from pipeline.recipes.strict import Strict
 
 
 class Stem(Strict):
-    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions."""
+    """The Teacher-Agnostic Stem: a ViT that timm knows by name, or `custom`, given by its dimensions. Students without
+    paths may have timm's ConvNeXt or Swin."""
 
     name: str = Field("vit_base_patch16_384", description="timm's name, or custom")
     weights: str | None = Field(

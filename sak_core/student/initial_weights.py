@@ -1,4 +1,4 @@
-"""Weights from elsewhere: timm's ViTs into the stem, a distilled student into one with tasks or of another
+"""Weights from elsewhere: timm's models into the stem, a distilled student into one with tasks or of another
 image size.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sak_core.miniature.network import STEM, shipped_weights
+from sak_core.student.hierarchical_stem import AnyStem, HierarchicalStem
 from sak_core.student.lora import plain_name
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import Stem, StemConfig
@@ -25,6 +26,27 @@ STAGE2_PARTS = ("routers.", "heads.", "decoder.", "final_norm.")
 _NOT_IN_STEM = ("norm.", "fc_norm.", "head.", "pre_logits.")
 _FINAL_NORM = ("norm.weight", "norm.bias")
 _POSITIONS = "pos_embed"
+
+
+def load_stem(stem: AnyStem, source: Path | str, final_norm: nn.LayerNorm | None = None) -> str:
+    """`load_vit`, and likewise into a hierarchical stem, whose norms and linear layers after each stage keep their
+    initial weights: its `source` is "hub" or a file with timm's names.
+    """
+    if isinstance(stem, Stem):
+        return load_vit(stem, source, final_norm)
+    if source == HUB:
+        stem.backbone.load_state_dict(_fitted_backbone(stem, _hub_state(stem.config)))
+        return ""
+    found = find_state(Path(source), partial(_fitted_backbone, stem), f"the stem {stem.config.name}")
+    stem.backbone.load_state_dict(found.value)
+    return found.where
+
+
+def _fitted_backbone(stem: HierarchicalStem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of timm's model that a hierarchical stem keeps. Raises Misfit where `state` is no such model's."""
+    given = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
+    check_state(stem.backbone.state_dict(), given)
+    return given
 
 
 def load_vit(stem: Stem, source: Path | str, final_norm: nn.LayerNorm | None = None) -> str:
@@ -96,7 +118,7 @@ def load_student(
     own = student.state_dict()
     given = dict(state)
     positions = f"stem.vit.{_POSITIONS}"
-    if positions in given:
+    if positions in given and isinstance(student.stem, Stem):
         grid = None if image_size is None else student.stem.grid(*image_size)
         given[positions] = fit_positions(student.stem, given[positions], grid)
     kept = {name: value for name, value in own.items() if name.startswith(fresh) and name not in given} if fresh else {}

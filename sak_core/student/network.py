@@ -15,6 +15,7 @@ from sak_core.student.adapters import AdapterPath
 from sak_core.student.config import StudentConfig, even_depths, match_levels, tapped_levels, teacher_widths
 from sak_core.student.decoder import build_heads, build_routers, decode, decode_jointly, to_map
 from sak_core.student.decoders import Decoded, JointDecoder
+from sak_core.student.hierarchical_stem import AnyStem, build_stem
 from sak_core.student.init import init_linear
 from sak_core.student.stem import Stem
 
@@ -75,7 +76,7 @@ class StudentNetwork(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.stem = Stem(config.stem)
+        self.stem = build_stem(config.stem)
         width = self.stem.width
         self.levels = tapped_levels(self.stem.depth, config.levels)
         self.paths = nn.ModuleDict()
@@ -220,7 +221,7 @@ class StudentNetwork(nn.Module):
         for teacher in self.config.class_tokens:
             if teacher not in self.config.teachers:
                 raise UnknownName(f"class tokens: {unknown('teacher', teacher, self.config.teachers)}")
-            if self.stem.vit.cls_token is None:
+            if not self.stem.has_class_token:
                 raise ValueError(f"stem {self.config.stem.name} has no class token to compare with {teacher}'s")
             widths = teacher_widths(self.config.teachers, len(self.levels))[teacher]
             aligners[teacher] = nn.ModuleList(init_linear(nn.Linear(self.stem.width, w)) for w in widths)
@@ -282,10 +283,15 @@ ADAPTERS = ("standard", "none", "lora")
 """What adapter paths are made of."""
 
 
-def build_path(adapter: str, stem: Stem, teacher: str, levels: Sequence[int]) -> nn.Module:
-    """A teacher's path beside `stem`. Raises ValueError for an adapter that is not in `ADAPTERS`."""
+def build_path(adapter: str, stem: AnyStem, teacher: str, levels: Sequence[int]) -> nn.Module:
+    """A teacher's path beside `stem`. Raises ValueError for an unknown adapter and for a stem that is no ViT."""
     if adapter not in ADAPTERS:
         raise UnknownName(unknown("adapter", adapter, ADAPTERS))
+    if not isinstance(stem, Stem):
+        raise ValueError(
+            f"{stem.config.name} has no blocks of one width and grid, which adapter paths follow: "
+            "it is for students without paths"
+        )
     if adapter == "lora":
         # peft takes seconds to import
         from sak_core.student.lora import LoraPath

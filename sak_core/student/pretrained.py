@@ -128,7 +128,7 @@ class Student(nn.Module):
         """
         if not self.tasks:
             raise ValueError("this student has no tasks: it was distilled only; use features(), or fine-tune it")
-        patch, fixed = self.network.stem.patch, self.network.fixed_size
+        patch, fixed = self.network.stem.multiple, self.network.fixed_size
         if fixed and tile and (tile, tile) != fixed:
             raise ValueError(
                 f"tile = {tile}: this student's decoder takes {fixed[0]}x{fixed[1]} px alone; leave it out"

@@ -13,6 +13,7 @@ from torch import Tensor
 from sak_core.student.decoders.release import read_release, write_release
 from sak_core.student.initial_weights import fit_positions
 from sak_core.student.network import StudentNetwork
+from sak_core.student.stem import Stem
 from sak_core.weights.tensor_files import check_state
 
 _ROUTER_PARTS = {"hidden": "0", "norm": "1", "gates": "3"}
@@ -80,7 +81,11 @@ def import_reference(student: StudentNetwork, state: Mapping[str, Tensor]) -> in
     own = student.state_dict()
     given = dict(state)
     positions = names["stem.vit.pos_embed"]
-    if positions in given and given[positions].shape != own["stem.vit.pos_embed"].shape:
+    if (
+        isinstance(student.stem, Stem)
+        and positions in given
+        and given[positions].shape != own["stem.vit.pos_embed"].shape
+    ):
         given[positions] = fit_positions(student.stem, given[positions])
     wanted = {reference: own[name] for name, reference in names.items()}
     check_state(wanted, given, f"the stage {stage} checkpoint does not fit the student")

@@ -67,8 +67,8 @@ def normalize(pixels: Tensor) -> Tensor:
 class Stem(nn.Module):
     """timm's ViT without its final norm and head.
 
-    width: channels C. depth: number of blocks. patch: patch side in px. num_prefix: class and register
-    tokens.
+    width: channels C. depth: number of blocks. patch: side in px of what a token stands for. multiple: of which an
+    image's sides must be, in px. num_prefix: class and register tokens.
     """
 
     def __init__(self, config: StemConfig) -> None:
@@ -80,6 +80,8 @@ class Stem(nn.Module):
         self.depth: int = len(self.vit.blocks)
         self.num_prefix: int = self.vit.num_prefix_tokens
         self.patch: int = self.vit.patch_embed.patch_size[0]
+        self.multiple = self.patch
+        self.has_class_token: bool = self.vit.cls_token is not None
         self._drops = [StochasticDepth() for _ in range(2 * self.depth if config.drop_path else 0)]
         for number, drop in enumerate(self._drops):
             drop.rate = config.drop_path * (number // 2) / max(self.depth - 1, 1)

@@ -74,7 +74,7 @@ def predict_raw(
         for start in range(0, len(windows), batch_size):
             chosen = windows[start : start + batch_size]
             pixels = torch.stack([_cut(images[w.image], w) for w in chosen]).to(device)
-            outputs = student(_padded(normalize(pixels), student.stem.patch, fixed).to(parameter.dtype)).outputs
+            outputs = student(_padded(normalize(pixels), student.stem.multiple, fixed).to(parameter.dtype)).outputs
             for row, w in enumerate(chosen):
                 region = (..., slice(w.top, w.top + height), slice(w.left, w.left + width))
                 totals[w.image][region] += weight
