@@ -7,39 +7,34 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 
 _RAW = """\
-level = zarr.open_array("{level}", mode="r")
-features = level[0, 0].astype("float32")  # of view 0, sample 0: (h, w, C)"""
+features = group["{array}"][0, 0].astype("float32")  # of view 0, sample 0: (h, w, C)"""
 
 _BF16 = """\
-level = zarr.open_array("{level}", mode="r")
-features = (level[0, 0].astype("uint32") << 16).view("float32")  # of view 0, sample 0: (h, w, C)"""
+features = (group["{array}"][0, 0].astype("uint32") << 16).view("float32")  # of view 0, sample 0: (h, w, C)"""
 
 _INT8 = """\
-level, tables = zarr.open_array("{level}", mode="r"), zarr.open_group("{tables}", mode="r")
-low, high = (tables[name][:].astype("float64") for name in ("min", "max"))
-features = (level[0, 0] + 128.0) * (high - low) / 255 + low  # of view 0, sample 0: (h, w, C)"""
+low, high = (group["calibration/{array}/" + name][:].astype("float64") for name in ("min", "max"))
+features = (group["{array}"][0, 0] + 128.0) * (high - low) / 255 + low  # of view 0, sample 0: (h, w, C)"""
 
 _INT4 = """\
-stored, t = zarr.open_array("{level}", mode="r")[0, 0], zarr.open_group("{tables}", mode="r")
+stored, t = group["{array}"][0, 0], group["calibration/{array}"]
 channels = numpy.stack([stored & 15, stored >> 4], -1).reshape({height}, {width}, -1)[..., :{channels}]
 features = (channels * t["step"][:] + t["low"][:]) @ t["rotation"][:] + t["centre"][:]  # of view 0, sample 0"""
 
 _KLT = """\
-u, t = zarr.open_array("{level}", mode="r")[0, 0].astype("int64"), zarr.open_group("{tables}", mode="r")
+u, t = group["{array}"][0, 0].astype("int64"), group["calibration/{array}"]
 values = numpy.where(u % 2, -(u + 1) // 2, u // 2) * (t["step"][:] * t["gain"][:])[:, None]
 features = values.T @ t["basis"][:] + t["offset"][:]  # of view 0, sample 0: (h * w, C)"""
 
 _KLT_GRID = """\
-u, t = zarr.open_array("{level}", mode="r")[0, 0].astype("int64"), zarr.open_group("{tables}", mode="r")
+u, t = group["{array}"][0, 0].astype("int64"), group["calibration/{array}"]
 values = numpy.where(u % 2, -(u + 1) // 2, u // 2) * (t["step"][:] * t["gain"][:])[:, None]
 at = sorted((v * {width} + x * {height}, v, x) for v in range({height}) for x in range({width}))
 cells = numpy.stack([numpy.outer(t["dct_y"][v], t["dct_x"][x]).ravel() for _, v, x in at])
 features = (values @ cells).T @ t["basis"][:] + t["offset"][:]  # of view 0, sample 0: (h * w, C)"""
 
 _STORED = """\
-level = zarr.open_array("{level}", mode="r")
-stored = level[0, 0]  # of view 0, sample 0: integers of codec {codec}, which docs/cache-format.md says how to decode"""
-
+stored = group["{array}"][0, 0]  # of view 0, sample 0: integers of {codec}, decoded as docs/cache-format.md says"""
 
 _PATTERNS = {
     **dict.fromkeys(("fp32", "fp16"), _RAW),
@@ -62,16 +57,10 @@ def plain_reader(store: Store, teacher: str) -> str:
     """Python source that reads sample 0, view 0 of `readable_level`, in the folder that holds the store."""
     level = readable_level(store, teacher)
     pattern = _pattern(store, teacher, level)
-    part = f"{store.name}/{teacher_part(teacher)}"
-    code = pattern.format(
-        level=f"{part}/{level.array}",
-        tables=f"{part}/calibration/{level.array}",
-        height=level.grid[0],
-        width=level.grid[1],
-        channels=level.width,
-        codec=level.codec,
-    )
-    return "\n".join([*(["import numpy"] if "numpy." in pattern else []), "import zarr", "", code])
+    height, width = level.grid
+    code = pattern.format(array=level.array, height=height, width=width, channels=level.width, codec=level.codec)
+    group = f'group = zarr.open_group("{store.name}/{teacher_part(teacher)}", mode="r")'
+    return "\n".join([*(["import numpy"] if "numpy." in pattern else []), "import zarr", "", group, code])
 
 
 def _pattern(store: Store, teacher: str, level: LevelSpec) -> str:

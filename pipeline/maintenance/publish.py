@@ -60,7 +60,8 @@ def publish(request: PublishRequest, confirm: Confirm | None = None, dry_run: bo
     """
     stores = _stores(request.sources)
     place = as_place(request.target)
-    terms = {store.name: data_terms(store.spec, request.data_licence) for store in stores}
+    stated = stated_licences(place)
+    terms = {store.name: data_terms(store.spec, request.data_licence or stated.get(store.name)) for store in stores}
     _check(stores, place, request.pixels)
     plans = [plan_copy(store, place, select(store, pixels=request.pixels)) for store in stores]
     pairs = [pair for store in stores for pair in licence_pairs(store, terms[store.name])]

@@ -18,7 +18,7 @@ from pipeline import PAPER
 from pipeline.console import amount, table
 from pipeline.maintenance.plain_reading import plain_reader, readable_level
 from pipeline.recipes.stores import random_teachers
-from pipeline.runs.licences import DataTerms, Terms, in_words, strictest, teachers_licences, use_of
+from pipeline.runs.licences import DataTerms, Terms, data_terms, in_words, strictest, teachers_licences, use_of
 
 CARD = "README.md"
 OTHER_CARD = "STORES.md"
@@ -97,7 +97,8 @@ def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
         _CITATION,
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    stated = {store.name: terms[store.name].licence for store in stores}
+    own = {store.name: terms[store.name] for store in stores if terms[store.name] != data_terms(store.spec)}
+    stated = {name: stated_terms.licence for name, stated_terms in own.items()}
     mark = {"images": stated, "sha256": _digest(text)}
     hidden = json.dumps(mark, sort_keys=True).replace(">", r"\u003e")  # what is stated must not end the comment
     return f"{text}<!-- sak publish: {hidden} -->\n"
