@@ -24,6 +24,7 @@ MODULES = {
     "read-cold": "read_cold",
     "read-small": "read_small",
     "shared-reads": "shared_reads",
+    "staging": "staging",
     "step": "step",
     "write": "write",
 }

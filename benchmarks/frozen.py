@@ -103,7 +103,7 @@ def _fine_tuning(case: Case, images: Tensor, head: str) -> tuple[Step, Step]:
     label = {TASK.name: torch.rand(len(images), case.size, case.size, device=DEVICE)}
     with torch.no_grad():
         tokens = frozen.stem(images)
-        stem = [tokens[block + 1][:, frozen.stem.num_prefix :].contiguous() for block in frozen.levels]
+        stem = [level.contiguous() for level in frozen.stem_features(tokens)]
         experts = Experts([stem, *frozen.path_features(tokens).values()], (case.size, case.size))
 
     def loss(student: StudentNetwork, given: Tensor | Experts) -> Tensor:

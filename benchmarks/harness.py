@@ -43,7 +43,9 @@ class Side:
 class Row:
     """A side's results: seconds of each round, bytes of a round, checksum of the rows it delivered.
 
-    unit: of its rates. amount: how many of the unit a round makes; None for its bytes, in GB.
+    Attributes:
+        unit: of its rates.
+        amount: how many of the unit a round makes; None for its bytes, in GB.
     """
 
     side: str

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import Result, Row, Side, measure
-from cache.calibration.statistics import Calibrator
+from cache.calibration.statistics import calibrated
 from cache.format.spec import LevelSpec, SourceSpec
 from cache.loading.loader import Loader
 from cache.loading.ring import Field, Slot
@@ -93,10 +93,7 @@ def make_store(folder: Path, num_rows: int, level: LevelSpec = LEVEL) -> Store:
     for _, shard in teacher.pending(1):
         features = rng.standard_normal((len(store.spec.rows(shard)), *level.grid, level.width), np.float32)
         if shard == 0:
-            calibrator = Calibrator([level])
-            calibrator.fit([features[:1]])
-            calibrator.measure([features[1:2]])
-            teacher.write_calibration(calibrator.arrays())
+            teacher.write_calibration(calibrated([level], [features[:1]], [features[1:2]]))
         teacher.write_shard(0, shard, [features])
     return store
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import Row, checksum
 from benchmarks.read import black_rows
-from cache.calibration.statistics import Calibrator
+from cache.calibration.statistics import calibrated
 from cache.format.spec import LevelSpec, SourceSpec
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
@@ -35,7 +35,8 @@ PHASES = ("data", "forward", "backward", "optimizer")
 class Trainee:
     """A student in stage 1: forward and loss, backward, AdamW, as `pipeline.training.loop` has them.
 
-    seconds: of each phase in every step that was timed by phase.
+    Attributes:
+        seconds: of each phase in every step that was timed by phase.
     """
 
     model: StudentNetwork
@@ -161,9 +162,6 @@ def random_store(
         for name, levels in teachers.items():
             values = [rng.standard_normal((count, *level.grid, level.width), np.float32) for level in levels]
             if shard == 0:
-                calibrator = Calibrator(list(levels))
-                calibrator.fit([v[:1] for v in values])
-                calibrator.measure([v[1:2] for v in values])
-                writers[name].write_calibration(calibrator.arrays())
+                writers[name].write_calibration(calibrated(levels, [v[:1] for v in values], [v[1:2] for v in values]))
             writers[name].write_shard(0, shard, values)
     return store

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from benchmarks.harness import Result, Side, measure
 from benchmarks.read import LEVEL, make_source
-from cache.calibration.statistics import Calibrator
+from cache.calibration.statistics import calibrated
 from cache.format.layout import shard_buffers, teacher_arrays
 from cache.format.spec import SourceSpec
 from cache.store import Store
@@ -72,10 +72,7 @@ def raw_limit(store: Store, features: Array) -> Side:
 def this_cache(store: Store, features: Array) -> Side:
     """Encoded rows to a committed shard: assembled, checksummed, hashed, written, fsynced, renamed, its entry too."""
     writer = TeacherWriter(store, {"name": "t"}, [LEVEL])
-    calibrator = Calibrator([LEVEL])
-    calibrator.fit([features[:1]])
-    calibrator.measure([features[1:2]])
-    writer.write_calibration(calibrator.arrays())
+    writer.write_calibration(calibrated([LEVEL], [features[:1]], [features[1:2]]))
 
     def parts(shard: int) -> list[EncodedRows]:
         step = 64 // PARTS

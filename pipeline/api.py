@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipeline.advice import with_advice
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.results import CacheResult, RunResult, ScoreResult, Training
+from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
     from pipeline.extraction.request import CacheRequest
@@ -162,7 +164,8 @@ def training(
 ) -> Training:
     """What `distill` and `finetune` are asked for, checked; parameters as theirs.
 
-    Without a recipe, the one for the caches that are there is written.
+    Without a recipe, the one for the caches that are there is written. Raises `UserError` for a data set beside a
+    recipe, and for a stage 2 without labels.
     """
     from pipeline.recipes.automatic import choose, missing_labels, save_recipe
     from pipeline.recipes.config import load_recipe
@@ -270,6 +273,7 @@ def ablate(
     workers: int = 1,
     share_reads: int = 1,
     devices: int = 1,
+    scheduler: str | None = None,
     dry_run: bool = False,
     **where: Any,
 ) -> dict[str, Any]:
@@ -278,7 +282,8 @@ def ablate(
     Args:
         study: a name or a TOML file; when None, the arms that the caches allow, written as one below the runs.
         workers: processes, a run each. share_reads: runs of a process that share one read of the cache.
-        devices: of each run. dry_run: run nothing, and return the runs and what is left of them. where: as `distill`.
+        devices: of each run. scheduler: address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``, on whose workers
+            the runs are made. dry_run: run nothing, and return the runs and what is left of them. where: as `distill`.
     """
     from pipeline.recipes.config import load_study
     from pipeline.studies import ablate as studies
@@ -291,6 +296,11 @@ def ablate(
         raise UserError(f"{started.by} starts many processes, and a study is one that starts its runs: run it alone")
     if devices > 1 and max(workers, share_reads) > 1:
         raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
+    if scheduler:
+        if max(workers, devices) > 1:
+            raise UserError("--scheduler uses the workers that are there: leave --workers and --devices out")
+        if find_spec("distributed") is None:
+            raise UserError(f"--scheduler needs distributed; {how_to_install('teachers')}")
     at = places(**where)
     asked = write_study(at.features, at.runs, dataset, not dry_run) if study is None else load_study(str(study))
     jobs = plan(asked, at)
@@ -299,7 +309,7 @@ def ablate(
     say(f"study {asked.name}: {estimate_text(left)}")
     if dry_run:
         return {"runs": sorted({str(path) for job in jobs for path in (job.stage1, job.run) if path}), "left": left}
-    return studies.ablate(asked, at, workers, share_reads, devices)
+    return studies.ablate(asked, at, workers, share_reads, devices, scheduler)
 
 
 @with_advice
@@ -373,23 +383,12 @@ def export(
 
 
 @with_advice
-def publish(
-    stores: Path | str | Sequence[Path | str],
-    target: Path | str,
-    *,
-    confirm: Callable[[str], bool] | None = None,
-    dry_run: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """Copy stores, or folders of them, to where others read them, with a card; shows the licences first.
-
-    confirm: says yes to the question that then comes; without, nothing leaves. options: pixels, data_licence, see
-    `pipeline.maintenance.publish.PublishRequest`.
-    """
+def publish(stores: Path | str | Sequence[Path | str], target: Path | str, **options: Any) -> dict[str, Any]:
+    """Copy stores, or folders of them, to where others read them; options: of `maintenance.publish.PublishRequest`."""
     from pipeline.maintenance import publish as publishing
 
     listed = (stores,) if isinstance(stores, Path | str) else tuple(stores)
-    return publishing.publish(publishing.PublishRequest(listed, target, **options), confirm, dry_run)
+    return publishing.publish(publishing.PublishRequest(listed, target, **options))
 
 
 @with_advice

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.console import progress, start_worker
+from pipeline.console import progress, worker_pool
 from pipeline.errors import UserError
 from sak_core.boundary import Counts, best_counts, boundary_counts, boundary_scores, even_thresholds, nms
 from sak_core.datasets.boundary_files import pair_files, read_annotations, read_strengths
@@ -22,8 +21,11 @@ from sak_core.errors import UnreadableSample
 class BoundaryRequest:
     """How folders are scored.
 
-    max_dist: how far apart matched pixels may be, as a share of the diagonal. thresholds: how many, evenly spaced.
-    suppress: non-maximum suppression before thinning. workers: processes; all cores when None, none for 0 or 1.
+    Attributes:
+        max_dist: how far apart matched pixels may be, as a share of the diagonal.
+        thresholds: how many, evenly spaced.
+        suppress: non-maximum suppression before thinning.
+        workers: processes; all cores when None, none for 0 or 1.
     """
 
     max_dist: float
@@ -44,7 +46,9 @@ class Job:
 def score_folders(predictions: Path, truths: Path, request: BoundaryRequest) -> dict[str, float]:
     """Scores of all images together, in [0, 1], and the threshold of odsF.
 
-    Raises DatasetError where names do not match, UserError where a file cannot be read or sizes differ.
+    Raises:
+        DatasetError: names do not match.
+        UserError: a file cannot be read or sizes differ.
     """
     pairs = pair_files(predictions, truths)
     thresholds = even_thresholds(request.thresholds)
@@ -66,8 +70,7 @@ def _all_counts(jobs: list[Job], workers: int | None) -> Iterator[Counts]:
     if workers <= 1:
         yield from map(image_counts, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    pool = worker_pool(workers)
     try:
         for future in as_completed([pool.submit(image_counts, job) for job in jobs]):
             yield future.result()
@@ -76,7 +79,11 @@ def _all_counts(jobs: list[Job], workers: int | None) -> Iterator[Counts]:
 
 
 def image_counts(job: Job) -> Counts:
-    """Counts (4, T) of one image's files. Raises UserError naming the file at fault."""
+    """Counts (4, T) of one image's files.
+
+    Raises:
+        UserError: a file is at fault; it is named.
+    """
     try:
         strength = read_strengths(job.prediction)
         truths = []

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
@@ -183,6 +185,17 @@ def start_worker() -> None:
     global _plain
     _plain = True
     _end_with_parent()
+
+
+def worker_pool(workers: int, begin: Callable[..., None] = start_worker, *given: Any) -> ProcessPoolExecutor:
+    """So many processes, each of which calls `begin` with what is `given` first: `start_worker`, or what calls that.
+
+    They are spawned: a fork of a process whose torch has run threads may hang.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=given)
 
 
 def follow(ends_with_parent: bool = True) -> None:

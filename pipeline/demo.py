@@ -26,8 +26,9 @@ PICTURED = (192, 192)
 def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str, Any]:
     """Run the demo below `folder`; what is cached or trained is skipped. Returns table, pictures and seconds.
 
-    Raises `UserError` if a trained arm does not beat the constant predictor by `MARGIN` on every task (not with
-    `small`, whose scores mean nothing).
+    Raises:
+        UserError: a trained arm does not beat the constant predictor by `MARGIN` on every task (not with `small`, whose
+            scores mean nothing).
     """
     places = Places(folder / "features", folder / "runs")
     study = small_study(load_study("demo")) if small else load_study("demo")

@@ -95,7 +95,11 @@ def prediction_captions(tasks: Sequence[Task]) -> list[str]:
 
 
 def sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell_px: int = CELL_PX) -> Image.Image:
-    """Pictures in a grid, each scaled to `cell_px` high, columns captioned."""
+    """Pictures in a grid, each scaled to `cell_px` high, columns captioned.
+
+    Raises:
+        ValueError: there is no row.
+    """
     if not rows:
         raise ValueError("a sheet needs at least one row")
     height, width = rows[0][0].shape[:2]

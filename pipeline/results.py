@@ -23,8 +23,11 @@ class CacheResult:
     """A store that was made, finished or extended.
 
     Attributes:
-        path: where it lies. rows: samples times views. teachers: all that it holds.
-        invalid: unreadable samples, by id, with the reason. unlabelled: by task, ids of samples without a label file.
+        path: where it lies.
+        rows: samples times views.
+        teachers: all that it holds.
+        invalid: unreadable samples, by id, with the reason.
+        unlabelled: by task, ids of samples without a label file.
         timings: where each teacher's time went, s.
     """
 
@@ -53,7 +56,8 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        path: its folder. results: its results.json: step, seconds, parameters, and of stage 2 validation scores.
+        path: its folder.
+        results: its results.json: step, seconds, parameters, and of stage 2 validation scores.
     """
 
     path: Path
@@ -75,7 +79,8 @@ class ScoreResult:
     """A run, scored.
 
     Attributes:
-        path: the run's folder. results: by task its scores and "details": per image, per class, confusion matrices.
+        path: the run's folder.
+        results: by task its scores and "details": per image, per class, confusion matrices.
     """
 
     path: Path

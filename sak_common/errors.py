@@ -1,4 +1,4 @@
-"""The base of every error that a user can mend."""
+"""The base of every error that a user can mend, and one line of what others say."""
 
 from __future__ import annotations
 
@@ -12,3 +12,12 @@ class SakError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: the message and notes alone, as the command line does."""
         return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, in one line; the error's name where it says nothing.
+
+    >>> first_line(ValueError("no such size\\nat line 3")), first_line(KeyError())
+    ('no such size', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

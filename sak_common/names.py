@@ -38,7 +38,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def find(kind: str, name: str, table: Mapping[str, Row]) -> Row:
-    """The row called `name`. Raises UnknownName, see `unknown`, where the table has none."""
+    """The row called `name`.
+
+    Raises:
+        UnknownName: see `unknown`, where the table has none.
+    """
     if name not in table:
         raise UnknownName(unknown(kind, name, table))
     return table[name]

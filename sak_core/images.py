@@ -53,7 +53,7 @@ def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
-    """`read_image` of a file's content; `where` names it in errors."""
+    """`read_image` of a file's content; `where` names it in errors. Raises UnreadableSample."""
     if not content:
         raise UnreadableSample(where, "is empty (0 bytes)")
     with _opened(content, where) as image:
@@ -67,7 +67,11 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """A picture, decoded but otherwise as it is stored. Raises UnreadableSample, within the block too."""
+    """A picture, decoded but otherwise as it is stored.
+
+    Raises:
+        UnreadableSample: it cannot be read; within the block too.
+    """
     check_file(path)
     with _opened(path, path) as image:
         yield image

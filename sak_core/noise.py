@@ -19,8 +19,10 @@ from torch import Tensor
 class RowNoise:
     """Noise of one training step.
 
-    seed: the run's. step: the optimiser step. rows: (B,) int64 that name the batch's rows, e.g. view ·
-    samples + sample.
+    Attributes:
+        seed: the run's.
+        step: the optimiser step.
+        rows: (B,) int64 that name the batch's rows, e.g. view · samples + sample.
     """
 
     seed: int

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.calibration.statistics import calibrated, calibration_rows
 from cache.format.manifest import FOLDER, LOG, SOURCE, PartManifest, teacher_part
 from cache.format.spec import LabelSpec, LevelSpec, SourceSpec
 from cache.places.addresses import as_place
@@ -103,11 +103,11 @@ def write_teacher(
     """Calibrate if need be and write what is pending of a teacher."""
     writer = TeacherWriter(store, {"name": name, "weights": "sha256:00", **provenance}, levels)
     if writer.calibration() is None:
-        calibrator = Calibrator(levels)
-        to_fit, to_measure = calibration_rows(store.valid(1), store.spec.seed, 8)
-        calibrator.fit([np.stack([features(level, int(sample), 0) for sample in to_fit]) for level in levels])
-        calibrator.measure([np.stack([features(level, int(sample), 0) for sample in to_measure]) for level in levels])
-        writer.write_calibration(calibrator.arrays())
+        halves = [
+            [np.stack([features(level, int(sample), 0) for sample in rows]) for level in levels]
+            for rows in calibration_rows(store.valid(1), store.spec.seed, 8)
+        ]
+        writer.write_calibration(calibrated(levels, *halves))
     for view, shard in writer.pending(num_views):
         rows = store.spec.rows(shard)
         writer.write_shard(view, shard, [np.stack([features(level, s, view) for s in rows]) for level in levels])
@@ -129,6 +129,12 @@ def tree(path: Path) -> dict[str, bytes]:
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "log.jsonl"
     }
+
+
+def content(where: Place | Path) -> dict[str, bytes]:
+    """Every file of a store, or of a folder of stores, with its bytes, but the log and locks."""
+    files = tree(where) if isinstance(where, Path) else {name: where.read(name) for name in where.sizes()}
+    return {name: data for name, data in files.items() if not name.endswith(("/lock", "log.jsonl"))}
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:

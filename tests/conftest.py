@@ -67,6 +67,18 @@ def sak(
     return done
 
 
+def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
+    """What the command line says (stderr) where it refuses what it was asked for: exit code 2, and no traceback."""
+    done = sak(*arguments, env=env, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def answer(*arguments: str | Path, env: dict[str, str] | None = None) -> Any:
+    """What the command line gives with --json."""
+    return json.loads(sak(*arguments, "--json", env=env).stdout)
+
+
 def program(source: str, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`python -c SOURCE ARGUMENTS` from the repository, in a process of its own; however it ends."""
     words = [str(argument) for argument in arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ kind = "classes"
 classes = ["soil", "crop"]
 files = "labels/{id}.npy"
 """
+
+
+def toml(value: object) -> str:
+    """A value as TOML, of what JSON holds; tables stand in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
 
 
 def make_fields(root: Path, crops: bool, only_in_val: bool = False) -> Path:

@@ -14,7 +14,7 @@ from pipeline.recipes.config import Recipe, Study, load_recipe, load_study, reci
 from pipeline.runs import Places
 from pipeline.studies.jobs import check, plan
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 
 TEACHER_ARMS = ["teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers"]
 NAMES = ["single-task", "multi-task", "invpt", "mlore", *TEACHER_ARMS, "many-to-one", "sak"]
@@ -82,8 +82,7 @@ def test_the_oracle_is_derived_from_validation(arms: tuple[Path, dict]) -> None:
 
 
 def test_derived_and_split_arms_say_so(features: Path, arms: tuple[Path, dict]) -> None:
-    done = sak("finetune", "demo", "--set", "arm=oracle", "--out", features, check=False)
-    assert done.returncode == 2 and "derives it" in done.stderr
+    assert "derives it" in refusal("finetune", "demo", "--set", "arm=oracle", "--out", features)
     alone = Study.model_validate({"name": "x", "recipe": "demo", "arms": ["sak", "oracle"], "test": demo_test()})
     places = Places(features, Path("none"))
     with pytest.raises(UserError, match="chooses among arms teacher:<name>"):
@@ -201,7 +200,7 @@ def published_student(recipe: Recipe) -> None:
 
 
 def test_a_missing_teachers_cache_is_named(features: Path, tmp_path: Path) -> None:
-    done = sak(
+    said = refusal(
         "distill",
         "demo",
         "--out",
@@ -210,10 +209,8 @@ def test_a_missing_teachers_cache_is_named(features: Path, tmp_path: Path) -> No
         tmp_path,
         "--set",
         'teachers=["mini-dino","dinov2"]',
-        check=False,
     )
-    assert done.returncode == 2
-    assert "has no teacher 'dinov2'" in done.stderr and "make cache TEACHER=dinov2" in done.stderr
+    assert "has no teacher 'dinov2'" in said and "make cache TEACHER=dinov2" in said
 
 
 def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:

@@ -29,7 +29,7 @@ def test_both_sides_deliver_the_same(name: str, rounds: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["block", "copy", "open", "read-cold", "read-small"])
+@pytest.mark.parametrize("name", ["block", "copy", "open", "read-cold", "read-small", "staging"])
 def test_all_sides_deliver_the_same(name: str) -> None:
     result = quick(name)[0]
     assert result["rows"] and all(row["bytes"] and len(row["seconds"]) >= 2 for row in result["rows"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cache.calibration.statistics import Calibrator, calibration_rows, level_constants
+from cache.calibration.statistics import Calibrator, calibrated, calibration_rows, level_constants
 from cache.codecs import get_codec
 from cache.codecs.fidelity import Fidelity, FidelityMeter
 from cache.errors import BadInput, CacheError, CorruptFile
@@ -100,15 +100,13 @@ def test_fidelity_of_degenerate_features() -> None:
 
 
 def test_a_broken_promise_is_refused() -> None:
-    calibrator = Calibrator([LevelSpec(0, (1, 1), 2, "int8")])
     rng = np.random.default_rng(0)
     narrow = rng.normal(size=(50, 1, 1, 2)).astype(np.float32)
-    calibrator.fit([narrow])
-    calibrator.measure([narrow * np.float32([1, 9])])  # far outside of the calibrated range
+    far = narrow * np.float32([1, 9])  # outside of the calibrated range
     with pytest.raises(
         CacheError, match=r"level 0: int8 promises a token cosine of 0.999, .*use a codec with more bits"
     ):
-        calibrator.arrays()
+        calibrated([LevelSpec(0, (1, 1), 2, "int8")], [narrow], [far])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -122,10 +120,7 @@ def test_a_promise_holds_on_rows_that_calibration_did_not_see(seed: int) -> None
         return (contrast * (rng.normal(size=(number, 4, 4, 16)) @ mixing)).astype(np.float32)
 
     level = LevelSpec(0, (4, 4), 16, "klt", fidelity=0.98)
-    calibrator = Calibrator([level])
-    calibrator.fit([maps(48)])
-    calibrator.measure([maps(48)])
-    arrays = calibrator.arrays()
+    arrays = calibrated([level], [maps(48)], [maps(48)])
     constants, others = level_constants(level, arrays), maps(2000)
     codec = get_codec("klt")
     meter = FidelityMeter(arrays["level_0/mean"])

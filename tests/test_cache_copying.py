@@ -36,10 +36,6 @@ def bucket() -> ObjectPlace:
     return ObjectPlace(MemoryStore(), "features/", "s3://bucket/features")
 
 
-def without_locks(path: Path) -> dict[str, bytes]:
-    return {name: raw for name, raw in toy.tree(path).items() if not name.endswith("/lock")}
-
-
 def test_a_whole_copy_is_the_same_store_byte_for_byte(store: Store, tmp_path: Path) -> None:
     """Here to here, here to a bucket, bucket to bucket, and back again."""
     there: Place = bucket()
@@ -51,13 +47,13 @@ def test_a_whole_copy_is_the_same_store_byte_for_byte(store: Store, tmp_path: Pa
         assert sum(told) == plan.num_bytes and len(told) == plan.num_shards
         assert plan_copy(store, target, select(store)).num_shards == 0
         assert verify_store(store.place) == [] and unlisted_files(store.place) == []
-    one, two = (without_locks(next((tmp_path / name).iterdir())) for name in ("one", "two"))
+    one, two = (toy.content(next((tmp_path / name).iterdir())) for name in ("one", "two"))
     assert one == two and len(one) > 100
 
 
 def test_the_copy_equals_its_source(store: Store, tmp_path: Path) -> None:
     copy = copy_store(plan_copy(store, tmp_path, select(store)))
-    assert without_locks(copy.path) == without_locks(store.path)
+    assert toy.content(copy.path) == toy.content(store.path)
 
 
 def test_a_copy_of_what_is_read(store: Store, tmp_path: Path) -> None:
@@ -81,7 +77,7 @@ def test_a_copy_of_what_is_read(store: Store, tmp_path: Path) -> None:
     grown = Store.open(copy.place)
     assert grown.num_views == 2 and grown.teachers == ["mini-clip", "mini-dino"] and verify_store(grown.place) == []
     at_once = toy.make_store(tmp_path / "whole").path
-    files, whole = without_locks(grown.path), without_locks(at_once)
+    files, whole = toy.content(grown.path), toy.content(at_once)
     differing = {name for name in files if files[name] != whole[name]}
     # what lists levels is its own; the rest is as it was
     prefix = "manifest/teachers/mini-dino/"
@@ -109,7 +105,7 @@ def test_an_interrupted_copy_goes_on(store: Store, monkeypatch: pytest.MonkeyPat
     told: list[int] = []
     copy = copy_store(left, told.append)
     assert len(told) == left.num_shards and verify_store(copy.place) == []
-    assert {name: copy.place.read(name) for name in copy.place.sizes()} == without_locks(store.path)
+    assert toy.content(copy.place) == toy.content(store.path)
 
 
 def test_shards_are_made_durable_together(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +123,8 @@ def test_shards_are_made_durable_together(store: Store, tmp_path: Path, monkeypa
         assert len(of_pixels) == (1 + 8 if batch_bytes == 1 else 1 + 1) + 1  # created, shards, grown
         shards = [path for path in synced if "/pixels/.c." in path]
         assert len(shards) == 8, "every file is durable before it has its name"
-    one, together = (without_locks(copy.path) for copy in copies.values())
-    assert one == together == without_locks(store.path)
+    one, together = (toy.content(copy.path) for copy in copies.values())
+    assert one == together == toy.content(store.path)
 
 
 def test_a_killed_batch_commits_nothing_and_is_gone_over_again(
@@ -146,7 +142,7 @@ def test_a_killed_batch_commits_nothing_and_is_gone_over_again(
     assert (half.path / "pixels/c.1.3.0.0.0").exists() and not half.part("source").view(0, refresh=True).shards
     assert verify_store(half.place) == []
     monkeypatch.setattr(PartManifest, "commit_entries", real)
-    assert without_locks(copy_store(plan_copy(store, tmp_path, select(store))).path) == without_locks(store.path)
+    assert toy.content(copy_store(plan_copy(store, tmp_path, select(store))).path) == toy.content(store.path)
 
 
 def test_a_half_made_store_is_copied_as_far_as_it_is(tmp_path: Path) -> None:
@@ -159,7 +155,7 @@ def test_a_half_made_store_is_copied_as_far_as_it_is(tmp_path: Path) -> None:
     toy.write_source(half, 1)
     plan: CopyPlan = plan_copy(half, tmp_path / "copy", select(half))
     assert [(shard.view, shard.shard) for shard in plan.parts[0].shards] == [(0, 0), (0, 2), (0, 3)]
-    assert without_locks(copy_store(plan).path) == without_locks(half.path)
+    assert toy.content(copy_store(plan).path) == toy.content(half.path)
 
 
 def test_damage_is_not_copied(tmp_path: Path) -> None:

@@ -25,11 +25,6 @@ from tests.cache_toy import (
 )
 
 
-def objects(place: Any) -> dict[str, bytes]:
-    """Every object with its bytes, but the log."""
-    return {name: place.read(name) for name in place.sizes() if not name.endswith("log.jsonl")}
-
-
 @pytest.fixture
 def bucket() -> ObjectPlace:
     return ObjectPlace(MemoryStore(), "features/", "s3://bucket/features")
@@ -44,8 +39,7 @@ def test_a_store_has_the_same_bytes_wherever_it_lies(bucket: ObjectPlace, local:
     store = toy.make_store(bucket)
     store.log({"stage": "test"})
     assert str(store) == f"s3://bucket/features/{local.name}" and store.name == local.name
-    files = {name: raw for name, raw in toy.tree(local.path).items() if not name.endswith("/lock")}
-    assert objects(store.place) == files
+    assert toy.content(store.place) == toy.content(local.path)
     assert verify_store(store.place) == [] and unlisted_files(store.place) == []
     with pytest.raises(CacheError, match="not a folder of this machine"):
         _ = store.path
@@ -116,19 +110,19 @@ def test_who_comes_second_compares(bucket: ObjectPlace) -> None:
     arrays = toy.source_arrays(store.spec, 0, 1)
     one, two = (toy.SourceWriter(Store.open(store.place)) for _ in range(2))
     one.write_shard(0, 1, arrays)
-    before = objects(store.place)
+    before = toy.content(store.place)
     two.write_shard(0, 1, arrays)  # the same bytes: nothing to do
-    assert objects(store.place) == before
+    assert toy.content(store.place) == before
     arrays["pixels"][0, 0, 0, 0] ^= 1
     with pytest.raises(RemadeDiffers, match=r"pixels/c\.0\.1\.0\.0\.0"):
         two.write_shard(0, 1, arrays)
-    assert objects(store.place) == before
+    assert toy.content(store.place) == before
     store.part("source").uncommit(0, 1)  # as before its entry came
     two = toy.SourceWriter(Store.open(store.place))
-    before = objects(store.place)
+    before = toy.content(store.place)
     with pytest.raises(WriteFailed, match=r"pixels/c\.0\.1\.0\.0\.0 is there already with other bytes: a teacher, dev"):
         two.write_shard(0, 1, arrays)
-    assert objects(store.place) == before
+    assert toy.content(store.place) == before
 
 
 def test_a_half_finished_store_goes_on(bucket: ObjectPlace, local: Store) -> None:

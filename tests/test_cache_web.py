@@ -25,9 +25,10 @@ from tests.cache_toy import (
     no_fsync,  # noqa: F401 (an autouse fixture)
     unlisted_files,
 )
-from tests.conftest import sak
+from tests.conftest import answer, logged, refusal, sak
 from tests.nginx import nginx, serve
 from tests.s3 import Proxy
+from tests.test_nodes import TINY
 
 pytestmark = pytest.mark.skipif(nginx() is None, reason="no nginx on this machine: apt-get install nginx-light")
 
@@ -144,8 +145,7 @@ def test_nothing_is_written(address: str, local: Store, tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match="a web server is only read from; write to a folder or a bucket"):
             write()
-    refused = sak("copy", local.path, address, check=False)
-    assert refused.returncode == 2 and "a web server is only read from" in refused.stderr
+    assert "a web server is only read from" in refusal("copy", local.path, address)
 
 
 def test_addresses(ports: tuple[int, int], root: Path) -> None:
@@ -188,16 +188,14 @@ def test_hostile_catalogues_are_refused(document: bytes) -> None:
 
 def test_the_commands(address: str, local: Store, tmp_path: Path) -> None:
     there = f"{address}/{local.name}"
-    info = json.loads(sak("info", there, "--json").stdout)
-    mine = json.loads(sak("info", local.path, "--json").stdout)
+    info = answer("info", there)
+    mine = answer("info", local.path)
     assert info["teachers"] == mine["teachers"] and info["store"] == there
-    assert json.loads(sak("verify", there, "--json").stdout)["problems"] == []
-    copied = json.loads(sak("copy", address, tmp_path / "copies", "--json").stdout)
+    assert answer("verify", there)["problems"] == []
+    copied = answer("copy", address, tmp_path / "copies")
     assert copied["copied"] and copied["stores"][0]["bytes"] > 0
     copy = Store.open(tmp_path / "copies" / local.name)
-    assert {name: raw for name, raw in toy.tree(copy.path).items() if not name.endswith("/lock")} == {
-        name: raw for name, raw in toy.tree(local.path).items() if not name.endswith("/lock")
-    }
+    assert toy.content(copy.path) == toy.content(local.path)
 
 
 def test_training_reads_it(features: Path, tmp_path: Path) -> None:
@@ -212,3 +210,18 @@ def test_training_reads_it(features: Path, tmp_path: Path) -> None:
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("far", "near")
     )
     assert far.returncode == near.returncode == 0 and left["loss"] == right["loss"]
+
+
+def test_a_stage_keeps_what_training_reads(small: Path, tmp_path: Path) -> None:
+    """The first run asks the server for its rows, the second for none, and both learn the same."""
+    sak("copy", small, small)
+    own = tmp_path / "nginx"
+    own.mkdir()
+    settings = [*TINY, "--set", "steps=4", "--set", f"loader.stage='{tmp_path}'"]
+    asked = []
+    with serve(small, own) as (port, _):
+        for run in ("one", "two"):
+            sak("distill", "demo", "--out", f"http://127.0.0.1:{port}", "--run", tmp_path / run, *settings)
+            asked.append(sum("/c." in line for line in (own / "access.log").read_text().splitlines()))
+    assert 0 < asked[0] == asked[1]
+    assert logged(tmp_path / "one") == logged(tmp_path / "two")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from pipeline.training.targets import Targets
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
 from sak_core.teachers import build_teacher
-from tests.conftest import TINY, cache_split, logged, sak
+from tests.conftest import TINY, answer, cache_split, logged, sak
 from tests.towers import exactly, normalise, pixels
 
 VIT = "timm:test_vit"
@@ -68,7 +67,7 @@ def test_the_cache_holds_them_beside_pooled_maps(features: Path) -> None:
         assert read.row_shape == (1, 64) and store.features(NAME, level).row_shape == (3, 3, 64)
         found = np.stack([read[i, 1] for i in range(16)])
         np.testing.assert_allclose(found, tokens[:, :, 0].transpose(1, 2).numpy(), rtol=1e-4, atol=1e-5)
-    verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
+    verified = answer("verify", store.path, "--live", "3")
     assert verified["problems"] == [] and verified["live"][NAME]["problems"] == []
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from sak_core.images import read_image
 from sak_core.interfaces.dataset import Sample, check_labels
 from sak_core.tasks import Task
 from sak_core.views.view import EVALUATION, STAGE1, apply_view, draw_view
+from tests.small_images import encoded, png_of
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -29,16 +27,6 @@ def gradient(height: int = 20, width: int = 30) -> np.ndarray:
     """Smooth RGB, so that lossy formats keep it."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 8 + 20, x * 6 + 10, 200 - y * 3 - x], axis=-1).astype(np.uint8)
-
-
-def png_of(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that claims a size, whatever its data."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture
@@ -166,17 +154,15 @@ def test_modes_become_rgb(tmp_path):
 
 
 def test_bad_files_are_named_with_their_reason(tmp_path):
-    good = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(good, "jpeg")
-    png = io.BytesIO()
-    Image.fromarray(gradient(90, 90)).save(png, "png")
-    broken = bytearray(png.getvalue())
+    good = encoded(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8), "jpeg")
+    png = encoded(gradient(90, 90))
+    broken = bytearray(png)
     broken[len(broken) // 2] ^= 0xFF
     bad = {
         "empty.png": (b"", "empty"),
         "text.jpg": (b"this is no image", "not an image"),
-        "cut.jpg": (good.getvalue()[: len(good.getvalue()) // 2], "truncated"),
-        "cut.png": (png.getvalue()[:200], "damaged"),
+        "cut.jpg": (good[: len(good) // 2], "truncated"),
+        "cut.png": (png[:200], "damaged"),
         "flipped.png": (bytes(broken), "damaged"),
         "bomb.png": (png_of(60_000, 60_000), "refused before decoding"),
         "large.png": (png_of(15_000, 14_000), "refused before decoding"),
@@ -184,7 +170,7 @@ def test_bad_files_are_named_with_their_reason(tmp_path):
     }
     for name, (content, _) in bad.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "good.jpg").write_bytes(good.getvalue())
+    (tmp_path / "good.jpg").write_bytes(good)
     os.mkfifo(tmp_path / "pipe.png")
     data = open_dataset("folder", "train", tmp_path)
     for i, name in enumerate(data.ids):

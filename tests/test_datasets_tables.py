@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import shutil
@@ -18,7 +17,8 @@ from cache.store import Store
 from sak_core.datasets import open_dataset
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.interfaces.dataset import Dataset
-from tests.conftest import sak
+from tests.conftest import answer, sak
+from tests.small_images import encoded
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -27,9 +27,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def png(level: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (12, 10), (level, 0, 0)).save(content, "png")
-    return content.getvalue()
+    return encoded(Image.new("RGB", (12, 10), (level, 0, 0)))
 
 
 PLAIN = [png(i) for i in range(4)]
@@ -131,7 +129,7 @@ def test_the_cache_of_load_dataset_is_read_whole(tmp_path):
     assert levels(opened(tmp_path)) == [0, 1, 2, 3] and levels(opened(folder, "test")) == [2, 3]
     with pytest.raises(DatasetError, match="test, train, none of val"):
         opened(tmp_path, "val")
-    report = json.loads(sak("data", "check", tmp_path, "--sheet", tmp_path / "s.png", "--json").stdout)
+    report = answer("data", "check", tmp_path, "--sheet", tmp_path / "s.png")
     assert {split: told["samples"] for split, told in report["splits"].items()} == {"train": 4, "test": 2}
     (folder / "pets-train-00000-of-00002.arrow").unlink()
     with pytest.raises(DatasetError, match=r"lacks 1 of the 2 files pets-train-\*-of-00002 \(number 0\)"):

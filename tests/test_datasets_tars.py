@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +16,11 @@ from sak_core.datasets import open_dataset
 from sak_core.datasets.folder import ImageFolder
 from sak_core.errors import DatasetError, UnreadableSample
 from tests.conftest import sak
+from tests.small_images import encoded, write_tar
 
 
 def png(level: int, suffix: str = "png") -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (12, 10), (level, 255 - level, 7)).save(content, "jpeg" if suffix == "jpg" else suffix)
-    return content.getvalue()
-
-
-def file(name: str, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    return member, content
+    return encoded(Image.new("RGB", (12, 10), (level, 255 - level, 7)), "jpeg" if suffix == "jpg" else suffix)
 
 
 def link(name: str, target: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
@@ -38,16 +29,8 @@ def link(name: str, target: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
     return member, b""
 
 
-def write(path: Path, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for member, content in members:
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
 def three(path: Path) -> Path:
-    return write(path, [file(f"{i}.png", png(i)) for i in range(3)])
+    return write_tar(path, [(f"{i}.png", png(i)) for i in range(3)])
 
 
 def refused(root: Path, words: str) -> None:
@@ -69,7 +52,7 @@ def test_a_tar_that_was_cut_anywhere_is_refused(tmp_path):
 
 
 def test_bytes_behind_the_end_and_headers_that_are_none_are_refused(tmp_path):
-    one, two = three(tmp_path / "one" / "a.tar"), write(tmp_path / "two" / "b.tar", [file("9.png", png(9))])
+    one, two = three(tmp_path / "one" / "a.tar"), write_tar(tmp_path / "two" / "b.tar", [("9.png", png(9))])
     joined = tmp_path / "joined"
     joined.mkdir()
     (joined / "c.tar").write_bytes(one.read_bytes() + two.read_bytes())
@@ -88,16 +71,16 @@ def test_bytes_behind_the_end_and_headers_that_are_none_are_refused(tmp_path):
 
 def test_links_and_names_that_come_twice_are_as_unpacking_leaves_them(tmp_path):
     members = [
-        file("./a/0.png", png(0)),
+        ("./a/0.png", png(0)),
         link("hard.png", "a/0.png", tarfile.LNKTYPE),
-        file("a/1.png", png(1)),
+        ("a/1.png", png(1)),
         link("a/soft.png", "1.png", tarfile.SYMTYPE),
         link("up/soft.png", "../a/soft.png", tarfile.SYMTYPE),
-        file("a/0.png", png(2)),  # appended later: hard.png stays the earlier one
+        ("a/0.png", png(2)),  # appended later: hard.png stays the earlier one
         link("late.png", "b/3.png", tarfile.SYMTYPE),
-        file("b/3.png", png(3)),
+        ("b/3.png", png(3)),
     ]
-    tar = write(tmp_path / "tars" / "x.tar", members)
+    tar = write_tar(tmp_path / "tars" / "x.tar", members)
     data = open_dataset("webdataset", "train", tar.parent)
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
@@ -111,10 +94,10 @@ def test_links_and_names_that_come_twice_are_as_unpacking_leaves_them(tmp_path):
 
 
 def test_links_that_lead_nowhere_keep_their_row(tmp_path):
-    write(
+    write_tar(
         tmp_path / "x.tar",
         [
-            file("0.png", png(0)),
+            ("0.png", png(0)),
             link("1.png", "/elsewhere/1.png", tarfile.SYMTYPE),
             link("2.png", "3.png", tarfile.SYMTYPE),
             link("3.png", "2.png", tarfile.SYMTYPE),
@@ -138,16 +121,16 @@ def test_files_with_holes_are_refused(tmp_path):
 
 
 MASKED = [
-    *(file(f"{i}.{ending}", png(i, ending[-3:])) for i in range(3) for ending in ("jpg", "seg.png", "depth.png")),
-    file("3.seg.png", png(3)),  # whose photograph is lost
-    file("4.json", b"{}"),
-    file("photo.v2.jpg", png(5, "jpg")),  # alone, and no mask anywhere
+    *((f"{i}.{ending}", png(i, ending[-3:])) for i in range(3) for ending in ("jpg", "seg.png", "depth.png")),
+    ("3.seg.png", png(3)),  # whose photograph is lost
+    ("4.json", b"{}"),
+    ("photo.v2.jpg", png(5, "jpg")),  # alone, and no mask anywhere
 ]
 
 
 def test_masks_beside_photographs_are_no_inputs(tmp_path):
     """And both commands say what they leave alone."""
-    write(tmp_path / "t" / "x.tar", MASKED)
+    write_tar(tmp_path / "t" / "x.tar", MASKED)
     done = sak("data", "check", tmp_path / "t", "--sheet", tmp_path / "s.png")
     assert "train: 4 samples, 4 without a fault" in done.stdout
     assert "left alone: 3 .depth.png, 4 .seg.png; masks, or of other formats (--images" in done.stdout
@@ -161,7 +144,7 @@ def test_masks_beside_photographs_are_no_inputs(tmp_path):
 
 def test_images_that_are_asked_for_are_the_stores_own(tmp_path):
     """The endings go into the store, so that repair finds the same samples again."""
-    write(tmp_path / "t" / "x.tar", MASKED)
+    write_tar(tmp_path / "t" / "x.tar", MASKED)
     arguments = ["cache", "--dataset", "webdataset", "--root", tmp_path / "t", "--split", "val", "--size", "16"]
     arguments += ["--decoders", "0", "--out", tmp_path / "out", "--images", "depth.png", "--json"]
     store = Store.open(json.loads(sak(*arguments).stdout)["store"])
@@ -178,16 +161,16 @@ def test_images_that_are_asked_for_are_the_stores_own(tmp_path):
     ("images", "count"), [("jpg", 3), (".JPG, v2.jpg", 4), ("seg.png", 4), ("all", 11), ("json", 1), (None, 4)]
 )
 def test_endings_choose_the_images(tmp_path, images, count):
-    write(tmp_path / "x.tar", MASKED)
+    write_tar(tmp_path / "x.tar", MASKED)
     data = open_dataset("webdataset", "train", tmp_path, images=images)
     assert len(data.ids) == count
 
 
 def test_images_of_a_key_that_no_ending_tells_apart_are_asked_for(tmp_path):
-    write(tmp_path / "x.tar", [file(f"{i}.{ending}", png(i)) for i in range(2) for ending in ("rgb.png", "seg.png")])
+    write_tar(tmp_path / "x.tar", [(f"{i}.{ending}", png(i)) for i in range(2) for ending in ("rgb.png", "seg.png")])
     refused(tmp_path, r"x\.tar: 0 has several images \(\.rgb\.png, \.seg\.png\)$")
     assert len(open_dataset("webdataset", "train", tmp_path, images="rgb.png").ids) == 2
-    write(tmp_path / "x.tar", [file("0.jpg", png(0, "jpg")), file("0.png", png(0))])
+    write_tar(tmp_path / "x.tar", [("0.jpg", png(0, "jpg")), ("0.png", png(0))])
     refused(tmp_path, r"x\.tar: 0 has several images \(\.jpg, \.png\)")
     with pytest.raises(DatasetError, match=r"no member .* has the ending tif; there are 1 \.jpg, 1 \.png"):
         open_dataset("webdataset", "train", tmp_path, images="tif")

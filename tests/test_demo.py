@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from pipeline.demo import beaten_by_constant
-from tests.conftest import sak
+from tests.conftest import answer, sak
 
 
 @pytest.mark.slow
 def test_the_demo_in_small_and_again(tmp_path: Path) -> None:
-    result = json.loads(sak("demo", "--small", "--json", "--out", tmp_path).stdout)
+    result = answer("demo", "--small", "--out", tmp_path)
     assert result["table"]["rows"][0]["arm"] == "constant"
     assert len(result["table"]["columns"]) == 6
     notes = {row["arm"]: row["note"] for row in result["table"]["rows"]}

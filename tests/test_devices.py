@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.training.sync_norm import synchronise_norms
-from tests.conftest import logged, sak
+from tests.conftest import answer, logged, refusal, sak
 from tests.test_training import STEPS as TRAINING_STEPS
 from tests.test_training import begin
 
@@ -75,8 +75,8 @@ def test_two_processes_fine_tune_as_one(features: Path, tmp_path: Path) -> None:
     options = [*STEPS, "--set", "batch_size=12", "--set", "optimizer.lr=2e-5", "--out", features]
     sak("distill", "demo", "--run", tmp_path / "stage1", "--out", features, "--set", "steps=2", "--set", "threads=1")
     tune = ["finetune", "demo", "--from", tmp_path / "stage1", *options]
-    one = json.loads(sak(*tune, "--run", tmp_path / "one", "--json").stdout)
-    two = json.loads(sak(*tune, "--run", tmp_path / "two", "--devices", "2", "--json").stdout)
+    one = answer(*tune, "--run", tmp_path / "one")
+    two = answer(*tune, "--run", tmp_path / "two", "--devices", "2")
     assert_follows(tmp_path / "one", tmp_path / "two")
     for task, scores in one["validation"].items():
         for name, value in scores.items():
@@ -101,12 +101,10 @@ def test_a_run_goes_on_with_another_number_of_processes(features: Path, tmp_path
 
 
 def test_rows_that_cannot_be_shared_are_refused(features: Path, tmp_path: Path) -> None:
-    done = sak(
+    said = refusal(
         "distill", "demo", "--run", tmp_path / "r", "--out", features, "--devices", "2", "--set", "batch_size=9",
-        check=False,
     )  # fmt: skip
-    assert done.returncode == 2
-    assert "batch_size = 9 rows cannot be shared evenly by 2 processes" in done.stderr
+    assert "batch_size = 9 rows cannot be shared evenly by 2 processes" in said
 
 
 def test_a_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path) -> None:
@@ -161,8 +159,8 @@ def test_a_studys_runs_take_the_devices_it_is_given(features: Path, tmp_path: Pa
         'test = { dataset = "rooms", split = "test", size = "96x96" }\n'
     )
     places = ["--out", features, "--json", "--runs"]
-    refused = sak("ablate", study, *places, tmp_path, "--devices", "2", "--share-reads", "2", check=False)
-    assert refused.returncode == 2 and "a run takes all the devices" in refused.stderr
+    said = refusal("ablate", study, *places, tmp_path, "--devices", "2", "--share-reads", "2")
+    assert "a run takes all the devices" in said
     one = sak("ablate", study, *places, tmp_path / "one")
     two = sak("ablate", study, *places, tmp_path / "two", "--devices", "2")
     assert two.stderr.count("threads, 2 processes") == 3 and "processes" not in one.stderr

@@ -22,7 +22,7 @@ from pipeline.extraction import prepare, samples
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
-from tests.cache_toy import tree
+from tests.cache_toy import content, tree
 from tests.conftest import sak
 
 ROOMS = ["--split", "unlabelled", "--limit", "80", "--threads", "1"]
@@ -30,10 +30,6 @@ ROOMS = ["--split", "unlabelled", "--limit", "80", "--threads", "1"]
 
 def cache(out: Path, *extra: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return sak("cache", "--out", out, *ROOMS, *extra, check=check)
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(out).items() if not name.endswith("/lock")}
 
 
 class Counted:

@@ -19,7 +19,7 @@ import pytest
 from cache.maintenance.verification import verify_store
 from cache.store import Store
 from tests.cache_toy import tree
-from tests.conftest import program, sak
+from tests.conftest import program, refusal, sak
 from tests.mounts import mounted
 from tests.ready import Logged
 from tests.small_images import cache_arguments
@@ -87,7 +87,6 @@ def test_a_full_disk(
     assert commands.run(arguments) == 2
     said = commands.log.read_text()
     assert "free" in said and ("no space left" in said or "bytes are needed" in said or "need" in said)
-    assert "Traceback" not in said
     assert_intact(out)
     ballast.unlink()
     assert commands.run(arguments) == 0, commands.log.read_text()
@@ -129,7 +128,7 @@ def test_a_read_only_disk(small_disk: Path, images: Path, undisturbed: dict[str,
     assert real.value.errno == errno.EROFS, "the disk must be read-only"
     assert commands.run(arguments) == 2
     said = commands.log.read_text()
-    assert "Read-only file system" in said and "Traceback" not in said
+    assert "Read-only file system" in said
     assert_intact(out)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert commands.run(arguments) == 0, commands.log.read_text()
@@ -147,8 +146,7 @@ def test_a_folder_that_may_not_be_written(images: Path, tmp_path: Path, undistur
     else:
         (out / "x").unlink()
         pytest.skip("this user writes to folders without permission (root does); test_a_read_only_disk covers it")
-    done = sak(*cache_arguments(images, out), check=False)
-    assert done.returncode == 2 and "Permission denied" in done.stderr and "Traceback" not in done.stderr
+    assert "Permission denied" in refusal(*cache_arguments(images, out))
     out.chmod(0o755)
     sak(*cache_arguments(images, out))
     assert tree(out) == undisturbed

@@ -17,7 +17,7 @@ from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import build_teacher
 from sak_core.teachers.hf import hf_teacher
 from sak_core.weights.teacher_weights import BuildOptions, seeded
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 from tests.towers import IMAGENET, exactly, normalise, pixels
 
 HALF = (0.5, 0.5, 0.5)
@@ -227,6 +227,5 @@ def test_from_the_command_line(tmp_path: Path):
         read = np.stack([store.features(teacher, level)[i, 0] for i in range(2)])
         np.testing.assert_allclose(read, state.numpy(), rtol=1e-4, atol=1e-5)
     yolos = transformers.YolosConfig(**TOKENS, image_size=[64, 96])
-    done = sak("cache", "--teacher", f"hf:{folder_of(yolos, tmp_path / 'yolos')}", *options, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "YolosModel" in done.stderr and "tokens behind them" in done.stderr
+    said = refusal("cache", "--teacher", f"hf:{folder_of(yolos, tmp_path / 'yolos')}", *options)
+    assert "YolosModel" in said and "tokens behind them" in said

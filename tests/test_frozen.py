@@ -20,7 +20,7 @@ from pipeline.runs import Places
 from pipeline.studies.estimate import estimate
 from pipeline.studies.jobs import Job
 from pipeline.training.distill import distill
-from tests.conftest import cache_split, sak
+from tests.conftest import answer, cache_split, logged, refusal, sak
 
 STEPS = ["--set", "steps=4", "--set", "batch_size=8", "--set", "log_every=1", "--set", "tasks=['semseg', 'depth']"]
 
@@ -39,13 +39,9 @@ def places(features: Path, module_folder: Path) -> tuple[Path, Path]:
     return caches, runs
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same(a: Path, b: Path) -> None:
     """The same losses at every step, and weights that moved alike."""
-    for left, right in zip(metrics(a), metrics(b), strict=True):
+    for left, right in zip(logged(a), logged(b), strict=True):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-6)
     one, other = (load_file(run / "last" / "model.safetensors") for run in (a, b))
     assert one.keys() == other.keys()
@@ -87,7 +83,7 @@ def test_the_arrays_are_named_as_documented(places: tuple[Path, Path]) -> None:
     rows = zip(batch.samples.tolist(), batch.views.tolist(), strict=True)
     decoded = batch.to("cpu").prefixes["stem-demo"][3]
     np.testing.assert_array_equal(decoded.numpy(), np.stack([read[sample, view] for sample, view in rows]))
-    verified = json.loads(sak("verify", store.path, "--live", "3", "--json").stdout)
+    verified = answer("verify", store.path, "--live", "3")
     assert verified["problems"] == [] and verified["live"]["stem-demo"]["problems"] == []
 
 
@@ -134,6 +130,5 @@ def test_what_a_part_has_no_use_for_is_refused(option: list[str], tmp_path: Path
 
 def cache_split_fails(features: Path, teacher: str, *options: str) -> str:
     asked = ["--split", "val", "--limit", "4", "--out", features, "--teacher", teacher, *options]
-    done = sak("cache", *asked, check=False)
-    assert done.returncode == 2
-    return done.stderr
+    said = refusal("cache", *asked)
+    return said

@@ -16,14 +16,14 @@ from pipeline.recipes.stores import training_store
 from sak_core.datasets import open_dataset
 from sak_core.miniature.network import WEIGHTS_DIR
 from sak_core.student.pretrained import Student
-from tests.conftest import TINY, sak
+from tests.conftest import TINY, answer, sak
 
 
 @pytest.fixture(scope="module")
 def halved(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "model"
-    done = json.loads(sak("export", trained, folder, "--half", "--json").stdout)
-    whole = json.loads(sak("export", trained, folder.parent / "whole", "--json").stdout)
+    done = answer("export", trained, folder, "--half")
+    whole = answer("export", trained, folder.parent / "whole")
     small, large = (result["files"]["model.safetensors"] for result in (done, whole))
     assert 0.45 < small / large < 0.6
     return folder

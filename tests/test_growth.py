@@ -32,10 +32,6 @@ def opened(bucket: MemoryStore, name: str) -> Store:
     return Store.open(ObjectPlace(bucket, f"features/{name}/", f"memory://features/{name}"))
 
 
-def content(store: Store) -> dict[str, bytes]:
-    return {name: store.place.read(name) for name in store.place.sizes() if not name.endswith("log.jsonl")}
-
-
 def append(store: Store, num_views: int) -> None:
     """What `sak cache` does for so many views."""
     toy.write_source(store, num_views, toy.INVALID)
@@ -78,7 +74,7 @@ def test_another_machine_appends_in_between(
     assert acted == [True]
     assert opened(bucket, name).num_views == 4 and verify_store(store.place) == []
     whole = opened(*bucket_of(4))
-    assert content(store) == content(whole)
+    assert toy.content(store.place) == toy.content(whole.place)
 
 
 def test_many_grow_at_once() -> None:
@@ -104,8 +100,8 @@ def test_an_entry_that_comes_after_another_machines_compaction_is_tidied() -> No
     slow = PartManifest(Store.create(place, toy.toy_spec()).place, "source")
     assert not slow.view(0).shards
     store = toy.make_store(place, 1)
-    before, fast = content(store), store.part("source")
+    before, fast = toy.content(store.place), store.part("source")
     last = fast.metadata.num_shards - 1
     files = {array.path: fast.view(0).file(last, array.path) for array in fast.metadata.arrays_of(0)}
     slow.commit_shard(0, last, files)
-    assert content(store) == before and verify_store(store.place) == []
+    assert toy.content(store.place) == before and verify_store(store.place) == []

@@ -27,7 +27,7 @@ ORDER = {
     "< writing loading < maintenance",
     "sak_core": "errors labels noise png < images < boundary < metrics < tasks < views < interfaces < weights "
     "< miniature < datasets teachers < student < losses",
-    "pipeline": "errors interrupts machine advice < console < pictures < recipes < probes < runs "
+    "pipeline": "errors interrupts machine advice < console < pictures cluster < recipes < probes < runs "
     "< data boundary_scores results < extraction < training < studies miniature "
     "< maintenance export prediction < report < demo api "
     "< commands < cli < __main__",

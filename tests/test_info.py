@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from cache.store import Store
 from sak_core.teachers import build_teacher
-from tests.conftest import sak
+from tests.conftest import answer, sak
 from tests.small_images import NUM_IMAGES, cache_arguments
 
 
@@ -30,7 +29,7 @@ def size(path: Path) -> int:
 
 
 def test_info_is_true(path: Path) -> None:
-    info = json.loads(sak("info", path, "--json").stdout)
+    info = answer("info", path)
     assert (info["dataset"], info["split"], info["size"]) == ("folder", "train", [32, 32])
     assert (info["samples"], info["views"], info["rows"], info["labels"]) == (NUM_IMAGES, 2, 2 * NUM_IMAGES, [])
     assert info["bytes"] == size(path)
@@ -99,7 +98,7 @@ def test_random_weights_are_red_on_a_terminal(path: Path) -> None:
 def test_a_half_finished_store_says_how_far_it_is(images: Path, tmp_path: Path) -> None:
     sak(*cache_arguments(images, tmp_path), env={"SAK_FAULT": "write:2"}, check=False)
     (path,) = tmp_path.glob("*.zarr")
-    info = json.loads(sak("info", path, "--json").stdout)
+    info = answer("info", path)
     dino = info["teachers"]["mini-dino"]
     assert 0 < dino["committed_rows"] < info["rows"] and dino["pending_shards"] == 3
     assert "3 shards to come" in sak("info", path).stdout

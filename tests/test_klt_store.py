@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.calibration.statistics import calibrated, calibration_rows
 from cache.codecs.fidelity import Fidelity, FidelityMeter
 from cache.errors import BadInput, CalibrationDiffers, CorruptFile
 from cache.format.seals import seal
@@ -55,11 +55,8 @@ for rough in FEATURES[:2]:  # neighbouring tokens that are alike
 
 def write(store: Store, name: str, levels: list[LevelSpec]) -> None:
     writer = TeacherWriter(store, {"name": name}, levels)
-    calibrator = Calibrator(levels)
-    to_fit, to_measure = calibration_rows(store.valid(1), store.spec.seed, SAMPLES)
-    calibrator.fit([FEATURES[level.level][0, to_fit] for level in levels])
-    calibrator.measure([FEATURES[level.level][0, to_measure] for level in levels])
-    writer.write_calibration(calibrator.arrays())
+    halves = calibration_rows(store.valid(1), store.spec.seed, SAMPLES)
+    writer.write_calibration(calibrated(levels, *([FEATURES[lv.level][0, rows] for lv in levels] for rows in halves)))
     for view, shard in writer.pending(VIEWS):
         rows = store.spec.rows(shard)
         writer.write_shard(view, shard, [FEATURES[lv.level][view, rows.start : rows.stop].copy() for lv in levels])

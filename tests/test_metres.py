@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from sak_core.tasks import Task
 from sak_core.tasks.own_units import own_label, own_output, seen_normals
 from sak_core.views.view import EVALUATION, apply_view, draw_view, sources, view_scales
 from tests import students
-from tests.conftest import logged, sak
+from tests.conftest import answer, logged, sak
 from tests.fields import STEM
 
 DEPTH, NORMALS = Task("depth", "depth"), Task("normals", "normals")
@@ -99,7 +98,7 @@ def test_the_line_scores_and_validates_in_metres(tmp_path: Path, metres: float) 
     for split in ("train", "val"):
         sak("cache", "--dataset", "labelled", "--root", root, "--split", split, "--out", places[1])
     sak("finetune", tmp_path / "my.toml", "--run", tmp_path / "run", *places)
-    result = json.loads(sak("evaluate", tmp_path / "run", "--split", "val", "--json", *places).stdout)
+    result = answer("evaluate", tmp_path / "run", "--split", "val", *places)
     # four steps leave the network near 0 m
     assert 0.8 * metres < result["depth"]["RMSE"] < 1.2 * metres
     validated = [line["validation/depth/RMSE"] for line in logged(tmp_path / "run") if "validation/depth/RMSE" in line]

@@ -417,7 +417,7 @@ def test_only_a_clear_lead_is_bold() -> None:
 @pytest.mark.slow
 def test_a_small_probe_runs(tmp_path: Path) -> None:
     config = ProbeConfig(num_train=16, num_test=8, num_seeds=2, num_epochs=1)
-    result = probe(tmp_path, config=config, workers=2, report=lambda line: None)
+    result = probe(tmp_path, config=config, report=lambda line: None)
     assert json.loads((tmp_path / "probe.json").read_text()) == json.loads(json.dumps(result))
     assert set(result["scores"]) == {"untrained", *NAMES, "all three side by side"}
     for by_column in result["scores"].values():

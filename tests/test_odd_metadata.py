@@ -18,6 +18,7 @@ import sak_core.png
 from sak_core.errors import UnreadableSample
 from sak_core.images import decode_image, pixels_of, read_image
 from tests.conftest import sak
+from tests.small_images import encoded, png_chunk
 
 PICTURE = Image.fromarray(data.chelsea()).resize((45, 30))
 UPRIGHT = np.asarray(PICTURE)
@@ -37,44 +38,38 @@ def raw_profile(block: bytes) -> bytes:
     return b"\nexif\n%8d\n" % len(block) + block.hex().encode() + b"\n"
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 def packed(keyword: bytes, text: bytes) -> bytes:
-    return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+    return png_chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
 
 
 def international(text: bytes) -> bytes:
-    return chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text))
+    return png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text))
 
 
 def png(*chunks: bytes, late: bool = False) -> bytes:
-    content = io.BytesIO()
-    PICTURE.save(content, "png")
-    whole = content.getvalue()
+    whole = encoded(PICTURE)
     at = len(whole) - 12 if late else 33  # before IEND, or after IHDR
     return whole[:at] + b"".join(chunks) + whole[at:]
 
 
-PROFILE = chunk(b"iCCP", b"icc\0\0" + zlib.compress(NOISE))
+PROFILE = png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(NOISE))
 LONG_TEXT = packed(b"Comment", b"x" * 1_300_000)
-FLIPPED = chunk(b"tEXt", b"Comment\0hello")[:-1] + b"?"
+FLIPPED = png_chunk(b"tEXt", b"Comment\0hello")[:-1] + b"?"
 PNGS: dict[str, tuple[bytes, bool]] = {
-    "exif": (chunk(b"eXIf", b"garbage, no TIFF"), False),
-    "exif cut": (chunk(b"eXIf", exif()[:12]), False),
-    "raw exif that is no hex": (chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nxyzw\n"), False),
-    "raw exif of garbage": (chunk(b"tEXt", b"Raw profile type exif\0" + raw_profile(b"garbage, no TIFF")), False),
+    "exif": (png_chunk(b"eXIf", b"garbage, no TIFF"), False),
+    "exif cut": (png_chunk(b"eXIf", exif()[:12]), False),
+    "raw exif that is no hex": (png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nxyzw\n"), False),
+    "raw exif of garbage": (png_chunk(b"tEXt", b"Raw profile type exif\0" + raw_profile(b"garbage, no TIFF")), False),
     "profile": (PROFILE, False),
     "text": (LONG_TEXT, False),
-    "many texts": (b"".join(chunk(b"tEXt", b"%d\0" % i + NOISE) for i in range(60)), False),
+    "many texts": (b"".join(png_chunk(b"tEXt", b"%d\0" % i + NOISE) for i in range(60)), False),
     "text that is not what was written": (FLIPPED, False),
-    "animation": (chunk(b"fcTL", bytes(26)), False),
-    "profile and exif": (PROFILE + chunk(b"eXIf", exif()), True),
+    "animation": (png_chunk(b"fcTL", bytes(26)), False),
+    "profile and exif": (PROFILE + png_chunk(b"eXIf", exif()), True),
     "profile and raw exif": (PROFILE + packed(b"Raw profile type exif", raw_profile(exif())), True),
     "long xmp": (international(NOISE.hex().encode() + XMP), True),
-    "exif of garbage and xmp": (chunk(b"eXIf", b"garbage, no TIFF") + international(XMP), True),
-    "profile and a flipped exif": (PROFILE + chunk(b"eXIf", exif())[:-1] + b"?", False),
+    "exif of garbage and xmp": (png_chunk(b"eXIf", b"garbage, no TIFF") + international(XMP), True),
+    "profile and a flipped exif": (PROFILE + png_chunk(b"eXIf", exif())[:-1] + b"?", False),
 }
 
 
@@ -91,9 +86,8 @@ def test_png(name: str, late: bool, tmp_path: Path) -> None:
 
 
 def jpeg(segments: bytes) -> bytes:
-    content = io.BytesIO()
-    PICTURE.save(content, "jpeg", quality=95)
-    return content.getvalue()[:2] + segments + content.getvalue()[2:]
+    whole = encoded(PICTURE, "jpeg", quality=95)
+    return whole[:2] + segments + whole[2:]
 
 
 def app1(body: bytes) -> bytes:
@@ -101,9 +95,7 @@ def app1(body: bytes) -> bytes:
 
 
 def webp(block: bytes, xmp: bytes = b"") -> bytes:
-    content = io.BytesIO()
-    PICTURE.save(content, "webp", lossless=True, exif=block, xmp=xmp)
-    return content.getvalue()
+    return encoded(PICTURE, "webp", lossless=True, exif=block, xmp=xmp)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +117,7 @@ def test_webp_and_jpeg(make: Callable[[], bytes], is_turned: bool) -> None:
 
 
 def test_a_picture_in_memory() -> None:
-    for content, right in ((png(PNGS["exif"][0]), UPRIGHT), (png(chunk(b"eXIf", exif())), TURNED)):
+    for content, right in ((png(PNGS["exif"][0]), UPRIGHT), (png(png_chunk(b"eXIf", exif())), TURNED)):
         with Image.open(io.BytesIO(content)) as image:
             assert np.array_equal(pixels_of(image), right)
 

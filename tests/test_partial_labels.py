@@ -62,6 +62,13 @@ def cache(root: Path, out: Path) -> tuple[Store, str]:
     return Store.open(next(out.glob("*.zarr"))), done.stderr
 
 
+def problems(root: Path, folder: Path) -> str:
+    """What `sak data check` says of a set that has problems."""
+    done = sak("data", "check", root, "--sheet", folder / "sheet.png", check=False)
+    assert done.returncode == 1, done.stderr
+    return done.stdout
+
+
 def finetune(folder: Path, steps: int) -> str:
     """Fine-tune on the cache in `folder`, at a learning rate of next to 0; what was said."""
     (folder / "recipe.toml").write_text(f"{RECIPE}steps = {steps}\nlog_every = {steps}\n")
@@ -113,8 +120,7 @@ def test_a_missing_label_names_task_and_file_and_what_to_say(tmp_path: Path) -> 
     advice = "optional = true in [tasks.depth] keeps samples without it"
     assert f"3: depth, depth/3.png: cannot be read: No such file or directory; {advice}" in said
     assert str(root) not in store.invalid(1)[3], "a store does not depend on where a data set lies"
-    done = sak("data", "check", root, "--sheet", tmp_path / "sheet.png", check=False)
-    assert done.returncode == 1 and f"depth/3.png: is missing: expected the sample's depth ({advice})" in done.stdout
+    assert f"depth/3.png: is missing: expected the sample's depth ({advice})" in problems(root, tmp_path)
 
 
 def test_an_optional_label_that_is_damaged_is_a_fault(tmp_path: Path) -> None:
@@ -128,8 +134,7 @@ def test_an_optional_label_that_is_damaged_is_a_fault(tmp_path: Path) -> None:
 
 def test_a_pattern_that_no_file_fits_is_a_problem(tmp_path: Path) -> None:
     root = make(tmp_path / "data", 3, 0, optional=True)
-    done = sak("data", "check", root, "--sheet", tmp_path / "sheet.png", check=False)
-    assert done.returncode == 1 and "train: task depth: no pixel of any sample has a label" in done.stdout
+    assert "train: task depth: no pixel of any sample has a label" in problems(root, tmp_path)
     store, _ = cache(root, tmp_path / "features")
     said = finetune(tmp_path / "features", 2)
     assert (
@@ -142,8 +147,7 @@ def test_depths_beyond_the_limit_are_said_before_training(tmp_path: Path) -> Non
     root = make(tmp_path / "data", 2, 2, optional=False)
     text = (root / "dataset.toml").read_text()
     (root / "dataset.toml").write_text(text.replace("scale = 0.001", "scale = 0.05"))  # 100 and 125 m
-    done = sak("data", "check", root, "--sheet", tmp_path / "sheet.png", check=False)
-    assert done.returncode == 1 and "task depth: depths are 100 to 125 m, all beyond the 80 m" in done.stdout
+    assert "task depth: depths are 100 to 125 m, all beyond the 80 m" in problems(root, tmp_path)
     cache(root, tmp_path / "features")
     assert "warning: depth: all depths of the 2 samples looked at are 80 m or more" in finetune(
         tmp_path / "features", 1
@@ -155,11 +159,9 @@ def test_holes_of_0_m_are_a_problem_and_said_before_training(tmp_path: Path) -> 
     depth = np.full((64, 64), 2000, np.uint16)
     depth[:8] = 0
     Image.fromarray(depth).save(root / "depth/1.png")
-    check = ["data", "check", root, "--sheet", tmp_path / "sheet.png"]
-    assert sak(*check).returncode == 0
+    sak("data", "check", root, "--sheet", tmp_path / "sheet.png")
     (root / "dataset.toml").write_text((root / "dataset.toml").read_text().replace("ignore = [0]", ""))
-    done = sak(*check, check=False)
-    assert done.returncode == 1 and "holds 0 to 2: expected metres above 0" in done.stdout
+    assert "holds 0 to 2: expected metres above 0" in problems(root, tmp_path)
     cache(root, tmp_path / "features")
     assert "warning: depth: 1 has depths of 0 m: training takes 0 m and less for truth" in finetune(
         tmp_path / "features", 1
@@ -170,9 +172,8 @@ def test_a_mask_of_0_and_255_is_a_problem_and_said_before_training(tmp_path: Pat
     root = make(tmp_path / "data", 3, 3, optional=False)
     for path in (root / "semseg").iterdir():
         Image.fromarray(np.array(Image.open(path)) * np.uint8(255)).save(path)
-    done = sak("data", "check", root, "--sheet", tmp_path / "sheet.png", check=False)
-    assert done.returncode == 1
-    assert "task semseg: class 'b' is never seen, while 255 is there and taken for no label" in done.stdout
+    told = problems(root, tmp_path)
+    assert "task semseg: class 'b' is never seen, while 255 is there and taken for no label" in told
     store, _ = cache(root, tmp_path / "features")
     told = labels_lack(store, Task("semseg", "classes", ("a", "b")))
     assert told is not None and "every labelled pixel of the 3 samples looked at is 'a'" in told
@@ -187,8 +188,7 @@ def test_a_threshold_that_nothing_passes_is_a_problem(kind: str, tmp_path: Path)
     text = DESCRIPTION.partition("[tasks.semseg]")[0]
     described = f'{text}[tasks.mask]\nkind = "{kind}"\nfiles = "semseg/{{id}}.png"\nthreshold = 128\n'
     (root / "dataset.toml").write_text(described)
-    done = sak("data", "check", root, "--sheet", tmp_path / "sheet.png", check=False)
-    assert done.returncode == 1 and "task mask: every labelled pixel is 0" in done.stdout
+    assert "task mask: every labelled pixel is 0" in problems(root, tmp_path)
 
 
 def test_a_validation_counts_a_task_where_it_is_labelled() -> None:

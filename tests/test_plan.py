@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -22,7 +21,7 @@ from pipeline.extraction.caching import dry_run, run_cache
 from pipeline.extraction.plan import plan, plan_text
 from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
-from tests.conftest import sak
+from tests.conftest import answer
 
 ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--limit", "70", "--threads", "1")
 
@@ -39,12 +38,12 @@ ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--lim
 def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_path: Path) -> None:
     coding = ("--codec", *codec.split())
     arguments = (*ARGUMENTS, "--views", "2", *coding, "--out", tmp_path / "made" / "here")
-    planned = json.loads(sak("plan", *arguments, "--json").stdout)
+    planned = answer("plan", *arguments)
     assert not list(tmp_path.iterdir()), "nothing is left of the measurement"
     assert planned["fits"] and planned["free_bytes"] > planned["pending_bytes"] and not planned["proposals"]
     assert planned["total_seconds"] == pytest.approx(sum(planned["seconds"].values()), abs=0.2) and planned["device"]
     assert set(planned["memory_bytes"]) == {"source", "mini-dino", "mini-clip"} == set(planned["measured_rows"])
-    done = json.loads(sak("cache", *arguments, "--json").stdout)
+    done = answer("cache", *arguments)
     assert done["store"] == planned["store"] and done["rows"] == planned["rows"] == 140
     store = Store.open(done["store"])
     for part in planned["parts"]:
@@ -53,7 +52,7 @@ def test_a_plan_states_what_the_run_then_writes(codec: str, within: float, tmp_p
             assert num_bytes == pytest.approx(written, rel=within), array
     num_made = len(list((tmp_path / "made").rglob("*"))) - 1
     assert num_made <= planned["pending_files"] <= 1.3 * num_made
-    again = json.loads(sak("plan", *ARGUMENTS, *coding, *arguments[-2:], "--views", "3", "--json").stdout)
+    again = answer("plan", *ARGUMENTS, *coding, *arguments[-2:], "--views", "3")
     assert [part["pending_rows"] for part in again["parts"]] == [70, 70, 70]
     a_view = sum(sum(part["array_bytes"].values()) for part in again["parts"]) / 3
     assert again["pending_bytes"] == pytest.approx(a_view, rel=0.02), "calibrations are there already"

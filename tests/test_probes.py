@@ -26,7 +26,7 @@ from pipeline.runs.lineage import TeacherOrigin
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.tasks import Task
 from tests import students
-from tests.conftest import sak
+from tests.conftest import answer, sak
 
 CLASSES = Task("semseg", "classes", ("floor", "wall", "lamp"))
 DEPTH = Task("depth", "depth")
@@ -197,7 +197,7 @@ def cached(out: Path, *options: str | Path, check: bool = True) -> Any:
 
 
 def shown(path: Path) -> Any:
-    return json.loads(sak("info", path, "--json").stdout)["teachers"]["mini-dino"]
+    return answer("info", path)["teachers"]["mini-dino"]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_a_promise_about_tasks_becomes_a_cosine(kept: Path) -> None:
 def test_verify_measures_the_same_on_rows_as_they_lie_there(kept: Path) -> None:
     """With the probes that are kept; and says so where a promise does not hold."""
     told = shown(kept)["probes"]
-    done = json.loads(sak("verify", kept, "--probes", "own", "--json").stdout)["probes"]["mini-dino"]
+    done = answer("verify", kept, "--probes", "own")["probes"]["mini-dino"]
     assert (done["fitted"], done["problems"]) == (False, [])
     for task, loss in done["losses"].items():
         for name, value in loss.items():
@@ -341,7 +341,7 @@ def test_the_frontier_tells_what_tasks_lose(tmp_path: Path) -> None:
         "--fidelity",
         "0.8",
     ]
-    results = {row["codec"]: row for row in json.loads(sak(*asked, "--json").stdout)["results"]}
+    results = {row["codec"]: row for row in answer(*asked)["results"]}
     assert {"fp16", "int8", "klt at 0.99", "klt at 0.8"} <= set(results)
     losses = {codec: row["probes"]["normals"] for codec, row in results.items()}
     assert abs(losses["fp16"]["loss"]) < 0.01 < losses["klt at 0.8"]["loss"]

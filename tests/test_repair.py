@@ -20,7 +20,7 @@ from pipeline.extraction.prepare import prepare
 from pipeline.extraction.samples import DatasetRequest
 from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
-from tests.conftest import sak
+from tests.conftest import answer, sak
 from tests.fields import make_fields
 from tests.small_images import NUM_IMAGES
 
@@ -222,7 +222,7 @@ def test_a_lost_spec_or_provenance_is_named_and_made_again(
     verified = sak("verify", store, "--json", check=False)
     (problem,) = json.loads(verified.stdout)["problems"]
     assert verified.returncode == 1 and (problem["part"], problem["file"]) == (part, file)
-    done = json.loads(sak("repair", store, "--json").stdout)
+    done = answer("repair", store)
     assert done["mended"] == [file] and not done["left"]
     assert toy.tree(store) == toy.tree(whole)
 

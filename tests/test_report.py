@@ -19,7 +19,7 @@ from pipeline.report.collect import kind_of
 from pipeline.report.report import report
 from pipeline.runs import Places
 from sak_core.tasks import KINDS, Task
-from tests.conftest import sak
+from tests.conftest import answer, refusal, sak
 from tests.written_study import IMAGES, MIOU, RMSE, put, write_run, write_study
 
 Made = tuple[dict[str, Any], str]
@@ -269,7 +269,7 @@ def test_runs_are_watched_while_they_train(tmp_path: Path) -> None:
     os.utime(run / "recipe.json", (1000, 1000))
     os.utime(run / "metrics.jsonl", (1080, 1080))
     (run / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()} since now, sak ablate")
-    rows = {row["run"]: row for row in json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)}
+    rows = {row["run"]: row for row in answer("watch", "known", "--runs", tmp_path / "runs")}
     going = rows["sak-seed0-finetune"]
     assert (going["state"], going["step"], going["steps"]) == ("running", 40, 60)
     assert (going["rate"], going["left_seconds"], going["loss"]) == (0.5, 40.0, 0.25)
@@ -279,17 +279,16 @@ def test_runs_are_watched_while_they_train(tmp_path: Path) -> None:
     (run / "lock").write_text(
         "process 999999999 on elsewhere since now, sak ablate".replace("elsewhere", socket.gethostname())
     )
-    again = json.loads(sak("watch", "known", "--runs", tmp_path / "runs", "--json").stdout)
+    again = answer("watch", "known", "--runs", tmp_path / "runs")
     assert {row["run"]: row["state"] for row in again}["sak-seed0-finetune"] == "stopped"
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     write_study(tmp_path / "runs", seeds=(0,))
     where = ["--runs", tmp_path / "runs", "--features", tmp_path / "features", "--out", tmp_path / "page.html"]
-    told = json.loads(sak("report", "known", *where, "--json").stdout)
+    told = answer("report", "known", *where)
     assert told["bytes"] == (tmp_path / "page.html").stat().st_size and "standings" in told["tables"]
-    refused = sak("report", "nothing", *where, check=False)
-    assert refused.returncode == 2 and "unknown study or run 'nothing'; did you mean known? (" in refused.stderr
+    assert "unknown study or run 'nothing'; did you mean known? (" in refusal("report", "nothing", *where)
 
 
 def test_text_of_runs_cannot_break_out_of_the_page(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from pipeline.studies.statistics import Comparison, Summary, compare, summary, t_quantile
+from pipeline.studies.statistics import Comparison, Summary, compare, summary, t_quantile, whole_mean
 
 
 def test_mean_and_standard_deviation_are_of_what_is_known() -> None:
@@ -15,6 +15,8 @@ def test_mean_and_standard_deviation_are_of_what_is_known() -> None:
     assert summary([1.0, None, math.nan, 3.0]) == Summary(2.0, pytest.approx(math.sqrt(2)), 2)
     assert summary([4.0]) == Summary(4.0, None, 1)
     assert summary([]) == summary([None]) == Summary(None, None, 0)
+    assert whole_mean([1.0, 2.0]) == 1.5 and whole_mean([]) is None
+    assert all(whole_mean([1.0, unknown]) is None for unknown in (None, math.nan, math.inf))
 
 
 def test_the_interval_is_students_on_paired_differences() -> None:

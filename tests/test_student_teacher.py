@@ -18,7 +18,7 @@ from sak_core.student.config import StudentConfig
 from sak_core.student.network import StudentNetwork
 from sak_core.student.pretrained import PretrainedConfig, Student, save_pretrained
 from sak_core.student.stem import StemConfig
-from tests.conftest import logged, sak
+from tests.conftest import logged, refusal, sak
 
 ABOUT = {
     "teachers": [
@@ -91,5 +91,5 @@ def test_a_large_student_teaches_a_small_one(large: Path, tmp_path: Path) -> Non
     assert all(line["student-big-student-one_level1"] > 0 for line in logged(tmp_path / "small"))
     learned = json.loads((tmp_path / "small" / "model.json").read_text())["teachers"]
     assert {teacher["licence"] for teacher in learned} == {"CC-BY-NC-4.0"}
-    refused = sak("cache", "--teacher", f"student:{large}#one", *asked, "--levels", "1", "--out", tmp_path, check=False)
-    assert refused.returncode == 2 and "what the student taps, here levels 0,2; leave --levels out" in refused.stderr
+    said = refusal("cache", "--teacher", f"student:{large}#one", *asked, "--levels", "1", "--out", tmp_path)
+    assert "what the student taps, here levels 0,2; leave --levels out" in said

@@ -14,14 +14,14 @@ import pytest
 from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.facts import known_facts, measure
-from tests.conftest import TINY, sak
+from tests.conftest import TINY, answer, refusal, sak
 from tests.towers import OPENAI, pixels
 
 # --- the list
 
 
 def test_the_list_tells_of_every_row():
-    rows = json.loads(sak("teachers", "--json").stdout)
+    rows = answer("teachers")
     assert [row["name"] for row in rows] == list(TEACHERS)
     by_name = {row["name"]: row for row in rows}
     dinov2 = by_name["dinov2"]
@@ -54,8 +54,7 @@ def test_costs_are_those_of_a_pass_that_computes():
 def test_the_list_measures_others_and_refuses_unknown_ones():
     done = sak("teachers", "timm:resnet18", "mini-sam", "--size", "64x96")
     assert "timm:resnet18" in done.stdout and "16x24,8x12,4x6,2x3" in done.stdout and "2/2 teachers" in done.stderr
-    wrong = sak("teachers", "dinvo2", check=False)
-    assert wrong.returncode == 2 and "did you mean dinov2" in wrong.stderr
+    assert "did you mean dinov2" in refusal("teachers", "dinvo2")
 
 
 # --- one's own
@@ -112,7 +111,7 @@ def test_a_teacher_of_ones_own_runs_only_when_allowed_and_is_in_the_provenance(o
     assert not list(out.glob("*/teachers/*"))
     cache(name, out, own, "--allow-code")
     (store,) = out.iterdir()
-    (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()
+    (told,) = answer("info", store)["teachers"].values()
     spec = told["provenance"]["teacher"]
     assert spec["library"] == "code" and spec["name"] == name
     assert spec["model"].startswith(f"{name}@sha256:") and len(spec["model"]) == len(name) + 8 + 64
@@ -134,7 +133,7 @@ def test_a_plain_module_is_taken(own, tmp_path):
     assert refused.returncode == 2 and "if it is code of your own, --allow-code lets it run" in refused.stderr
     cache(name, out, own, "--allow-code")
     (store,) = out.iterdir()
-    (told,) = json.loads(sak("info", store, "--json").stdout)["teachers"].values()
+    (told,) = answer("info", store)["teachers"].values()
     assert told["provenance"]["teacher"]["model"].startswith("my_teacher:build@sha256:")
     assert "2 rows computed again agree" in sak("verify", store, "--live", "2", "--allow-code", env=own).stdout
     misspelt = cache("tim:resnet18", out, own, "--random-weights", check=False)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.recipes.config import Recipe, load_recipe
 from pipeline.studies.training_plan import changes
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 
 SETTINGS = [
     "steps=40", "batch_size=4", "threads=1", "teachers=['mini-dino']", "student.stem.depth=2",
@@ -33,10 +33,9 @@ def test_a_training_is_planned_by_its_own_steps_and_loader(small: Path, tmp_path
     assert plan["seconds"] == pytest.approx(40 * slowest, rel=0.02, abs=0.1) and plan["seconds"] > 0
     assert plan["wanted_rows_s"] == pytest.approx(4 / plan["step_s"], rel=0.05)
     assert sorted(path.name for path in small.iterdir()) == [store.name], "nothing is kept"
-    refused = sak("plan", "demo", "--out", small, "--codec", "int8", check=False)
-    assert refused.returncode == 2 and "--codec: a cache's, not a training's" in refused.stderr
-    refused = sak("plan", "--set", "steps=1", check=False)
-    assert refused.returncode == 2 and "--set: a training is planned from RECIPE" in refused.stderr
+    said = refusal("plan", "demo", "--out", small, "--codec", "int8")
+    assert "--codec: a cache's, not a training's" in said
+    assert "--set: a training is planned from RECIPE" in refusal("plan", "--set", "steps=1")
 
 
 def recipe(**changed: Any) -> Recipe:
@@ -45,6 +44,7 @@ def recipe(**changed: Any) -> Recipe:
 
 def found(**changed: Any) -> dict[str, Any]:
     plan = {"read_rows_s": 50.0, "wanted_rows_s": 100.0, "is_local": True, "reading_cores": 0.5, "cores": 8}
+    plan["stage_share"] = None
     return {**plan, "page_cache_share": 1.0, **changed}
 
 
@@ -55,7 +55,8 @@ def test_nothing_is_to_be_changed_where_reading_keeps_up() -> None:
 def test_what_to_change_depends_on_what_reading_waits_for() -> None:
     slow_disk, *others = changes(recipe(), found())
     assert 'shuffle = "block"' in slow_disk and ["smaller codec" in one for one in others] == [True]
-    assert "sak copy" in changes(recipe(), found(is_local=False))[0]
+    stage, copy = changes(recipe(), found(is_local=False))[:2]
+    assert "loader.stage" in stage and "sak copy" in copy
     decoding = changes(recipe(**{"loader.shuffle": "block"}), found(reading_cores=7.5))
     assert len(decoding) == 1 and "without entropy coding" in decoding[0]
     beyond = " ".join(changes(recipe(), found(page_cache_share=0.2)))

@@ -20,7 +20,8 @@ from sak_core.student.decoders import DECODERS
 from sak_core.student.heads import HEADS
 from sak_core.student.network import ADAPTERS
 from sak_core.student.parts import TRAINS
-from tests.conftest import sak
+from tests.conftest import logged, refusal, sak
+from tests.fields import toml
 
 VARIATIONS = {
     "token": {"student.router": "token"},
@@ -55,12 +56,6 @@ BASE = {
 SMALL = [part for key, value in BASE.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
-def toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)
-
-
 @pytest.fixture(scope="module")
 def study(features: Path, module_folder: Path) -> Path:
     """A finished study of all variations of one arm."""
@@ -76,9 +71,8 @@ def weights(study: Path, name: str, stage: str = "finetune") -> dict[str, torch.
 
 
 def terms(study: Path, name: str, stage: str = "distill", step: int = 1) -> dict[str, float]:
-    lines = (study / f"{name.replace(' ', '-')}-seed0-{stage}" / "metrics.jsonl").read_text().splitlines()
-    logged: dict[str, float] = json.loads(lines[step - 1])
-    return {name: value for name, value in logged.items() if "/" not in name}  # without cosines and router weights
+    line = logged(study / f"{name.replace(' ', '-')}-seed0-{stage}")[step - 1]
+    return {name: value for name, value in line.items() if "/" not in name}  # without cosines and router weights
 
 
 def test_every_variation_is_trained_and_scored(study: Path) -> None:
@@ -171,12 +165,9 @@ def test_the_stems_weights_come_from_a_file(features: Path, tmp_path: Path) -> N
     assert torch.equal(trained["stem.vit.blocks.3.mlp.fc1.weight"], vit.state_dict()["blocks.3.mlp.fc1.weight"])
 
     def refused(weights: str) -> str:
-        done = sak(
-            "distill", recipe, "--out", features, "--run", tmp_path / "no", "--set", f"student.stem.weights={weights}",
-            check=False, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
-        )  # fmt: skip
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        return done.stderr
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+        where = ["--out", features, "--run", tmp_path / "no", "--set", f"student.stem.weights={weights}"]
+        return refusal("distill", recipe, *where, env=offline)
 
     assert "the hub did not give them" in refused("hub") and ".npz" in refused("hub")
     assert "nowhere.pth" in refused("nowhere.pth")

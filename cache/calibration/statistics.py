@@ -147,6 +147,7 @@ class Calibrator:
         measured rows; and what the level's codec needs (`Codec.fit`).
 
         Raises:
+            BadInput: nothing was measured.
             CacheError: a codec misses its promise on the measured rows.
         """
         arrays = self._statistics()
@@ -204,6 +205,18 @@ class Calibrator:
             }
             statistics.update({f"{level.array}/{name}": array for name, array in named.items()})
         return statistics
+
+
+def calibrated(levels: Sequence[LevelSpec], fit: Sequence[Array], measure: Sequence[Array]) -> dict[str, Array]:
+    """`Calibrator.arrays` of features that fit into memory: float32 (n, h, w, C) a level, those to fit and to measure.
+
+    Raises:
+        BadInput, CacheError: as `Calibrator` does.
+    """
+    calibrator = Calibrator(levels)
+    calibrator.fit(fit)
+    calibrator.measure(measure)
+    return calibrator.arrays()
 
 
 class _KeptMaps:

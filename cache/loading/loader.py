@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from cache.loading.prefetch import Prefetch
 from cache.loading.ring import Field, Slot
 from cache.loading.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.loading.windows import WindowPrefetch
+from cache.places.files import FileDigest
 from cache.store import Store
 from sak_common.differences import first_difference
 
@@ -105,6 +107,7 @@ class Loader:
         }
         self._fields = self._make_fields()
         _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
+        store.place.will_read(self._files())
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []
@@ -173,7 +176,11 @@ class Loader:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the files that it reads, all views together; an epoch reads one view of each sample."""
-        return sum(field.rows.stored_bytes(self.config.num_views) for field in self._fields)
+        return sum(file.num_bytes for _, file in self._files())
+
+    def _files(self) -> Iterator[tuple[str, FileDigest]]:
+        """Every file that it reads, by name."""
+        return chain.from_iterable(field.rows.files(self.config.num_views) for field in self._fields)
 
     @property
     def epoch(self) -> int:

@@ -49,6 +49,13 @@ class OpenFile(ABC):
             OSError: a read failed, or the file ends too early.
         """
 
+    def distrust(self, ranges: Sequence[Range]) -> bool:
+        """What was read of these ranges fails its checksum: forget any copy of it.
+
+        Returns whether there may have been one, so that it is worth reading them again.
+        """
+        return False
+
 
 class LocalFile(OpenFile):
     """A file of this machine; closed when nobody uses it any more.

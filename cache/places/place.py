@@ -1,5 +1,5 @@
 """Where a store's files lie: a folder of this machine (`local`), a prefix in a bucket (`objects`),
-or behind a web server (`web`).
+or behind a web server (`web`); and one of these of which this machine keeps what it read (`staged`).
 
 Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
 the store's place for it.
@@ -8,7 +8,7 @@ the store's place for it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -81,6 +81,9 @@ class Place(ABC):
     @abstractmethod
     def digest(self, name: str, progress: Callable[[int], None] | None = None) -> FileDigest:
         """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError."""
+
+    def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:  # noqa: B027  (most places need not know)
+        """Be told of the files that a reader is about to read, by name, with what is committed of each."""
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import errno
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from cache.errors import CorruptFile, TooManyOpenFiles, UncommittedRow
 from cache.format.checksums import CRC_BYTES, matches
 from cache.format.layout import ALIGNMENT, ArraySpec, index_bytes, parse_index
 from cache.format.manifest import PartManifest
+from cache.places.files import FileDigest
 from cache.places.open_files import OpenFile
 from cache.places.place import Place
 
@@ -98,11 +99,12 @@ class RowReader:
         """Views that are there or being written (1 for arrays without views)."""
         return self.manifest.metadata.num_views if self.array.has_views else 1
 
-    def stored_bytes(self, num_views: int) -> int:
-        """Bytes that the files of the first views have, all samples together."""
-        views = [self.manifest.view(view) for view in range(min(num_views, self.num_views))]
-        shards = range(-(-self.num_samples // self.rows_per_shard))
-        return sum(view.file(shard, self.array.path).num_bytes for view in views for shard in shards)
+    def files(self, num_views: int) -> Iterator[tuple[str, FileDigest]]:
+        """Every file of the first views by its name, with what is committed of it."""
+        for view in range(min(num_views, self.num_views)):
+            entries = self.manifest.view(view)
+            for shard in range(-(-self.num_samples // self.rows_per_shard)):
+                yield self.array.file(view, shard), entries.file(shard, self.array.path)
 
     def check_bounds(self, sample: int, view: int) -> None:
         """Raise IndexError unless 0 <= sample < N and 0 <= view < V."""
@@ -157,20 +159,25 @@ class RowReader:
                 ranges.append((offset, [buffers[-1], crc]))
             crcs.append(crc)
             end = offset + num_bytes
-        try:
-            opened.file.read_into(ranges)
-        except OSError as error:
-            where = self._named(view, shard, rows)
-            raise CorruptFile(opened.file.shown, f"{where} cannot be read: {error}") from error
-        for row, target, buffer, crc in zip(rows, targets, buffers, crcs, strict=True):
-            if not matches(buffer, crc):
-                raise CorruptFile(opened.file.shown, f"{self._named(view, shard, [row])} fails its crc32c")
-            if self._coder is not None:
-                try:
-                    self._coder.decode_into(buffer, np.frombuffer(target, self.array.dtype))
-                except ValueError as error:
-                    where = self._named(view, shard, [row])
-                    raise CorruptFile(opened.file.shown, f"{where} cannot be decoded: {error}") from error
+        for is_first in (True, False):
+            try:
+                opened.file.read_into(ranges)
+            except OSError as error:
+                where = self._named(view, shard, rows)
+                raise CorruptFile(opened.file.shown, f"{where} cannot be read: {error}") from error
+            wrong = [row for row, buffer, crc in zip(rows, buffers, crcs, strict=True) if not matches(buffer, crc)]
+            if not wrong:
+                break
+            if not (is_first and opened.file.distrust(ranges)):
+                raise CorruptFile(opened.file.shown, f"{self._named(view, shard, wrong[:1])} fails its crc32c")
+        if self._coder is None:
+            return
+        for row, target, buffer in zip(rows, targets, buffers, strict=True):
+            try:
+                self._coder.decode_into(buffer, np.frombuffer(target, self.array.dtype))
+            except ValueError as error:
+                where = self._named(view, shard, [row])
+                raise CorruptFile(opened.file.shown, f"{where} cannot be decoded: {error}") from error
 
     def _is_row_size(self, num_bytes: int) -> bool:
         """Whether an index may give a row so many bytes."""
@@ -194,7 +201,11 @@ class RowReader:
         return out
 
     def read_chunk(self, view: int, shard: int, sample: int | None = None) -> Array:
-        """All rows (n, *row_shape) of one shard, of either layout; `sample` is the one that errors name."""
+        """All rows (n, *row_shape) of one shard, of either layout; `sample` is the one that errors name.
+
+        Raises:
+            CorruptFile: its file cannot be read, has another size, or fails its checksum.
+        """
         first = shard * self.rows_per_shard
         count = min(self.rows_per_shard, self.num_samples - first)
         if self.array.sharded:
@@ -228,18 +239,28 @@ class RowReader:
         committed = self.manifest.view(view).file(shard, self.array.path).num_bytes
         opened = _OpenShard(self._open_file(name, committed), None)
         if not self._regular(view)[shard]:
-            size = index_bytes(self.rows_per_shard)
-            try:
-                raw = opened.file.read(committed - size, size)
-            except OSError as error:
-                raise CorruptFile(opened.file.shown, f"its index cannot be read: {error}") from error
-            index = parse_index(raw, opened.file.shown)
+            index = self._read_index(opened.file, committed)
             if self._is_as_laid_out(index, shard):
                 self._regular(view)[shard] = 1
             else:
                 opened.index = index
         self._files.put(key, opened)
         return opened
+
+    def _read_index(self, file: OpenFile, committed: int) -> Array:
+        """The index of a file of so many bytes."""
+        size = index_bytes(self.rows_per_shard)
+        for is_first in (True, False):
+            try:
+                raw = file.read(committed - size, size)
+            except OSError as error:
+                raise CorruptFile(file.shown, f"its index cannot be read: {error}") from error
+            try:
+                return parse_index(raw, file.shown)
+            except CorruptFile:
+                if not (is_first and file.distrust([(committed - size, [bytearray(size)])])):
+                    raise
+        raise AssertionError("unreachable")
 
     def _open_file(self, name: str, num_bytes: int) -> OpenFile:
         for attempt in range(2):

@@ -122,7 +122,9 @@ def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("recipe", required=False)
 @_with_options
-@click.option("--stage", type=click.Choice(["distill", "finetune"]), default="distill", help="With RECIPE: of which.")
+@click.option(
+    "--stage", type=click.Choice(["distill", "finetune"]), default="distill", help="The recipe's stage to plan."
+)
 @SET
 @click.pass_context
 def plan(

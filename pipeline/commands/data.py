@@ -17,11 +17,13 @@ def data() -> None:
 
 @data.command()
 @click.argument("dataset", default="rooms")
-@click.option("--split", default="train", show_default=True)
-@click.option("--root", type=click.Path(path_type=Path))
+@click.option("--split", default="train", show_default=True, help="Split of the data set.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one.")
 @IMAGES
-@click.option("--count", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
+@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="How many samples are drawn.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True, help="The picture's file."
+)
 def preview(dataset: str, split: str, root: Path | None, images: str | None, count: int, out: Path) -> None:
     """Draw a sheet of samples with every label beside them."""
     from pipeline.data.sheet import preview_sheet
@@ -35,7 +37,13 @@ def preview(dataset: str, split: str, root: Path | None, images: str | None, cou
 @IMAGES
 @click.option("--split", "splits", multiple=True, help="Only this split (repeatable); all of them when absent.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N samples of each split.")
-@click.option("--sheet", type=click.Path(path_type=Path), default=Path("data-check.png"), show_default=True)
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    default=Path("data-check.png"),
+    show_default=True,
+    help="The contact sheet's file.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes that read; all cores when absent.")
 @JSON
 def check(

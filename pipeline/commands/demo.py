@@ -11,8 +11,10 @@ from pipeline.commands.options import JSON, show
 
 @click.command()
 @click.option("--out", "folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where the demo lives.")
-@click.option("--small", is_flag=True, help="A shrunken line for tests: minutes become seconds, scores mean nothing.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--small", is_flag=True, help="A trial of every step: seconds, not minutes; its scores mean nothing.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Teachers, then runs, side by side."
+)
 @JSON
 def demo(folder: Path, small: bool, workers: int, as_json: bool) -> None:
     """Run the whole line on rendered rooms: cache, distil, fine-tune, ablate, pictures."""

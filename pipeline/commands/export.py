@@ -22,7 +22,11 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes. Computing stays in fp32.")
 @click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
 @click.option("--public", is_flag=True, help="If --push makes a repository, make it public, not private.")
-@click.option("--licence", metavar="NAME", help="Of the student, on its card; what its teachers' allow if absent.")
+@click.option(
+    "--licence",
+    metavar="NAME",
+    help="The student's licence, for its card; by default what its teachers' licences allow.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask where --licence allows more than the teachers' licences.")
 @RUNS
 @JSON
@@ -74,7 +78,7 @@ def export(
 )
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take each N-th frame of a video.")
 @click.option("--raw", is_flag=True, help="Write the arrays, too: raw/NAME.npz, an array a task.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images seen at once.")
 @click.option("--overwrite", is_flag=True, help="Predict again what is there already.")
 @RUNS
 @DRY

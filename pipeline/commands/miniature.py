@@ -17,9 +17,17 @@ def miniature() -> None:
 
 @miniature.command("train")
 @click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/miniatures"),
+    show_default=True,
+    help="Folder for weights, card and log.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Length of the run; by default as the weights that ship.")
-@click.option("--scenes", "num_scenes", type=click.IntRange(64), default=8000, show_default=True)
+@click.option(
+    "--scenes", "num_scenes", type=click.IntRange(64), default=8000, show_default=True, help="How many are rendered."
+)
 def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) -> None:
     """Train a miniature teacher or the stem, mini-vit, again, from rendered scenes; goes on where it stopped."""
     from pipeline.console import say
@@ -33,7 +41,13 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
 
 
 @miniature.command("probe")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/miniatures/probe.json"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/miniatures/probe"),
+    show_default=True,
+    help="Folder for the scores.",
+)
 @JSON
 def miniature_probe(out: Path, as_json: bool) -> None:
     """Score the miniature teachers' frozen features under one head on all six tasks."""

@@ -12,8 +12,20 @@ from pipeline.commands.options import JSON, show
 
 @click.command()
 @click.argument("studies", nargs=-1)
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("reproduction"), show_default=True)
-@click.option("--docs", type=click.Path(path_type=Path), default=Path("docs/reproduction"), show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("reproduction"),
+    show_default=True,
+    help="Folder of the caches and runs.",
+)
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path),
+    default=Path("docs/reproduction"),
+    show_default=True,
+    help="Folder for the records.",
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs side by side.")
 @click.option("--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs a worker, on one read.")
 @click.option("--small", is_flag=True, help="A trial of every step in seconds; its numbers mean nothing.")

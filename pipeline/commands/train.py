@@ -156,6 +156,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
     "--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
 )
 @DEVICES
+@click.option("--scheduler", help="Hand the runs to the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
 @FEATURES
 @RUNS
 @ROOTS
@@ -168,6 +169,7 @@ def ablate(
     workers: int,
     share_reads: int,
     devices: int,
+    scheduler: str | None,
     features: Path | str,
     runs: Path,
     roots: tuple[str, ...],
@@ -180,8 +182,8 @@ def ablate(
     from pipeline.studies.study_table import markdown
 
     where = keywords(features, runs, roots, weights)
-    how: dict[str, Any] = {"workers": workers, "share_reads": share_reads, "devices": devices, "dry_run": dry_run}
-    result = api.ablate(study, dataset=dataset, **how, **where)
+    how: dict[str, Any] = {"workers": workers, "share_reads": share_reads, "devices": devices, "scheduler": scheduler}
+    result = api.ablate(study, dataset=dataset, dry_run=dry_run, **how, **where)
     if dry_run:
         show(result, as_json, lambda r: "\n".join(r["runs"]))
         return

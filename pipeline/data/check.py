@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.advice import advised
-from pipeline.console import progress, say, start_worker
+from pipeline.console import progress, say, start_worker, worker_pool
 from pipeline.data.sample import LabelSeen, SampleSeen, look
 from pipeline.data.sheet import SHEET_ROWS, sheet_rows
 from pipeline.pictures import save_sheet
@@ -40,7 +38,12 @@ VOID_ADVICE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong. sample: its id, empty where a whole split is at fault. file: or what stands for it."""
+    """Something wrong.
+
+    Attributes:
+        sample: its id, empty where a whole split is at fault.
+        file: or what stands for it.
+    """
 
     split: str
     sample: str
@@ -61,11 +64,14 @@ def check_dataset(
 
     Args:
         name: a key of `DATASETS`, or a folder, whose kind is then recognised.
-        splits: those to check; all that there are when empty. limit: the first so many samples a split.
-        sheet: where the contact sheet goes. workers: processes; all cores when None, none for 0 or 1.
+        splits: those to check; all that there are when empty.
+        limit: the first so many samples a split.
+        sheet: where the contact sheet goes.
+        workers: processes; all cores when None, none for 0 or 1.
         images: which of a sample's images is the input, see `open_dataset`.
 
-    Raises DatasetError or UnknownName where no split can be opened at all.
+    Raises:
+        DatasetError, UnknownName: no split can be opened at all.
     """
     if name not in DATASETS and (root is not None or not (Path(name).exists() or os.sep in name)):
         raise UnknownName(f"{unknown('data set', name, DATASETS)}; a folder's path may stand in its place")
@@ -160,8 +166,7 @@ def _read(dataset: Dataset, limit: int | None, workers: int | None) -> Iterator[
                 yield look(dataset, i)
                 advance(1)
             return
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(dataset,))
+        pool = worker_pool(workers, _start, dataset)
         try:
             for seen in pool.map(_look_at, chunks):
                 yield from seen

@@ -56,7 +56,8 @@ def preview_sheet(
 ) -> Path:
     """Draw `count` samples of a data set with every label beside them into the PNG `out`.
 
-    images: see `open_dataset`.
+    Args:
+        images: see `open_dataset`.
     """
     opened = open_dataset(dataset, split, root=root, limit=count, images=images)
     rows = []

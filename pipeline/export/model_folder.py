@@ -20,7 +20,11 @@ from sak_core.weights.hub import hub_reason
 @dataclass(frozen=True)
 class Formats:
     """What to write beside the folder's own files: an ONNX file, a `torch.export` program, both for images of `size`
-    (H, W) px, the training views' when None. half: weights as fp16, which are read back as fp32."""
+    (H, W) px, the training views' when None.
+
+    Attributes:
+        half: weights as fp16, which are read back as fp32.
+    """
 
     onnx: bool = False
     program: bool = False
@@ -38,10 +42,14 @@ def export(
 ) -> dict[str, Any]:
     """Write `model` into the folder `out`, and read it back. Returns folder, files' bytes and `formats`' checks.
 
-    model_id: what the card tells people to load; the folder's name when absent. licence: of the student; what its
-    teachers' allow together when absent. confirm: is asked where it allows more than they do.
-    Raises `UserError` where `out` holds anything but an earlier export, a format fails its check, or such a licence is
-    not confirmed.
+    Args:
+        model_id: what the card tells people to load; the folder's name when absent.
+        licence: of the student; what its teachers' allow together when absent.
+        confirm: is asked where it allows more than they do.
+
+    Raises:
+        UserError: `out` holds anything but an earlier export, a format fails its check, or such a licence is not
+            confirmed.
     """
     terms = terms_of(model.config)
     if licence is not None and allows_more(licence, terms):
@@ -73,8 +81,11 @@ def export(
 def push(out: Path, model_id: str, public: bool) -> str:
     """Upload the exported folder `out` to the hub as `model_id` ("owner/name") and return its address.
 
-    Uses the token and the endpoint that huggingface_hub is set up with (`hf auth login`, HF_TOKEN, HF_ENDPOINT).
-    A new repository is private unless `public`. Raises `UserError` with the hub's reason.
+    Uses the token and the endpoint that huggingface_hub is set up with (`hf auth login`, HF_TOKEN, HF_ENDPOINT). A new
+    repository is private unless `public`.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached; its reason is given.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

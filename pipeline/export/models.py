@@ -22,8 +22,10 @@ from sak_core.student.pretrained_config import PretrainedConfig, check_plausible
 def open_model(source: str, runs_folder: Path) -> Student:
     """The student `source`: a run (its path, or its name below `runs_folder`), an exported folder, or a hub id.
 
-    Says in red which teachers it learned from were never trained. Raises `UserError`, or what `from_pretrained`
-    raises.
+    Says in red which teachers it learned from were never trained.
+
+    Raises:
+        UserError, or what `from_pretrained` raises: there is no such student.
     """
     run = next((path for path in (Path(source), runs_folder / source) if (path / "recipe.json").is_file()), None)
     model = from_run(run) if run else Student.from_pretrained(source)
@@ -33,7 +35,11 @@ def open_model(source: str, runs_folder: Path) -> Student:
 
 
 def from_run(run: Path) -> Student:
-    """The student of a finished run, in evaluation mode. Raises `UserError` for arms without a student."""
+    """The student of a finished run, in evaluation mode.
+
+    Raises:
+        UserError: its arm has no student.
+    """
     origin = lineage.read(run)
     if origin.student is None:
         raise UserError(f"{run} is of arm {origin.arm}, which reads cached teachers' features and takes no images")

@@ -12,7 +12,7 @@ from pipeline import runs
 from pipeline.console import say, table
 from pipeline.errors import UserError
 from pipeline.recipes.arms import SINGLE_TASK, find_arm, model_of, parts_read, teachers_built
-from pipeline.recipes.config import STAGES, Recipe, Stage, load_recipe
+from pipeline.recipes.config import Recipe, Stage, load_recipe, recipe_stages
 from pipeline.recipes.stores import parse_size, store_tasks, training_store
 from pipeline.runs import lineage
 from sak_common.names import part_name, unknown
@@ -26,7 +26,11 @@ from sak_core.tasks import Task
 
 def run_parameters(run: Path) -> dict[str, Any]:
     """Parameters by part of a finished run's student, `trained`, how many of them it trained, and `macs`: multiply-adds
-    of one image of the size of its views, by part."""
+    of one image of the size of its views, by part.
+
+    Raises:
+        UserError: the run has no student.
+    """
     described = lineage.read(run).student
     if described is None:
         raise UserError(f"{run} has no student; ask for its recipe's parameters: sak params RECIPE --set arm=...")
@@ -38,11 +42,13 @@ def run_parameters(run: Path) -> dict[str, Any]:
 
 def recipe_parameters(name: str, stage: Stage | None, overrides: dict[str, Any], places: runs.Places) -> dict[str, Any]:
     """Parameters by part of what a recipe trains in `stage` (its last one when absent), `trained` and `macs` as of
-    `run_parameters` (no `macs` of arms without a student). The caches say how large its
-    views are, how wide its teachers and what its tasks; where they are not there, the rows of teachers and data sets.
-    Of `single-task`, all its students together.
+    `run_parameters` (no `macs` of arms without a student); of `single-task`, all its students together.
 
-    Raises `UserError` naming the cache to make, where neither says.
+    The caches say how large its views are, how wide its teachers and what its tasks; where they are not there, the rows
+    of teachers and data sets say so.
+
+    Raises:
+        UserError: neither says; the cache to make is named.
     """
     recipe = _load(name, stage, overrides)
     if find_arm(recipe.arm).derived:
@@ -71,7 +77,8 @@ def recipe_parameters(name: str, stage: Stage | None, overrides: dict[str, Any],
 def _from_rows(recipe: Recipe, missing: UserError) -> tuple[tuple[int, int], dict[str, tuple[int, ...]], list[Task]]:
     """Size of the views (H, W) in px, widths of the teachers and tasks, as far as rows tell without a cache.
 
-    missing: why the cache does not tell, which is said again where the rows do not either.
+    Args:
+        missing: why the cache does not tell, which is said again where the rows do not either.
     """
     from sak_core.teachers.facts import known_facts
 
@@ -115,12 +122,7 @@ def _counted(model: nn.Module, trains: str) -> dict[str, Any]:
 
 
 def _load(name: str, stage: Stage | None, overrides: dict[str, Any]) -> Recipe:
-    if stage is not None:
-        return load_recipe(name, stage, overrides)
-    for last in reversed(STAGES):
-        try:
-            return load_recipe(name, last, overrides)
-        except UserError as error:
-            if "has no [" not in str(error):
-                raise
-    raise UserError(f"recipe {name!r} describes no stage")
+    stages = recipe_stages(name)
+    if not stages:
+        raise UserError(f"recipe {name!r} describes no stage")
+    return load_recipe(name, stage or stages[-1], overrides)

@@ -63,9 +63,12 @@ class Portable(nn.Module):
 def write_onnx(model: Student, out: Path, size: tuple[int, int]) -> dict[str, Any]:
     """Write `model.onnx` into the folder `out` for images of `size` (H, W) px and any batch, checked in onnxruntime.
 
-    Returns the file, opset, input and outputs, the largest difference to torch, and seconds an image on the CPU.
-    Raises `UserError` without the libraries, for a size that the patch does not divide, and where an output differs
-    by more than `TOLERANCE`; the file is then removed.
+    Returns:
+        The file, opset, input and outputs, the largest difference to torch, and seconds an image on the CPU.
+
+    Raises:
+        UserError: the libraries are missing, the patch does not divide the size, or an output differs by more than
+            `TOLERANCE`; the file is then removed.
     """
     try:
         import onnx

@@ -29,9 +29,12 @@ def import_checkpoint(source: Path, out: Path, size: tuple[int, int] | None = No
     """Write a checkpoint of SAK's, InvPT's or MLoRE's release, `source`, as a folder that `finetune --from`, `predict`
     and `export-reference` take; returns what it is.
 
-    size: (H, W) in px that its position embedding is made for, where that is neither square nor NYUD-v2's.
-    Raises `UserError` for a file that is missing, damaged or hostile, for entries that are missing or left over, by
-    name, and where `out` is there already.
+    Args:
+        size: (H, W) in px that its position embedding is made for, where that is neither square nor NYUD-v2's.
+
+    Raises:
+        UserError: the file is missing, damaged or hostile; entries are missing or left over, which are named; or `out`
+            is there already.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder")
@@ -76,8 +79,10 @@ def export_checkpoint(source: Path, out: Path) -> dict[str, Any]:
     """Write the student of a run, an imported or an exported folder under the release's names, for torch.load; of
     InvPT's and MLoRE's without what these never use, so `load_state_dict(..., strict=False)` takes them there.
 
-    Stage 1's names where it has no tasks, else stage 2's. Raises `UserError` for students that the release cannot
-    express, and where `out` is there already.
+    Stage 1's names where it has no tasks, else stage 2's.
+
+    Raises:
+        UserError: the release cannot express the student, or `out` is there already.
     """
     if out.exists():
         raise UserError(f"{out} is there already; choose another file")

@@ -7,21 +7,20 @@ which therefore lies where all of them reach it. A worker that is lost loses not
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster
 
 from cache.format.manifest import teacher_part
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from cache.writing.teacher_writer import TeacherWriter
+from pipeline.cluster import GPU, RETRIES, finished, offer_gpus, offers, reached
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction import cluster_tasks as tasks
@@ -37,15 +36,7 @@ from sak_common.differences import first_difference
 if TYPE_CHECKING:
     from distributed import Future
 
-CONNECT_S = 15.0
-"""Seconds that a scheduler may take to answer."""
-RETRIES = 2
-"""Times that a failed task is tried again; a worker's death does not count."""
-PATIENCE_S = 60.0
-"""Seconds without any worker, after which the run gives up."""
 _LOG_LEVEL = logging.CRITICAL  # what goes wrong comes back as an error of its task
-GPU = {"GPU": 1}
-"""What a teacher's task takes of its worker, where teachers run on GPUs: so one runs there at a time."""
 
 
 @contextmanager
@@ -55,15 +46,8 @@ def connected(scheduler: str | None, workers: int, device: str) -> Iterator[Clie
     Raises `UserError` where the scheduler does not answer or has no workers.
     """
     with ExitStack() as stack:
-        address: Any = scheduler or stack.enter_context(_local_cluster(workers, device))
-        try:
-            client = stack.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))
-            client.wait_for_workers(1, timeout=PATIENCE_S)
-        except (OSError, TimeoutError) as error:
-            raise UserError(f"--scheduler {scheduler}: {error}; is it up, and has it workers?") from error
+        client = stack.enter_context(reached(scheduler or stack.enter_context(_local_cluster(workers, device))))
         client.register_plugin(tasks.Setup(is_child=scheduler is None))
-        link = client.dashboard_link if find_spec("bokeh") else f"{client.dashboard_link} (needs bokeh)"
-        say(f"{client.scheduler.address}: {len(_offers(client))} workers, dashboard at {link}")
         yield client
 
 
@@ -83,25 +67,19 @@ def _local_cluster(workers: int, device: str) -> SpecCluster:
     )
 
 
-def _offers(client: Client) -> dict[str, Mapping[str, float]]:
-    """What each worker offers, by address."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    return {address: worker["resources"] for address, worker in workers.items()}
-
-
 def needed_resources(client: Client, device: str) -> dict[str, int]:
     """What a teacher's task takes of its worker.
 
     Raises `UserError` where no worker offers it: Dask would wait for one in silence.
     """
-    offers = _offers(client)
-    has_gpus = any(offer.get("GPU", 0) >= 1 for offer in offers.values())
+    has_gpus = offer_gpus(client)
     if device == "cpu" or (device == "auto" and not has_gpus):
         return {}
     if not has_gpus:
-        found = sorted({", ".join(f"{k}={v:g}" for k, v in offer.items()) or "nothing" for offer in offers.values()})
+        there = offers(client).values()
+        found = sorted({", ".join(f"{k}={v:g}" for k, v in offer.items()) or "nothing" for offer in there})
         raise UserError(
-            f"--device {device}: teachers need workers that offer GPU=1, and of {len(offers)} workers none does (they "
+            f"--device {device}: teachers need workers that offer GPU=1, and of {len(there)} workers none does (they "
             f"offer: {'; '.join(found)}). Start them with `dask worker ... --resources GPU=1`, one a GPU"
         )
     return GPU
@@ -116,7 +94,7 @@ def describe_teachers(
     them.
     """
     able = [
-        address for address, offer in _offers(client).items() if all(offer.get(k, 0) >= v for k, v in resources.items())
+        address for address, offer in offers(client).items() if all(offer.get(k, 0) >= v for k, v in resources.items())
     ]
     found = []
     for request in requests:
@@ -168,29 +146,16 @@ def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
 def _finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[tuple[Future[Any], Any]]:
     """Futures with their results as they come.
 
-    Raises what a task raised; `UserError` where a task keeps killing its workers, or no worker has been there for
-    `PATIENCE_S`.
+    Raises what a task raised; `UserError` where a task keeps killing its workers, or no worker has been there for long.
     """
-    left = as_completed(futures, loop=client.loop)
-    last = time.monotonic()
-    while not left.is_empty():
-        batch = left.next_batch(block=False)
-        if batch or _offers(client):
-            last = time.monotonic()
-        elif time.monotonic() - last > PATIENCE_S:
+    for future in finished(client, futures):
+        try:
+            yield future, future.result()
+        except KilledWorker as error:
             raise UserError(
-                f"no worker for {PATIENCE_S:.0f} s; what is committed stays, the same command goes on from it"
-            )
-        for future in batch:
-            try:
-                yield future, future.result()
-            except KilledWorker as error:
-                raise UserError(
-                    f"a task has killed its worker again and again ({error}); is its memory too small? Lower "
-                    "--batch-size, or look into the worker's log"
-                ) from error
-        if not batch:
-            time.sleep(0.2)
+                f"a task has killed its worker again and again ({error}); is its memory too small? Lower "
+                "--batch-size, or look into the worker's log"
+            ) from error
 
 
 def extract_on_cluster(

@@ -159,7 +159,11 @@ def measure(request: TeacherRequest, source: DatasetRequest, features: str) -> T
 
 
 def prepare_shard(job: Job, shard: int, views: tuple[int, ...]) -> dict[str, str]:
-    """Write and commit these views of a source shard; returns the samples that cannot be read, and why."""
+    """Write and commit these views of a source shard; returns the samples that cannot be read, and why.
+
+    Raises:
+        UserError: there is such a sample and the job is strict; or as `check_contents`.
+    """
     with _plain_errors():
         store, dataset = _store(job), _dataset(job)
         writer = SourceWriter(store, helps=True)

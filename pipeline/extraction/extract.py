@@ -79,8 +79,9 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
 
     Returns where the time went, or None where nothing was left to write.
 
-    Raises `cache.errors.NonFiniteFeature` (naming sample, view and level) and `cache.errors.SpecMismatch` where the
-    store holds this teacher with another provenance.
+    Raises:
+        NonFiniteFeature: a feature is NaN or infinite; sample, view and level are named.
+        SpecMismatch: the store holds this teacher with another provenance.
     """
     store, request, provenance = source.store, running.request, running.provenance
     say(f"{request.name}: {provenance['device']}, {torch.get_num_threads()} threads, {request.precision}")
@@ -137,7 +138,8 @@ def calibrate_and_probe(store: Store, running: RunningTeacher, valid: Validity |
 def keep_promise(store: Store, running: RunningTeacher, valid: Validity) -> tuple[RunningTeacher, dict[str, Array]]:
     """The teacher with the token cosine at which tasks lose no more than it was asked for, and its calibration.
 
-    Raises `UserError` where there is none.
+    Raises:
+        UserError: there is none.
     """
     promised, probing = dict(running.request.promised), _probing(store, running, valid)
     check_promised(probing, promised)

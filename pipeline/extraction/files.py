@@ -36,8 +36,11 @@ def check_files(store: Store, dataset: Dataset, request: DatasetRequest, decoder
     """Compare what is committed of a store with the files of its data set, where these may have changed since, and
     keep their times; the caller holds the lock of the store's source.
 
-    decoders: processes that decode, see `num_decoders`. Raises `UserError` naming an image or a label that is no longer
-    what the store was made from.
+    Args:
+        decoders: processes that decode, see `num_decoders`.
+
+    Raises:
+        UserError: an image or a label is no longer what the store was made from; it is named.
     """
     now = stamps_of(dataset)
     if now is None:

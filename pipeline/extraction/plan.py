@@ -41,7 +41,11 @@ def plan(request: CacheRequest, started_s: float = 0.0) -> dict[str, Any]:
     """What `request` comes to, JSON-able: rows, bytes, seconds, free disk, memory, and what would fit instead.
 
     A few rows are prepared and extracted into a store that is thrown away; the store asked for is not touched.
-    `started_s`: seconds that a run has taken before it begins, to import what it needs.
+    Args:
+        started_s: seconds that a run has taken before it begins, to import what it needs.
+
+    Raises:
+        UserError, or what building the teachers raises: a promise about tasks is asked for.
     """
     if request.options.promised:
         raise UserError("what a promise about tasks takes is not known before: plan with a token cosine, such as 0.995")

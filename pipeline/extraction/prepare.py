@@ -97,7 +97,11 @@ class Source:
         pool.shutdown(wait=False)
 
     def committed(self, view: int, shard: int) -> None:
-        """A shard is committed. Raises `InterruptedError` where nobody waits for more."""
+        """A shard is committed.
+
+        Raises:
+            InterruptedError: nobody waits for more.
+        """
         self._left.discard((view, shard))
         self._tell()
         if self._is_stopped:
@@ -108,7 +112,10 @@ class Source:
             self._changed.notify_all()
 
     def wait_for(self, view: int, shard: int) -> None:
-        """Return when a shard is committed; raises what stopped the thread, if it never will be."""
+        """Return when a shard is committed.
+
+        Raises what stopped the thread where the shard never will be, and `InterruptedError` after `stop`.
+        """
 
         def is_decided() -> bool:
             return (view, shard) not in self._left or self._is_stopped or (self._job is not None and self._job.done())
@@ -165,7 +172,8 @@ def preparing(
     samples `first` come first. Unreadable samples keep their rows, filled and marked invalid, and are listed; with
     `strict` they stop the run. Leaving the block waits for the end; leaving it by an error stops in the middle.
 
-    Raises `UserError` where an image or a label of what is there already has changed since, see `check_files`.
+    Raises:
+        UserError: an image or a label of what is there already has changed since, see `check_files`.
     """
     dataset = request.open()
     say_left_alone(dataset)

@@ -185,7 +185,8 @@ def fit_probes(
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes by task, and of tasks that none can be fitted for, why.
 
-    batches: samples of `rows` and their raw features, float32 (n, h, w, C) a level.
+    Args:
+        batches: samples of `rows` and their raw features, float32 (n, h, w, C) a level.
     """
     fitters = {task.name: ProbeFitter(task) for task in tasks}
     for samples, levels in batches:
@@ -211,7 +212,10 @@ def probe_teacher(
 ) -> Probing:
     """Run a teacher over labelled rows, fit its probes (or take those that are `kept`), and score them raw.
 
-    levels: as stored; prefix tokens are left out. Tasks without a probe are named in warnings.
+    Warnings name tasks without a probe.
+
+    Args:
+        levels: as stored; prefix tokens are left out.
     """
     num_maps = sum(not level.prefix for level in levels)
     row_bytes = 4 * sum(level.grid[0] * level.grid[1] * level.width for level in levels)
@@ -279,7 +283,8 @@ def settle(
 
     A codec without a rate has no cosine to choose: None, and its promise is checked.
 
-    Raises `UserError` where the finest coding does not keep a promise; says what it loses.
+    Raises:
+        UserError: the finest coding does not keep a promise; what it loses is said.
     """
     levels = list(calibrator.levels)
 

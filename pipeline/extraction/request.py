@@ -22,11 +22,15 @@ class TeacherOptions:
         probes: "own", or a labelled cache: linear heads are fitted on raw features of its rows, and tell what tasks
             lose to the codec; none when None.
         promised: (task, the most that it may lose in its own unit), from which klt finds the fidelity.
-        predict_levels: code each level against the one below. prefix: class and register tokens, too.
+        predict_levels: code each level against the one below.
+        prefix: class and register tokens, too.
         levels: block numbers; four evenly spaced when None.
         grid: (h, w) cells, area-averaged; the teacher's own when None.
-        weights: a file. random_weights: run untrained. allow_code: let a teacher of a user's own module run.
-        precision: fp32, bf16 or fp16 (autocast). threads: on the CPU; torch's own choice when None.
+        weights: a file.
+        random_weights: run untrained.
+        allow_code: let a teacher of a user's own module run.
+        precision: fp32, bf16 or fp16 (autocast).
+        threads: on the CPU; torch's own choice when None.
     """
 
     codec: str = "fp16"
@@ -64,7 +68,10 @@ def teacher_options(
 ) -> TeacherOptions:
     """Options with a fidelity as people write it: a token cosine, or what tasks may lose, ``semseg=0.5,depth=0.01``.
 
-    A promise about tasks takes the store's own labelled rows, unless `probes` says which. Raises `UserError`.
+    A promise about tasks takes the store's own labelled rows, unless `probes` says which.
+
+    Raises:
+        UserError: `fidelity` is neither.
     """
     cosine, promised = (None, ()) if fidelity is None else _parsed(str(fidelity))
     return TeacherOptions(fidelity=cosine, probes=probes or ("own" if promised else None), promised=promised, **options)

@@ -84,7 +84,8 @@ class RunningTeacher:
 def start_teacher(request: TeacherRequest, size: tuple[int, int]) -> RunningTeacher:
     """Build a teacher for views of `size`, with its number of threads; it moves to its device with its first rows.
 
-    Raises `UserError` for a device that is not there, and what `build_teacher` raises.
+    Raises:
+        UserError, or what `build_teacher` raises: the device is not there.
     """
     device = resolve_device(request.device)
     if request.threads:
@@ -142,7 +143,11 @@ def batches(rows: range, batch_size: int) -> Iterator[range]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU. Raises `UserError` for a device that is not there."""
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.format.spec import SourceSpec, encode_ids
-from pipeline.console import start_worker
+from pipeline.console import start_worker, worker_pool
 from sak_core.datasets import open_dataset
 from sak_core.datasets.folder import as_text
 from sak_core.errors import UnreadableSample
@@ -51,7 +50,8 @@ class DatasetRequest:
 class Task:
     """Some neighbouring samples of a shard, to be decoded once and seen in each of `views`.
 
-    digests: whether the images' digests are wanted; with view 0 they are in any case.
+    Attributes:
+        digests: whether the images' digests are wanted; with view 0 they are in any case.
     """
 
     samples: range
@@ -165,10 +165,7 @@ class BlockMaker:
         if not decoders:
             self._dataset = request.open()
             return
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(
-            decoders, mp_context=context, initializer=_open_in_worker, initargs=(request, spec)
-        )
+        self._pool = worker_pool(decoders, _open_in_worker, request, spec)
 
     def blocks(self, tasks: Iterable[Task], in_flight: int) -> Generator[Block]:
         """The blocks of `tasks`, in order; processes are at most `in_flight` of them ahead of the one that is taken.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration.statistics import Calibrator, calibration_rows
+from cache.calibration.statistics import calibrated, calibration_rows
 from cache.codecs import get_codec
 from cache.codecs.fidelity import Fidelity
 from cache.errors import CacheError
@@ -97,7 +97,8 @@ def sample_store(
     """A store of `num_rows` samples, evenly spread, in `num_views` views, on the disk of `features`; gone after the
     block. `decoders` as in a run.
 
-    Raises `UserError` where none of them can be read.
+    Raises:
+        UserError: none of them can be read.
     """
     full = source_spec(request.open(), request)
     count = min(num_rows, full.num_samples)
@@ -261,11 +262,8 @@ def measure_codecs(
 def _measure_codec(
     store: Store, codec: str, levels: tuple[LevelSpec, ...], features: Sequence[npt.NDArray[Any]]
 ) -> CodecSample:
-    calibrator = Calibrator(levels)
     fitted, measured = calibration_rows(store.valid(1), store.spec.seed, CALIBRATION_ROWS)
-    calibrator.fit([level[fitted] for level in features])
-    calibrator.measure([level[measured] for level in features])
-    arrays = calibrator.arrays()
+    arrays = calibrated(levels, [level[fitted] for level in features], [level[measured] for level in features])
     writer = TeacherWriter(store, {"name": codec.replace("+", "-")}, levels)
     writer.write_calibration(arrays)
     for shard in range(store.spec.num_shards):

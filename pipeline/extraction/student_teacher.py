@@ -12,64 +12,54 @@ from torch import Tensor
 from pipeline import runs
 from pipeline.console import warn
 from pipeline.errors import UserError
-from pipeline.extraction.frozen_teacher import student_of_run, student_of_size
+from pipeline.extraction.frozen_teacher import OwnTeacher, student_of_run, student_of_size
 from pipeline.recipes.frozen import STUDENT
 from pipeline.runs import lineage
 from pipeline.runs.licences import strictest
 from sak_common.names import unknown
-from sak_core.interfaces.teacher import Teacher, TeacherSpec, freeze
+from sak_core.interfaces.teacher import Teacher, freeze
 from sak_core.student.decoder import to_map
 from sak_core.student.initial_weights import STAGE2_PARTS, load_student
 from sak_core.student.network import StudentNetwork
 from sak_core.student.pretrained import STEM, Student
-from sak_core.student.stem import normalize
 from sak_core.weights.digests import state_digest
 
 
 @dataclass(frozen=True)
 class Taught:
-    """A student and what it learned from. licences, random: its teachers' licences and those never trained."""
+    """A student and what it learned from.
+
+    Attributes:
+        licences, random: its teachers' licences and those never trained.
+    """
 
     student: StudentNetwork
     licences: tuple[tuple[str, str], ...]
     random: tuple[str, ...]
 
 
-class StudentTeacher(Teacher):
+class StudentTeacher(OwnTeacher):
     """One output of a student, its maps at the student's levels."""
 
     def __init__(self, name: str, output: str, size: tuple[int, int], taught: Taught) -> None:
-        """name: with the output. output: "stem", or a teacher whose path gives it. size: (H, W) of the views in px.
+        """A student's output as a teacher.
 
-        Raises `UserError` for an output that the student has not.
+        Args:
+            name: with the output.
+            output: "stem", or a teacher whose path gives it.
+            size: (H, W) of the views in px.
+
+        Raises:
+            UserError: the student has no such output.
         """
         student = taught.student
         if output not in (known := (STEM, *student.paths)):
             raise UserError(f"{name}: {unknown('output of the student', output, known)}")
         parts = ("stem.",) if output == STEM else ("stem.", f"paths.{output}.")
         strict = dict.fromkeys(licence for _, licence in strictest(taught.licences).by)
-        spec = TeacherSpec(
-            name=name,
-            library="sak",
-            model=student.config.stem.name,
-            weights=state_digest({n: v for n, v in student.state_dict().items() if n.startswith(parts)}),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            interpolation="none",
-            patch=student.stem.patch,
-            input_size=size,
-            grid=student.stem.grid(*size),
-            widths=(student.stem.width,) * len(student.levels),
-            levels=student.levels,
-            licence=", ".join(strict) or "its weights' own",
-        )
-        super().__init__(spec)
-        self.student, self.output = student, output
-        self.num_blocks = student.stem.depth
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """As the student takes them in training, bit for bit."""
-        return normalize(pixels)
+        weights = state_digest({n: v for n, v in student.state_dict().items() if n.startswith(parts)})
+        super().__init__(name, student, size, student.levels, weights, ", ".join(strict) or "its weights' own")
+        self.output, self.num_blocks = output, student.stem.depth
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """Maps (B, C, h, w), one a level."""
@@ -78,25 +68,27 @@ class StudentTeacher(Teacher):
         return [to_map(level.contiguous(), self.spec.grid) for level in maps]
 
 
-def build_student_teacher(name: str, size: tuple[int, int]) -> StudentTeacher:
+def build_student_teacher(name: str, size: tuple[int, int]) -> Teacher:
     """`student:SOURCE#OUTPUT` for views of `size`: of a finished run, an exported folder, a hub id or one that ships.
 
-    Says in red where the student learned from teachers that were never trained. Raises `UserError` where it has no
-    such output, and what `Student.from_pretrained` raises where there is no such student.
+    Says in red where the student learned from teachers that were never trained.
+
+    Raises:
+        UserError: it has no such output.
+        ModelNotFound, or what else `Student.from_pretrained` raises: there is no such student.
     """
     source, _, output = name.removeprefix(STUDENT).partition("#")
     taught = find_student(source, size)
     if taught.random:
         warn(f"{source} learned from teachers with random weights: {', '.join(taught.random)}")
-    teacher = StudentTeacher(name, output, size, taught)
-    freeze(teacher)
-    return teacher
+    return freeze(StudentTeacher(name, output, size, taught))
 
 
 def find_student(source: str, size: tuple[int, int]) -> Taught:
     """The student `source` for views of `size`, (H, W) px; its position embedding is resampled where it had another.
 
-    Raises `UserError` for a run without a student, and what `Student.from_pretrained` raises.
+    Raises:
+        UserError, or what `Student.from_pretrained` raises: the run has no student, or there is no such student.
     """
     run = runs.finished_run(source, runs.RUNS)
     if run is None:

@@ -14,7 +14,8 @@ from sak_core.teachers.facts import SIZE, known_facts, measure
 def list_teachers(names: Sequence[str], size: str | None, allow_code: bool) -> list[dict[str, Any]]:
     """Facts of `names` (all rows when empty) for views of `size`, JSON-able; those not known yet are measured.
 
-    Raises UnknownName, and what building a teacher raises.
+    Raises:
+        UnknownName, or what building a teacher raises: there is no such teacher.
     """
     wanted = parse_size(size) if size else SIZE
     names = names or tuple(TEACHERS)

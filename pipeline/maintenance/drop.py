@@ -35,7 +35,8 @@ class DropRequest:
 def drop(path: Path | str, request: DropRequest) -> dict[str, Any]:
     """Take out what `request` names; returns what it came to, JSON-able.
 
-    Raises `UserError` where the request is not clear or is not confirmed.
+    Raises:
+        UserError: the request is not clear or is not confirmed.
     """
     if request.teacher is None and request.views is None:
         raise UserError("say what to drop: --teacher NAME, --views K (the last K views), or both")

@@ -143,6 +143,9 @@ def frontier(
     Returns:
         ``{"results": [...]}``, JSON-able, a dict a setting: see `_report`. A setting that these features do not allow
         is left out, and a warning says why.
+
+    Raises:
+        UserError: the sources differ in rows or tokens.
     """
     if len({source.report.shape[:2] for source in sources}) > 1:
         raise UserError("several sources are levels of one teacher: the same rows and tokens in each")
@@ -150,15 +153,15 @@ def frontier(
     settings = [*SETTINGS, *(name + PREDICTED for name in SETTINGS if len(sources) > 1 and get_codec(name).has_rate)]
     results = []
     fidelities = [fidelity] if isinstance(fidelity, float) else list(fidelity)
-    for setting, cosine in _settings(settings, fidelities):
+    rated = {name: get_codec(name.removesuffix(PREDICTED)).has_rate for name in settings}  # others have none to be set
+    for setting, cosine in [(name, rate) for name in settings for rate in (fidelities if rated[name] else [None])]:
         name = setting if cosine is None or len(fidelities) == 1 else f"{setting} at {cosine:g}"
         say(f"frontier: {name}")
         codec = get_codec(setting.removesuffix(PREDICTED))
-        is_predicted = setting.endswith(PREDICTED)
         levels = [
             LevelSpec(place, source.grid, source.fit.shape[2], codec.name) for place, source in enumerate(sources)
         ]
-        if is_predicted:
+        if setting.endswith(PREDICTED):
             levels = [replace(level, predicts_from=level.level - 1 if level.level else None) for level in levels]
         try:
             _check_storable(codec, sources)
@@ -168,13 +171,6 @@ def frontier(
             continue
         results.append(_report(name, codec, levels, sources, samples, fitted, save, probing))
     return {"results": results}
-
-
-def _settings(names: Sequence[str], fidelities: Sequence[float]) -> Iterator[tuple[str, float | None]]:
-    """Each setting, one with a rate at each fidelity; others have none to be set."""
-    for name in names:
-        for fidelity in fidelities if get_codec(name.removesuffix(PREDICTED)).has_rate else (None,):
-            yield name, fidelity
 
 
 def _check_storable(codec: Codec, sources: Sequence[Source]) -> None:
@@ -224,7 +220,8 @@ def _fit(
         target = fidelity
         for _ in range(4):
             done = fit_level(level, sample, Target(target, centred=False), statistics, lower)
-            decoded = _through(level, _constants(level, done, statistics), source.report, below)
+            constants = _constants(level, done, statistics)
+            decoded = _decoded(level, constants, _encoded(level, constants, source.report, below)[0], below)
             meter = FidelityMeter(sample.mean)
             meter.update(source.report, decoded)
             missing = fidelity - meter.compute().cosine
@@ -240,22 +237,39 @@ def _constants(level: LevelSpec, done: FittedTokens, statistics: Mapping[str, Ar
     return level_constants(level, {**statistics, **named})
 
 
-def _predicted(level: LevelSpec, constants: Mapping[str, Array], below: Array | None) -> Array:
-    """What the level below tells of one, (n, tokens, C); 0 where it is coded by itself."""
+def _predicted(level: LevelSpec, constants: Mapping[str, Array], below: Array | None, rows: slice) -> Array:
+    """What the level below tells of one's `rows`, (n, tokens, C); 0 where it is coded by itself."""
     if level.predicts_from is None or below is None:
         return np.zeros(1, np.float32)
-    return np.asarray(below @ constants[PREDICTOR])
+    return np.asarray(below[rows] @ constants[PREDICTOR])
 
 
-def _through(level: LevelSpec, constants: Mapping[str, Array], features: Array, below: Array | None) -> Array:
-    """Features (n, tokens, C), encoded and decoded, without an entropy coder."""
-    codec, decoded = get_codec(level.codec), np.empty_like(features)
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        predicted = _predicted(level, constants, None if below is None else below[rows])
-        residual = features[rows] - predicted
-        stored = codec.encode(residual.reshape(-1, *level.grid, level.width), constants).stored
-        decoded[rows] = codec.decode_numpy(stored, constants).reshape(features[rows].shape) + predicted
+def _rows_of(array: Array) -> Iterator[slice]:
+    """Some rows at a time: codecs work in memory of several times their size."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(array), _ROWS_AT_ONCE))
+
+
+def _encoded(
+    level: LevelSpec, constants: Mapping[str, Array], features: Array, below: Array | None
+) -> tuple[Array, int]:
+    """Features (n, tokens, C) as stored numbers, (n, *row_shape), and how many were clipped."""
+    codec, clipped = get_codec(level.codec), 0
+    stored = np.empty((len(features), *codec.row_shape(level.grid, level.width)), codec.stored_dtype)
+    for rows in _rows_of(features):
+        residual = features[rows] - _predicted(level, constants, below, rows)
+        encoded = codec.encode(residual.reshape(-1, *level.grid, level.width), constants)
+        stored[rows] = encoded.stored
+        clipped += encoded.num_clipped
+    return stored, clipped
+
+
+def _decoded(level: LevelSpec, constants: Mapping[str, Array], stored: Array, below: Array | None) -> Array:
+    """The inverse of `_encoded`: float32 (n, tokens, C)."""
+    codec, tokens = get_codec(level.codec), level.grid[0] * level.grid[1]
+    decoded = np.empty((len(stored), tokens, level.width), np.float32)
+    for rows in _rows_of(stored):
+        values = codec.decode_numpy(stored[rows], constants).reshape(decoded[rows].shape)
+        decoded[rows] = values + _predicted(level, constants, below, rows)
     return decoded
 
 
@@ -295,25 +309,15 @@ def _report(
             coder=codec.coder,
         )
         below, num_rows = decoded, len(source.report)
-        stored = np.empty((num_rows, *spec.row_shape), spec.dtype)
         started = time.process_time()
-        for start in range(0, num_rows, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            predicted = _predicted(level, constants, None if below is None else below[rows])
-            residual = source.report[rows] - predicted
-            encoded = codec.encode(residual.reshape(-1, *level.grid, level.width), constants)
-            stored[rows] = encoded.stored
-            clipped += encoded.num_clipped
+        stored, num_clipped = _encoded(level, constants, source.report, below)
+        clipped += num_clipped
         shard = b"".join(shard_buffers(spec, [stored], num_rows))
         encode_s += time.process_time() - started
-        back, seconds = _decode(spec, shard, num_rows)
+        back, seconds = _read(spec, shard, num_rows)
         decode_s += seconds
         assert np.array_equal(back, stored), f"{setting}: decoded integers differ"
-        decoded = np.empty_like(source.report)
-        for start in range(0, num_rows, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            predicted = _predicted(level, constants, None if below is None else below[rows])
-            decoded[rows] = codec.decode_numpy(back[rows], constants).reshape(decoded[rows].shape) + predicted
+        decoded = _decoded(level, constants, back, below)
         if probing is not None:
             maps.append(decoded.reshape(-1, *source.grid, level.width))
         meter = FidelityMeter(sample.mean)
@@ -327,8 +331,9 @@ def _report(
         side_bytes += sum(array.nbytes for array in side.values())
         if save is not None:
             folder = save / setting
-            _write(folder / "coded" / f"{level.array}/zarr.json", metadata)
-            _write(folder / "coded" / spec.file(0, 0), shard)
+            for name, data in ((f"{level.array}/zarr.json", metadata), (spec.file(0, 0), shard)):
+                (folder / "coded" / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / "coded" / name).write_bytes(data)
             (folder / "side").mkdir(exist_ok=True)
             for name, array in side.items():
                 np.save(folder / "side" / f"{level.array}-{name}.npy", array)
@@ -349,7 +354,7 @@ def _report(
     }
 
 
-def _decode(spec: ArraySpec, shard: bytes, num_rows: int) -> tuple[Array, float]:
+def _read(spec: ArraySpec, shard: bytes, num_rows: int) -> tuple[Array, float]:
     """The stored integers of a shard's rows (n, *row_shape), and the seconds of one core that this took."""
     index = parse_index(shard[-index_bytes(num_rows) :], spec.path)
     out = np.empty((num_rows, *spec.row_shape), spec.dtype)
@@ -366,11 +371,6 @@ def _decode(spec: ArraySpec, shard: bytes, num_rows: int) -> tuple[Array, float]
                 get_coder(spec.coder).decode_into(data, target)
         seconds.append(time.process_time() - started)
     return out, min(seconds)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def frontier_text(result: dict[str, Any]) -> str:

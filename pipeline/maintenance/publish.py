@@ -42,21 +42,25 @@ class PublishRequest:
         target: the folder or address that others will read.
         pixels: whether pixels and labels go along.
         data_licence: of the images, as whoever publishes them says; what is known of the data set when None.
+        confirm: says yes to the question that comes when the licences were shown; nothing leaves without.
+        dry_run: show them, and copy nothing.
     """
 
     sources: tuple[Path | str, ...]
     target: Path | str
     pixels: bool = True
     data_licence: str | None = None
+    confirm: Confirm | None = None
+    dry_run: bool = False
 
 
-def publish(request: PublishRequest, confirm: Confirm | None = None, dry_run: bool = False) -> dict[str, Any]:
+def publish(request: PublishRequest) -> dict[str, Any]:
     """Say what licences allow, ask, copy the stores, and write their card and catalogue beside them; JSON-able.
 
-    Nothing leaves before `confirm` has said yes; with `dry_run` nothing leaves. What was interrupted goes on.
+    What was interrupted goes on.
 
     Raises:
-        UserError: `confirm` did not say yes, a store is not complete, or the target holds images that were to stay.
+        UserError: `request.confirm` did not say yes, a store is not complete, or the target holds images that were to stay.
     """
     stores = _stores(request.sources)
     place = as_place(request.target)
@@ -72,12 +76,12 @@ def publish(request: PublishRequest, confirm: Confirm | None = None, dry_run: bo
     for store in stores:
         warn_of_random(store.name, random_teachers(store, store.teachers))
     num_bytes = sum(plan.num_bytes for plan in plans)
-    if not dry_run:
-        _ask(confirm, f"publish {len(stores)} stores ({amount(num_bytes)} to copy) at {place.shown}?")
-    copies = make_copies(plans, request.target, dry_run)
-    card = None if dry_run else _write_beside(place, terms)
+    if not request.dry_run:
+        _ask(request.confirm, f"publish {len(stores)} stores ({amount(num_bytes)} to copy) at {place.shown}?")
+    copies = make_copies(plans, request.target, request.dry_run)
+    card = None if request.dry_run else _write_beside(place, terms)
     return {
-        "published": not dry_run,
+        "published": not request.dry_run,
         "target": place.shown,
         "stores": [{**copy, "images": line} for copy, line in zip(copies, images, strict=True)],
         "licences": [{"of": what, "licence": licence} for what, licence in dict.fromkeys(pairs)],

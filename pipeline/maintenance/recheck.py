@@ -18,6 +18,7 @@ from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.running import RunningTeacher, batches, request_of, start_teacher
+from pipeline.extraction.stored_fidelity import StoredFidelity
 from sak_common.differences import differences
 from sak_common.names import UnknownName
 from sak_core.errors import TeacherUnavailable
@@ -122,8 +123,7 @@ def _compare(
     store: Store, name: str, running: RunningTeacher, levels: Sequence[LevelSpec], rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
     """Token cosines, a level each, between rows as stored and as the teacher gives them now."""
-    means = store.calibration(name, [f"{level.array}/mean" for level in levels]) or {}
-    meters = [FidelityMeter(means[f"{level.array}/mean"]) for level in levels]
+    measured = StoredFidelity(store, name, levels)
     wanted = set(rows)
     with progress(f"{name} live", len(rows), "rows") as advance:
         for view, shard in sorted({(view, sample // store.spec.rows_per_shard) for sample, view in rows}):
@@ -132,11 +132,10 @@ def _compare(
                 if not chosen:
                     continue
                 features = running.forward(store.pixels[batch.start : batch.stop, view])
-                for level, meter, now in zip(levels, meters, features, strict=True):
-                    stored = store.features(name, level.level, level.prefix)[chosen, view]
-                    meter.update(now[[sample - batch.start for sample in chosen]], stored)
+                for sample in chosen:
+                    measured.add(sample, view, [maps[sample - batch.start] for maps in features])
                 advance(len(chosen))
-    return [_figures(level, meter) for level, meter in zip(levels, meters, strict=True)] if rows else []
+    return [_figures(level, meter) for level, meter in zip(levels, measured.meters, strict=True)] if rows else []
 
 
 def _figures(level: LevelSpec, meter: FidelityMeter) -> dict[str, Any]:

@@ -9,10 +9,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.console import worker_pool
 from pipeline.miniature.head import outputs, train_head
 from sak_core.boundary import even_thresholds
 from sak_core.datasets import open_dataset
@@ -92,7 +91,10 @@ def verdicts(scores: dict[str, dict[str, list[float]]], table: Sequence[Column])
     return found
 
 
-def exact_boundary_f(prediction: Tensor, truth: Tensor, num_thresholds: int = 99) -> float:
+_THRESHOLDS = 99
+
+
+def exact_boundary_f(prediction: Tensor, truth: Tensor) -> float:
     """Best F, in percent, at one threshold for all images when a boundary pixel counts only in its place.
 
     Args:
@@ -101,28 +103,24 @@ def exact_boundary_f(prediction: Tensor, truth: Tensor, num_thresholds: int = 99
     """
     valid = truth != 255
     # Counting from the top of a histogram gives the pixels at or above every threshold at once.
-    level = (prediction.clamp(0, 1) * num_thresholds).long()[valid]
+    level = (prediction.clamp(0, 1) * _THRESHOLDS).long()[valid]
     hit = truth[valid] == 1
-    chosen = torch.bincount(level, minlength=num_thresholds + 1).flip(0).cumsum(0)
-    right = torch.bincount(level[hit], minlength=num_thresholds + 1).flip(0).cumsum(0)
+    chosen = torch.bincount(level, minlength=_THRESHOLDS + 1).flip(0).cumsum(0)
+    right = torch.bincount(level[hit], minlength=_THRESHOLDS + 1).flip(0).cumsum(0)
     return float((200 * right / (chosen + hit.sum()).clamp(min=1)).max())
 
 
 def probe(
     out: Path,
     *,
-    weights: Path | None = None,
     config: ProbeConfig | None = None,
-    workers: int = 2,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Score the three miniature teachers, an untrained one and all three together on the tasks of `rooms`.
 
     Args:
         out: folder in which to write `probe.json`, the result, and `probe.md`, the table.
-        weights: folder with `mini-*.safetensors`; those that ship by default.
         config: sizes and lengths.
-        workers: processes, one thread each.
         report: called with a line of text now and then.
 
     Returns:
@@ -132,13 +130,12 @@ def probe(
     config = config or ProbeConfig()
     start, cpu_before = time.perf_counter(), sum(os.times()[:4])
     with tempfile.TemporaryDirectory(prefix="sak-probe-") as folder:
-        tasks, used = _write_inputs(Path(folder), weights, config, report)
+        tasks, used = _write_inputs(Path(folder), config, report)
         rows = [TOGETHER, *MINIATURES, UNTRAINED]
         jobs = list(itertools.product(rows, range(config.num_seeds)))
         scores: dict[str, dict[str, list[float]]] = {row: {c.name: [] for c in columns(tasks)} for row in rows}
         run = partial(_score, Path(folder), tasks, config)
-        # Spawned, not forked: a fork of a process whose torch has run threads may hang.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with worker_pool(2) as pool:
             for (row, seed), found in zip(jobs, pool.map(run, jobs), strict=True):
                 for name, value in found.items():
                     scores[row][name].append(value)
@@ -197,7 +194,7 @@ def render_table(result: dict[str, Any]) -> str:
 
 
 def _write_inputs(
-    folder: Path, weights: Path | None, config: ProbeConfig, report: Callable[[str], None]
+    folder: Path, config: ProbeConfig, report: Callable[[str], None]
 ) -> tuple[tuple[Task, ...], dict[str, str]]:
     """Render the scenes and run every teacher once; write labels and features as .npy files into `folder`."""
     tasks: tuple[Task, ...] = ()
@@ -216,8 +213,7 @@ def _write_inputs(
         if name == UNTRAINED:
             teacher = build_miniature("mini-dino", size, random_weights=True)
         else:
-            path = None if weights is None else weights / f"{name}.safetensors"
-            teacher = build_miniature(name, size, weights=path)
+            teacher = build_miniature(name, size)
         used[name] = teacher.spec.weights
         for split, pixels in images.items():
             with torch.no_grad():

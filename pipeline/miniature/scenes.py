@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sak_core.miniature.rooms import CLASSES, COLORS, PLACES, RENDERER_VERSION, Scene, render_scene
+from sak_core.miniature.rooms.scene import CANONICAL_SIZE as SIZE
 
 TRAINING_SEED = 20_260_417
 """Seed of the lessons' scenes; `rooms` uses another for its splits, and a test holds the two apart."""
@@ -81,8 +82,6 @@ def render_scenes(
     folder: Path,
     num_scenes: int,
     *,
-    size: tuple[int, int] = (96, 96),
-    seed: int = TRAINING_SEED,
     report: Callable[[int], None] = lambda done: None,
 ) -> SceneStore:
     """Render scenes 0 ... num_scenes − 1 of the lessons' stream into `folder`, or open those it holds.
@@ -90,18 +89,16 @@ def render_scenes(
     Args:
         folder: where they are kept.
         num_scenes: how many.
-        size: (H, W) in pixels.
-        seed: names the stream.
         report: called with the number of scenes done.
 
     Raises:
-        ValueError: the folder holds scenes of another renderer version, number, size or seed.
+        ValueError: the folder holds scenes of another renderer version or number.
     """
     wanted = {
         "renderer_version": RENDERER_VERSION,
         "num_scenes": num_scenes,
-        "size": list(size),
-        "seed": seed,
+        "size": list(SIZE),
+        "seed": TRAINING_SEED,
     }
     if (folder / "scenes.json").exists():
         header = json.loads((folder / "scenes.json").read_text())
@@ -111,20 +108,20 @@ def render_scenes(
         return SceneStore(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {
-        "image": np.zeros((num_scenes, *size, 3), np.uint8),
-        "semseg": np.zeros((num_scenes, *size), np.uint8),
-        "parts": np.zeros((num_scenes, *size), np.uint8),
-        "instances": np.zeros((num_scenes, *size), np.uint8),
-        "facets": np.zeros((num_scenes, *size), np.uint16),
+        "image": np.zeros((num_scenes, *SIZE, 3), np.uint8),
+        "semseg": np.zeros((num_scenes, *SIZE), np.uint8),
+        "parts": np.zeros((num_scenes, *SIZE), np.uint8),
+        "instances": np.zeros((num_scenes, *SIZE), np.uint8),
+        "facets": np.zeros((num_scenes, *SIZE), np.uint16),
         "objects": np.full((num_scenes, MAX_OBJECTS, 3), -1, np.int16),
         "boxes": np.zeros((num_scenes, MAX_OBJECTS, 4), np.float32),
     }
     said: list[dict[str, str]] = []
     for i in range(num_scenes):
-        scene = render_scene(seed, i, size)
+        scene = render_scene(TRAINING_SEED, i, SIZE)
         for k in _MAPS:
             arrays[k][i] = getattr(scene, k)
-        _describe(scene, size, arrays["objects"][i], arrays["boxes"][i])
+        _describe(scene, arrays["objects"][i], arrays["boxes"][i])
         said.append(scene.attributes)
         report(i + 1)
     attributes = {key: sorted({a[key] for a in said}) for key in sorted(said[0])}
@@ -144,9 +141,9 @@ def mirrored_places() -> tuple[int, ...]:
     return tuple(PLACES.index(" ".join(swap.get(w, w) for w in place.split(" "))) for place in PLACES)
 
 
-def _describe(scene: Scene, size: tuple[int, int], objects: NDArray[Any], boxes: NDArray[Any]) -> None:
+def _describe(scene: Scene, objects: NDArray[Any], boxes: NDArray[Any]) -> None:
     """Write a scene's objects, most salient first, into objects (K, 3) and boxes (K, 4)."""
     seen = sorted(scene.objects, key=lambda thing: -thing.salience)[:MAX_OBJECTS]
     for j, thing in enumerate(seen):
         objects[j] = CLASSES.index(thing.name), COLORS.index(thing.color), PLACES.index(thing.place)
-        boxes[j] = np.array(thing.box) / (*size, *size)
+        boxes[j] = np.array(thing.box) / (*SIZE, *SIZE)

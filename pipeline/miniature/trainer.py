@@ -22,11 +22,14 @@ from torch import nn
 
 from pipeline.miniature.objectives import LESSONS
 from pipeline.miniature.pixels import PixelNet
-from pipeline.miniature.scenes import TRAINING_SEED, SceneStore, render_scenes
+from pipeline.miniature.scenes import SceneStore, render_scenes
 from sak_common.names import UnknownName, unknown
 from sak_common.random import philox
 from sak_core.miniature.network import PATCH, SHIPPED, file_digest
 from sak_core.weights.digests import state_digest
+
+REPORT_EVERY = 25
+"""Steps between lines of a training's log."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ class MiniatureTraining:
         self.cpu_s = 0.0
 
     def train_step(self) -> dict[str, float]:
-        """Make one step; return the loss terms. Raises FloatingPointError when the loss is not finite."""
+        """Make one step; return the loss terms.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         start = time.process_time()
         batch = self.scenes.batch(self._indices())
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**64)
@@ -117,7 +124,11 @@ class MiniatureTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises ValueError naming the setting in which it differs."""
+        """Go on from a state.
+
+        Raises:
+            ValueError: it differs in a setting, which is named.
+        """
         own = self.state_dict()
         for key in ("name", "num_steps", "config", "scenes"):
             if state[key] != own[key]:
@@ -166,42 +177,36 @@ def train(
     name: str,
     out: Path,
     *,
-    scenes: Path | None = None,
     num_scenes: int = 8000,
     num_steps: int | None = None,
     config: MiniatureConfig | None = None,
-    threads: int = 1,
     report: Callable[[str], None] = print,
-    report_every: int = 25,
 ) -> Path:
     """Train the miniature `name`, rendering the scenes first where they are missing.
 
     Args:
         name: `mini-dino`, `mini-clip`, `mini-sam` or the stem, `mini-vit`.
-        out: folder for weights, card, log and the state to go on from; a run found there is continued.
-        scenes: folder of the rendered scenes, shared by all; `out / "scenes"` by default.
+        out: folder for weights, card, log and the state to go on from; a run found there is continued. The rendered
+            scenes, shared by all miniatures, lie in its `scenes`.
         num_scenes: how many scenes to render.
         num_steps: length of the run; the lesson's own by default.
         config: other settings.
-        threads: torch threads.
         report: called with a line of text now and then.
-        report_every: steps between such lines.
 
     Returns:
         The path of the weights, `out / f"{name}.safetensors"`.
 
     Raises:
         UnknownName: there is no such miniature.
-        ValueError: `out` or `scenes` holds something made with other settings.
+        ValueError: `out` holds something made with other settings.
         FloatingPointError: the loss is not finite.
     """
     if name not in LESSONS:
         raise UnknownName(unknown("miniature", name, LESSONS))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     store = render_scenes(
-        scenes or out / "scenes",
+        out / "scenes",
         num_scenes,
-        seed=TRAINING_SEED,
         report=lambda done: report(f"scenes {done}/{num_scenes}") if done % 500 == 0 else None,
     )
     training = MiniatureTraining(name, store, num_steps or LESSONS[name].num_steps, config or MiniatureConfig())
@@ -217,7 +222,7 @@ def train(
             for key, value in training.train_step().items():
                 sums[key] = sums.get(key, 0.0) + value
             since += 1
-            if training.step % report_every == 0 or training.step == training.num_steps:
+            if training.step % REPORT_EVERY == 0 or training.step == training.num_steps:
                 means = {k: round(v / since, 4) for k, v in sums.items()}
                 line = {"step": training.step, "cpu_s": round(training.cpu_s, 1)} | means
                 log.write(json.dumps(line) + "\n")

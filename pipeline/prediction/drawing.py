@@ -62,7 +62,11 @@ def with_key(task: Task, picture: Picture, prediction: Prediction) -> Picture:
 
 
 def without_key(task: Task, keyed: Picture, shape: tuple[int, int]) -> Picture:
-    """The picture that `with_key` set beside a key, perhaps enlarged; shape: (H, W) of the image."""
+    """The picture that `with_key` set beside a key, perhaps enlarged.
+
+    Args:
+        shape: (H, W) of the image.
+    """
     factor = _enlargement(shape) if task.kind in _KEYS else 1
     return keyed[: factor * shape[0], : factor * shape[1]]
 

@@ -43,7 +43,13 @@ NUM_IO_THREADS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """How to predict. size, tile: see `Student.predict`. raw: keep arrays. overwrite: even what is there."""
+    """How to predict.
+
+    Attributes:
+        size, tile: see `Student.predict`.
+        raw: keep arrays.
+        overwrite: even what is there.
+    """
 
     size: int | None = None
     tile: int | None = None
@@ -55,11 +61,12 @@ class Settings:
 def predict(model: Student, sources: Sequence[Source], out: Path, settings: Settings) -> dict[str, Any]:
     """Draw `model`'s predictions for all pictures of `sources` into the folder `out`.
 
-    Makes `<task>/<name>.png` a task, `raw/<name>.npz` where asked, and a contact sheet; what is there already is
-    left, so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be
-    read are listed and left out.
-    Returns counts, the unreadable with reasons, and the model's seconds an image.
-    Raises `UserError` for a model without tasks, and where `out` holds another model's predictions.
+    Makes `<task>/<name>.png` a task, `raw/<name>.npz` where asked, and a contact sheet; what is there already is left,
+    so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be read are
+    listed and left out. Returns counts, the unreadable with reasons, and the model's seconds an image.
+
+    Raises:
+        UserError: the model has no tasks, or `out` holds another model's predictions.
     """
     if not model.tasks:
         raise UserError("this model has no tasks: it was distilled only; fine-tune it first (make finetune)")
@@ -186,7 +193,11 @@ def _raw_path(out: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture as it was read. made_from: what its predictions keep of its file."""
+    """A picture as it was read.
+
+    Attributes:
+        made_from: what its predictions keep of its file.
+    """
 
     name: str
     pixels: Pixels
@@ -224,7 +235,11 @@ def _sheet_row(tasks: Sequence[Task], image: Pixels, found: Predictions) -> list
 
 
 def _kept_row(tasks: Sequence[Task], out: Path, picture: Picture) -> list[Drawn]:
-    """The sheet's row of predictions that an earlier run drew. Raises UnreadableSample where the image is gone."""
+    """The sheet's row of predictions that an earlier run drew.
+
+    Raises:
+        UnreadableSample: the image is gone.
+    """
     image = picture.read()
     shape = image.shape[0], image.shape[1]
     kept = [(task, np.asarray(Image.open(out / task.name / f"{picture.name}.png").convert("RGB"))) for task in tasks]

@@ -25,8 +25,13 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Picture:
-    """One image to look at. name: unique, relative, without suffix: what its predictions are called. origin: of which
-    file, for people. file: that it lies in. read: (H, W, 3) uint8; raises UnreadableSample.
+    """One image to look at.
+
+    Attributes:
+        name: unique, relative, without suffix: what its predictions are called.
+        origin: of which file, for people.
+        file: that it lies in.
+        read: (H, W, 3) uint8; raises UnreadableSample.
     """
 
     name: str
@@ -37,7 +42,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures of one command-line argument, in order. count: how many; pictures: makes them anew at every call."""
+    """Pictures of one command-line argument, in order.
+
+    Attributes:
+        count: how many.
+        pictures: makes them anew at every call.
+    """
 
     count: int
     pictures: Callable[[], Iterator[Picture]]
@@ -47,8 +57,11 @@ def open_sources(paths: Sequence[Path], every: int = 1) -> list[Source]:
     """The pictures of files, folders (nested) and videos (every `every`-th frame).
 
     Images keep their path relative to the folder they were found in, without suffix; where two would be called the
-    same, the suffix stays on as `-jpg`. Raises `UserError` for what is not there, names that still collide, and
-    videos without PyAV; `DatasetError` for a folder without images.
+    same, the suffix stays on as `-jpg`.
+
+    Raises:
+        UserError: a source is not there, names still collide, or PyAV is missing for a video.
+        DatasetError: a folder has no images.
     """
     found: list[tuple[str, Path]] = []
     videos: list[Path] = []

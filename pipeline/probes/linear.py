@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from sak_core.labels import FARTHEST_M, IGNORE
+from sak_core.student.heads.base import resize
 from sak_core.tasks import Task
 
 RIDGE = 0.03
@@ -35,7 +36,9 @@ _NEVER = -1e4
 class Probe:
     """A linear head: cells (..., inputs) @ weight + bias.
 
-    weight: float32 (inputs, channels), bias: float32 (channels,); channels as the task's networks have.
+    Attributes:
+        weight: float32 (inputs, channels); channels as the task's networks have.
+        bias: float32 (channels,).
     """
 
     task: Task
@@ -45,14 +48,13 @@ class Probe:
     def __call__(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Raw output (B, channels, *size), bilinear between cells, of features (B, inputs, h, w)."""
         cells = torch.einsum("bchw,ck->bkhw", features, self.weight) + self.bias[:, None, None]
-        return F.interpolate(cells, size, mode="bilinear", align_corners=False)
+        return resize(cells, size)
 
 
 def side_by_side(maps: Sequence[Tensor]) -> Tensor:
     """A teacher's levels (B, C, h, w) as one (B, sum of C, H, W), on the finest grid of them (bilinear)."""
     grid = max(m.shape[-2:] for m in maps)
-    same = [m if m.shape[-2:] == grid else F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
-    return torch.cat([m.float() for m in same], 1)
+    return torch.cat([resize(m, grid).float() for m in maps], 1)
 
 
 class ProbeFitter:

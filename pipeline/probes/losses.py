@@ -38,7 +38,9 @@ def _metric(task: Task) -> TaskMetric:
 def image_sums(task: Task, outputs: Iterable[Tensor], labels: Iterable[Tensor]) -> Images:
     """What the task's metric sums up, image by image, of those that have a label.
 
-    outputs: raw, (C, H, W) each. labels: (H, W) or (H, W, 3) each; both in the images' own units.
+    Args:
+        outputs: raw, (C, H, W) each.
+        labels: (H, W) or (H, W, 3) each; both in the images' own units.
     """
     metric = _metric(task)
     rows: list[dict[str, Tensor]] = []
@@ -83,7 +85,11 @@ def draws(number: int) -> Tensor:
 
 
 def compare(task: Task, raw: npt.NDArray[Any], decoded: npt.NDArray[Any], images: int) -> Loss:
-    """What is lost. raw, decoded: `scores` over the same `draws`."""
+    """What is lost.
+
+    Args:
+        raw, decoded: `scores` over the same `draws`.
+    """
     lost = (raw - decoded) if task.higher_is_better else (decoded - raw)
     low, high = np.nanpercentile(lost[1:], INTERVAL)
     return Loss(task.score, float(raw[0]), float(decoded[0]), float(lost[0]), float(low), float(high), images)

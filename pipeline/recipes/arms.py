@@ -37,13 +37,14 @@ ORACLE = "oracle"
 class Arm:
     """One system.
 
-    distils: whether it learns from teachers' features, in stage 1 and (times alpha) in stage 2.
-    paths: whether the student has an adapter path a teacher.
-    frozen_features: whether cached teachers' features take the student's place under the heads; such an arm needs
-    the teachers cached on the splits it is scored on, too.
-    per_task: whether it is one model a task.
-    derived: whether its scores follow from other arms', nothing is trained.
-    decoder: the decoder of all tasks that makes the arm what it is.
+    Attributes:
+        distils: whether it learns from teachers' features, in stage 1 and (times alpha) in stage 2.
+        paths: whether the student has an adapter path a teacher.
+        frozen_features: whether cached teachers' features take the student's place under the heads; such an arm needs
+            the teachers cached on the splits it is scored on, too.
+        per_task: whether it is one model a task.
+        derived: whether its scores follow from other arms', nothing is trained.
+        decoder: the decoder of all tasks that makes the arm what it is.
     """
 
     name: str
@@ -79,7 +80,11 @@ ARMS: dict[str, Arm] = {
 
 
 def find_arm(name: str) -> Arm:
-    """The arm called `name`; `teacher:mini-sam` is the row `teacher:<name>`. Raises `UserError` for unknown ones."""
+    """The arm called `name`; `teacher:mini-sam` is the row `teacher:<name>`.
+
+    Raises:
+        UserError: there is no such arm.
+    """
     if name.startswith(TEACHER_PREFIX) and len(name) > len(TEACHER_PREFIX):
         return ARMS["teacher:<name>"]
     if name not in ARMS:
@@ -90,7 +95,8 @@ def find_arm(name: str) -> Arm:
 def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     """The teachers whose cached features a run of this recipe reads in training.
 
-    Raises `UserError` for an arm that needs teachers and has none, or has a decoder and can have none.
+    Raises:
+        UserError: the arm needs teachers and has none, or has a decoder and can have none.
     """
     arm = find_arm(recipe.arm)
     decoder_of(recipe)
@@ -107,7 +113,8 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
 def decoder_of(recipe: Recipe) -> DecoderConfig | None:
     """What decodes all tasks of a recipe together; None where each has a head.
 
-    Raises `UserError` for a decoder on an arm that has none or has another, and for sizes that it cannot have.
+    Raises:
+        UserError: the arm has no decoder or another one, or the decoder cannot have these sizes.
     """
     arm, options = find_arm(recipe.arm), recipe.student
     if options.decoder != "none" and not arm.takes_decoder:
@@ -136,7 +143,8 @@ def parts_read(recipe: Recipe) -> tuple[str, ...]:
 def class_tokens_read(recipe: Recipe) -> tuple[str, ...]:
     """The teachers whose cached class tokens a run of this recipe reads in training.
 
-    Raises `UserError` where class tokens are asked of others than the recipe's teachers, or have nothing to compare.
+    Raises:
+        UserError: class tokens are asked of others than the recipe's teachers, or have nothing to compare.
     """
     if not recipe.loss.class_tokens or not find_arm(recipe.arm).distils:
         return ()
@@ -204,7 +212,8 @@ def matches_of(recipe: Recipe, store: Store) -> dict[str, tuple[int, ...]]:
     """The student's levels that the levels of a teacher are compared with, by the recipe or the nearest in depth; only
     of teachers whose levels are not as many and matched one to one. Empty for arms that distil nothing.
 
-    Raises `UserError` where the recipe names other teachers or levels than there are.
+    Raises:
+        UserError: the recipe names other teachers or levels than there are.
     """
     if not find_arm(recipe.arm).distils:
         return {}
@@ -254,7 +263,11 @@ def model_of(
 ) -> nn.Module:
     """As `build_model`, from the size (H, W) of the views in px and the widths, a level each, of `teachers_built`.
 
-    depths, matches: see `FeatureModel` and `StudentConfig`; no parameter's shape depends on them.
+    Args:
+        depths, matches: see `FeatureModel` and `StudentConfig`; no parameter's shape depends on them.
+
+    Raises:
+        UserError: the decoder of all tasks cannot be built.
     """
     arm, options = find_arm(recipe.arm), recipe.student
     torch.manual_seed(recipe.seed)
@@ -304,7 +317,8 @@ def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
 def initialize(recipe: Recipe, model: nn.Module) -> None:
     """Load the weights that a recipe begins with, the stem's or a trained student's, into a model that has a stem.
 
-    Raises `UserError` where they are not to be had or do not fit.
+    Raises:
+        UserError: they are not to be had or do not fit.
     """
     if not isinstance(model, StudentNetwork):
         return
@@ -332,7 +346,8 @@ def _go_on_from(source: str, model: StudentNetwork) -> None:
 def run_model(recipe: Recipe, model: nn.Module, batch: Batch, noise: NoiseSource = None) -> StudentOutput:
     """What the arm's `model` makes of a batch: of its teachers' features where the arm is frozen, else of its pixels.
 
-    noise: where routers draw from in training.
+    Args:
+        noise: where routers draw from in training.
     """
     if find_arm(recipe.arm).frozen_features:
         output: StudentOutput = model(batch.features, (batch.pixels.shape[1], batch.pixels.shape[2]), generator=noise)

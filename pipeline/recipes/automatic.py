@@ -58,7 +58,8 @@ class Choice:
     """What the caches allow.
 
     Attributes:
-        distill: stage 1's cache. finetune: the labelled one of the same size, None where there is none.
+        distill: stage 1's cache.
+        finetune: the labelled one of the same size, None where there is none.
         evaluation: labelled splits that are scored, by name.
     """
 
@@ -81,7 +82,8 @@ class Choice:
 def choose(features: Path | str, dataset: str | None = None) -> Choice:
     """What can be trained from the caches below `features`.
 
-    Raises `UserError` where nothing can, or several data sets lie there and `dataset` names none of them.
+    Raises:
+        UserError: nothing can, or several data sets lie there and `dataset` names none of them.
     """
     stores = find_stores(features) if isinstance(features, str) or features.is_dir() else []
     names = sorted({store.spec.dataset for store in stores})
@@ -155,7 +157,11 @@ def _is_teacher(store: Store, name: str) -> bool:
 
 
 def recipe_text(choice: Choice, on_gpu: bool) -> str:
-    """The recipe for `choice` as TOML with comments; on_gpu: whether it will train on a GPU."""
+    """The recipe for `choice` as TOML with comments.
+
+    Args:
+        on_gpu: whether it will train on a GPU.
+    """
     teachers = ", ".join(f'"{name}"' for name in choice.teachers)
     steps, batch = _steps(choice.distill.rows, on_gpu, stage1=True)
     lines = [
@@ -242,9 +248,11 @@ def is_edited(text: str) -> bool:
 def write_recipe(features: Path | str, path: Path | None = None, dataset: str | None = None) -> Path:
     """Write the recipe for the caches below `features`, and say what was chosen. Returns its path.
 
-    path: `runs/<data set>-<size>-<teachers>.toml` when None. A file that was edited is left as it is and used.
+    Args:
+        path: `runs/<data set>-<size>-<teachers>.toml` when None. A file that was edited is left as it is and used.
 
-    Raises `UserError` as `choose` does.
+    Raises:
+        UserError: as `choose` does.
     """
     choice = choose(features, dataset)
     return save_recipe(choice, path or Path("runs") / f"{choice.name}.toml")

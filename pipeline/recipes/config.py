@@ -23,7 +23,9 @@ from sak_common.names import unknown
 
 Stage = Literal["distill", "finetune"]
 STAGES: tuple[Stage, ...] = ("distill", "finetune")
-CHANGES_NO_NUMBER = frozenset({"log_every", "checkpoint_every", "loader.direct", "probe"})
+CHANGES_NO_NUMBER = frozenset(
+    {"log_every", "checkpoint_every", "loader.direct", "loader.stage", "loader.stage_gb", "probe"}
+)
 """Keys of a recipe that may be others when a run goes on: no weight and no score depends on them."""
 MOVED = {
     "loss": "loss.kind",
@@ -220,7 +222,9 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def recipe_stages(name: str) -> tuple[Stage, ...]:
-    """The stages that the recipe `name` describes."""
+    """The stages that the recipe `name` describes; a run's recipe.json is of one."""
+    if name.endswith(".json"):
+        return tuple(stage for stage in STAGES if stage == _kept(Path(name)).get("stage"))
     table = _read(_find(name, "recipes", "recipe"))
     return tuple(stage for stage in STAGES if stage in table)
 
@@ -233,6 +237,8 @@ def load_study(name: str) -> Study:
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     """Parse `key=value` strings of `--set`; a value is read as TOML, or as a bare string.
+
+    Raises `UserError` for a string without a key.
 
     >>> parse_set(["optimizer.lr=1e-4", "arm=many-to-one"])
     {'optimizer.lr': 0.0001, 'arm': 'many-to-one'}

@@ -53,7 +53,8 @@ def cached_name(name: str) -> str:
 def frozen_part(recipe: Recipe) -> str | None:
     """The cached part that takes the frozen parts' place in a run of `recipe`, None where they run live.
 
-    Raises `UserError` where it is not one that the recipe's `trains` leaves frozen.
+    Raises:
+        UserError: it is not one that the recipe's `trains` leaves frozen.
     """
     if recipe.frozen is None:
         return None

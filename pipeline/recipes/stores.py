@@ -10,6 +10,8 @@ from pathlib import Path
 from cache.errors import LeftOut
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
+from cache.places.stage import Stage
+from cache.places.staged import StagedPlace
 from cache.store import Store, find_stores
 from pipeline.console import warn
 from pipeline.errors import UserError
@@ -28,7 +30,7 @@ DESCRIBED = "labelled"
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`S` or `HxW` in px to (H, W).
+    """`S` or `HxW` in px to (H, W). Raises `UserError` for anything else.
 
     >>> parse_size("448x576"), parse_size("96")
     ((448, 576), (96, 96))
@@ -51,8 +53,10 @@ def find_store(
 ) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete.
 
-    live: the teachers will run anew, so that knowing them is enough. with_pixels: `LeftOut` is raised of a store that
-    was published without its images and labels."""
+    live: the teachers will run anew, so that knowing them is enough. Raises `UserError` where there is none, or more
+    than one, or a teacher or view is missing, naming the command that makes it; and `LeftOut`, unless `with_pixels` is
+    false, of a store that was published without its images.
+    """
     size = parse_size(data.size) if data.size else None
     features = caches_below(features, data.folder)
     is_there = isinstance(features, str) or features.is_dir()
@@ -113,6 +117,14 @@ def digest(store: Store, teachers: Sequence[str], views: int) -> dict[str, str]:
     return found
 
 
+def staged(store: Store, recipe: Recipe) -> Store:
+    """The same store as runs of `recipe` read it: with what was read kept in the stage, where the recipe names one."""
+    if recipe.loader.stage is None:
+        return store
+    stage = Stage.at(Path(recipe.loader.stage).expanduser(), round(recipe.loader.stage_gb * 1e9))
+    return Store.open(StagedPlace(store.place, stage))
+
+
 def is_store_of(store: Store, data: Data) -> bool:
     """Whether `store` is one that `data` asks for."""
     size = parse_size(data.size) if data.size else store.spec.size
@@ -153,7 +165,7 @@ def store_tasks(
     """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own.
 
     Their own is what the data set's description says, or else what their kind says; on the published benchmarks, what
-    the paper says.
+    the paper says. Raises `UserError` for a store without labels, or without those of a task.
     """
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:

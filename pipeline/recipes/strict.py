@@ -25,10 +25,14 @@ class Strict(BaseModel):
 def validated(
     model: type[Model], table: Mapping[str, Any], where: str, moved: Mapping[str, str] = MappingProxyType({})
 ) -> Model:
-    """`table` as a `model`. moved: keys that the model once had, and where they stand now.
+    """`table` as a `model`.
 
-    Raises `UserError` beginning with `where`: every key that is unknown (with the nearest right one), missing or of
-    the wrong kind.
+    Args:
+        moved: keys that the model once had, and where they stand now.
+
+    Raises:
+        UserError: keys are unknown, missing or of the wrong kind. The message begins with `where` and names each, with
+            the nearest right one.
     """
     try:
         return model.model_validate(table)

@@ -130,6 +130,12 @@ class LoaderOptions(Strict):
         description="read the cache past the page cache (O_DIRECT): for a store on a fast disk of this machine that "
         "memory cannot hold; changes no bit",
     )
+    stage: str | None = Field(
+        None,
+        description="folder on a disk of this machine that keeps what is read of caches that lie far away; changes no "
+        "bit",
+    )
+    stage_gb: float = Field(200, gt=0, description="that the stage may take, GB (10^9 bytes), of all runs together")
 
 
 class Boundary(Strict):

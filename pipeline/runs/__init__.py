@@ -67,8 +67,12 @@ def run_name(recipe: Recipe) -> str:
 def is_finished(run: Path, recipe: Recipe, made_from: Mapping[str, Any]) -> bool:
     """Whether the run of `recipe` is there already, made from the same caches and weights; writes nothing.
 
-    made_from: see `pipeline.runs.origin`. Raises `UserError` if the folder belongs to another recipe, or its finished
-    run was made from something else, naming what differs.
+    Args:
+        made_from: see `pipeline.runs.origin`.
+
+    Raises:
+        UserError: the folder belongs to another recipe, or its finished run was made from something else; what differs
+            is named.
     """
     path = run / "recipe.json"
     if not path.exists():
@@ -110,7 +114,8 @@ def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dic
     """Write the README and `results.json`, which marks the run finished; one process of several does so. The results
     get the keys "made_from" and "environment".
 
-    made_from: see `pipeline.runs.origin`.
+    Args:
+        made_from: see `pipeline.runs.origin`.
     """
     results["made_from"] = dict(made_from)
     results["environment"] = environment()
@@ -122,7 +127,8 @@ def finish(run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: dic
 def find_run(name: Path, runs: Path) -> Path:
     """The folder of the run `name`: a path, or the name of a folder below `runs`.
 
-    Raises `UserError` with the nearest names where there is neither.
+    Raises:
+        UserError: there is neither; the nearest names are given.
     """
     for candidate in (name, runs / name):
         if (candidate / "recipe.json").is_file():
@@ -138,7 +144,11 @@ def finished_run(source: str, *folders: Path) -> Path | None:
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """A finished run's `results.json`. Raises `UserError` where there is none."""
+    """A finished run's `results.json`.
+
+    Raises:
+        UserError: there is none.
+    """
     path = run / "results.json"
     if not path.is_file():
         raise UserError(f"{run} is not a finished run (no results.json)")
@@ -162,7 +172,11 @@ def _split_name(spec: SourceSpec) -> str:
 
 
 def read_recipe(run: Path) -> Recipe:
-    """The recipe a run was made with. Raises `UserError` where there is none that this version reads."""
+    """The recipe a run was made with.
+
+    Raises:
+        UserError: there is none that this version reads.
+    """
     path = run / "recipe.json"
     if not path.is_file():
         raise UserError(f"{run} is not a run folder (no recipe.json)")
@@ -173,7 +187,8 @@ def load_weights(run: Path, model: nn.Module) -> None:
     """Load into `model` the weights that the run is scored with: of its best checkpoint where it chose one, else of
     the last; averaged ones where the recipe has them.
 
-    Raises `UserError` where names or shapes differ.
+    Raises:
+        UserError: names or shapes differ.
     """
     path = checkpoint.scored_weights(run)
     tensors = checkpoint.load_tensors(path)
@@ -187,8 +202,11 @@ def load_weights(run: Path, model: nn.Module) -> None:
 def start_from(run: Path, model: nn.Module, image_size: tuple[int, int] | None) -> None:
     """Load a stage-1 run's scored weights into a stage-2 student, whose routers, heads and decoder stay as initialised.
 
-    image_size: (H, W) in px of the run's views; a position embedding of another size is resampled. Raises `UserError`
-    where the rest does not fit.
+    Args:
+        image_size: (H, W) in px of the run's views; a position embedding of another size is resampled.
+
+    Raises:
+        UserError: the rest does not fit.
     """
     assert isinstance(model, StudentNetwork)
     path = checkpoint.scored_weights(run)

@@ -36,8 +36,9 @@ class Trainable:
 def save(folder: Path, trained: Trainable, state: Mapping[str, Any]) -> None:
     """Write the checkpoint `folder`, in place of an older one, so that a whole one is there at every moment.
 
-    Raises `UserError` where a weight, or what the optimizer keeps of it, is not finite (which `restore` would refuse);
-    the older one is then kept.
+    Raises:
+        UserError: a weight, or what the optimizer keeps of it, is not finite (which `restore` would refuse); the older
+            one is then kept.
     """
     fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     files = {
@@ -91,7 +92,8 @@ def find(folder: Path) -> Path | None:
 def restore(folder: Path, trained: Trainable) -> dict[str, Any]:
     """Load all of `trained` and the random state from a checkpoint, and return its `state.json`.
 
-    Raises `UserError` naming the file that is damaged, hostile or does not fit, before anything is loaded.
+    Raises:
+        UserError: a file is damaged, hostile or does not fit; it is named before anything is loaded.
     """
     state = read_state(folder)
     moments = _optimizer_state(folder / "optimizer.safetensors", trained.optimizer)
@@ -129,7 +131,8 @@ def scored_file(folder: Path) -> Path:
 def scored_weights(run: Path) -> Path:
     """The file of the weights that a run is scored with: of its best checkpoint where it chose one, else of the last.
 
-    Raises `UserError` where it has none.
+    Raises:
+        UserError: it has none.
     """
     found = find(run / BEST) or find(run / LAST)
     if found is None:
@@ -138,7 +141,11 @@ def scored_weights(run: Path) -> Path:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's file. Raises `UserError` for a missing, damaged or hostile one."""
+    """The tensors of a checkpoint's file.
+
+    Raises:
+        UserError: it is missing, damaged or hostile.
+    """
     try:
         return read_tensors(path)
     except (FileNotFoundError, RefusedFile) as error:
@@ -146,7 +153,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's `state.json`. Raises `UserError` where it is damaged."""
+    """A checkpoint's `state.json`.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text())

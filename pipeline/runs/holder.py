@@ -15,6 +15,9 @@ from cache.errors import StoreLocked
 from cache.places.locks import file_lock
 from pipeline.errors import UserError
 
+BUSY_S = 60.0
+"""Seconds that a process which has been asked to stop may take for its checkpoint."""
+
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
@@ -36,6 +39,17 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"another process works in {folder}: {path.read_text() or 'it has just begun'}. Wait until it ends or stop "
             "it, or choose another --run (for a study another name)"
         ) from None
+
+
+def wait_until_free(folder: Path) -> None:
+    """Wait until no process works in a folder, `BUSY_S` at most."""
+    deadline = time.monotonic() + BUSY_S
+    while folder.is_dir() and time.monotonic() < deadline:
+        try:
+            with file_lock(folder / "lock", str(folder), wait=False):
+                return
+        except StoreLocked:
+            time.sleep(0.2)
 
 
 def holder(folder: Path) -> str | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
-from pipeline.console import say, start_worker, warn
+from pipeline.console import say, warn, worker_pool
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import find_arm
@@ -25,17 +27,26 @@ from pipeline.studies.study_table import as_csv, collect, markdown
 from sak_common.errors import SakError
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from pipeline.training.devices import Execution
 
+SEEN_LATE_S = 30.0
+"""Seconds within which a shared file system shows what another machine wrote."""
 SAME_ROWS = ("stage", "data", "seed", "batch_size", "accumulate", "loader", "source")
 """The keys of a recipe that decide which rows come in which order."""
 
 
 def ablate(
-    study: Study, places: runs.Places, workers: int = 1, share_reads: int = 1, devices: int = 1
+    study: Study,
+    places: runs.Places,
+    workers: int = 1,
+    share_reads: int = 1,
+    devices: int = 1,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
     """Run what is missing of the study with `workers` processes, each training up to `share_reads` runs side by side,
-    or one run at a time on `devices` devices, and return (and write) its table.
+    or one run at a time on `devices` devices, or on the workers of a Dask scheduler, and return (and write) its table.
 
     The result has `columns`, `rows` (label, scores with mean and std over seeds, gain, parameters, seconds), and
     `failed`: the runs that ended in an error and leave a gap in the table, with the reason.
@@ -45,7 +56,8 @@ def ablate(
     folder = places.runs / study.name
     with alone_in(folder):
         runs.write_atomically(folder / PLAN, json.dumps(planned(study, jobs), indent=1))
-        failed = _train_all(study, jobs, places, workers, share_reads, devices)
+        with _runner(workers, devices, scheduler) as run_groups:
+            failed = _train_all(study, jobs, places, share_reads, run_groups)
         result = collect(study, jobs, places, failed)
         runs.write_atomically(folder / "table.json", json.dumps(result, indent=1))
         runs.write_atomically(folder / "table.md", markdown(result) + "\n")
@@ -56,10 +68,23 @@ def ablate(
 Call = tuple[Callable[..., None], Job, Study, runs.Places]
 Failed = dict[Path, str]
 """Runs that ended in an error, and why."""
+RunGroups = Callable[[Sequence[list[Call]]], Failed]
+"""Makes the runs of every group, those of one side by side."""
+
+
+@contextmanager
+def _runner(workers: int, devices: int, scheduler: str | None) -> Iterator[RunGroups]:
+    if scheduler is None:
+        yield partial(_run_here, workers=workers, devices=devices)
+        return
+    from pipeline.cluster import reached
+
+    with reached(scheduler) as client:
+        yield partial(_run_on_workers, client)
 
 
 def _train_all(
-    study: Study, jobs: Sequence[Job], places: runs.Places, workers: int, share_reads: int, devices: int
+    study: Study, jobs: Sequence[Job], places: runs.Places, share_reads: int, run_groups: RunGroups
 ) -> Failed:
     """Train and score all jobs; a run that fails leaves the others to be trained.
 
@@ -70,35 +95,38 @@ def _train_all(
     calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
     calls += [(_single_job, single, study, places) for singles in split.values() for single in singles]
     calls += [(_finetune_job, job, study, places) for job in jobs if not job.stage1 and job.run not in split]
-    failed = _run_all(calls, workers, share_reads, devices)
+    failed = _run_all(calls, share_reads, run_groups)
     calls = []
     for job in jobs:
         if job.stage1 in failed:
             failed[job.run] = f"its stage 1, {job.stage1.name}, failed"
         elif job.stage1:
             calls.append((_finetune_job, job, study, places))
-    failed |= _run_all(calls, workers, share_reads, devices)
+    failed |= _run_all(calls, share_reads, run_groups)
     for run, singles in split.items():
         for single in singles:
             if single.run in failed:
                 failed[run] = f"{single.run.name}: {failed.pop(single.run)}"
     calls = [(_finetune_job, job, study, places) for job in jobs if job.run in split and job.run not in failed]
-    return failed | _run_all(calls, workers, 1)
+    return failed | _run_all(calls, 1, run_groups)
 
 
-def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int = 1) -> Failed:
+def _run_all(calls: Sequence[Call], share_reads: int, run_groups: RunGroups) -> Failed:
     pending = []
     for call in calls:
-        if name := _finished(*call):
+        if name := is_made(*call):
             say(f"{name}: finished earlier, skipped")
         else:
             pending.append(call)
-    groups = _groups(pending, share_reads)
+    return run_groups(_groups(pending, share_reads)) if pending else {}
+
+
+def _run_here(groups: Sequence[list[Call]], workers: int, devices: int) -> Failed:
+    """Make the runs of all groups on this machine."""
     if workers <= 1 or len(groups) <= 1:
-        return {run: why for group in groups for run, why in _run_group(group, devices).items()}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(groups)), mp_context=context, initializer=start_worker) as pool:
-        futures = [pool.submit(_run_group, group, devices) for group in groups]
+        return {run: why for group in groups for run, why in run_group(group, devices).items()}
+    with worker_pool(min(workers, len(groups))) as pool:
+        futures = [pool.submit(run_group, group, devices) for group in groups]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
@@ -111,6 +139,33 @@ def _run_all(calls: Sequence[Call], workers: int, share_reads: int, devices: int
             for process in workers_now:
                 process.terminate()
             raise
+
+
+def _run_on_workers(client: Client, groups: Sequence[list[Call]]) -> Failed:
+    """Make the runs of all groups on a scheduler's workers."""
+    from pipeline.studies.on_workers import hand_out
+
+    failed: Failed = {}
+    done = 0
+    for number, where, answer in hand_out(client, groups):
+        made = {run_of(call[0], call[1]): call for call in groups[number]}
+        failed |= dict.fromkeys(made, answer) if isinstance(answer, str) else answer
+        done += len(made)
+        say(f"{', '.join(run.name for run in made)}: ended at {where}; {done} of {sum(map(len, groups))} runs")
+        for run, call in made.items():
+            if run not in failed and not _appears(call):
+                failed[run] = f"{where} made it, and it is not here: runs must lie where all machines see them"
+            if run in failed:
+                warn(f"{run.name} failed: {failed[run]}. The study's other runs go on")
+    return failed
+
+
+def _appears(call: Call) -> bool:
+    """Whether a run is there, or soon: shared file systems show other machines' files late."""
+    deadline = time.monotonic() + SEEN_LATE_S
+    while not (found := is_made(*call)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(found)
 
 
 def _recipe(call: Call) -> Recipe:
@@ -134,7 +189,8 @@ def _groups(calls: Sequence[Call], share_reads: int) -> list[list[Call]]:
     return groups
 
 
-def _run_group(group: Sequence[Call], devices: int) -> Failed:
+def run_group(group: Sequence[Call], devices: int) -> Failed:
+    """Make the runs of a group, side by side where they are several; those that failed, and why."""
     from pipeline.training.devices import Execution
 
     if len(group) == 1:
@@ -153,7 +209,7 @@ def _run_group(group: Sequence[Call], devices: int) -> Failed:
 def _attempt(call: Call, execution: Execution) -> Failed:
     """Make the run of a call; nothing, or why it failed: one run's error is not the end of a study."""
     function, job, study, places = call
-    run = _run_of(function, job)
+    run = run_of(function, job)
     try:
         function(job, study, places, execution)
     except Exception as error:
@@ -164,7 +220,7 @@ def _attempt(call: Call, execution: Execution) -> Failed:
     return {}
 
 
-def _run_of(function: Callable[..., None], job: Job) -> Path:
+def run_of(function: Callable[..., None], job: Job) -> Path:
     """The folder of the run that `function` makes of a job."""
     if function is not _distill_job:
         return job.run
@@ -172,11 +228,11 @@ def _run_of(function: Callable[..., None], job: Job) -> Path:
     return job.stage1
 
 
-def _finished(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> str | None:
+def is_made(function: Callable[..., None], job: Job, study: Study, places: runs.Places) -> str | None:
     """The name of the run that `function` would make, if it is there already (and scored, where that is its part)."""
     from pipeline.training.evaluate import is_scored
 
-    run = _run_of(function, job)
+    run = run_of(function, job)
     if function is _distill_job:
         assert job.distill
         return run.name if is_finished(run, job.distill, None, places) else None

@@ -25,7 +25,8 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
     Where no labelled split is there to score on and the data set needs no folder, one is prepared (no teacher runs),
     if `prepares`.
 
-    Raises `UserError` without labels, and without a split to score on that could be prepared.
+    Raises:
+        UserError: there are no labels, or there is no split to score on and none could be prepared.
     """
     choice = choose(features, dataset)
     if choice.finetune is None:

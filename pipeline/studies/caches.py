@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pipeline.console import start_worker
+from pipeline.console import worker_pool
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.request import CacheRequest, TeacherOptions
@@ -27,8 +25,7 @@ def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: in
     requests = [_request(cache, teacher, features) for cache in caches for teacher in cache.teachers]
     if not requests:
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(requests)), mp_context=context, initializer=start_worker) as pool:
+    with worker_pool(min(workers, len(requests))) as pool:
         for job in [pool.submit(run_cache, request) for request in requests]:
             job.result()
 

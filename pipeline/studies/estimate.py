@@ -36,7 +36,10 @@ FREE_OF_TIME: Any = {
 def estimate(jobs: Sequence[Job], places: runs.Places, workers: int, measures: bool = True) -> dict[str, Any]:
     """What is left of a study's training: `runs`, `steps`, `seconds` (None where nothing tells), `disk_bytes`.
 
-    Evaluation is not counted. measures: whether kinds of runs that never ran are sampled for a few steps.
+    Evaluation is not counted.
+
+    Args:
+        measures: whether kinds of runs that never ran are sampled for a few steps.
     """
     known: dict[str, tuple[float, int]] = {}
     pending: list[tuple[Recipe, int]] = []

@@ -27,8 +27,11 @@ def reproduce(
 ) -> list[dict[str, Any]]:
     """Make the caches of every study below `folder`, run it, and write its record to `docs`; returns the records.
 
-    small: a trial of every step in seconds, with few samples and steps, whose numbers mean nothing.
-    Raises `UserError` where a study does not say which caches it reads.
+    Args:
+        small: a trial of every step in seconds, with few samples and steps, whose numbers mean nothing.
+
+    Raises:
+        UserError: a study does not say which caches it reads.
     """
     found = []
     for name in names or STUDIES:

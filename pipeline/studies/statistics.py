@@ -26,8 +26,11 @@ class Summary:
 class Comparison:
     """Paired differences, ours minus theirs, in the score's own unit.
 
-    difference: their mean, None of no pair. low, high: its t-interval, None of fewer than two pairs. count: of pairs.
-    verdict: "better" or "worse" where the interval leaves out 0, on the side that the score's sense says.
+    Attributes:
+        difference: their mean, None of no pair.
+        low, high: its t-interval, None of fewer than two pairs.
+        count: of pairs.
+        verdict: "better" or "worse" where the interval leaves out 0, on the side that the score's sense says.
     """
 
     difference: float | None
@@ -39,7 +42,7 @@ class Comparison:
 
 def summary(values: Sequence[float | None]) -> Summary:
     """Mean and standard deviation of the values that are known: finite, and not None."""
-    known = [value for value in values if _is_known(value)]
+    known = [value for value in values if is_known(value)]
     return Summary(mean(known) if known else None, stdev(known) if len(known) > 1 else None, len(known))
 
 
@@ -61,7 +64,7 @@ def compare(
     of one pair there is none, and nothing is established.
     """
     pairs = ((ours[seed], theirs[seed]) for seed in ours if seed in theirs)
-    differences = [a - b for a, b in pairs if _is_known(a) and _is_known(b)]
+    differences = [a - b for a, b in pairs if is_known(a) and is_known(b)]
     if not differences:
         return Comparison(None, None, None, 0, "not established")
     difference = mean(differences)
@@ -79,7 +82,8 @@ def t_quantile(confidence: float, freedom: int) -> float:
     return float(t.ppf((1 + confidence) / 2, freedom))
 
 
-def _is_known(value: float | None) -> TypeGuard[float]:
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Whether a score is a number: finite, and not None."""
     return value is not None and math.isfinite(value)
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pipeline.recipes.arms import ORACLE, TEACHER_PREFIX
 from pipeline.recipes.config import Study
 from pipeline.recipes.stores import find_store, store_tasks
 from pipeline.studies.jobs import Job
+from pipeline.studies.statistics import is_known, summary, whole_mean
 
 if TYPE_CHECKING:
     from sak_core.tasks import Task
@@ -31,9 +32,11 @@ CONSTANT = "constant"
 class Entry:
     """What one row of the table rests on.
 
-    scores: the primary score of every task on the test split, one mapping a seed whose run did not fail; None where
-    no pixel has a label. results: of these runs.
-    note: what a reader must know about it.
+    Attributes:
+        scores: the primary score of every task on the test split, one mapping a seed whose run did not fail; None where
+            no pixel has a label.
+        results: of these runs.
+        note: what a reader must know about it.
     """
 
     scores: Sequence[Mapping[str, float | None]]
@@ -47,8 +50,9 @@ def collect(
     """The study's table: `columns` (task, score, sense), `rows` (arm, scores and gain with mean and std over seeds,
     parameters, seconds), `seeds` and `baseline`. The gain is delta_m, the mean relative gain over the tasks.
 
-    failed: runs without scores, and why; a mean over no run is None. Gains are None where the baseline allows none,
-    which `no_gain` then explains.
+    Args:
+        failed: runs without scores, and why; a mean over no run is None. Gains are None where the baseline allows none,
+            which `no_gain` then explains.
     """
     from pipeline.training.evaluate import constant_scores
 
@@ -63,7 +67,7 @@ def collect(
     entries |= {label: _entry(tasks, tested, group, failed) for label, group in by_label.items()}
     if ORACLE in study.arms:
         entries = _with_oracle(study, entries, tasks)
-    baseline = {task.name: _mean([s[task.name] for s in entries[study.baseline].scores]) for task in tasks}
+    baseline = {task.name: whole_mean([s[task.name] for s in entries[study.baseline].scores]) for task in tasks}
     no_gain = _no_gain(study.baseline, baseline)
     by_run = {run: job for job in jobs for run in (job.stage1, job.run) if run}
     return {
@@ -106,7 +110,7 @@ def _entry(tasks: Sequence[Task], tested: SourceSpec, group: Sequence[Job], fail
 def _no_gain(name: str, baseline: Mapping[str, float | None]) -> str:
     """Why there is no gain over the baseline, in words; empty where there is one."""
     zero = [task for task, score in baseline.items() if score == 0]
-    unknown = [task for task, score in baseline.items() if score is None or math.isnan(score)]
+    unknown = [task for task, score in baseline.items() if score is None]
     if zero:
         return f"{name} scores 0 on {', '.join(zero)}, and nothing can be told relative to 0"
     return f"{name} has no score on {', '.join(unknown)}" if unknown else ""
@@ -115,7 +119,7 @@ def _no_gain(name: str, baseline: Mapping[str, float | None]) -> str:
 def _gain(tasks: Sequence[Task], scores: Mapping[str, float | None], baseline: Mapping[str, Any]) -> float | None:
     from sak_core.metrics import delta_m
 
-    known = {name: score for name, score in scores.items() if score is not None}
+    known = {name: score for name, score in scores.items() if is_known(score)}
     if len(known) < len(scores):
         return None
     return delta_m(known, baseline, {task.name: task.higher_is_better for task in tasks})
@@ -142,7 +146,7 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
         def merit(label: str, task: Task = task) -> float:
             entry = teachers[label]
             values = [r["validation"][task.name][task.score] for r in entry.results] if validated else []
-            value = _mean(values or [s[task.name] for s in entry.scores])
+            value = whole_mean(values or [s[task.name] for s in entry.scores])
             if value is None:
                 return -math.inf
             return value if task.higher_is_better else -value
@@ -169,7 +173,7 @@ def _with_oracle(study: Study, entries: Mapping[str, Entry], tasks: Sequence[Tas
 
 
 def _is_whole(study: Study, entry: Entry) -> bool:
-    known = [score is not None and not math.isnan(score) for scores in entry.scores for score in scores.values()]
+    known = [is_known(score) for scores in entry.scores for score in scores.values()]
     return len(entry.scores) == len(study.seeds) and all(known)
 
 
@@ -178,15 +182,9 @@ def _in_order(study: Study, entries: Mapping[str, Entry], oracle: Entry) -> dict
     return {label: oracle if label == ORACLE else entries[label] for label in order}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, None of nothing and of what is not all known."""
-    known = [value for value in values if value is not None]
-    return mean(known) if known and len(known) == len(values) else None
-
-
 def _mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {"mean": _mean(values), "std": stdev(known) if len(values) == len(known) > 1 else None}
+    found = summary(values)
+    return {"mean": found.mean, "std": found.std} if found.count == len(values) else {"mean": None, "std": None}
 
 
 def _cell(value: dict[str, Any], digits: int) -> str:

@@ -15,6 +15,7 @@ import torch
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.places.local import LocalPlace
+from cache.places.staged import StagedPlace
 from pipeline import runs
 from pipeline.console import amount, duration
 from pipeline.errors import UserError
@@ -23,6 +24,7 @@ from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import training_store
 from pipeline.studies.estimate import train_steps
 from pipeline.training.devices import Execution
+from pipeline.training.following import FollowingBatches
 from pipeline.training.loop import Batches
 
 WARM_STEPS = 3
@@ -32,45 +34,21 @@ READ_S = 3.0
 """Seconds for which the loader alone is timed, at most."""
 
 
-class Timed:
+class Timed(FollowingBatches):
     """A loader whose reader is timed: between two batches the step runs.
 
     loader: itself. steps: seconds of each part of a step, until the loop asks for the next batch.
     """
 
     def __init__(self, loader: Batches) -> None:
+        super().__init__(loader)
         self.loader, self.steps = loader, list[float]()
-
-    @property
-    def epoch(self) -> int:
-        """As the loader's."""
-        return self.loader.epoch
-
-    @property
-    def idle_s(self) -> float:
-        """As the loader's."""
-        return self.loader.idle_s
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             given = time.perf_counter()
             yield batch
             self.steps.append(time.perf_counter() - given)
-
-    def set_epoch(self, epoch: int) -> None:
-        """As the loader's."""
-        self.loader.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the loader's."""
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As the loader's."""
-        self.loader.load_state_dict(state)
 
 
 def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
@@ -88,7 +66,12 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
     store = training_store(places.features, recipe, parts_read(recipe))
     timed: list[Timed] = []
 
+    held = list[int]()
+
     def share(loader: Batches) -> Batches:
+        assert isinstance(loader, Loader)
+        place = loader.store.place
+        held.append(place.held_bytes() if isinstance(place, StagedPlace) else 0)
         timed.append(Timed(loader))
         return timed[-1]
 
@@ -119,6 +102,7 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "page_cache_share": round(_page_cache_share(stored), 3) if isinstance(store.place, LocalPlace) else 0.0,
         "is_local": isinstance(store.place, LocalPlace),
+        "stage_share": None if recipe.loader.stage is None else round(held[0] / stored, 3),
         "seconds": round(recipe.steps * max(step_s, recipe.batch_size / read_rate), 1),
     }
     return {**found, "changes": changes(recipe, found)}
@@ -149,6 +133,8 @@ def changes(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
         return []
     made = []
     if not found["is_local"]:
+        if found["stage_share"] is None:
+            made.append('loader.stage = "/scratch", on a disk of this machine: what was read once is read from there')
         made.append("sak copy the caches to this machine's own disk")
     if recipe.loader.shuffle != "block":
         made.append('loader.shuffle = "block": neighbouring rows are read together')
@@ -164,6 +150,11 @@ def changes(recipe: Recipe, found: Mapping[str, Any]) -> list[str]:
     return made
 
 
+def _stage_text(plan: Mapping[str, Any]) -> str:
+    held = f"the stage holds {plan['stage_share']:.0%} of it"
+    return held if plan["stage_share"] == 1 else f"{held}: the rate is that of reading the rest from where it lies"
+
+
 def training_plan_text(plan: Mapping[str, Any]) -> str:
     """`plan_training` for people."""
     held = f"{plan['page_cache_share']:.0%} of its {amount(plan['stored_bytes'])} in all views fit into free memory"
@@ -177,7 +168,8 @@ def training_plan_text(plan: Mapping[str, Any]) -> str:
             f"reading gives {plan['read_rows_s']} rows/s, {amount(plan['read_bytes_s'])}/s: "
             + ("SLOWER than the student" if slower else "it keeps up"),
             f"reading and decoding take {plan['reading_cores']} of {plan['cores']} cores at the run's rate",
-            held if plan["is_local"] else "a bucket: no page cache holds any of it",
+            held if plan["is_local"] else "far away: no page cache holds any of it",
+            *([] if plan["stage_share"] is None else [_stage_text(plan)]),
             f"to the end: {duration(plan['seconds'])}, validation not counted",
             *(f"faster: {change}" for change in plan["changes"]),
         ]

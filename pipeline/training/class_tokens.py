@@ -17,7 +17,11 @@ STATISTICS_SAMPLES = 1024
 
 
 def check_class_tokens(recipe: Recipe, store: Store) -> tuple[str, ...]:
-    """The teachers whose class tokens the recipe compares. Raises `UserError` where the store does not hold them."""
+    """The teachers whose class tokens the recipe compares.
+
+    Raises:
+        UserError: the store does not hold them.
+    """
     names = class_tokens_read(recipe)
     for name in names:
         teacher = store.teacher(name)

@@ -51,8 +51,13 @@ ALONE = Execution()
 
 @dataclass(frozen=True)
 class Started:
-    """Processes that something else has started together. by: "torchrun" or "srun". devices: processes a node.
-    rank: this one among all."""
+    """Processes that something else has started together.
+
+    Attributes:
+        by: "torchrun" or "srun".
+        devices: processes a node.
+        rank: this one among all.
+    """
 
     by: str
     devices: int
@@ -63,8 +68,10 @@ class Started:
 def started_together() -> Started | None:
     """What the environment says of processes that were started together; None for a process of its own.
 
-    A script of sbatch, and a task that srun started alone, are processes of their own. Raises `UserError` for a way of
-    starting them that says too little.
+    A script of sbatch, and a task that srun started alone, are processes of their own.
+
+    Raises:
+        UserError: whatever started them says too little.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
@@ -84,7 +91,8 @@ def started_together() -> Started | None:
 def placed(execution: Execution) -> Execution:
     """`execution` with the devices and nodes that it comes to.
 
-    Raises `UserError` where they are not those that the processes were started on, or nodes cannot find each other.
+    Raises:
+        UserError: they are not those that the processes were started on, or nodes cannot find each other.
     """
     started = started_together()
     if started is None:
@@ -111,9 +119,11 @@ def placed(execution: Execution) -> Execution:
 def start(recipe: Recipe, execution: Execution, unused: bool = False) -> Fabric:
     """Start the processes (each runs the same command from its beginning to here) and return the Fabric.
 
-    unused: whether some parameters get no gradient, beside those that the recipe's own keys leave out.
+    Args:
+        unused: whether some parameters get no gradient, beside those that the recipe's own keys leave out.
 
-    Raises `UserError` where the rows of a step cannot be shared evenly, or GPUs are fewer than processes.
+    Raises:
+        UserError: the rows of a step cannot be shared evenly, or GPUs are fewer than processes.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy

@@ -29,14 +29,14 @@ from pipeline.recipes.arms import (
 )
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.frozen import check_frozen, frozen_part, student_input
-from pipeline.recipes.stores import random_teachers, training_store, warn_of_random, weights_of
+from pipeline.recipes.stores import random_teachers, staged, training_store, warn_of_random, weights_of
 from pipeline.runs import lineage
 from pipeline.runs.origin import Origin, origin_of_run, trained_from, validation_store
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.evaluate import evaluation_loader
 from pipeline.training.linear_probe import probing_of
-from pipeline.training.loop import Batches, train
+from pipeline.training.loop import Batches, Trained, train
 from pipeline.training.probes import cosines
 from pipeline.training.targets import Targets
 from pipeline.training.validation import Values, measure, validation_of
@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 
 
 def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution = ALONE) -> dict[str, Any]:
-    """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results."""
+    """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results.
+
+    Raises `UserError` for an arm or a `trains` that has no stage 1, and as `train`.
+    """
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
     made_from = origin_of_run(recipe, places.features)
@@ -89,7 +92,7 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
 
     def measured(scored: nn.Module) -> Values:
         assert validated
-        rows = evaluation_loader(validated, teachers, (), prefixes=class_tokens_read(recipe))
+        rows = evaluation_loader(staged(validated, recipe), teachers, (), prefixes=class_tokens_read(recipe))
         return measure(scored, rows, alone, (), recipe.boundary)
 
     validation = validation_of(recipe, (), measured)
@@ -106,20 +109,28 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
         probing=probing_of(recipe, places),
         wandb=execution.wandb,
     )
-    results: dict[str, Any] = {
-        "stage": "distill",
-        "arm": recipe.arm,
-        "seed": recipe.seed,
-        "step": trained.step,
-        "seconds": round(trained.seconds, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "caches": [store.name],
-        "random_weights": random_teachers(store, teachers),
-    }
+    results = results_of(recipe, trained, model, store, random_teachers(store, teachers))
     lineage.record(run, recipe, model, store, teachers)
     runs.finish(run, recipe, made_from, results)
     say(f"{run.name}: distilled in {duration(trained.seconds)}, {run}")
     return results
+
+
+def results_of(
+    recipe: Recipe, trained: Trained, model: nn.Module, store: Store, random: Sequence[str], before_s: float = 0.0
+) -> dict[str, Any]:
+    """What a run of either stage says of itself. random: teachers that were never trained. before_s: seconds of the run
+    that it began with."""
+    return {
+        "stage": recipe.stage,
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "step": trained.step,
+        "seconds": round(before_s + trained.seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "caches": [store.name],
+        "random_weights": list(random),
+    }
 
 
 def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric, places: runs.Places) -> Batches:
@@ -129,8 +140,7 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
     """
     frozen_part(recipe)  # raises where it does not go with the others
     teachers, is_live = teachers_read(recipe), recipe.source == "live"
-    if recipe.loader.direct:
-        store = _past_page_cache(store, recipe)
+    store = _past_page_cache(store, recipe) if recipe.loader.direct else staged(store, recipe)
     loader = Loader(
         store,
         () if is_live else parts_read(recipe),
@@ -159,6 +169,8 @@ def _past_page_cache(store: Store, recipe: Recipe) -> Store:
     """The same store, whose files are opened with O_DIRECT. Raises `UserError` where it has none of this machine."""
     if recipe.source == "live":
         raise UserError("loader.direct = true reads rows of the cache, and source = 'live' reads none: leave it out")
+    if recipe.loader.stage is not None:
+        raise UserError("loader.direct = true is for caches on this machine, loader.stage for others: leave one out")
     if not isinstance(store.place, LocalPlace):
         raise UserError(
             f"loader.direct = true is for a folder of this machine, not {store}: leave it out, or sak copy first"

@@ -20,7 +20,7 @@ from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, check_decoder, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Data, Recipe
-from pipeline.recipes.stores import find_store, row_of, store_tasks, training_store, warn_of_random
+from pipeline.recipes.stores import find_store, row_of, staged, store_tasks, training_store, warn_of_random
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
 from pipeline.training.scoring import Details, Scores, is_distributed, metric_of, score
@@ -159,7 +159,10 @@ def _joined(scores: Scores, details: Details) -> dict[str, Any]:
 
 
 def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
-    """The trained model of a stage-2 run, in evaluation mode, and its tasks."""
+    """The trained model of a stage-2 run, in evaluation mode, and its tasks.
+
+    Raises `UserError` for a run that is one student a task, and where weights or cache are missing or do not fit.
+    """
     recipe = runs.read_recipe(run)
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run} is one student a task: name one of its folders, such as {_parts(run)[0]}")
@@ -173,11 +176,6 @@ def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
 def _parts(run: Path) -> list[Path]:
     """The folders of a run that is one student a task."""
     return [run / task for task in runs.read_results(run)["tasks"]]
-
-
-def evaluate_model(model: nn.Module, recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places) -> Scores:
-    """The scores of `score_model` without the details."""
-    return score_model(model, recipe, tasks, data, places)[0]
 
 
 def score_model(
@@ -242,7 +240,7 @@ def _labels(store: Store, labels: Sequence[str]) -> Iterator[Batch]:
 def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places, batch_size: int) -> Loader:
     """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
     teachers = _features_read(recipe)
-    store = find_store(places.features, data, teachers)
+    store = staged(find_store(places.features, data, teachers), recipe)
     store_tasks(store, [task.name for task in tasks])  # says which labels are missing
     return evaluation_loader(store, teachers, [task.name for task in tasks], batch_size)
 

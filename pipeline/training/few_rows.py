@@ -40,7 +40,8 @@ def few_rows(store: Store, samples: Sequence[int], teachers: Sequence[str] = (),
 def spread_over(store: Store, number: int) -> list[int]:
     """So many valid samples of a store, evenly spread over it; fewer where it has fewer.
 
-    Raises `UserError` for none.
+    Raises:
+        UserError: it has none.
     """
     valid = store.valid(1).nonzero()[0]
     if not len(valid):

@@ -33,8 +33,8 @@ from pipeline.runs import lineage
 from pipeline.runs.origin import Origin, changed_caches, origin_of_run, trained_from
 from pipeline.training.before import check_validation, warn_of_settings
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
-from pipeline.training.distill import noise_of, open_loader
-from pipeline.training.evaluate import EVALUATION_BATCH, evaluate_model, open_evaluation
+from pipeline.training.distill import noise_of, open_loader, results_of
+from pipeline.training.evaluate import EVALUATION_BATCH, open_evaluation, score_model
 from pipeline.training.labels_seen import warn_of_labels
 from pipeline.training.loop import Batches, train
 from pipeline.training.probes import cosines, router_means
@@ -53,7 +53,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Run stage 2 of `recipe` in the folder `run`, starting from the run `stage1` where the arm distils.
 
-    Returns the results: scores on the recipe's validation split, parameters, seconds of both stages.
+    Returns the results: scores on the recipe's validation split, parameters, seconds of both stages. Raises `UserError`
+    for an arm that trains nothing, a stage 1 too many or too few, and as `train`.
     """
     arm = find_arm(recipe.arm)
     if arm.derived:
@@ -138,19 +139,10 @@ def _finetune(
         validation=validation,
         wandb=execution.wandb,
     )
-    results: dict[str, Any] = {
-        "stage": "finetune",
-        "arm": recipe.arm,
-        "seed": recipe.seed,
-        "stage1": stage1.name if stage1 else None,
-        "step": trained.step,
-        "seconds": round(seconds + trained.seconds, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "caches": [store.name],
-        "random_weights": sorted(untrained),
-    }
+    results = results_of(recipe, trained, model, store, sorted(untrained), seconds)
+    results["stage1"] = stage1.name if stage1 else None
     if recipe.validation:
-        results["validation"] = evaluate_model(model, recipe, tasks, recipe.validation, places)
+        results["validation"], _ = score_model(model, recipe, tasks, recipe.validation, places)
         results["caches"].append(find_store(places.features, recipe.validation).name)
     lineage.record(run, recipe, model, store, teachers, stage1)
     runs.finish(run, recipe, made_from, results)

@@ -42,10 +42,15 @@ class FreshBatches(FollowingBatches):
     def __init__(
         self, loader: Loader, labels: Sequence[str], root: Path | None = None, decoders: int | None = None
     ) -> None:
-        """loader: of pixels and `labels`, which is asked for order and position and not read. root: the data set's
-        folder. decoders: processes, see `num_decoders`; by default this training process's share of the cores.
+        """Open the data set that goes with `loader`.
 
-        Raises `UserError` where the data set is not there or not what the store was made from.
+        Args:
+            loader: of pixels and `labels`, which is asked for order and position and not read.
+            root: the data set's folder.
+            decoders: processes, see `num_decoders`; by default this training process's share of the cores.
+
+        Raises:
+            UserError: the data set is not there or not what the store was made from.
         """
         super().__init__(loader)
         store, config = loader.store, loader.config
@@ -112,9 +117,13 @@ class FreshBatches(FollowingBatches):
 
 
 def fresh_dataset(store: Store, root: Path | None) -> DatasetRequest:
-    """How to open the data set that fresh views of a store's samples are made from; root: its folder.
+    """How to open the data set that fresh views of a store's samples are made from.
 
-    Raises `UserError` where it is not there or not what the store was made from.
+    Args:
+        root: its folder.
+
+    Raises:
+        UserError: it is not there or not what the store was made from.
     """
     return unchanged_dataset(store, root, "fresh views (source = 'live')")
 
@@ -122,6 +131,7 @@ def fresh_dataset(store: Store, root: Path | None) -> DatasetRequest:
 def fresh_requests(cached: Requests, epoch: int, num_views: int) -> Requests:
     """The rows of an epoch in views that no earlier epoch has shown: the cached ones', then view `epoch` of each.
 
-    cached: the epoch's rows as they are read from a cache of `num_views` views.
+    Args:
+        cached: the epoch's rows as they are read from a cache of `num_views` views.
     """
     return cached if epoch < num_views else replace(cached, views=np.full_like(cached.views, epoch))

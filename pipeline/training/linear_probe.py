@@ -6,22 +6,23 @@ nothing from torch's generators, and take part neither in the loss nor in the ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from cache.format.manifest import SOURCE
 from cache.loading.batch import Batch
 from cache.store import Store
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.probes.linear import ProbeFitter
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import find_store, store_tasks
+from pipeline.recipes.stores import find_store, staged, store_tasks
 from pipeline.training.few_rows import few_rows, spread_over
 from pipeline.training.scoring import score
-from pipeline.training.validation import Values
+from pipeline.training.validation import Validation, Values
 from sak_common.names import unknown
 from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
@@ -33,20 +34,13 @@ GRID = (8, 8)
 
 
 @dataclass(frozen=True)
-class Probing:
-    """every: steps between probes. measure: a student in evaluation mode to scores by `<task>/<score>`. chooses: the
-    score whose best checkpoint is kept beside the run's own, None for none."""
+class Probing(Validation):
+    """What a run is watched by; its best checkpoint is kept beside the run's own, where `chooses` is not "".
+
+    every: steps between probes.
+    """
 
     every: int
-    measure: Callable[[nn.Module], Values]
-    chooses: str | None
-    higher_is_better: bool
-
-    def is_better(self, value: float | None, best: float | None) -> bool:
-        """Whether `value` is ahead of the best so far; the first of equals stays."""
-        if value is None or best is None:
-            return value is not None
-        return value > best if self.higher_is_better else value < best
 
 
 def probing_of(recipe: Recipe, places: runs.Places) -> Probing | None:
@@ -60,8 +54,10 @@ def probing_of(recipe: Recipe, places: runs.Places) -> Probing | None:
         return None
     if asked.split == "test":
         raise UserError("probe.split = 'test': test scores choose nothing; name another split")
-    store = find_store(places.features, asked)
+    store = staged(find_store(places.features, asked), recipe)
     tasks = store_tasks(store, recipe.tasks)
+    for path in ("pixels", *(f"labels/{task.name}" for task in tasks)):
+        store.place.will_read(store.rows(SOURCE, path).files(1))
     samples = spread_over(store, asked.rows)
     _check_labels(store, tasks, samples)
     kept = next((task for task in tasks if task.name == asked.keep), None)
@@ -72,8 +68,8 @@ def probing_of(recipe: Recipe, places: runs.Places) -> Probing | None:
         assert isinstance(model, StudentNetwork)
         return probe(model, store, tasks, samples, recipe)
 
-    chooses = f"{kept.name}/{kept.score}" if kept else None
-    return Probing(asked.every, measure, chooses, kept.higher_is_better if kept else True)
+    chooses = f"{kept.name}/{kept.score}" if kept else ""
+    return Probing(measure, chooses, kept.higher_is_better if kept else True, asked.every)
 
 
 @torch.no_grad()

@@ -50,9 +50,11 @@ def start_teachers(
 ) -> dict[str, RunningTeacher]:
     """The teachers of a store on `device`, run as they were when they were cached.
 
-    weights: teacher -> file, for teachers that were cached with one.
+    Args:
+        weights: teacher -> file, for teachers that were cached with one.
 
-    Raises `UserError` where a teacher built now is not the one that was cached, naming the difference.
+    Raises:
+        UserError: a teacher built now is not the one that was cached; the difference is named.
     """
     teachers = {}
     for name in names:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from cache.loading.batch import Batch
 from cache.store import Store
-from pipeline.console import start_worker, warn
+from pipeline.console import warn, worker_pool
 from pipeline.recipes.stores import row_of
 from pipeline.recipes.tables import Boundary
 from pipeline.training.scales import stored_scales
@@ -46,8 +44,10 @@ def score(
     """Scores and details of raw outputs by task against their batches' labels, samples of `store`.
 
     What views scaled for the network is scaled back first, labels and outputs alike: scores are in the units of the
-    images themselves. in_own_units: whether the outputs are so already.
-    Warns of a task without a single labelled pixel; its scores are None.
+    images themselves. Warns of a task without a single labelled pixel; its scores are None.
+
+    Args:
+        in_own_units: whether the outputs are so already.
     """
     samples: list[int] = []
     with side_by_side(tasks, boundary, store) as image_map, torch.inference_mode():
@@ -112,7 +112,7 @@ def side_by_side(tasks: Sequence[Task], boundary: Boundary, store: Store) -> Ite
     if workers <= 1 or work < POOL_FROM or not any(task.kind == "boundary" for task in tasks):
         yield map
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    pool = worker_pool(workers)
     try:
         yield pool.map
     finally:

@@ -74,7 +74,11 @@ class WorkerSlot:
     # -- the run's side ----------------------------------------------------------------------------
 
     def share(self, loader: Batches) -> Batches:
-        """Take the run's own loader, which is not read. Raises `UserError` where batches do not come from a cache."""
+        """Take the run's own loader, which is not read.
+
+        Raises:
+            UserError: batches do not come from a cache.
+        """
         if not isinstance(loader, Loader):
             raise UserError("source = 'live' has no batches to share; leave --share-reads out")
         self.loader = loader
@@ -122,9 +126,14 @@ class WorkerSlot:
 def run_sharing(works: Sequence[Callable[[Share], Result]], parts: int) -> list[Result]:
     """The results of runs that are trained side by side, in their order.
 
-    works: each trains one run, passing its loader through what it is given. parts: batches of a step.
-    A run that fails ends alone; the others go on, and its error is raised at the end. Raises what `Loader.union`
-    raises where the runs do not read the same rows in the same order.
+    A run that fails ends alone; the others go on, and its error is raised at the end.
+
+    Args:
+        works: each trains one run, passing its loader through what it is given.
+        parts: batches of a step.
+
+    Raises:
+        StateMismatch: the runs do not read the same rows in the same order, see `Loader.union`.
     """
     with interrupts.stop_requests() as request, interrupts.shared(request):
         slots = [WorkerSlot(work) for work in works]

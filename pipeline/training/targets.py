@@ -36,10 +36,14 @@ class Targets:
     """
 
     def __init__(self, recipe: Recipe, store: Store, teachers: Sequence[str]) -> None:
-        """store: whose calibration of `teachers` a balance is fitted on.
+        """Fit the balance.
 
-        Raises `UserError` for weights of unknown teachers or levels, for features that cannot be balanced, and where
-        class tokens are asked for that the store does not hold.
+        Args:
+            store: whose calibration of `teachers` a balance is fitted on.
+
+        Raises:
+            UserError: weights name unknown teachers or levels, features cannot be balanced, or class tokens are asked
+                for that the store does not hold.
         """
         self.recipe, self.teachers = recipe, tuple(teachers)
         self.class_tokens = check_class_tokens(recipe, store)
@@ -103,7 +107,8 @@ class Targets:
 def channel_statistics(store: Store, teacher: str, balance: str) -> list[ChannelStatistics]:
     """Statistics of a cached teacher's channels, one a level, as its calibration measured them for a `balance`.
 
-    Raises `UserError` where channels are to be standardized of which some are near-dead and none knows which.
+    Raises:
+        UserError: channels are to be standardized, some are near-dead, and nothing says which.
     """
     arrays = store.calibration(teacher)
     if arrays is None:
@@ -153,7 +158,11 @@ def _one_token(token: Tensor) -> Tensor:
 def _weights(
     key: str, table: Mapping[str, float | tuple[float, ...]], num_levels: Mapping[str, int]
 ) -> dict[str, tuple[float, ...]]:
-    """The recipe's `key`, a weight a level for each teacher that it names. Raises `UserError` where it does not fit."""
+    """The recipe's `key`, a weight a level for each teacher that it names.
+
+    Raises:
+        UserError: it does not fit.
+    """
     weights: dict[str, tuple[float, ...]] = {}
     for name, given in table.items():
         if name not in num_levels:

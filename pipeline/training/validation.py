@@ -47,7 +47,8 @@ class Validation:
 def validation_of(recipe: Recipe, tasks: Sequence[Task], measure: Callable[[nn.Module], Values]) -> Validation | None:
     """What a recipe asks for, None where it does not.
 
-    Raises `UserError` for a test split and an unknown score.
+    Raises:
+        UserError: the split is a test split, or the score is unknown.
     """
     if recipe.validation is None or recipe.validation.every is None:
         return None
@@ -93,8 +94,11 @@ def measure(model: nn.Module, loader: Loader, loss: StepLoss, tasks: Sequence[Ta
 def mean_loss(losses: Iterable[tuple[Tensor, int]], terms: Mapping[str, Iterable[tuple[Tensor, int]]]) -> float:
     """The mean of batches' losses by their number of rows, over all processes.
 
-    terms: what they are made of, by task, with the rows that are labelled for it. Where some are not, each task's mean
-    is over those that are: a task without a label has no loss, not one of 0. NaN where none has any.
+    Where some rows have no label, each task's mean is over those that have one: a task without a label has no loss, not
+    one of 0. NaN where none has any.
+
+    Args:
+        terms: what they are made of, by task, with the rows that are labelled for it.
     """
     total, rows = _summed(losses)
     by_task = [_summed(found) for found in terms.values()]

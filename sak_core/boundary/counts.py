@@ -29,12 +29,17 @@ def boundary_counts(
 ) -> Counts:
     """Counts (4, T) of one image.
 
-    prediction: (h, w) strengths, 255 being 1; on where the strength reaches a threshold, then thinned.
-    truths: one or more annotations (h, w), boundaries where not 0; not thinned.
-    thresholds: in (0, 1]. max_dist: how far apart matched pixels may be, as a share of the image's diagonal.
+    With several truths a predicted pixel counts as matched if one of them matches it, and truth pixels are summed.
 
-    With several truths a predicted pixel counts as matched if one of them matches it, and truth pixels are
-    summed. Raises TypeError for predictions that are not uint8, ValueError where sizes differ.
+    Args:
+        prediction: (h, w) strengths, 255 being 1; on where the strength reaches a threshold, then thinned.
+        truths: one or more annotations (h, w), boundaries where not 0; not thinned.
+        thresholds: in (0, 1].
+        max_dist: how far apart matched pixels may be, as a share of the image's diagonal.
+
+    Raises:
+        TypeError: predictions that are not uint8.
+        ValueError: sizes differ.
     """
     if prediction.dtype != np.uint8:
         raise TypeError(f"boundary strengths are uint8, not {prediction.dtype}")
@@ -65,8 +70,11 @@ def boundary_counts(
 class BoundaryScores:
     """Scores of a set, each in [0, 1].
 
-    ods_f: best F at one threshold for all images. ods_threshold: that threshold, the first of equals.
-    ois_f: F of the counts at every image's own best threshold. ap: average precision.
+    Attributes:
+        ods_f: best F at one threshold for all images.
+        ods_threshold: that threshold, the first of equals.
+        ois_f: F of the counts at every image's own best threshold.
+        ap: average precision.
     """
 
     ods_f: float

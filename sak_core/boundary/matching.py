@@ -31,8 +31,10 @@ def match(predictions: Masks, truth: Masks, radius: float) -> Masks:
 class _Pairs:
     """Every predicted and true pixel within reach of each other, and which of them a greedy matching takes.
 
-    left, right: numbers of a predicted and of a true pixel, a pair; chosen: whether the pair is taken.
-    left_taken, right_taken: whether a pixel is, by number, in the order of the mask's pixels.
+    Attributes:
+        left, right: numbers of a predicted and of a true pixel, a pair.
+        chosen: whether the pair is taken.
+        left_taken, right_taken: whether a pixel is, by number, in the order of the mask's pixels.
     """
 
     left: Indices

@@ -86,7 +86,11 @@ def _have(names: Sequence[str]) -> str:
 
 
 def read_strengths(path: Path) -> npt.NDArray[np.uint8]:
-    """A predicted map (h, w) uint8 from an 8-bit grey PNG. Raises UnreadableSample, also for colours and 16 bits."""
+    """A predicted map (h, w) uint8 from an 8-bit grey PNG.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colours or 16 bits.
+    """
     grey = read_levels(path)
     if grey.dtype != np.uint8:
         raise UnreadableSample(path, f"has {8 * grey.dtype.itemsize} bits; strengths are 8-bit grey, 255 being 1")
@@ -96,7 +100,8 @@ def read_strengths(path: Path) -> npt.NDArray[np.uint8]:
 def read_annotations(path: Path) -> list[npt.NDArray[np.bool_]]:
     """The boundaries (h, w) that a file holds: one in a PNG (where it is not 0), one an annotator in BSDS's `.mat`.
 
-    Raises UnreadableSample.
+    Raises:
+        UnreadableSample: it cannot be read.
     """
     if path.suffix.lower() != ".mat":
         return [read_levels(path) > 0]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from sak_core.datasets.published import Stage1Images
+from sak_core.datasets.published import SizesOfFiles, Stage1Images
 from sak_core.errors import DatasetError
-from sak_core.images import EXTENSIONS, file_size, read_image
+from sak_core.images import EXTENSIONS, read_image
 from sak_core.interfaces.dataset import Sample
 
 
 @dataclass(frozen=True)
-class ImageFolder(Stage1Images):
+class ImageFolder(SizesOfFiles, Stage1Images):
     """All images below a folder. Every split holds all of them: "train" in stage 1's random views, "val" and
     "test" whole.
 
@@ -23,7 +23,9 @@ class ImageFolder(Stage1Images):
     files and folders are left out, links are followed.
 
     Args:
-        root: the folder. split: "train", "val" or "test". name: as on the command line.
+        root: the folder.
+        split: "train", "val" or "test".
+        name: as on the command line.
 
     Raises:
         DatasetError: no such folder, or no images in it.
@@ -45,11 +47,6 @@ class ImageFolder(Stage1Images):
     def ids(self) -> Sequence[str]:
         """Relative paths; bytes that are no UTF-8 are written as \\xNN."""
         return [as_text(path) for path in self._paths]
-
-    @cached_property
-    def fingerprints(self) -> Sequence[int]:
-        """File sizes, bytes; 0 where a file has none (a broken link)."""
-        return [file_size(self.root / path) for path in self._paths]
 
     def files(self, index: int) -> dict[str, Path]:
         """The image."""

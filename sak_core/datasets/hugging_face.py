@@ -33,8 +33,9 @@ class HuggingFaceFolder(Stage1Images):
 
     Args:
         root: what `save_to_disk` wrote (of one split or of several), or a folder of Parquet files, or of
-            `load_dataset`'s Arrow files, whose paths name their splits. split: "train" (in stage 1's views), "val" or
-            "test" (whole). images: the column that holds them; see `sak_core.datasets.tables.image_column`.
+            `load_dataset`'s Arrow files, whose paths name their splits.
+        split: "train" (in stage 1's views), "val" or "test" (whole).
+        images: the column that holds them; see `sak_core.datasets.tables.image_column`.
 
     Raises:
         DatasetError: no such split, no column of images or several of which none is called "image", files that

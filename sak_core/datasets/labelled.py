@@ -49,7 +49,8 @@ import numpy as np
 from sak_common.names import UnknownName, find, unknown
 from sak_core.datasets.folder import as_text, check_root, files_below
 from sak_core.datasets.label_files import LabelFiles
-from sak_core.datasets.labels import check_unique, read_ids, total_size
+from sak_core.datasets.labels import check_unique, read_ids
+from sak_core.datasets.published import SizesOfFiles
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import read_image, read_turned
 from sak_core.interfaces.dataset import Label, Sample, check_labels
@@ -79,8 +80,12 @@ which are then the image."""
 
 
 @dataclass(frozen=True)
-class LabelledFolder:
-    """One split of a described folder; names: of its samples, as they stand in the names of files."""
+class LabelledFolder(SizesOfFiles):
+    """One split of a described folder.
+
+    Attributes:
+        names: of its samples, as they stand in the names of files.
+    """
 
     root: Path
     split: str
@@ -138,11 +143,6 @@ class LabelledFolder:
             for name in optional
         }
         return {name: {i: p for i, p in enumerate(paths[name]) if not _is_there(p)} for name in optional}
-
-    @cached_property
-    def fingerprints(self) -> Sequence[int]:
-        """Bytes of each sample's files together."""
-        return [total_size(list(self.files(i).values())) for i in range(len(self.names))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""
@@ -244,7 +244,11 @@ def open_labelled(root: Path, split: str) -> LabelledFolder:
 
 
 def read_description(path: Path) -> Description:
-    """Read and check a description. Raises DatasetError or UnknownName, naming file and setting."""
+    """Read and check a description.
+
+    Raises:
+        DatasetError, UnknownName: a setting is wrong; file and setting are named.
+    """
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sak_core.errors import DatasetError, UnreadableSample
-from sak_core.images import check_file, file_size, open_image
+from sak_core.images import check_file, open_image
 
 LOSSY = ("JPEG", "JPEG2000", "MPO")
 """Pillow's names of formats of grey pictures whose numbers are not those that were saved."""
@@ -20,8 +20,11 @@ LOSSY = ("JPEG", "JPEG2000", "MPO")
 def read_grey(path: Path, *, exact: bool = False) -> NDArray[Any]:
     """A picture's stored numbers (h, w): palette indices, grey of 8 bits (uint8) or 16 (uint16), or floats of a TIFF.
 
-    exact: whether only the numbers that were saved will do. Raises UnreadableSample, also for pictures with colour
-    channels.
+    Args:
+        exact: whether only the numbers that were saved will do.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colour channels.
     """
     with open_image(path) as image:
         if exact and image.format in LOSSY:
@@ -36,7 +39,10 @@ def read_grey(path: Path, *, exact: bool = False) -> NDArray[Any]:
 def read_levels(path: Path) -> NDArray[Any]:
     """A picture's grey levels (h, w): uint8, 0 and 255 where it has one bit, or integers of more bits.
 
-    Palettes are looked up. Raises UnreadableSample, also for colours.
+    Palettes are looked up.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has colours.
     """
     with open_image(path) as image:
         if image.mode.startswith("I"):
@@ -53,7 +59,9 @@ def read_levels(path: Path) -> NDArray[Any]:
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Where a grey picture of black and white is white, (h, w) uint8, 0 or 1; other levels go to the nearer one.
 
-    Raises UnreadableSample, also where something is not black but nothing is white, as where white was stored as 1.
+    Raises:
+        UnreadableSample: it cannot be read; or something is not black but nothing is white, as where white was stored
+            as 1.
     """
     levels = read_levels(path)
     white = 255 if levels.dtype == np.uint8 else 65535
@@ -64,7 +72,11 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
-    """A PNG's three channels (h, w, 3) uint8, as stored. Raises UnreadableSample, also for other modes."""
+    """A PNG's three channels (h, w, 3) uint8, as stored.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has another mode.
+    """
     with open_image(path) as image:
         if image.mode != "RGB":
             raise UnreadableSample(path, f"is {image.mode}: RGB is expected")
@@ -106,7 +118,8 @@ def normals_of(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
 def read_ids(path: Path) -> tuple[str, ...]:
     """Ids, one a line, in the file's order; blank lines, spaces around ids and a byte order mark are skipped.
 
-    Raises DatasetError: no such file, no ids, or one twice.
+    Raises:
+        DatasetError: no such file, no ids, or one twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -126,11 +139,6 @@ def check_unique(ids: Sequence[str], where: Path) -> None:
         if name in seen:
             raise DatasetError(f"{where}: {name!r} comes twice")
         seen.add(name)
-
-
-def total_size(paths: Sequence[Path]) -> int:
-    """Bytes of a sample's files together; those that are missing count 0."""
-    return sum(file_size(path) for path in paths)
 
 
 def _what(image: Image.Image) -> str:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from sak_core.datasets.folder import check_root
-from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, read_mask, total_size
+from sak_core.datasets.labels import normals_of, read_array, read_colours, read_grey, read_ids, read_mask
 from sak_core.datasets.published import Stage2Benchmark
 from sak_core.errors import UnreadableSample
 from sak_core.images import read_image
@@ -50,7 +49,8 @@ class Nyud(Stage2Benchmark):
     """One split of NYUD-v2.
 
     Args:
-        root: the folder above. split: "train" or "val".
+        root: the folder above.
+        split: "train" or "val".
 
     Raises:
         DatasetError: no such folder, or no list of the split.
@@ -66,11 +66,6 @@ class Nyud(Stage2Benchmark):
     def __post_init__(self) -> None:
         check_root(self.root)
         object.__setattr__(self, "ids", read_ids(self.root / "gt_sets" / f"{self.split}.txt"))
-
-    @cached_property
-    def fingerprints(self) -> Sequence[int]:
-        """Bytes of each sample's files together."""
-        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""

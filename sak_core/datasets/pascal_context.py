@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sak_core.datasets.folder import check_root
-from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_ids, read_mat, total_size
+from sak_core.datasets.labels import normals_of, read_colours, read_grey, read_ids, read_mat
 from sak_core.datasets.pascal_parts import PART_CLASSES, PERSON, draw_parts
 from sak_core.datasets.published import Stage2Benchmark
 from sak_core.errors import DatasetError, UnreadableSample
@@ -58,7 +57,8 @@ class PascalContext(Stage2Benchmark):
     """One split of PASCAL-Context.
 
     Args:
-        root: the folder above. split: "train" or "val".
+        root: the folder above.
+        split: "train" or "val".
 
     Raises:
         DatasetError: no such folder, or a list or table missing or damaged.
@@ -79,11 +79,6 @@ class PascalContext(Stage2Benchmark):
         object.__setattr__(self, "ids", read_ids(lists / "Context" / f"{self.split}.txt"))
         object.__setattr__(self, "_objects", _read_json(lists / "Parts" / f"{self.split}.txt", dict))
         object.__setattr__(self, "_valid_normals", _classes_with_normals(self.root / "json"))
-
-    @cached_property
-    def fingerprints(self) -> Sequence[int]:
-        """Bytes of each sample's files together."""
-        return [total_size(list(self.files(i).values())) for i in range(len(self.ids))]
 
     def load(self, index: int) -> Sample:
         """Read one image and its labels; raises UnreadableSample naming the file."""

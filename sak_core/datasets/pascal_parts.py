@@ -35,7 +35,9 @@ def draw_parts(path: Path, anno: NDArray[Any], size: tuple[int, int], *, has_per
     mask; everything else is background. An image without any part counts for nothing: all 255.
 
     Args:
-        path: the file, for errors. anno: its 1×1 struct (imname, objects). size: (h, w) of the image.
+        path: the file, for errors.
+        anno: its 1×1 struct (imname, objects).
+        size: (h, w) of the image.
         has_person: whether the list of the split knows of a person; its word goes over the file's.
 
     Returns:

@@ -1,11 +1,29 @@
-"""What datasets of one use share: the published views of unlabelled stage-1 images, and of stage-2 benchmarks."""
+"""What datasets share: sizes of files; the published views of stage-1 images and of stage-2 benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
 
+from sak_core.images import file_size
+from sak_core.interfaces.dataset import HasFiles
 from sak_core.tasks import Task
 from sak_core.views.view import EVALUATION, STAGE1, STAGE2, ViewPolicy
+
+
+class _Samples(HasFiles, Protocol):
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+
+class SizesOfFiles:
+    """A dataset whose samples each lie in files of their own."""
+
+    @cached_property
+    def fingerprints(self: _Samples) -> Sequence[int]:
+        """Bytes of each sample's files together; those that are missing count 0."""
+        return [sum(map(file_size, self.files(index).values())) for index in range(len(self.ids))]
 
 
 class FilesAlone:
@@ -30,7 +48,7 @@ class Stage1Images(FilesAlone):
         return STAGE1 if self.split == "train" else EVALUATION
 
 
-class Stage2Benchmark(FilesAlone):
+class Stage2Benchmark(SizesOfFiles, FilesAlone):
     """A labelled benchmark of the field."""
 
     split: str

@@ -29,7 +29,8 @@ _FILES: dict[str, tuple[str, ...]] = {
 def recognise(root: Path) -> str:
     """The name in `DATASETS` of what lies in `root`.
 
-    Raises DatasetError where nothing fits, naming what would.
+    Raises:
+        DatasetError: nothing fits; the error names what would.
     """
     check_root(root)
     for name, fits in _LAYOUTS.items():

@@ -19,7 +19,9 @@ def files_of_split(root: Path, split: str, *suffixes: str) -> tuple[Path, ...]:
     """The files below `root` that end in one of `suffixes` (in whatever case) and belong to `split`, sorted; see
     `of_split`.
 
-    Raises DatasetError: no such file; NoSuchSplit: none of this split.
+    Raises:
+        DatasetError: no such file.
+        NoSuchSplit: none of this split.
     """
     files = files_ending(root, *suffixes)
     if not files:
@@ -38,8 +40,9 @@ def of_split(files: Sequence[Path], root: Path, split: str) -> tuple[Path, ...]:
     Where paths below `root` name splits ("val/0.tar", "imagenet-train-000.tar"), those that name this one; where none
     names any, all of them.
 
-    Raises NoSuchSplit: there is none; DatasetError: a file names two splits, or of files named "...-00001-of-00004"
-    some are missing.
+    Raises:
+        NoSuchSplit: there is none.
+        DatasetError: a file names two splits, or of files named "...-00001-of-00004" some are missing.
     """
     named = {path: _split_of(path, root) for path in files}
     there = sorted({name for name in named.values() if name})

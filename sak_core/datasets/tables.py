@@ -67,9 +67,13 @@ class ParquetTable(ArrowTable):
 
 
 def open_table(path: Path, column: str | None = None) -> ArrowTable:
-    """The image column of a `.parquet` or Arrow file; column: see `image_column`.
+    """The image column of a `.parquet` or Arrow file.
 
-    Raises DatasetError: not readable, not whole, no such column, or pyarrow missing.
+    Args:
+        column: see `image_column`.
+
+    Raises:
+        DatasetError: it is not readable or not whole, has no such column, or pyarrow is missing.
     """
     try:
         import pyarrow as pa
@@ -82,7 +86,12 @@ def open_table(path: Path, column: str | None = None) -> ArrowTable:
 
 
 def read_arrow(path: Path) -> Any:
-    """A whole Arrow file as a table. Raises DatasetError where it is not whole; pyarrow's errors and OSError."""
+    """A whole Arrow file as a table.
+
+    Raises:
+        DatasetError: it is not whole.
+        OSError, pyarrow.ArrowException: it cannot be read.
+    """
     import pyarrow as pa
 
     source = pa.memory_map(str(path))
@@ -105,7 +114,10 @@ def image_column(path: Path, schema: Any, asked: str | None = None) -> str:
     """Name of the column that holds the images: the one that is asked for, or the only one, or "image".
 
     Which ones do is told by the features that `datasets` writes into the schema, else by types: {"bytes", "path"}, else
-    plain bytes. Raises DatasetError where that is none or not one.
+    plain bytes.
+
+    Raises:
+        DatasetError: there is no such column, or more than one.
     """
     if asked is not None:
         if asked in schema.names and _holds_bytes(schema.field(asked).type):

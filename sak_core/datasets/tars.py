@@ -16,7 +16,9 @@ from sak_core.errors import UnreadableSample
 class Member:
     """One file in a tar: its name in there, where its bytes are.
 
-    link: what it leads to, where that is not in the tar, or where links lead round in a circle; then it has no bytes.
+    Attributes:
+        link: what it leads to, where that is not in the tar, or where links lead round in a circle; then it has no
+            bytes.
     """
 
     tar: Path
@@ -26,7 +28,11 @@ class Member:
     link: str = ""
 
     def read(self) -> bytes:
-        """Its bytes. Raises UnreadableSample naming tar and member."""
+        """Its bytes.
+
+        Raises:
+            UnreadableSample: it cannot be read; tar and member are named.
+        """
         where = f"{self.tar}/{self.name}"
         if self.link:
             raise UnreadableSample(where, f"is a link to {self.link}, which leads to no file in the tar")

@@ -36,8 +36,8 @@ class TarFolder(Stage1Images):
     """One split of a folder of tars; ids are the tar's relative path and the member's name.
 
     Args:
-        root: the folder. split: "train" (in stage 1's views), "val" or "test" (whole); see
-            `sak_core.datasets.shards.files_of_split`.
+        root: the folder.
+        split: "train" (in stage 1's views), "val" or "test" (whole); see `sak_core.datasets.shards.files_of_split`.
         images: endings of the photographs, such as "jpg" or "rgb.png,rgb.jpg", or `ALL`. When None, a plain ending
             (`000.jpg`) is a photograph's, and a longer one (`000.seg.png`) that stands beside a plain one in no key.
 
@@ -108,7 +108,11 @@ def _members(tars: Sequence[Path]) -> list[Member]:
 
 
 def _photographs(members: Sequence[Member]) -> list[Member]:
-    """The one image of each key that is no mask. Raises DatasetError where a key leaves several endings to choose."""
+    """The one image of each key that is no mask.
+
+    Raises:
+        DatasetError: a key leaves several endings to choose.
+    """
     images = [member for member in members if member.name.lower().endswith(EXTENSIONS)]
     endings = defaultdict[tuple[Path, str], set[str]](set)
     for member in images:

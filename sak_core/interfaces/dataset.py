@@ -27,7 +27,9 @@ Label = NDArray[np.uint8] | NDArray[np.float32]
 class Sample:
     """One image and its labels, before any view.
 
-    image: (h, w, 3) uint8 RGB. labels: task name to label of the image's size.
+    Attributes:
+        image: (h, w, 3) uint8 RGB.
+        labels: task name to label of the image's size.
     """
 
     image: NDArray[np.uint8]

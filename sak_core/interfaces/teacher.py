@@ -18,16 +18,18 @@ Size = tuple[int, int]
 class TeacherSpec:
     """The facts about a built teacher; what its features depend on besides the pixels.
 
-    name: the teacher's. library, model: where the architecture comes from, and its id there.
-    weights: "sha256:<hex of the state>", or "random:<seed>" for an untrained one.
-    mean, std: what pixels in [0, 1] are normalised with, RGB.
-    interpolation: how views are resized to the input ("bilinear", "bicubic"; "none" if they never are).
-    patch: px of the network's patch, or of a cell of its deepest level, as its library states it.
-    input_size: (H, W) that the network sees, px, without padding.
-    grid: (h, w) cells of the deepest level, covering exactly the view.
-    widths, levels: channels, and index of the tapped block, a level; level 0 is the shallowest.
-    grids: (h, w) a level, where they differ from `grid`; empty where all are equal.
-    licence: of the weights.
+    Attributes:
+        name: the teacher's.
+        library, model: where the architecture comes from, and its id there.
+        weights: "sha256:<hex of the state>", or "random:<seed>" for an untrained one.
+        mean, std: what pixels in [0, 1] are normalised with, RGB.
+        interpolation: how views are resized to the input ("bilinear", "bicubic"; "none" if they never are).
+        patch: px of the network's patch, or of a cell of its deepest level, as its library states it.
+        input_size: (H, W) that the network sees, px, without padding.
+        grid: (h, w) cells of the deepest level, covering exactly the view.
+        widths, levels: channels, and index of the tapped block, a level; level 0 is the shallowest.
+        grids: (h, w) a level, where they differ from `grid`; empty where all are equal.
+        licence: of the weights.
     """
 
     name: str
@@ -44,6 +46,10 @@ class TeacherSpec:
     levels: tuple[int, ...]
     licence: str
     grids: tuple[Size, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.grids)) == 1:
+            object.__setattr__(self, "grids", ())
 
     def level_grids(self) -> tuple[Size, ...]:
         """(h, w) of every level."""

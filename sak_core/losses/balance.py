@@ -65,7 +65,8 @@ def _scaled(tokens: Tensor, scale: Tensor) -> Tensor:
 def standardize(statistics: ChannelStatistics) -> AffineBalance:
     """Every channel to mean 0 and variance 1, or to less where `ChannelStatistics.deviation` says so.
 
-    Raises ValueError where a channel is constant, naming it.
+    Raises:
+        ValueError: a channel is constant; it is named.
     """
     deviation = statistics.deviation
     if deviation is None:
@@ -79,11 +80,12 @@ def standardize(statistics: ChannelStatistics) -> AffineBalance:
 def phi_s(statistics: ChannelStatistics) -> AffineBalance:
     """PHI-S: rotation by the principal basis, then by a Hadamard matrix, and one scale for all channels.
 
-    y = (mean eigenvalue)^-1/2 · H Uᵀ (x - mean), with covariance U Λ Uᵀ and H orthonormal. Every channel then
-    has variance 1, and errors keep their relative size in every direction, since nothing but a rotation and
-    one factor is applied.
-    Source: Ranzinger et al. 2024 (arXiv 2410.01680). Raises ValueError where the width has no Hadamard matrix
-    here, or all features are the same.
+    y = (mean eigenvalue)^-1/2 · H Uᵀ (x - mean), with covariance U Λ Uᵀ and H orthonormal. Every channel then has
+    variance 1, and errors keep their relative size in every direction, since nothing but a rotation and one factor is
+    applied. Source: Ranzinger et al. 2024 (arXiv 2410.01680).
+
+    Raises:
+        ValueError: the width has no Hadamard matrix here, or all features are the same.
     """
     covariance = statistics.covariance.double().cpu()
     values, basis = torch.linalg.eigh((covariance + covariance.T) / 2)
@@ -112,11 +114,14 @@ class Balance(nn.Module):
     """The balance of all teachers and levels."""
 
     def __init__(self, kind: str, statistics: Mapping[str, Sequence[ChannelStatistics]]) -> None:
-        """kind: a key of `BALANCES`. statistics: one a level, shallowest first, by teacher; unused for
-        "none".
+        """Fit `kind` to every teacher and level.
 
-        Raises ValueError for an unknown kind and where statistics cannot be balanced, naming teacher and
-        level.
+        Args:
+            kind: a key of `BALANCES`.
+            statistics: one a level, shallowest first, by teacher; unused for "none".
+
+        Raises:
+            ValueError: the kind is unknown, or statistics cannot be balanced; teacher and level are named.
         """
         super().__init__()
         fit = find("balance", kind, BALANCES)
@@ -131,7 +136,8 @@ class Balance(nn.Module):
     def forward(self, features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """Teachers' features, one (B, C, h, w) a level by teacher, to balanced ones.
 
-        Raises ValueError naming a teacher without statistics.
+        Raises:
+            ValueError: a teacher has no statistics; it is named.
         """
         if self.is_identity:
             return {teacher: list(maps) for teacher, maps in features.items()}

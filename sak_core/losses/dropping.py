@@ -12,8 +12,9 @@ from sak_core.noise import NoiseSource, draw_uniform
 class TeacherDropping:
     """Drops teachers a sample, in the manner of UNIC (Sariyildiz et al. 2024, arXiv 2408.05088, section 3.3).
 
-    probability: of dropping each teacher but the one whose loss is largest for the sample. noise: where to
-    draw from.
+    Attributes:
+        probability: of dropping each teacher but the one whose loss is largest for the sample.
+        noise: where to draw from.
     """
 
     probability: float

@@ -16,8 +16,10 @@ Int8 = npt.NDArray[np.int8]
 
 @cache
 def hadamard(order: int) -> Int8:
-    """A Hadamard matrix (order, order), read-only. Raises ValueError where none of the constructions gives
-    that order.
+    """A Hadamard matrix (order, order), read-only.
+
+    Raises:
+        ValueError: none of the constructions gives that order.
     """
     matrix = _construct(order)
     if matrix is None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sak_core.student.heads.base import resize
+
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """(student (B, C, h, w), teacher, likewise) to one value a row, (B,)."""
 
@@ -49,7 +51,7 @@ def relational(student: Tensor, teacher: Tensor) -> Tensor:
     number of tokens.
     Source: the Gram loss of DINOv3 (arXiv 2508.10104, equation 2), there against an earlier self as teacher.
     """
-    teacher = resize_bilinear(teacher, student.shape[2:])
+    teacher = resize(teacher, student.shape[2:])
     return (_gram(student) - _gram(teacher)).square().mean((1, 2))
 
 
@@ -60,18 +62,15 @@ def _gram(maps: Tensor) -> Tensor:
 
 
 def on_finer_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Resizes the student's map if the teacher's is higher (height alone decides), else the teacher's.
+    """Resizes the student's map if the teacher's is higher (height alone decides), else the teacher's: bilinear,
+    align_corners false, no antialias.
 
-    student, teacher: (B, C, h, w) each. Bilinear, align_corners false, no antialias.
+    Args:
+        student, teacher: (B, C, h, w) each.
     """
     if teacher.shape[2] > student.shape[2]:
-        return resize_bilinear(student, teacher.shape[2:]), teacher
-    return student, resize_bilinear(teacher, student.shape[2:])
-
-
-def resize_bilinear(maps: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, h, w) to (B, C, *size), itself where it fits."""
-    return maps if maps.shape[2:] == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return resize(student, teacher.shape[2:]), teacher
+    return student, resize(teacher, student.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ class Distillation:
     """A distillation loss: a weighted sum of row losses on the finer of both grids, and of the relational
     one.
 
-    pointwise: factors and losses. relational: its factor.
+    Attributes:
+        pointwise: factors and losses.
+        relational: its factor.
     """
 
     pointwise: tuple[tuple[float, RowLoss], ...] = ()

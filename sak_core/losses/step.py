@@ -24,17 +24,21 @@ def distillation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The distillation loss, summed over teachers and levels, mean over rows.
 
-    aligned: the student's features for each teacher, a list of (B, C, h, w), shallowest first.
-    targets: the teachers' features, likewise; grids may differ, widths may not.
-    kind: a key of sak_core.losses.rows.DISTILLATION.
-    relational: factor of the relational loss beside `kind`.
-    level_weights: a factor a level for some or all teachers; others have 1.
-    dropping: drops teachers a row. The mean is then over the pairs of row and teacher that are left, times
-      the number of teachers, so that dropping none changes nothing.
-    over_ranks: averages sums of weights over processes (see sak_core.tasks.losses).
+    Args:
+        aligned: the student's features for each teacher, a list of (B, C, h, w), shallowest first.
+        targets: the teachers' features, likewise; grids may differ, widths may not.
+        kind: a key of sak_core.losses.rows.DISTILLATION.
+        relational: factor of the relational loss beside `kind`.
+        level_weights: a factor a level for some or all teachers; others have 1.
+        dropping: drops teachers a row. The mean is then over the pairs of row and teacher that are left, times the
+            number of teachers, so that dropping none changes nothing.
+        over_ranks: averages sums of weights over processes (see sak_core.tasks.losses).
 
-    Returns the total and the unweighted terms, all rows and teachers kept, named `<teacher>_level<i + 1>`.
-    Raises ValueError where teachers, levels or widths do not fit, naming them.
+    Returns:
+        The total and the unweighted terms, all rows and teachers kept, named `<teacher>_level<i + 1>`.
+
+    Raises:
+        ValueError: teachers, levels or widths do not fit; they are named.
     """
     row_loss = find("distillation loss", kind, DISTILLATION).with_relational(relational)
     _check(aligned, targets, level_weights or {})
@@ -63,7 +67,10 @@ def task_loss(
 ) -> Tensor:
     """The task's loss, not yet times its weight.
 
-    output: (B, channels, H, W), raw. label: (B, H, W) or (B, H, W, 3). positives: weight of boundary pixels.
+    Args:
+        output: (B, channels, H, W), raw.
+        label: (B, H, W) or (B, H, W, 3).
+        positives: weight of boundary pixels.
     """
     if task.kind == "boundary":
         return boundary_cross_entropy(output, label, over_ranks, positives)
@@ -79,7 +86,8 @@ def task_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of the tasks' losses, each times its weight, and the weighted terms by task name.
 
-    positives: as for `task_loss`.
+    Args:
+        positives: as for `task_loss`.
     """
     terms = {
         task.name: task.weight * task_loss(task, outputs[task.name], labels[task.name], over_ranks, positives)
@@ -93,8 +101,9 @@ def load_balance(routes: Sequence[Tensor], over_ranks: OverRanks | None = None) 
     """How unevenly experts are taken, a scalar: the sum over `routes` of the squared coefficient of variation of their
     mean weights (Shazeer et al. 2017, arXiv 1701.06538, equation 7; MLoRE, arXiv 2403.17749).
 
-    routes: weights (B, T, N) of N experts for B images and T tasks, one a place where experts are weighed.
-    over_ranks: takes the means over all processes' images; each passes on the gradient of its own.
+    Args:
+        routes: weights (B, T, N) of N experts for B images and T tasks, one a place where experts are weighed.
+        over_ranks: takes the means over all processes' images; each passes on the gradient of its own.
     """
     total = routes[0].new_zeros(())
     for weights in routes:

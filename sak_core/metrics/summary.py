@@ -6,9 +6,14 @@ from collections.abc import Mapping
 def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
     """Mean over tasks of the relative gain over the single-task baseline, in percent, positive where better.
 
-    scores, baseline: primary score by task name. higher_is_better: its sense, by task name; these tasks count.
     Source: Maninis et al. 2019 (arXiv 1904.08918), equation 4.
-    Raises ValueError naming a task whose baseline is 0.
+
+    Args:
+        scores, baseline: primary score by task name.
+        higher_is_better: its sense, by task name; these tasks count.
+
+    Raises:
+        ValueError: a task has a baseline of 0; it is named.
     """
     gains = []
     for task, higher in higher_is_better.items():

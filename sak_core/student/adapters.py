@@ -1,6 +1,7 @@
 """Adapter paths: beside the shared stem, a light path for each teacher (SAK paper, section 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +42,30 @@ class AdapterPath(nn.Module):
     def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
         """The stem's tokens x_0 .. x_depth, (B, prefix + n, C) each, to one feature f (B, n, C) a level.
 
-        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        Args:
+            class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
         """
-        features: list[Tensor] = []
-        class_tokens: list[Tensor] = []
+        return tapped(self._states(tokens), self.levels, self.norms, self.num_prefix, class_token)
+
+    def _states(self, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """r after each block."""
         r = self.adapters[0](tokens[0])
-        for block in range(self.levels[-1] + 1):
-            r = self.adapters[block + 1](r + tokens[block + 1])
-            if block == self.levels[len(features)]:
-                norm = self.norms[len(features)]
-                if class_token:
-                    class_tokens.append(norm(r[:, :1]))
-                features.append(norm(r[:, self.num_prefix :]))
-        return [*features, *class_tokens]
+        for block, x in enumerate(tokens[1:]):
+            r = self.adapters[block + 1](r + x)
+            yield r
+
+
+def tapped(
+    states: Iterable[Tensor], levels: Sequence[int], norms: Iterable[nn.Module], num_prefix: int, class_token: bool
+) -> list[Tensor]:
+    """A path's `states` after each block, (B, prefix + n, C), normed at the tapped blocks `levels`: one (B, n, C) a
+    level, and then, with `class_token`, one (B, 1, C) a level. What lies behind the last tapped block is not asked for.
+    """
+    features: list[Tensor] = []
+    class_tokens: list[Tensor] = []
+    at = dict(zip(levels, norms, strict=True))
+    for block, state in enumerate(islice(states, levels[-1] + 1)):
+        if norm := at.get(block):
+            class_tokens += [norm(state[:, :1])] if class_token else []
+            features.append(norm(state[:, num_prefix:]))
+    return [*features, *class_tokens]

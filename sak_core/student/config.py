@@ -105,7 +105,11 @@ NUM_LEVELS = 4
 
 
 def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
-    """The tapped blocks: those given, checked against `depth`, or four evenly spaced ones up to the last."""
+    """The tapped blocks: those given, or four evenly spaced ones up to the last.
+
+    Raises:
+        ValueError: there are none, or they do not ascend within a stem of `depth` blocks.
+    """
     evenly = tuple(depth * (k + 1) // NUM_LEVELS - 1 for k in range(NUM_LEVELS))
     chosen = evenly if levels is None else tuple(levels)
     if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
@@ -114,7 +118,11 @@ def tapped_levels(depth: int, levels: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def teacher_widths(teachers: Mapping[str, int | Sequence[int]], num_levels: int) -> dict[str, tuple[int, ...]]:
-    """A width a level for every teacher; one number stands for `num_levels` alike. Raises ValueError for none."""
+    """A width a level for every teacher; one number stands for `num_levels` alike.
+
+    Raises:
+        ValueError: there are none.
+    """
     widths = {
         name: (width,) * num_levels if isinstance(width, int) else tuple(width) for name, width in teachers.items()
     }

@@ -28,8 +28,11 @@ def build_routers(
     """A list of routers, one a level, for each task; empty for kind "none" and where there is one expert
     only.
 
-    routed: the levels that have one, all when absent; the others have an `nn.Identity` that nothing calls.
-    Raises ValueError for an unknown kind.
+    Args:
+        routed: the levels that have one, all when absent; the others have an `nn.Identity` that nothing calls.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     routers = nn.ModuleDict()
     router = find("router", kind, ROUTERS)
@@ -58,10 +61,12 @@ def decode(
 ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     """All tasks' raw outputs (B, channels, *image_size), and router weights (B, E), one a level, by task.
 
-    experts: for each level the experts' tokens, (B, h·w, C) each. gates: for each level the tokens that
-    routers read.
-    grid: (h, w). generator: where routers draw their training noise from.
-    Router weights are means over positions, detached; without routers there are none, and experts are summed.
+    Args:
+        experts: for each level the experts' tokens, (B, h·w, C) each.
+        gates: for each level the tokens that routers read.
+        grid: (h, w).
+        generator: where routers draw their training noise from. Router weights are means over positions, detached;
+            without routers there are none, and experts are summed.
     """
     outputs: dict[str, Tensor] = {}
     weights: dict[str, list[Tensor]] = {}
@@ -91,9 +96,11 @@ def decode_jointly(
 ) -> tuple[Decoded, dict[str, list[Tensor]]]:
     """What a decoder makes of all tasks together, and router weights as from `decode`.
 
-    final_norm: of the last level's tokens. experts: as for `decode`, the stem first, whose tokens the routers read.
-    Where there are routers, tasks have levels of their own where the decoder reads such; at the others all read the
-    stem, and their weights say so. Without routers all read the sum of the experts.
+    Args:
+        final_norm: of the last level's tokens.
+        experts: as for `decode`, the stem first, whose tokens the routers read. Where there are routers, tasks have
+            levels of their own where the decoder reads such; at the others all read the stem, and their weights say so.
+            Without routers all read the sum of the experts.
     """
     weights: dict[str, list[Tensor]] = {}
     own: dict[str, list[Tensor]] = {}

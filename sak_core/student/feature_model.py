@@ -34,10 +34,17 @@ class FeatureModel(nn.Module):
         width: int | None = None,
         depths: Mapping[str, Depths] | None = None,
     ) -> None:
-        """teachers: the features' width a teacher, or one a level. tasks: what to predict.
+        """Routers and heads, with the published initialisation.
 
-        head, router: as in StudentConfig. width: channels under the heads; None takes the widest teacher's.
-        depths: where some or all teachers' levels lie, evenly spaced when absent. Raises ValueError without teachers.
+        Args:
+            teachers: the features' width a teacher, or one a level.
+            tasks: what to predict.
+            head, router: as in StudentConfig.
+            width: channels under the heads; None takes the widest teacher's.
+            depths: where some or all teachers' levels lie, evenly spaced when absent.
+
+        Raises:
+            ValueError: there are no teachers.
         """
         super().__init__()
         if not teachers:
@@ -68,11 +75,15 @@ class FeatureModel(nn.Module):
         *,
         generator: NoiseSource = None,
     ) -> StudentOutput:
-        """features: for each teacher a list of (B, C, h, w), shallowest first; more teachers than known are
-        ignored.
+        """Teachers' features to the tasks' outputs.
 
-        image_size: (H, W) in px. generator: where routers draw their training noise from.
-        Raises ValueError naming a teacher without features, or with another number of levels.
+        Args:
+            features: for each teacher a list of (B, C, h, w), shallowest first; more teachers than known are ignored.
+            image_size: (H, W) in px.
+            generator: where routers draw their training noise from.
+
+        Raises:
+            ValueError: a teacher has no features, or another number of levels; it is named.
         """
         for name in self.norms:
             if name not in features:

@@ -35,7 +35,11 @@ class HierarchicalStem(nn.Module):
     multiple = REDUCTIONS[-1]
 
     def __init__(self, config: StemConfig) -> None:
-        """Builds the model with random weights. Raises ValueError for options that only a ViT has."""
+        """Builds the model with random weights.
+
+        Raises:
+            ValueError: there are options that only a ViT has.
+        """
         super().__init__()
         if not config.class_token or config.drop_path or config.checkpointing:
             raise ValueError(f"{config.name!r} is no ViT: class_token, drop_path and checkpointing do not apply to it")
@@ -54,7 +58,11 @@ class HierarchicalStem(nn.Module):
         self.shift: Tensor
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid (h, w) of an image of this size in px. Raises ValueError if 32 does not divide it."""
+        """Token grid (h, w) of an image of this size in px.
+
+        Raises:
+            ValueError: 32 does not divide it.
+        """
         if height % self.multiple or width % self.multiple:
             raise ValueError(
                 f"an image of {height}x{width} px is no multiple of {self.multiple} px, as {self.config.name} needs"
@@ -65,7 +73,8 @@ class HierarchicalStem(nn.Module):
         """images (B, 3, H, W), normalised as for a ViT, to depth + 1 tensors (B, h·w, C): of the first stage twice
         (what enters it has no map that timm's models share), then of each other stage.
 
-        noise: not drawn from.
+        Args:
+            noise: not drawn from.
         """
         grid = self.grid(images.shape[2], images.shape[3])
         maps = self.backbone.forward_intermediates(
@@ -90,7 +99,11 @@ AnyStem = Stem | HierarchicalStem
 
 
 def build_stem(config: StemConfig) -> AnyStem:
-    """The stem of that name, with random weights. Raises ValueError where timm has none or the options do not fit."""
+    """The stem of that name, with random weights.
+
+    Raises:
+        ValueError: timm has no such stem, or the options do not fit.
+    """
     return HierarchicalStem(config) if _is_hierarchical(config.name) else Stem(config)
 
 

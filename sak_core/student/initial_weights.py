@@ -43,7 +43,11 @@ def load_stem(stem: AnyStem, source: Path | str, final_norm: nn.LayerNorm | None
 
 
 def _fitted_backbone(stem: HierarchicalStem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of timm's model that a hierarchical stem keeps. Raises Misfit where `state` is no such model's."""
+    """The entries of timm's model that a hierarchical stem keeps.
+
+    Raises:
+        Misfit: `state` is no such model's.
+    """
     given = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
     check_state(stem.backbone.state_dict(), given)
     return given
@@ -53,13 +57,20 @@ def load_vit(stem: Stem, source: Path | str, final_norm: nn.LayerNorm | None = N
     """Loads a timm ViT's weights into the stem; its classifier is left out, and its final norm unless `final_norm`
     asks for it, which keeps its weights where the ViT has none.
 
-    source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
-    authors ship them), FILE::KEY where several of its state dicts would fit, "hub" for the weights that timm
-    downloads for the stem's name, or "mini-vit" for the stem of `rooms` that ships. Position embeddings are resampled.
+    Position embeddings are resampled.
 
-    Returns wrapper and prefix that the weights' names had in the file, "" where they had none. Raises ValueError
-    naming what is missing, left over or of another shape, RefusedFile for a damaged or hostile file,
-    FileNotFoundError without one.
+    Args:
+        source: a state dict's file (.safetensors; .pth, .pt or .bin, read without unpickling; .npz as the AugReg
+            authors ship them), FILE::KEY where several of its state dicts would fit, "hub" for the weights that timm
+            downloads for the stem's name, or "mini-vit" for the stem of `rooms` that ships.
+
+    Returns:
+        Wrapper and prefix that the weights' names had in the file, "" where they had none.
+
+    Raises:
+        ValueError: entries are missing, left over or of another shape; they are named.
+        RefusedFile: the file is damaged or hostile.
+        FileNotFoundError: there is none.
     """
     if source == HUB:
         _load(stem, final_norm, _fitted(stem, _hub_state(stem.config)))
@@ -79,8 +90,11 @@ def stem_file(source: Path | str) -> Path:
 
 
 def _fitted(stem: Stem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stem's entries, by their names without LoRA, and those of the final norm of a ViT's `state`. Raises Misfit
-    where it is no such ViT's."""
+    """The stem's entries, by their names without LoRA, and those of the final norm of a ViT's `state`.
+
+    Raises:
+        Misfit: it is no such ViT's.
+    """
     given = {name: value for name, value in state.items() if not name.startswith(_NOT_IN_STEM)}
     if stem.vit.cls_token is None and "cls_token" in given:  # its position is the first
         given = {name: value for name, value in given.items() if name != "cls_token"}
@@ -111,9 +125,12 @@ def load_student(
 ) -> None:
     """Loads a student's weights, its position embedding resampled where the image size differs.
 
-    image_size: (H, W) in px that `state` was made for; where no one says, see `fit_positions`.
-    fresh: parts that keep their initial weights where `state` lacks them, such as `STAGE2_PARTS`
-    after stage 1. Raises ValueError naming what else is missing, left over or of another shape.
+    Args:
+        image_size: (H, W) in px that `state` was made for; where no one says, see `fit_positions`.
+        fresh: parts that keep their initial weights where `state` lacks them, such as `STAGE2_PARTS` after stage 1.
+
+    Raises:
+        ValueError: other entries are missing, left over or of another shape; they are named.
     """
     own = student.state_dict()
     given = dict(state)
@@ -129,8 +146,12 @@ def load_student(
 def fit_positions(stem: Stem, position: Tensor, old: tuple[int, int] | None = None) -> Tensor:
     """A position embedding (1, prefix + n, C), one of h·w = n patches, for the stem's grid.
 
-    old: its grid (h, w). None takes a square one, as published ViTs have, where n is a square number (384x384 px have
-    as many patches as 288x512), and else the stem's own. Raises ValueError if n is of neither.
+    Args:
+        old: its grid (h, w). None takes a square one, as published ViTs have, where n is a square number (384x384 px
+            have as many patches as 288x512), and else the stem's own.
+
+    Raises:
+        ValueError: n is that of neither.
     """
     grid = (int(stem.vit.patch_embed.grid_size[0]), int(stem.vit.patch_embed.grid_size[1]))
     num_prefix = 0 if stem.vit.no_embed_class else stem.num_prefix

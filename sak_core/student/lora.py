@@ -5,11 +5,12 @@ low-rank matrix of the teacher's own (Hu et al. 2022, arXiv 2106.09685), through
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from sak_core.student.adapters import tapped
 from sak_core.student.stem import Stem
 
 MARK = ".lora_"
@@ -25,8 +26,10 @@ class LoraPath(nn.Module):
     def __init__(self, stem: Stem, teacher: str, levels: Sequence[int]) -> None:
         """Adds the low-rank matrices to `stem`, which keeps what it computes by itself.
 
-        stem: whose `qkv` layers are changed, of rank width / 8, which gives a block as many parameters as an
-        adapter has. levels: tapped blocks, ascending.
+        Args:
+            stem: whose `qkv` layers are changed, of rank width / 8, which gives a block as many parameters as an
+                adapter has.
+            levels: tapped blocks, ascending.
         """
         super().__init__()
         # in a list, so that the stem is not registered a second time
@@ -38,22 +41,18 @@ class LoraPath(nn.Module):
     def forward(self, tokens: Sequence[Tensor], class_token: bool = False) -> list[Tensor]:
         """The stem's tokens, of which only x_0 (B, prefix + n, C) is read, to one feature f (B, n, C) a level.
 
-        class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
+        Args:
+            class_token: whether the path's class token follows, normed likewise, one (B, 1, C) a level.
         """
-        stem = self._stem[0]
-        features: list[Tensor] = []
-        class_tokens: list[Tensor] = []
-        x = tokens[0]
-        for index, block in enumerate(stem.vit.blocks[: self.levels[-1] + 1]):
+        return tapped(self._states(tokens[0]), self.levels, self.norms, self._stem[0].num_prefix, class_token)
+
+    def _states(self, x: Tensor) -> Iterator[Tensor]:
+        """What each block makes of x_0."""
+        for block in self._stem[0].vit.blocks:
             activate(block, [self.teacher])
             x = block(x)
             activate(block, [])
-            if index == self.levels[len(features)]:
-                norm = self.norms[len(features)]
-                if class_token:
-                    class_tokens.append(norm(x[:, :1]))
-                features.append(norm(x[:, stem.num_prefix :]))
-        return [*features, *class_tokens]
+            yield x
 
 
 def activate(module: nn.Module, teachers: list[str]) -> None:

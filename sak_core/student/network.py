@@ -48,7 +48,8 @@ class StudentOutput:
 class StemTokens:
     """What a frozen stem gave for a batch, in place of images: x_0 .. x_depth, (B, prefix + h·w, C) each.
 
-    image_size: (H, W) in px of the images it saw.
+    Attributes:
+        image_size: (H, W) in px of the images it saw.
     """
 
     tokens: Sequence[Tensor]
@@ -59,7 +60,8 @@ class StemTokens:
 class Experts:
     """What a frozen stem and its frozen paths gave: the stem, then each teacher's path, one (B, h·w, C) a level.
 
-    image_size: (H, W) in px of the images they saw.
+    Attributes:
+        image_size: (H, W) in px of the images they saw.
     """
 
     experts: Sequence[Sequence[Tensor]]
@@ -72,7 +74,8 @@ class StudentNetwork(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         """Builds the student with initial weights drawn from torch's global generator.
 
-        Raises ValueError where levels or widths do not fit.
+        Raises:
+            ValueError: levels or widths do not fit.
         """
         super().__init__()
         self.config = config
@@ -110,7 +113,9 @@ class StudentNetwork(nn.Module):
         """images (B, 3, H, W), normalised (sak_core.student.stem.normalize), H and W multiples of the patch; or what
         frozen parts gave for them, and then only the others run (from experts, `stem` and `aligned` come out empty).
 
-        tasks: False leaves routers, heads and decoder out. generator: where training noise is drawn from.
+        Args:
+            tasks: False leaves routers, heads and decoder out.
+            generator: where training noise is drawn from.
         """
         if isinstance(images, StemTokens):
             return self.from_tokens(images.tokens, images.image_size, tasks=tasks, generator=generator)
@@ -157,7 +162,8 @@ class StudentNetwork(nn.Module):
     def path_features(self, tokens: Sequence[Tensor], *, class_tokens: bool = False) -> dict[str, list[Tensor]]:
         """The stem's tokens x_0 .. x_depth to every path's features, one (B, n, C) a level, by teacher.
 
-        class_tokens: whether the class tokens that the configuration asks for follow, one (B, 1, C) a level.
+        Args:
+            class_tokens: whether the class tokens that the configuration asks for follow, one (B, 1, C) a level.
         """
         wants = {name: class_tokens and name in self.config.class_tokens for name in self.paths}
         if self.config.stem.checkpointing and torch.is_grad_enabled():
@@ -171,7 +177,8 @@ class StudentNetwork(nn.Module):
     ) -> dict[str, list[Tensor]]:
         """The paths' class tokens, one (B, 1, C) a level, to (B, teacher's width), one a level of it, by teacher.
 
-        tokens: the stem's x_0 .. x_depth, of which the many-to-one student's projectors read the class token.
+        Args:
+            tokens: the stem's x_0 .. x_depth, of which the many-to-one student's projectors read the class token.
         """
         aligned: dict[str, list[Tensor]] = {}
         for teacher in self.config.class_tokens:
@@ -232,7 +239,8 @@ class StudentNetwork(nn.Module):
     ) -> dict[str, list[Tensor]]:
         """Features, one (B, n, C) a level, to maps (B, teacher's width, h, w), one for each of its levels, by teacher.
 
-        stem: the tapped tokens without prefix; the many-to-one student's projectors read them.
+        Args:
+            stem: the tapped tokens without prefix; the many-to-one student's projectors read them.
         """
         aligned: dict[str, list[Tensor]] = {}
         for teacher in self.config.teachers:
@@ -284,7 +292,11 @@ ADAPTERS = ("standard", "none", "lora")
 
 
 def build_path(adapter: str, stem: AnyStem, teacher: str, levels: Sequence[int]) -> nn.Module:
-    """A teacher's path beside `stem`. Raises ValueError for an unknown adapter and for a stem that is no ViT."""
+    """A teacher's path beside `stem`.
+
+    Raises:
+        ValueError: the adapter is unknown, or the stem is no ViT.
+    """
     if adapter not in ADAPTERS:
         raise UnknownName(unknown("adapter", adapter, ADAPTERS))
     if not isinstance(stem, Stem):

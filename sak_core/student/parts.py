@@ -29,7 +29,8 @@ FROZEN_PARTS: dict[str, tuple[str, ...]] = {"adapters": ("stem.",), "routers": (
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters a part, parts without any left out, and their sum as "total".
 
-    Raises ValueError where a parameter belongs to no part.
+    Raises:
+        ValueError: a parameter belongs to no part.
     """
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -41,7 +42,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 def freeze(model: nn.Module, trains: str) -> None:
     """Lets only the parts that `trains` names learn; the others' parameters no longer require gradients.
 
-    Raises ValueError for an unknown name.
+    Raises:
+        ValueError: there is no such part.
     """
     if trains not in TRAINS:
         raise UnknownName(unknown("trained part", trains, TRAINS))

@@ -58,7 +58,9 @@ class ModelNotFound(SakError):
 class Student(nn.Module):
     """A trained student that takes images as they are.
 
-    network: stem, paths, routers and heads, for fine-tuning. config: what it is and where it comes from.
+    Args:
+        network: stem, paths, routers and heads, for fine-tuning.
+        config: what it is and where it comes from.
     """
 
     def __init__(self, network: StudentNetwork, config: PretrainedConfig) -> None:
@@ -119,12 +121,15 @@ class Student(nn.Module):
     ) -> list[Predictions]:
         """For each image and task an array of the image's size (H, W), as `sak_core.tasks.outputs.readable` makes it.
 
-        images: of any sizes; those that go through at equal sizes do so together, `batch_size` at a time.
-        size: longer side, px, to which larger images are scaled down before the student sees them; None leaves
-        them. Depth stays in the metres of the image as it is. tile: longest side in px that is seen whole; larger
-        images are cut into overlapping tiles of it.
-        Raises ValueError for a student without tasks, for what is no image, and for another `tile` than the only size
-        of images that the student's decoder takes.
+        Args:
+            images: of any sizes; those that go through at equal sizes do so together, `batch_size` at a time.
+            size: longer side, px, to which larger images are scaled down before the student sees them; None leaves
+                them. Depth stays in the metres of the image as it is.
+            tile: longest side in px that is seen whole; larger images are cut into overlapping tiles of it.
+
+        Raises:
+            ValueError: the student has no tasks, something is no image, or `tile` is not the only size of images that
+                the student's decoder takes.
         """
         if not self.tasks:
             raise ValueError("this student has no tasks: it was distilled only; use features(), or fine-tune it")
@@ -150,9 +155,10 @@ class Student(nn.Module):
     def features(self, images: ImageLike | Sequence[ImageLike]) -> dict[str, list[Tensor]]:
         """The stem's and each path's maps, for use as a backbone: {"stem" or teacher: [(B, C, h, w), ...]}.
 
-        images: one image, several of one size, uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1]; H and W
-        multiples of the stem's patch. Levels come shallowest first, all C = stem.width channels wide on the grid
-        (h, w) = (H, W) / patch, in the student's dtype. Gradients flow unless the caller says otherwise.
+        Args:
+            images: one image, several of one size, uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1]; H and W
+                multiples of the stem's patch. Levels come shallowest first, all C = stem.width channels wide on the
+                grid (h, w) = (H, W) / patch, in the student's dtype. Gradients flow unless the caller says otherwise.
         """
         network = self.network
         weight = next(network.parameters())
@@ -174,7 +180,11 @@ def save_pretrained(network: StudentNetwork, config: PretrainedConfig, folder: P
 
 
 def to_pixels(image: ImageLike) -> Tensor:
-    """An image as uint8 (H, W, 3) RGB. Raises ValueError for anything else than `ImageLike`."""
+    """An image as uint8 (H, W, 3) RGB.
+
+    Raises:
+        ValueError: it is no `ImageLike`.
+    """
     if isinstance(image, Image.Image):
         try:
             image = pixels_of(image)
@@ -190,7 +200,11 @@ def to_pixels(image: ImageLike) -> Tensor:
 
 
 def as_batch(images: ImageLike | Sequence[ImageLike]) -> Tensor:
-    """Images as the stem takes them, normalised (B, 3, H, W); see `Student.features`."""
+    """Images as the stem takes them, normalised (B, 3, H, W); see `Student.features`.
+
+    Raises:
+        ValueError: they are no such images.
+    """
     if isinstance(images, Tensor) and images.is_floating_point():
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"float images are (B, 3, H, W) in [0, 1], not {tuple(images.shape)}")

@@ -31,8 +31,11 @@ class RefusedModel(SakError, ValueError):
 class PretrainedConfig:
     """What `config.json` holds.
 
-    format: of this file. student: the network. random_weights: teachers it learned from that were never trained.
-    about: where it comes from, for the model card (arm, teachers, data, recipe, scores); nothing depends on it.
+    Attributes:
+        format: of this file.
+        student: the network.
+        random_weights: teachers it learned from that were never trained.
+        about: where it comes from, for the model card (arm, teachers, data, recipe, scores); nothing depends on it.
     """
 
     student: StudentConfig
@@ -55,7 +58,11 @@ class PretrainedConfig:
 
 
 def parse_config(path: Path) -> PretrainedConfig:
-    """Read a `config.json`. Raises RefusedModel for unknown keys, values of another kind, or implausible ones."""
+    """Read a `config.json`.
+
+    Raises:
+        RefusedModel: a key is unknown, or a value of another kind or implausible.
+    """
     try:
         raw = path.read_bytes()
         config = TypeAdapter(PretrainedConfig).validate_json(raw, strict=True)

@@ -24,8 +24,8 @@ def reference_names(student: StudentNetwork, *, stage: int = 2) -> dict[str, str
     """The release's name of every entry of the student's state dict (for stage 1: of all but routers and
     heads).
 
-    Raises ValueError for students that the release cannot express: many-to-one, another head, another kind of
-    router.
+    Raises:
+        ValueError: the release cannot express the student: many-to-one, another head, another kind of router.
     """
     if not student.config.paths or student.config.head != "sak" or student.config.router not in ("mor", "none"):
         raise ValueError("the release knows students with paths, head 'sak' and router 'mor' or 'none' only")
@@ -48,7 +48,8 @@ def import_rival(student: StudentNetwork, state: Mapping[str, Tensor]) -> list[s
     """Loads a state dict of InvPT's or MLoRE's release into a `student` with such a decoder and no teachers, and
     returns the names of what the release keeps and never uses, which is left out.
 
-    Raises ValueError as `import_reference`, and where the release numbers parts by another order of the tasks.
+    Raises:
+        ValueError: as `import_reference`, and where the release numbers parts by another order of the tasks.
     """
     decoder, tasks = _rival(student), [task.name for task in student.config.tasks]
     found, unused = read_release(decoder, student.state_dict(), state, tasks)
@@ -72,9 +73,11 @@ def _rival(student: StudentNetwork) -> str:
 def import_reference(student: StudentNetwork, state: Mapping[str, Tensor]) -> int:
     """Loads a state dict of the release into `student` and returns its stage, 1 or 2.
 
-    Position embeddings of another size are resampled. After a stage 1 checkpoint routers and heads keep the
-    weights they had. Raises ValueError naming what is missing, left over or of another shape, in the
-    release's names.
+    Position embeddings of another size are resampled. After a stage 1 checkpoint routers and heads keep the weights
+    they had.
+
+    Raises:
+        ValueError: entries are missing, left over or of another shape; they are named as the release does.
     """
     stage = 2 if any(name.startswith("backbone.") for name in state) else 1
     names = reference_names(student, stage=stage)

@@ -33,8 +33,12 @@ def reference_task(name: str, channels: int, *, nyud: bool) -> Task:
     """The release's task `name` with its published weight and boundary tolerance; classes are numbered, not
     named.
 
-    channels: of its output. nyud: whether it belongs to NYUD-v2 (else PASCAL-Context). Raises ValueError for
-    unknown names.
+    Args:
+        channels: of its output.
+        nyud: whether it belongs to NYUD-v2 (else PASCAL-Context).
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in KIND_OF:
         raise ValueError(f"the release has no task {name!r}, it has {', '.join(KIND_OF)}")
@@ -46,9 +50,12 @@ def reference_task(name: str, channels: int, *, nyud: bool) -> Task:
 def reference_config(state: Mapping[str, Tensor], image_size: tuple[int, int] | None = None) -> StudentConfig:
     """The student of a stage 1 or stage 2 checkpoint, teachers and tasks in the order of its entries.
 
-    image_size: (H, W) in px that its position embedding is made for; None takes a square, or 448x576 where
-    that fits. Raises ValueError where the state dict is not of the release's making or the size is needed and
-    not given.
+    Args:
+        image_size: (H, W) in px that its position embedding is made for; None takes a square, or 448x576 where that
+            fits.
+
+    Raises:
+        ValueError: the state dict is not of the release's making, or the size is needed and not given.
     """
     names = {name.removeprefix("backbone."): value for name, value in state.items()}
     if "vit.pos_embed" not in names:
@@ -84,7 +91,13 @@ def rival_config(state: Mapping[str, Tensor], image_size: tuple[int, int] | None
     one where that is only the alphabet's, as in safetensors files); None where it is neither's.
 
     Of MLoRE's routing a checkpoint says nothing: it is the published one of the data set, 9 experts kept (or all of
-    fewer). image_size: as for `reference_config`, and raises as that does.
+    fewer).
+
+    Args:
+        image_size: as for `reference_config`.
+
+    Raises:
+        ValueError: as `reference_config`.
     """
     found = _matches(state, r"multi_task_decoder\.(intermediate_head)\..+\.weight")
     is_invpt = bool(found)
@@ -137,7 +150,11 @@ def _mlore_sizes(state: Mapping[str, Tensor], nyud: bool) -> MLoREConfig:
 
 
 def _published_order(state: Mapping[str, Tensor]) -> list[str]:
-    """The tasks of a rival's checkpoint. Raises ValueError where the alphabet alone orders them."""
+    """The tasks of a rival's checkpoint.
+
+    Raises:
+        ValueError: the alphabet alone orders them.
+    """
     found = [task for (task,) in _matches(state, r"heads\.([^.]+)\.linear_pred\.weight")]
     if found != sorted(found) or len(found) == 1:
         return found

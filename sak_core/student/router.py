@@ -32,7 +32,9 @@ class Router(nn.Module):
         """The stem's tokens (B, n, C) to weights that sum to 1 over E: (B, E, n), or (B, E, 1) where all
         tokens share them.
 
-        noise: where training draws from. name: tells this router's draws from others' of the same step.
+        Args:
+            noise: where training draws from.
+            name: tells this router's draws from others' of the same step.
         """
         hidden = self.pool(F.gelu(self.norm(self.hidden(stem))))
         logits, raw = self.gates(hidden).transpose(1, 2).chunk(2, dim=1)

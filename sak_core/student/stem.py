@@ -16,13 +16,14 @@ from sak_core.weights.positions import resample_positions
 class StemConfig:
     """Which ViT.
 
-    name: a timm name such as "vit_base_patch16_384", or "custom" for a ViT of the sizes below.
-    image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run
-    time. patch_size (px), width (channels), depth (blocks), heads: for "custom", and for it alone.
-    checkpointing: recompute activations in the backward pass; saves memory, changes no bit.
-    class_token: False builds the ViT without one (and its position), as MLoRE's release has it.
-    drop_path: how likely training leaves a block's branch out of a row (stochastic depth, Huang et al. 2016, arXiv
-    1603.09382) at the last block; it grows evenly from 0 at the first.
+    Attributes:
+        name: a timm name such as "vit_base_patch16_384", or "custom" for a ViT of the sizes below.
+        image_size: (height, width) in px that the position embedding is made for; other sizes resample it at run time.
+        patch_size, width, depth, heads: px, channels, blocks and heads of "custom", and of it alone.
+        checkpointing: recompute activations in the backward pass; saves memory, changes no bit.
+        class_token: False builds the ViT without one (and its position), as MLoRE's release has it.
+        drop_path: how likely training leaves a block's branch out of a row (stochastic depth, Huang et al. 2016, arXiv
+            1603.09382) at the last block; it grows evenly from 0 at the first.
     """
 
     name: str = "vit_base_patch16_384"
@@ -72,7 +73,11 @@ class Stem(nn.Module):
     """
 
     def __init__(self, config: StemConfig) -> None:
-        """Builds the ViT with random weights. Raises ValueError if timm has no plain ViT of that name."""
+        """Builds the ViT with random weights.
+
+        Raises:
+            ValueError: timm has no plain ViT of that name.
+        """
         super().__init__()
         self.config = config
         self.vit = _build_vit(config)
@@ -89,7 +94,11 @@ class Stem(nn.Module):
             setattr(self.vit.blocks[number // 2], f"drop_path{number % 2 + 1}", drop)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid (h, w) of an image of this size in px. Raises ValueError if the patch does not divide it."""
+        """Token grid (h, w) of an image of this size in px.
+
+        Raises:
+            ValueError: the patch does not divide it.
+        """
         if height % self.patch or width % self.patch:
             raise ValueError(f"an image of {height}x{width} px is no multiple of the stem's patch of {self.patch} px")
         return height // self.patch, width // self.patch
@@ -98,7 +107,8 @@ class Stem(nn.Module):
         """images (B, 3, H, W), normalised, to depth + 1 tensors (B, prefix + h·w, C): x_0, then x_{i+1} =
         block_i(x_i).
 
-        noise: where stochastic depth draws from in training.
+        Args:
+            noise: where stochastic depth draws from in training.
         """
         for drop in self._drops:
             drop.noise = noise
@@ -130,7 +140,10 @@ class Stem(nn.Module):
 class StochasticDepth(nn.Module):
     """Leaves a branch out of some rows in training, and makes up for it in the others.
 
-    rate: how likely. name: tells its draws from others' of the same step. noise: where they come from.
+    Attributes:
+        rate: how likely.
+        name: tells its draws from others' of the same step.
+        noise: where they come from.
     """
 
     rate: float = 0.0

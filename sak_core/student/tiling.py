@@ -20,7 +20,12 @@ OVERLAP = 0.25
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of one image. image: its index. top, left, height, width: px, within the image."""
+    """A window of one image.
+
+    Attributes:
+        image: its index.
+        top, left, height, width: px, within the image.
+    """
 
     image: int
     top: int
@@ -54,11 +59,14 @@ def predict_raw(
 ) -> list[dict[str, Tensor]]:
     """Raw outputs of every task for each image, (channels, H, W) float32 on the student's device.
 
-    images: uint8 (H, W, 3) each, of any sizes. tile: longest side in px that goes through in one piece; a multiple
-    of the stem's patch. batch_size: windows of equal size that go through together.
     A student that decodes one size of images alone has tiles of it. Windows are padded to the patch, or to that size,
-    by repeating their border. Where several cover a pixel their raw outputs are
-    averaged with weights that fall towards a window's border.
+    by repeating their border. Where several cover a pixel, their raw outputs are averaged with weights that fall
+    towards a window's border.
+
+    Args:
+        images: uint8 (H, W, 3) each, of any sizes.
+        tile: longest side in px that goes through in one piece; a multiple of the stem's patch.
+        batch_size: windows of equal size that go through together.
     """
     parameter = next(student.parameters())
     device = parameter.device

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,13 +43,14 @@ Loss = Callable[["Tensor", "Tensor", "OverRanks | None"], "Tensor"]
 class Kind:
     """What all tasks of one kind share.
 
-    label_dtype: numpy dtype of stored labels.
-    label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
-    channels: output channels of the network, None for one a class.
-    loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is
-    slow to load).
-    score, higher_is_better: the primary score's name in the metric's result, and its sense.
-    weight: factor of the loss in the total where nothing else is said; the published ones.
+    Attributes:
+        label_dtype: numpy dtype of stored labels.
+        label_channels: 0 for labels (H, W), 3 for labels (H, W, 3).
+        channels: output channels of the network, None for one a class.
+        loss, metric: see sak_core.tasks.losses and sak_core.metrics (imported when first used: torchmetrics is slow to
+            load).
+        score, higher_is_better: the primary score's name in the metric's result, and its sense.
+        weight: factor of the loss in the total where nothing else is said; the published ones.
     """
 
     name: str
@@ -163,77 +165,47 @@ def published_max_dist(dataset: str) -> float:
     return {"nyud": 0.011}.get(dataset, 0.0075)
 
 
-def _classes_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
-    from sak_core.tasks.losses import cross_entropy
+def _loss(name: str) -> Loss:
+    """The loss that `sak_core.tasks.losses` calls so."""
 
-    return cross_entropy(output, label, over_ranks)
+    def loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
+        found: Loss = resolve_name(f"sak_core.tasks.losses:{name}")
+        return found(output, label, over_ranks)
 
-
-def _saliency_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
-    from sak_core.tasks.losses import balanced_cross_entropy
-
-    return balanced_cross_entropy(output, label, over_ranks)
+    return loss
 
 
-def _boundary_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
-    from sak_core.tasks.losses import boundary_cross_entropy
+def _metric(name: str, *fields: str) -> Callable[[Task], TaskMetric]:
+    """The metric that `sak_core.metrics` calls so, made of these fields of the task."""
 
-    return boundary_cross_entropy(output, label, over_ranks)
+    def metric(task: Task) -> TaskMetric:
+        found: Callable[..., TaskMetric] = resolve_name(f"sak_core.metrics:{name}")
+        return found(*(getattr(task, field) for field in fields))
 
-
-def _normals_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
-    from sak_core.tasks.losses import normals_l1
-
-    return normals_l1(output, label, over_ranks)
+    return metric
 
 
-def _depth_loss(output: Tensor, label: Tensor, over_ranks: OverRanks | None) -> Tensor:
-    from sak_core.tasks.losses import depth_l1
-
-    return depth_l1(output, label, over_ranks)
-
-
-def _classes_metric(task: Task) -> TaskMetric:
-    from sak_core.metrics import ClassesMetric
-
-    return ClassesMetric(task.channels)
-
-
-def _saliency_metric(task: Task) -> TaskMetric:
-    from sak_core.metrics import SaliencyMetric
-
-    return SaliencyMetric()
-
-
-def _boundary_metric(task: Task) -> TaskMetric:
-    from sak_core.metrics import BoundaryMetric
-
-    return BoundaryMetric(task.max_dist)
-
-
-def _normals_metric(task: Task) -> TaskMetric:
-    from sak_core.metrics import NormalsMetric
-
-    return NormalsMetric()
-
-
-def _depth_metric(task: Task) -> TaskMetric:
-    from sak_core.metrics import DepthMetric
-
-    return DepthMetric()
-
-
-_UINT8 = np.dtype(np.uint8)
-_FLOAT32 = np.dtype(np.float32)
+_U8 = np.dtype(np.uint8)
+_F32 = np.dtype(np.float32)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("classes", _UINT8, 0, None, _classes_loss, _classes_metric, "mIoU", True),
-        Kind("saliency", _UINT8, 0, 2, _saliency_loss, _saliency_metric, "maxF", True, 5.0),
-        Kind("normals", _FLOAT32, 3, 3, _normals_loss, _normals_metric, "mErr", False, 10.0),
-        Kind("depth", _FLOAT32, 0, 1, _depth_loss, _depth_metric, "RMSE", False),
-        Kind("boundary", _UINT8, 0, 1, _boundary_loss, _boundary_metric, "odsF", True, 50.0),
+        Kind("classes", _U8, 0, None, _loss("cross_entropy"), _metric("ClassesMetric", "channels"), "mIoU", True),
+        Kind("saliency", _U8, 0, 2, _loss("balanced_cross_entropy"), _metric("SaliencyMetric"), "maxF", True, 5.0),
+        Kind("normals", _F32, 3, 3, _loss("normals_l1"), _metric("NormalsMetric"), "mErr", False, 10.0),
+        Kind("depth", _F32, 0, 1, _loss("depth_l1"), _metric("DepthMetric"), "RMSE", False),
+        Kind(
+            "boundary",
+            _U8,
+            0,
+            1,
+            _loss("boundary_cross_entropy"),
+            _metric("BoundaryMetric", "max_dist"),
+            "odsF",
+            True,
+            50.0,
+        ),
     )
 }
 """The kinds of tasks, one row each."""

@@ -40,12 +40,17 @@ class ConstantPredictor:
         """Raw outputs (batch, channels, *size), float32, by task name, in the images' own units: expanded views, not to
         be written to.
 
-        Raises ValueError naming a task that has not seen a valid label.
+        Raises:
+            ValueError: a task has not seen a valid label; it is named.
         """
         return {task.name: self.constant(task)[None, :, None, None].expand(batch, -1, *size) for task in self.tasks}
 
     def constant(self, task: Task) -> Tensor:
-        """The task's raw output at every pixel, (channels,) float32."""
+        """The task's raw output at every pixel, (channels,) float32.
+
+        Raises:
+            ValueError: no label was seen.
+        """
         sums = self.sums[task.name]
         if not self.is_fitted(task):
             raise ValueError(f"no valid label of {task.name} was seen, so there is no constant prediction")

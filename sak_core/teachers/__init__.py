@@ -146,13 +146,15 @@ def build_teacher(
     Args:
         name: a key of `TEACHERS`, "LIBRARY:MODEL", or "my_module:build" (of a package: "my_package.my_module:build").
         size: (H, W) of the views it will be given, px.
-        levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its
-        quarters). weights: a file, instead of the library's hub. random_weights: an untrained network, drawn
-        from `seed`. allow_code: whether a user's own module may be imported and run.
+        levels: indices of the tapped blocks, ascending; the teacher's own by default (the ends of its quarters).
+        weights: a file, instead of the library's hub.
+        random_weights: an untrained network, drawn from `seed`.
+        allow_code: whether a user's own module may be imported and run.
         prefix: whether class and register tokens follow the maps, where the network has some (`Teacher.num_prefix`).
 
     Raises:
-        UnknownName: no such teacher. BadTeacherOptions: levels it does not have, two sources of weights.
+        UnknownName: no such teacher.
+        BadTeacherOptions: levels it does not have, two sources of weights.
         TeacherUnavailable: no weights; the message says how to get them. Or code that is not allowed to run.
     """
     check_teacher(name, allow_code)

@@ -34,7 +34,8 @@ def build_depth_anything(name: str, model: str, options: BuildOptions, licence: 
     """Build a teacher from an encoder of Depth Anything V2.
 
     Args:
-        name: the teacher's. model: "Small", "Base" or "Large".
+        name: the teacher's.
+        model: "Small", "Base" or "Large".
 
     Raises:
         UnknownName: another size.

@@ -17,11 +17,14 @@ FACTS_FILE = Path(__file__).parent / "facts.json"
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """One teacher at one size of views.
+    """One teacher at one size of views. What is not said here is `TeacherSpec`'s.
 
-    parameters: of the tower. flops: of one image's forward pass, an addition and a multiplication being two.
-    native_size: (H, W) px that its weights were trained at. input_size: (H, W) px that it sees here.
-    grids: (h, w) cells a level. The others are `TeacherSpec`'s.
+    Attributes:
+        parameters: of the tower.
+        flops: of one image's forward pass, an addition and a multiplication being two.
+        native_size: (H, W) px that its weights were trained at.
+        input_size: (H, W) px that it sees here.
+        grids: (h, w) cells a level.
     """
 
     name: str
@@ -44,7 +47,8 @@ class TeacherFacts:
 def measure(name: str, size: tuple[int, int] = SIZE, allow_code: bool = False) -> dict[str, Any]:
     """The facts of one teacher for views of `size`, as JSON holds them; no weights are needed or drawn.
 
-    Raises what `build_teacher` raises.
+    Raises:
+        UnknownName, TeacherUnavailable: as `build_teacher`.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

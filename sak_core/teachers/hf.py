@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_common.names import listed
 from sak_core.errors import NoSettings, TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, freeze, nearest_multiple, prefix_as_map
@@ -74,7 +75,8 @@ def build_hf(name: str, model: str, options: BuildOptions, licence: str = "") ->
     """Build a teacher from a transformers vision model (the image tower of a model that has two).
 
     Args:
-        name: the teacher's. model: a hub id or a local folder.
+        name: the teacher's.
+        model: a hub id or a local folder.
 
     Raises:
         TeacherUnavailable: hub out of reach, no vision model, or no mean and std stated.
@@ -128,7 +130,8 @@ def model_without_hub(kind: Any, config: Any, options: BuildOptions) -> tuple[An
 
     transformers itself loads the tensors, since the names it saves are not always those of its networks.
 
-    Raises TeacherUnavailable where the file does not give the tower's tensors, all of them and no others.
+    Raises:
+        TeacherUnavailable: the file does not give the tower's tensors, all of them and no others.
     """
     if options.weights is None:
         return _drawn(kind, config, options.seed), ""
@@ -149,9 +152,13 @@ def _drawn(kind: Any, config: Any, seed: int) -> Any:
 
 
 def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any:
-    """The whole model with the tensors of `state`; raises Misfit where these are not all of the tower's, or more.
+    """The whole model with the tensors of `state`.
 
-    wanted: the tower's tensors, `size` values in all; far fewer are not tried, as that takes a model's time.
+    Args:
+        wanted: the tower's tensors, `size` values in all; far fewer are not tried, as that takes a model's time.
+
+    Raises:
+        Misfit: `state` does not hold all of the tower's tensors, or holds more.
     """
     if 2 * sum(value.numel() for value in state.values()) < size:
         raise Misfit("it is too small", wanted, wanted)
@@ -161,8 +168,7 @@ def _load(kind: Any, config: Any, wanted: State, size: int, state: State) -> Any
                 None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # shapes that differ, names that cannot be mapped
-        lines = str(error).strip().splitlines()
-        raise Misfit(lines[0] if lines else type(error).__name__, wanted, ()) from error
+        raise Misfit(first_line(error), wanted, ()) from error
     prefix = next((f"{name}." for name in TOWERS if hasattr(whole, name)), "")
     missing, left_over = (
         sorted(str(key) for key in told[fault] if str(key).startswith(prefix))
@@ -187,7 +193,8 @@ def hf_teacher(
 ) -> Teacher:
     """A teacher of a transformers network that has its weights.
 
-    Raises TeacherUnavailable for networks that need more than images, and for hidden states that are not understood.
+    Raises:
+        TeacherUnavailable: it needs more than images, or its hidden states are not understood.
     """
     network, config = f"{model} ({type(net).__name__})", getattr(net, "config", None)
     if config is None:
@@ -220,7 +227,7 @@ def hf_teacher(
         widths=tuple(layout.width(state) for state in tapped),
         levels=levels,
         licence=licence or "see the model's card",
-        grids=() if len(set(grids)) == 1 else grids,
+        grids=grids,
     )
     teacher = HfTeacher(spec, net, call, layout, options.prefix)
     teacher.native_size, teacher.num_blocks = own, len(layout.strides)
@@ -252,7 +259,8 @@ def _fit(
     """The input size for views of `size`, and the hidden states there: each side the nearest multiple of the tapped
     cells, or, where the network does not take that, the size it was configured for.
 
-    Raises TeacherUnavailable where cells of neither cover the input.
+    Raises:
+        TeacherUnavailable: the cells of neither cover the input.
     """
     strides = [layout.strides[level] for level in levels]
     units = [lcm(patch, *(stride[axis] for stride in strides)) for axis in (0, 1)]

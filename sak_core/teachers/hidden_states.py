@@ -23,9 +23,10 @@ MAPS, MAPS_CHANNELS_LAST, TOKENS = 1, 3, 2
 class Layout:
     """Where hidden states have their channels and cells, the same in all.
 
-    channels: the axis of the channels: `MAPS`, `MAPS_CHANNELS_LAST` or `TOKENS`.
-    num_prefix: tokens before those of the cells (P); 0 for maps.
-    strides: px (vertically, horizontally) of a cell, a state each, without the embedding's.
+    Attributes:
+        channels: the axis of the channels: `MAPS`, `MAPS_CHANNELS_LAST` or `TOKENS`.
+        num_prefix: tokens before those of the cells (P); 0 for maps.
+        strides: px (vertically, horizontally) of a cell, a state each, without the embedding's.
     """
 
     channels: int
@@ -58,7 +59,9 @@ def find_layout(run: Run, net: nn.Module, patch: int, own: Size | None, network:
     one square size alone tell cells from channels by the two lengths that are equal.
 
     Args:
-        patch: px of a token's cell. own: (H, W) px that the network was configured for. network: what messages call it.
+        patch: px of a token's cell.
+        own: (H, W) px that the network was configured for.
+        network: what messages call it.
 
     Raises:
         TeacherUnavailable: it does not run on images alone, or its states are not understood.

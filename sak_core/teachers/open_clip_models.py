@@ -55,7 +55,8 @@ def build_open_clip(name: str, model: str, options: BuildOptions, licence: str =
     """Build a teacher from an open_clip model's image tower.
 
     Args:
-        name: the teacher's. model: "ARCH/TAG", the tag naming the weights.
+        name: the teacher's.
+        model: "ARCH/TAG", the tag naming the weights.
         licence: of the weights; empty where only the model's card says.
 
     Raises:

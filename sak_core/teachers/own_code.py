@@ -34,7 +34,8 @@ def build_own(name: str, options: BuildOptions) -> Teacher:
     The spec's library becomes "code", its model the name with the digest of the module's file, so that features of
     changed code are refused where a store holds the former's.
 
-    Raises TeacherUnavailable: no such module or function, or what it gives is no `Teacher`.
+    Raises:
+        TeacherUnavailable: no such module or function, or what it gives is no `Teacher`.
     """
     module_name, _, function = name.partition(":")
     here = str(Path.cwd())

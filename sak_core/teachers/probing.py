@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher
 
@@ -48,12 +49,6 @@ def probe(run: Callable[[Net, Tensor], Made], net: Net, images: Tensor, network:
     return made
 
 
-def first_line(error: Exception) -> str:
-    """What a library says of an error, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _twin(net: Net) -> Net:
     """A copy of a network that shares its tensors."""
     kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
@@ -70,7 +65,8 @@ def uncovered(grids: Sequence[Size], strides: Sequence[Size], levels: Sequence[i
     h · stride is the height and w · stride the width, so that cells cover exactly the view.
 
     Args:
-        strides: px (vertically, horizontally) of a cell. levels: indices of the tapped blocks.
+        strides: px (vertically, horizontally) of a cell.
+        levels: indices of the tapped blocks.
     """
     exact = [(h * down, w * right) == size for (h, w), (down, right) in zip(grids, strides, strict=True)]
     if all(exact):
@@ -91,10 +87,12 @@ def first_that_covers(
     exactly the view.
 
     Args:
-        build: the teacher of an input size. strides: px of a cell, a level each. network: what messages call it.
+        build: the teacher of an input size.
+        strides: px of a cell, a level each.
+        network: what messages call it.
 
     Raises:
-        TeacherUnavailable: at none.
+        TeacherUnavailable: it does so at none of them.
     """
     faults = []
     for size in dict.fromkeys(sizes):

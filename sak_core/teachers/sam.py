@@ -34,8 +34,11 @@ STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 @dataclass(frozen=True)
 class SamType:
-    """One of segment_anything's encoders. levels: its blocks with global attention. file: its release, whose
-    name ends in the first digits of its SHA-256.
+    """One of segment_anything's encoders.
+
+    Attributes:
+        levels: its blocks with global attention.
+        file: its release, whose name ends in the first digits of its SHA-256.
     """
 
     width: int
@@ -93,7 +96,8 @@ def build_sam(name: str, model: str, options: BuildOptions, licence: str = "") -
     """Build a teacher from a segment_anything encoder.
 
     Args:
-        name: the teacher's. model: "vit_b", "vit_l" or "vit_h".
+        name: the teacher's.
+        model: "vit_b", "vit_l" or "vit_h".
 
     Raises:
         UnknownName: another model.

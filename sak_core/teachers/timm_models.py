@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sak_common.errors import first_line
 from sak_common.names import UnknownName, unknown
 from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Size, Teacher, TeacherSpec, fit_to_patch, freeze, prefix_as_map
-from sak_core.teachers.probing import first_line, first_that_covers
+from sak_core.teachers.probing import first_that_covers
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import BuildOptions, choose_levels, hub, identity, load_weights, seeded
 from sak_core.weights.tensor_files import State
@@ -53,13 +54,14 @@ def build_timm(name: str, model: str, options: BuildOptions, licence: str = "") 
     """Build a teacher from a timm model.
 
     Args:
-        name: the teacher's. model: timm's, with or without a weights tag ("resnet18", "vit_....lvd142m").
+        name: the teacher's.
+        model: timm's, with or without a weights tag ("resnet18", "vit_....lvd142m").
         licence: of the weights; empty for what timm says.
 
     Raises:
         UnknownName: timm has no such model; the message offers the nearest.
         TeacherUnavailable: the hub or the file does not give the weights, or the network has no levels to
-        tap.
+            tap.
     """
     import timm
 
@@ -115,8 +117,9 @@ def timm_teacher(
 
     The weights' digest is taken before the position embedding is resampled, so it is the same at every size.
 
-    Raises TeacherUnavailable for networks without `forward_intermediates`, and for those whose features do not cover
-    exactly the view at any size that they take.
+    Raises:
+        TeacherUnavailable: it has no `forward_intermediates`, or its features cover the view exactly at no size that
+            it takes.
     """
     info = getattr(net, "feature_info", None)
     if info is None or not hasattr(net, "forward_intermediates"):
@@ -152,7 +155,7 @@ def timm_teacher(
             widths=tuple(int(stages[level]["num_chs"]) for level in levels),
             levels=levels,
             licence=licence,
-            grids=() if len(set(grids)) == 1 else grids,
+            grids=grids,
         )
 
     def build(input_size: Size) -> Teacher:

@@ -18,8 +18,11 @@ _Float = NDArray[np.float32]
 class ColourChange(NamedTuple):
     """Five numbers, each exactly a float32, in the order a store keeps them.
 
-    brightness: grey levels of 255, added. contrast, saturation: factors. contrast_first: whether contrast
-    comes before saturation and hue (1), or after them (0). hue: degrees of 360.
+    Attributes:
+        brightness: grey levels of 255, added.
+        contrast, saturation: factors.
+        contrast_first: whether contrast comes before saturation and hue (1), or after them (0).
+        hue: degrees of 360.
     """
 
     brightness: float = 0.0

@@ -79,7 +79,11 @@ class ViewPolicy:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """The policy that `to_dict` described. Raises UnknownName for keys that no policy has."""
+        """The policy that `to_dict` described.
+
+        Raises:
+            UnknownName: no policy has such a key.
+        """
         known = [field.name for field in fields(cls)]
         for key in value:
             if key not in known:

@@ -15,8 +15,10 @@ def resize_part(
 ) -> Pixels:
     """The part `box` of an image at `size`, bilinear. A box may stick out by the rounding to float32.
 
-    antialias: whether scaling down averages over the pixels it skips. context: whether pixels around the box
-    count at its border, as in a piece of a scaled image, or not, as in a scaled piece of an image.
+    Args:
+        antialias: whether scaling down averages over the pixels it skips.
+        context: whether pixels around the box count at its border, as in a piece of a scaled image, or not, as in a
+            scaled piece of an image.
     """
     h, w = image.shape[:2]
     top, left = max(0.0, box[0]), max(0.0, box[1])

@@ -60,8 +60,10 @@ Size = tuple[int, int]
 class View:
     """One view's parameters; every number is exactly a float32, so that a store can keep it.
 
-    box: (top, left, height, width) of what the canvas shows, source px; may reach beyond the image.
-    flip: whether the canvas is mirrored. colour: see sak_core.views.colour.
+    Attributes:
+        box: (top, left, height, width) of what the canvas shows, source px; may reach beyond the image.
+        flip: whether the canvas is mirrored.
+        colour: see sak_core.views.colour.
     """
 
     box: tuple[float, float, float, float]
@@ -97,7 +99,8 @@ def draw_view(
 
     Args:
         seed, sample, view: key of the random stream; order of calls and processes do not matter.
-        image_size: (h, w) of the source, px. size: (H, W) of the canvas.
+        image_size: (h, w) of the source, px.
+        size: (H, W) of the canvas.
         semseg: (h, w) class labels that `max_class_share` looks at, 255 ignored; None leaves that rule out.
     """
     if policy.kind == "pad":
@@ -126,8 +129,10 @@ def apply_view(
     255 stays what it is. `sak_core.tasks.own_units` goes back, and turns normals where a view stretches.
 
     Args:
-        image: (h, w, 3) uint8. labels: task to (h, w) or (h, w, 3), of the image's size.
-        kinds: task to kind, a key of sak_core.tasks.KINDS. size: (H, W) of the canvas.
+        image: (h, w, 3) uint8.
+        labels: task to (h, w) or (h, w, 3), of the image's size.
+        kinds: task to kind, a key of sak_core.tasks.KINDS.
+        size: (H, W) of the canvas.
 
     Returns:
         Pixels (H, W, 3) uint8 and labels (H, W) or (H, W, 3) in the dtypes they came in.
@@ -217,7 +222,8 @@ def _scale_crop(
 def largest_share(semseg: NDArray[Any], view: View, size: Size) -> float:
     """Share of a view's valid pixels that its largest class fills; 1 if none is valid.
 
-    semseg: (h, w) class labels of the source, 255 ignored.
+    Args:
+        semseg: (h, w) class labels of the source, 255 ignored.
     """
     rows, columns = sources(view, (semseg.shape[0], semseg.shape[1]), size)
     seen = semseg[rows[rows >= 0][:, None], columns[columns >= 0][None, :]]

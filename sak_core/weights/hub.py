@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sak_common.errors import first_line
+
 
 @contextmanager
 def hub_or_local() -> Iterator[None]:
@@ -38,9 +40,8 @@ def quiet() -> Iterator[None]:
 
 
 def hub_reason(error: Exception) -> str:
-    """A library's error as one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """A library's error as one line, its kind first."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _resolves(url: str) -> bool:

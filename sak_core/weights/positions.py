@@ -13,7 +13,8 @@ def resample_positions(positions: Tensor, old: Size, new: Size) -> Tensor:
     """Resample position embeddings bicubically, without antialiasing (as the method does).
 
     Args:
-        positions: (1, P + old h · w, C), P prefix tokens first; those are kept. old, new: grids (h, w).
+        positions: (1, P + old h · w, C), P prefix tokens first; those are kept.
+        old, new: grids (h, w).
 
     Returns:
         (1, P + new h · w, C).

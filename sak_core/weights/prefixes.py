@@ -22,7 +22,12 @@ CHOICE = "::"
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What fits. value: what came of it. where: its wrapper and prefix, dotted; "" for the file's own names."""
+    """What fits.
+
+    Attributes:
+        value: what came of it.
+        where: its wrapper and prefix, dotted; "" for the file's own names.
+    """
 
     value: T
     where: str

@@ -102,7 +102,8 @@ def load_weights(
     """Load what of the file `path` (or `FILE::KEY`) is `net`'s, under whatever wrapper and prefix it lies there.
 
     Args:
-        ignore: as `load_exactly`, without the prefix. rename: a release's names to the network's.
+        ignore: as `load_exactly`, without the prefix.
+        rename: a release's names to the network's.
 
     Returns:
         Wrapper and prefix that were found, dotted, for `Teacher.weights_from`; "" for the network's own names.
@@ -120,7 +121,11 @@ def load_weights(
 
 
 def found_in(path: Path, fit: Callable[[State], T], what: str = "the network") -> Found[T]:
-    """As `sak_core.weights.prefixes.find_state`. Raises TeacherUnavailable for whatever is wrong with the file."""
+    """As `sak_core.weights.prefixes.find_state`.
+
+    Raises:
+        TeacherUnavailable: something is wrong with the file.
+    """
     try:
         return find_state(path, fit, what)
     except (FileNotFoundError, RefusedFile) as error:
@@ -150,7 +155,8 @@ def identity(net: nn.Module, options: BuildOptions) -> str:
 def choose_levels(teacher: str, asked: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """The tapped blocks: those asked for, or the ends of the four quarters (2, 5, 8, 11 of 12).
 
-    Raises BadTeacherOptions for indices that do not ascend within 0..count-1.
+    Raises:
+        BadTeacherOptions: they do not ascend within 0..count-1.
     """
     if asked is None:
         quarters = range(1, 5) if count >= 4 else range(0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sak_common.errors import SakError
+from sak_common.errors import SakError, first_line
 from sak_common.names import listed
 
 MAX_HEADER_BYTES = 100_000_000
@@ -41,7 +41,12 @@ class RefusedFile(SakError, ValueError):
 
 
 class Misfit(ValueError):
-    """Tensors whose names or shapes are not a network's. wanted: its names. missing: those that are not there."""
+    """Tensors whose names or shapes are not a network's.
+
+    Args:
+        wanted: its names.
+        missing: those that are not there.
+    """
 
     def __init__(self, message: str, wanted: Collection[str], missing: Collection[str]) -> None:
         super().__init__(message)
@@ -156,7 +161,8 @@ def _read_torch(path: Path) -> dict[str, State]:
     except Exception as error:  # torch's reader raises many kinds for damaged and hostile files
         text = str(error)
         if "Weights only load failed" in text or "weights_only" in text:
-            reason = _first_line(text.rpartition("WeightsUnpickler error:")[2]) or "it is no file of plain tensors"
+            told = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+            reason = told[0].strip() if told else "it is no file of plain tensors"
             raise RefusedFile(
                 path,
                 f"cannot be read as weights and nothing in it was executed ({reason}); give a .safetensors file, or "
@@ -212,12 +218,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> RefusedFile:
-    return RefusedFile(path, f"cannot be read as weights: {_first_line(str(error)) or type(error).__name__}")
-
-
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0].strip() if lines else ""
+    return RefusedFile(path, f"cannot be read as weights: {first_line(error)}")
 
 
 def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str = "") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.maintenance.verification import verify_store
-from tests.cache_toy import tree
+from tests.cache_toy import content
 from tests.ready import Logged
 from tests.small_images import TEACHERS, cache_arguments, make_images
 
@@ -47,7 +47,7 @@ class _Patient:
         self.images = make_images(folder / "images", NUM_IMAGES)
         self._run(cache_arguments(self.images, folder / "whole"))
         self.whole = next((folder / "whole").glob("*.zarr"))
-        self._content = _content(self.whole)
+        self._content = content(self.whole)
         self._dropped: dict[Sequence[str], dict[str, bytes]] = {}
 
     def _run(self, arguments: Sequence[str], codes: Sequence[int] = (0,)) -> None:
@@ -61,7 +61,7 @@ class _Patient:
     def _extract(self, store: Path) -> None:
         """Make what is not there, and hold the store to the whole one."""
         self._run(cache_arguments(self.images, store.parent))
-        assert _content(store) == self._content, "the store differs from the undisturbed one"
+        assert content(store) == self._content, "the store differs from the undisturbed one"
         self.num_finished += 1
 
     def _killed(self, arguments: Sequence[str], fault: str | None, delay_s: float) -> bool:
@@ -81,7 +81,7 @@ class _Patient:
         if what not in self._dropped:
             store = self._copy()
             self._run(["drop", str(store), *what, "--yes"])
-            self._dropped[what] = _content(store)
+            self._dropped[what] = content(store)
         store = self._copy()
         arguments = ["drop", str(store), *what, "--yes"]
         if not self._killed(arguments, fault, delay_s):
@@ -89,9 +89,9 @@ class _Patient:
         self.kills["drop" if fault else "drop (random moment)"] += 1
         assert verify_store(store) == [], "half dropped is not damaged"
         for _ in range(2):  # the first may only finish what was begun, say so (exit code 2), and ask for another
-            if _content(store) != self._dropped[what]:
+            if content(store) != self._dropped[what]:
                 self._run(arguments, (0, 2))
-        assert _content(store) == self._dropped[what], "it is not what an undisturbed drop leaves"
+        assert content(store) == self._dropped[what], "it is not what an undisturbed drop leaves"
         self._extract(store)
         return True
 
@@ -104,7 +104,7 @@ class _Patient:
         assert found <= set(damaged) and {name for name in damaged if "manifest" in name} <= found
         arguments = ["repair", str(store), "--root", str(self.images)]
         if not self._killed(arguments, fault, delay_s):
-            assert _content(store) == self._content
+            assert content(store) == self._content
             return False
         self.kills["repair" if fault else "repair (random moment)"] += 1
         assert {problem.file for problem in verify_store(store)} <= set(damaged), "a killed repair damaged more"
@@ -112,10 +112,6 @@ class _Patient:
         assert verify_store(store) == []
         self._extract(store)
         return True
-
-
-def _content(path: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(path).items() if not name.endswith("/lock")}
 
 
 def run_maintenance_kills(folder: Path, times: int, at_random: int, most: int = 99, seed: int = 0) -> dict[str, Any]:

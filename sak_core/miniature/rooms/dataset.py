@@ -38,7 +38,8 @@ TASKS = (
 class Rooms:
     """One split of `rooms`. Loading sample i renders scene `SPLITS[split][i]`; nothing is read from disk.
 
-    size: (H, W) of the rendered pictures, px.
+    Attributes:
+        size: (H, W) of the rendered pictures, px.
     """
 
     name = "rooms"

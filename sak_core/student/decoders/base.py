@@ -14,7 +14,9 @@ from sak_core.noise import NoiseSource
 class Levels:
     """What a decoder reads: maps (B, C, h, w), one a level, shallowest first, the last one normalised.
 
-    shared: the same for all tasks. own: for each task levels of its own, where routers gave it some; else empty.
+    Attributes:
+        shared: the same for all tasks.
+        own: for each task levels of its own, where routers gave it some; else empty.
     """
 
     shared: Sequence[Tensor]
@@ -25,9 +27,11 @@ class Levels:
 class Decoded:
     """What a decoder gives.
 
-    outputs: for each task the raw output (B, channels, H, W). initial: likewise, of predictions on the way there that
-    have losses of their own; empty where there are none. routes: how much of each of N experts was taken, one
-    (B, T, N) a place where experts are weighed, tasks in order; empty without experts.
+    Attributes:
+        outputs: for each task the raw output (B, channels, H, W).
+        initial: likewise, of predictions on the way there that have losses of their own; empty where there are none.
+        routes: how much of each of N experts was taken, one (B, T, N) a place where experts are weighed, tasks in
+            order; empty without experts.
     """
 
     outputs: dict[str, Tensor]
@@ -38,16 +42,23 @@ class Decoded:
 class JointDecoder(nn.Module):
     """All tasks' outputs from one pass, in which tasks may see each other. Subclasses implement `forward`.
 
-    own_levels: at which levels it reads a task's own maps, where there are some; at the others it reads the shared
-    ones. grid: (h, w), the only grid of tokens that it takes; None where it takes any.
+    Attributes:
+        own_levels: at which levels it reads a task's own maps, where there are some; at the others it reads the shared
+            ones.
+        grid: (h, w), the only grid of tokens that it takes; None where it takes any.
     """
 
     own_levels: tuple[int, ...]
     grid: tuple[int, int] | None = None
 
     def forward(self, levels: Levels, image_size: tuple[int, int], noise: NoiseSource = None) -> Decoded:
-        """levels: of an image of `image_size` (H, W) px. noise: where training draws from.
+        """All tasks' outputs, `Decoded`.
 
-        Raises ValueError for a grid that it does not take.
+        Args:
+            levels: of an image of `image_size` (H, W) px.
+            noise: where training draws from.
+
+        Raises:
+            ValueError: it does not take this grid.
         """
         raise NotImplementedError

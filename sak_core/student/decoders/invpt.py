@@ -31,9 +31,12 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class InvPTConfig:
-    """Sizes. embed: E, channels of a task's features. pred: P, what its initial prediction adds to them.
+    """Sizes; the defaults are the published ones.
 
-    heads: of the attention. Published: 512, 64, 2.
+    Attributes:
+        embed: E, channels of a task's features.
+        pred: P, what its initial prediction adds to them.
+        heads: of the attention.
     """
 
     kind: Literal["invpt"] = "invpt"
@@ -150,7 +153,9 @@ class Stage(nn.Module):
         """Maps of all tasks (B, T, D_{i-1}, r, s), at i = 0 (B, T, D_0, r, s), to (B, T, D_i, r_i, s_i) and the scores
         that the next stage gets.
 
-        skip: S_i, (B, D_i, r_i, s_i), and message: what stage i - 1 kept; None at i = 0.
+        Args:
+            skip: S_i, (B, D_i, r_i, s_i).
+            message: what stage i - 1 kept; None at i = 0.
         """
         if skip is not None:
             size = (2 * maps.shape[3], 2 * maps.shape[4])
@@ -185,7 +190,8 @@ class TaskAttention(nn.Module):
     def forward(self, maps: Tensor, message: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalised maps (B, T, D, r, s) to what is added to them, and the scores R (B, heads, T·r/2, s/2, keys).
 
-        message: R of the stage before, None at the first.
+        Args:
+            message: R of the stage before, None at the first.
         """
         batch, num_tasks, width, *size = maps.shape
         asked = torch.stack([query(maps[:, t]) for t, query in enumerate(self.queries.values())], dim=1)

@@ -24,12 +24,15 @@ NARROWEST = 4
 
 @dataclass(frozen=True)
 class MLoREConfig:
-    """Sizes and routing.
+    """Sizes and routing; the defaults are the published ones of ViT-B.
 
-    width: D. ranks: of the experts, one each. task_rank: of a task's own low-rank convolution. top_k: experts that an
-    image keeps. pre_softmax: whether the others are left out before the softmax (published on NYUD-v2), or after it,
-    so that weights need not sum to 1 (PASCAL-Context).
-    The defaults are the published ones of ViT-B.
+    Attributes:
+        width: D.
+        ranks: of the experts, one each.
+        task_rank: of a task's own low-rank convolution.
+        top_k: experts that an image keeps.
+        pre_softmax: whether the others are left out before the softmax (published on NYUD-v2), or after it, so that
+            weights need not sum to 1 (PASCAL-Context).
     """
 
     kind: Literal["mlore"] = "mlore"
@@ -125,7 +128,11 @@ class Block(nn.Module):
         self.leave = nn.ModuleDict({name: nn.Conv2d(width, width, 1) for name in tasks})
 
     def forward(self, x: Tensor, task: str, noise: NoiseSource, name: str) -> tuple[Tensor, Tensor]:
-        """(B, D, h, w) to the same shape, and the experts' weights (B, N). name: of this block's draws."""
+        """(B, D, h, w) to the same shape, and the experts' weights (B, N).
+
+        Args:
+            name: of this block's draws.
+        """
         a = self.enter[task](x)
         weights, share = self.routers[task](a, noise, f"{name}/{task}")
         # y = BN(e) + m · own(a) + shared(stop-gradient(a))

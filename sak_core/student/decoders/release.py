@@ -24,9 +24,11 @@ _STAGE = rf"{_INVPT}invpt.invpt_stages."
 class Release:
     """How a release calls things.
 
-    names: beginnings of names here (patterns) and of the release's; `{k}` is the number of the task that the pattern
-    calls t. chunked: a pattern of the release's names whose tensors are cut into the tasks' parts here, in order.
-    unused: a pattern of what the release keeps and never uses.
+    Attributes:
+        names: beginnings of names here (patterns) and of the release's; `{k}` is the number of the task that the
+            pattern calls t.
+        chunked: a pattern of the release's names whose tensors are cut into the tasks' parts here, in order.
+        unused: a pattern of what the release keeps and never uses.
     """
 
     names: Mapping[str, str]
@@ -39,7 +41,14 @@ class Release:
         return any("{k}" in theirs for theirs in self.names.values())
 
     def name(self, ours: str, tasks: Sequence[str]) -> tuple[str, int | None]:
-        """What the release calls the entry `ours`, and of an entry there that is cut up the part's number."""
+        """What the release calls the entry `ours`, and the part's number where the entry there is cut up.
+
+        Args:
+            tasks: in the order by which the release numbers them.
+
+        Raises:
+            ValueError: it has no such entry.
+        """
         for pattern, theirs in self.names.items():
             if found := re.match(pattern, ours):
                 task = found.groupdict().get("t")
@@ -128,8 +137,12 @@ def read_release(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The entries `own` (names here) from a release's state dict, and the names there that nothing uses.
 
-    tasks: in the student's order. Raises Misfit naming what is missing, left over or of another shape, in the release's
-    names, and where the release numbers parts by another order of the tasks.
+    Args:
+        tasks: in the student's order.
+
+    Raises:
+        Misfit: entries are missing, left over or of another shape, each named as the release does; or the release
+            numbers parts by another order of the tasks.
     """
     release = RELEASES[decoder]
     unused = [name for name in state if re.fullmatch(release.unused, name)]

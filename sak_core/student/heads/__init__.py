@@ -10,8 +10,10 @@ HEADS: dict[str, type[Head]] = {"sak": SakHead, "linear": LinearHead, "dpt": DPT
 
 
 def build_head(name: str, width: int, num_levels: int, channels: int) -> Head:
-    """The head `name` for `num_levels` maps of `width` channels, giving `channels`. Raises ValueError for
-    unknown names.
+    """The head `name` for `num_levels` maps of `width` channels, giving `channels`.
+
+    Raises:
+        ValueError: there is no such head.
     """
     return find("head", name, HEADS)(width, num_levels, channels)
 

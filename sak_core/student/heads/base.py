@@ -22,8 +22,7 @@ class Head(nn.Module):
         return resize(self.decode(levels, image_size), image_size)
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, h, w) to (B, C, *size): bilinear, align_corners false, no antialias."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    wanted = tuple(size)
+    return maps if maps.shape[2:] == wanted else F.interpolate(maps, size=wanted, mode="bilinear", align_corners=False)
