@@ -60,7 +60,7 @@ def publish(request: PublishRequest) -> dict[str, Any]:
     What was interrupted goes on.
 
     Raises:
-        UserError: `request.confirm` did not say yes, a store is not complete, or the target holds images that were to stay.
+        UserError: nobody said yes, a store is not complete, or the target holds images that were to stay.
     """
     stores = _stores(request.sources)
     place = as_place(request.target)
