@@ -136,10 +136,15 @@ def places(
     roots: Mapping[str, Path] | None = None,
     weights: Mapping[str, Path] | None = None,
 ) -> Places:
-    """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`."""
+    """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`.
+
+    Caches on the hub are at one commit from here on, whoever commits meanwhile.
+    """
+    from cache.places.addresses import pinned
     from pipeline.runs import Places
 
-    return Places(out if isinstance(out, Path) or "://" in out else Path(out), Path(runs), roots or {}, weights or {})
+    features = out if isinstance(out, Path) or "://" in out else Path(out)
+    return Places(pinned(features), Path(runs), roots or {}, weights or {})
 
 
 @with_advice

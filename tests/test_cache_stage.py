@@ -308,3 +308,10 @@ def test_a_run_goes_on_where_the_disk_is_full(small: Path, tmp_path: Path) -> No
         done = sak("distill", "demo", "--run", tmp_path / "staged", *own, *stage)
     assert done.stderr.count("staging stops") == 1 and "No space left on device" in done.stderr
     assert logged(tmp_path / "plain") == logged(tmp_path / "staged")
+
+
+def test_a_staged_place_is_at_the_others_commit(store: Store, tmp_path: Path) -> None:
+    class Committed(FarPlace):
+        pinned = "hf://datasets/lab/trio@" + "0" * 40
+
+    assert StagedPlace(Committed(store.path), Stage(tmp_path, GB)).pinned == Committed.pinned

@@ -20,7 +20,7 @@ from cache.format.groups import with_lower
 from cache.format.layout import ArraySpec
 from cache.format.manifest import SOURCE, PartManifest, can_be_left_out, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
-from cache.places.addresses import as_place
+from cache.places.addresses import as_target
 from cache.places.files import FileDigest, digest_of
 from cache.places.place import Place
 from cache.store import Store
@@ -143,12 +143,12 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
     """What copying `selection` of `store` into the folder of caches `root` still takes; writes nothing.
 
     Raises:
-        BadInput: `root` is a web server's, or the store there was made from other pixels or labels.
+        BadInput: `root` is a web server's or a fixed revision of a repository, or the store there was made from other
+            pixels or labels.
         LeftOut: `root` holds the store without images that are asked for, or has room for more of them than there are.
         CorruptFile: a manifest file of either side is damaged.
     """
-    root = as_place(root)
-    root.check_writable()
+    root = as_target(root)
     target = root / store.spec.store_name
     parts = []
     for part in (SOURCE, *map(teacher_part, selection.teachers)):
@@ -222,6 +222,7 @@ def copy_store(plan: CopyPlan, progress: Callable[[int], None] | None = None) ->
         with copy.lock(part.name):
             _copy_metadata(plan, part, copy)
             _copy_shards(plan.store, part, copy, progress)
+    copy.place.finish()
     return copy
 
 

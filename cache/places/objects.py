@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 SCHEMES = ("az", "gs", "s3")
 _NUM_WRITERS = 16
-_COALESCED_GAP = 256 << 10
+COALESCED_GAP = 256 << 10
 """Ranges of one object that are no farther apart are fetched by one request: bytes are cheaper than round trips."""
 _ATTEMPTS = 4
 """Of a request that obstore does not repeat by itself: an answer that broke off, a write of which none came.
@@ -272,7 +272,7 @@ class ObjectFile(OpenFile):
         starts = [start for start, _ in ranges]
         lengths = [sum(map(len, targets)) for _, targets in ranges]
         answers = _again(
-            lambda: obstore.get_ranges(self._store, self._path, starts=starts, lengths=lengths, coalesce=_COALESCED_GAP)
+            lambda: obstore.get_ranges(self._store, self._path, starts=starts, lengths=lengths, coalesce=COALESCED_GAP)
         )
         for answer, (_, targets) in zip(answers, ranges, strict=True):
             fill(targets, memoryview(answer))

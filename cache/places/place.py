@@ -1,5 +1,6 @@
 """Where a store's files lie: a folder of this machine (`local`), a prefix in a bucket (`objects`),
-or behind a web server (`web`); and one of these of which this machine keeps what it read (`staged`).
+behind a web server (`web`), or in a repository of the Hugging Face hub (`hub`); and one of these of which this machine
+keeps what it read (`staged`).
 
 Everything else in this package names a file by its path below the store, with ``/`` between the parts, and asks
 the store's place for it.
@@ -42,6 +43,11 @@ class Place(ABC):
     def show(self, name: str) -> str:
         """The path or address of a file, for messages."""
         return f"{self.shown}/{name}"
+
+    @property
+    def pinned(self) -> str | None:
+        """Its address with the commit that it is read at, where there are commits: the same bytes for ever."""
+        return None
 
     @abstractmethod
     def child(self, name: str) -> Place:
@@ -152,3 +158,10 @@ class Place(ABC):
     @abstractmethod
     def remove_temporaries(self, folders: Sequence[str]) -> None:
         """Delete the half-written files that killed writers left directly in `folders`."""
+
+    def finish(self) -> None:  # noqa: B027  (most places have nothing left to do)
+        """Make durable what was written, where `write` could not yet, since that takes a commit.
+
+        Raises:
+            WriteFailed: it was refused.
+        """

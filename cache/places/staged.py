@@ -33,6 +33,11 @@ class StagedPlace(Place):
         self.shown, self.name, self.num_readers = far.shown, far.name, far.num_readers
         self._files: dict[str, FileDigest] = {}
 
+    @property
+    def pinned(self) -> str | None:
+        """See `Place`."""
+        return self.far.pinned
+
     def child(self, name: str) -> StagedPlace:
         """See `Place`."""
         return StagedPlace(self.far.child(name), self.stage)

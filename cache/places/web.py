@@ -10,15 +10,14 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cache.errors import BadInput, CorruptFile, PlaceWarning, StoreNotFound
-from cache.places.files import BeforeCommit, Buffers, FileDigest, canonical_json
-from cache.places.locks import OnWait
+from cache.places.files import canonical_json
+from cache.places.listed import ListedPlace, ReadOnlyPlace
 from cache.places.objects import Answer, NoRanges, ObjectFile, ObjectPlace
 from cache.places.open_files import OpenFile, Range, fill
-from cache.places.place import Change, Place
+from cache.places.place import Place
 from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ def write_catalogue(root: Place) -> None:
     """Write what stores a folder of caches holds, with the size of every file, into the folder itself."""
     stores = {name: _public(root / name) for name in root.folders() if name.endswith(_STORE)}
     root.write({CATALOGUE: [canonical_json({"format": FORMAT, "stores": stores})]}, replace=True)
+    root.finish()
 
 
 def _public(store: Place) -> dict[str, int]:
@@ -105,7 +105,7 @@ class _Catalogue:
             return self._sizes
 
 
-class WebPlace(ObjectPlace):
+class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
     """A folder of a web server, read-only.
 
     Args:
@@ -154,59 +154,17 @@ class WebPlace(ObjectPlace):
         """See `Place`."""
         return WebPlace(self.store, f"{self.prefix}{name}/", f"{self.shown}/{name}", self._catalogue)
 
-    # -- reading ----------------------------------------------------------------------------------
-
-    def exists(self, name: str) -> bool:
-        """See `Place`; asks the catalogue alone."""
-        return self.prefix + name in self._catalogue.sizes()
-
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
-        prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
-        skip = len(self.prefix)
-        return {name[skip:]: size for name, size in self._catalogue.sizes().items() if name.startswith(prefix)}
-
-    def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
-        skip = len(folder.strip("/")) + 1 if folder else 0
-        below = (name[skip:].partition("/") for name in self.sizes(folder))
-        return sorted({first for first, slash, _ in below if slash})
+    def listing(self) -> Mapping[str, int]:
+        """See `ListedPlace`."""
+        return self._catalogue.sizes()
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks nothing."""
         return _WebFile(self.store, self.prefix + name, self.show(name))
 
-    # -- writing ----------------------------------------------------------------------------------
-
     def check_writable(self) -> NoReturn:
         """See `Place`."""
         raise BadInput(f"{self.shown}: a web server is only read from; write to a folder or a bucket")
-
-    def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
-    ) -> dict[str, FileDigest]:
-        """Refused, as all that writes."""
-        self.check_writable()
-
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def remove(self, folder: str) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def delete(self, names: Sequence[str]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def append(self, name: str, line: bytes) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """Refused: whoever locks is about to write."""
-        self.check_writable()
 
 
 class _WebFile(ObjectFile):

@@ -35,7 +35,8 @@ def copy(
 
     Either may be an address such as s3://bucket/features. Digests are checked on the way; what was interrupted
     goes on with the same command. A copy of some levels or views is a store of its own. SOURCE may also lie behind
-    a web server, https://host/features, by the catalogue.json that is written beside the copies.
+    a web server, https://host/features, by the catalogue.json that is written beside the copies. Either may be on the
+    Hugging Face hub, hf://datasets/OWNER/NAME/folder; a new repository is private.
     """
     from pipeline.maintenance.copy_caches import CopyRequest, copy_text
     from pipeline.maintenance.copy_caches import copy as run

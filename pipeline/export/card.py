@@ -151,7 +151,9 @@ def _use(config: PretrainedConfig, model_id: str) -> str:
 
 def _data(about: About) -> str:
     rows = [[d.stage, f"{d.dataset} {d.split}", d.size, str(d.samples), str(d.views)] for d in about.data]
-    return table(["stage", "data", "view", "images", "views"], rows)
+    read_at = dict.fromkeys(d.read_at for d in about.data if d.read_at)
+    told = table(["stage", "data", "view", "images", "views"], rows)
+    return told + "".join(f"\n\nRead at `{address}`." for address in read_at)
 
 
 def _teachers(about: About) -> str:

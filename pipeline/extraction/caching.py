@@ -43,6 +43,7 @@ def run_cache(request: CacheRequest) -> dict[str, Any]:
 
     Everything that can be known before the first row is checked before it: names, teachers' weights, the disk.
     """
+    as_place(request.features).check_writable()
     get_codec(request.options.codec)
     dataset = request.source.open()
     partly = unlabelled(dataset)

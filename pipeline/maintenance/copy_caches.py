@@ -10,7 +10,8 @@ from typing import Any
 from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
-from cache.places.addresses import as_place
+from cache.places.addresses import as_place, as_target, pinned
+from cache.places.place import Place
 from cache.places.web import write_catalogue
 from cache.store import Store, find_stores
 from pipeline.console import amount, progress, say
@@ -38,19 +39,20 @@ class CopyRequest:
 
 def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
-    plans = [plan_copy(store, request.target, selection) for store, selection in _selections(request)]
+    target = as_target(request.target)
+    plans = [plan_copy(store, target, selection) for store, selection in _selections(request)]
     for plan in plans:
         if request.levels is not None:
             _tell_company(plan, request.levels)
-    results = make_copies(plans, request.target, dry_run)
+    results = make_copies(plans, target, dry_run)
     if not dry_run:
-        write_catalogue(as_place(request.target))
+        write_catalogue(target)
     return {"copied": not dry_run, "stores": results}
 
 
-def make_copies(plans: Sequence[CopyPlan], target: Path | str, dry_run: bool = False) -> list[dict[str, Any]]:
+def make_copies(plans: Sequence[CopyPlan], target: Place, dry_run: bool = False) -> list[dict[str, Any]]:
     """Make the copies into `target`, or say what they would take; returns it, a store each, JSON-able."""
-    check_disk(target, sum(plan.num_bytes for plan in plans), "the copies")
+    check_disk(target.shown, sum(plan.num_bytes for plan in plans), "the copies")
     results = []
     for plan in plans:
         if not dry_run:
@@ -117,17 +119,18 @@ def stores_at(source: Path | str) -> list[Store]:
 
 def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
     """The stores to copy, and what of each."""
+    source = pinned(request.source)
     if request.recipe is None:
-        for store in stores_at(request.source):
+        for store in stores_at(source):
             yield store, select(store, request.views, request.teachers, request.levels)
         return
-    place = as_place(request.source)
+    place = as_place(source)
     one = Store.open(place) if PartManifest(place, SOURCE).exists else None
     wanted: dict[str, tuple[Store, int, tuple[str, ...]]] = {}
     for data, teachers in _reads(request.recipe):
         if one and not is_store_of(one, data):
             continue
-        store = one or find_store(request.source, data, teachers, with_pixels=False)
+        store = one or find_store(source, data, teachers, with_pixels=False)
         _, views, names = wanted.get(store.name, (store, 0, ()))
         wanted[store.name] = store, max(views, data.views), tuple(dict.fromkeys([*names, *teachers]))
     if not wanted:

@@ -12,7 +12,7 @@ from cache.codecs import get_codec
 from cache.codecs.fidelity import Fidelity
 from cache.format.manifest import FOLDER, LOG, SOURCE, teacher_part
 from cache.maintenance.verification import Problem, verify_store
-from cache.places.addresses import as_place
+from cache.places.addresses import as_place, pinned
 from cache.store import Store
 from pipeline.console import amount, progress, red
 from pipeline.extraction.stored_fidelity import logged_fidelity
@@ -33,6 +33,7 @@ def store_info(path: Path | str) -> dict[str, Any]:
     invalid = store.invalid(store.num_views)
     return {
         "store": str(path),
+        **({"read_at": store.place.pinned} if store.place.pinned else {}),
         "dataset": spec.dataset,
         "split": spec.split,
         "size": list(spec.size),
@@ -110,6 +111,7 @@ def info_text(info: Mapping[str, Any]) -> str:
     height, width = info["size"]
     lines = [
         info["store"],
+        *([f"  read at {info['read_at']}"] if "read_at" in info else []),
         f"  {info['dataset']} {info['split']}: {info['samples']} samples x {info['views']} views of {height}x{width} "
         f"px, {amount(info['bytes'])} in all",
         f"  labels: {', '.join(info['labels']) or 'none'}",
@@ -216,8 +218,9 @@ def verify(
 
     Rows are recomputed only where every digest holds: damage is said first, and repaired first.
     """
-    problems = [problem_dict(problem) for problem in find_problems(path)]
-    result: dict[str, Any] = {"store": str(path), "problems": problems}
+    result: dict[str, Any] = {"store": str(path)}
+    path = pinned(path)
+    problems = result["problems"] = [problem_dict(problem) for problem in find_problems(path)]
     if not problems and (left_out := Store.open(path).left_out):
         result["left_out"] = sorted(left_out)
     if live and not problems:

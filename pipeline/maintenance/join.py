@@ -14,7 +14,7 @@ from cache.format.manifest import SOURCE
 from cache.format.spec import SourceSpec
 from cache.maintenance.left_out import missing_files, put_back
 from cache.maintenance.store_copy import plan_copy, select
-from cache.places.addresses import as_place
+from cache.places.addresses import as_place, as_target, pinned
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
@@ -59,7 +59,7 @@ def join(request: JoinRequest) -> dict[str, Any]:
     Raises:
         UserError: the data set is not there, or has other labels.
     """
-    stores = stores_at(request.features)
+    stores = stores_at(pinned(request.features))
     left_out = [store for store in stores if store.left_out]
     if request.out is None:
         for store in left_out:
@@ -101,8 +101,9 @@ def _join(store: Store, request: JoinRequest) -> dict[str, Any]:
         return _ended(store, images=absent)
     _check_labels(store, source_spec(dataset, asked))
     if request.out is not None:
-        plan = plan_copy(store, request.out, select(store))
-        make_copies([plan], request.out)
+        target = as_target(request.out)
+        plan = plan_copy(store, target, select(store))
+        make_copies([plan], target)
         store = Store.open(plan.target)
     if not store.left_out:  # it lay there whole, and has these teachers now
         return _ended(store)

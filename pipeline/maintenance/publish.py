@@ -10,7 +10,7 @@ from typing import Any
 
 from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.maintenance.store_copy import plan_copy, select
-from cache.places.addresses import as_place
+from cache.places.addresses import as_target
 from cache.places.place import Place
 from cache.places.web import write_catalogue
 from cache.store import Store, find_stores
@@ -63,7 +63,7 @@ def publish(request: PublishRequest) -> dict[str, Any]:
         UserError: nobody said yes, a store is not complete, or the target holds images that were to stay.
     """
     stores = _stores(request.sources)
-    place = as_place(request.target)
+    place = as_target(request.target)
     stated = stated_licences(place)
     terms = {store.name: data_terms(store.spec, request.data_licence or stated.get(store.name)) for store in stores}
     _check(stores, place, request.pixels)
@@ -78,7 +78,7 @@ def publish(request: PublishRequest) -> dict[str, Any]:
     num_bytes = sum(plan.num_bytes for plan in plans)
     if not request.dry_run:
         _ask(request.confirm, f"publish {len(stores)} stores ({amount(num_bytes)} to copy) at {place.shown}?")
-    copies = make_copies(plans, request.target, request.dry_run)
+    copies = make_copies(plans, place, request.dry_run)
     card = None if request.dry_run else _write_beside(place, terms)
     return {
         "published": not request.dry_run,

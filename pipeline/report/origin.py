@@ -11,6 +11,7 @@ from pipeline.recipes.config import STAGES, load_recipe, recipe_names
 from pipeline.report.elements import Block, Column, Listing, Panel, Table, Text, count, name
 from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
 from pipeline.runs.licences import strictest
+from pipeline.runs.origin import addresses
 from sak_common.differences import NOTHING, differences
 
 OWN = ("name", "stage", "seed", "arm")
@@ -137,8 +138,10 @@ def _shown(value: Any) -> str:
 
 def _digests(found: StudyFacts) -> list[Block]:
     digests: dict[tuple[str, str, str], list[str]] = {}
+    origins = []
     for run in found.runs:
         for origin in (run.results.get("made_from", {}), run.on.made_from if run.on else {}):
+            origins.append(origin)
             for store, parts in origin.get("caches", {}).items():
                 for part, digest in parts.items():
                     digests.setdefault((store, part, digest), []).append(run.name)
@@ -149,7 +152,9 @@ def _digests(found: StudyFacts) -> list[Block]:
         [name(store), name(part), name(digest), count(len(set(names)))]
         for (store, part, digest), names in sorted(digests.items())
     ]
-    return [Table("digests", "What was read: SHA-256 over the digests of a part's files", columns, rows)]
+    table = Table("digests", "What was read: SHA-256 over the digests of a part's files", columns, rows)
+    read_at = sorted({address for origin in origins for address in addresses(origin).values()})
+    return [table, *([Text(f"Read from the hub, at these commits: {', '.join(read_at)}.", "note")] if read_at else [])]
 
 
 def _commands(found: StudyFacts) -> Sequence[Block]:

@@ -58,7 +58,10 @@ class TeacherOrigin(Strict):
 
 
 class DataOrigin(Strict):
-    """A cache the model was trained on. size: of its views, HxW px. views: that the epochs cycled through."""
+    """A cache the model was trained on. size: of its views, HxW px. views: that the epochs cycled through.
+
+    read_at: its address with the commit, where it was read from the hub.
+    """
 
     stage: str
     dataset: str
@@ -67,6 +70,13 @@ class DataOrigin(Strict):
     samples: int
     views: int
     cache: str
+    read_at: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there was the hub, where it was not."""
+        values: dict[str, Any] = as_it_is(self)
+        return values if self.read_at else {key: value for key, value in values.items() if key != "read_at"}
 
 
 class Lineage(Strict):
@@ -109,6 +119,7 @@ def record(
         samples=int(store.valid(recipe.data.views).sum()),
         views=recipe.data.views,
         cache=store.name,
+        read_at=store.place.pinned,
     )
     origins = {origin.name: origin for origin in (before.teachers if before else ())}
     origins.update({name: _teacher(store, name) for name in teachers})

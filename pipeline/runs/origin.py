@@ -32,13 +32,16 @@ Origin = dict[str, Any]
 CODE = "code"
 """Versions: of an origin, but no reason to compute anew what is finished."""
 
+READ_AT = "read_at"
+
 
 def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = None) -> Origin:
     """What a run of `recipe` that begins with the run `stage1` computes its weights and its validation from.
 
     caches: store -> part -> digest of its files. facts: store -> digest of what it says of itself: labels, their
-    coding, teachers. validation: both of these, of the split that is scored. begins_with: digest of the weights file
-    that training starts from. code: versions. Raises `UserError` where a cache is not there, or not complete.
+    coding, teachers. read_at: store -> its address with the commit, where it is read from the hub; another commit of
+    the same digests changes nothing. validation: these, of the split that is scored. begins_with: digest of the weights
+    file that training starts from. code: versions. Raises `UserError` where a cache is not there, or not complete.
     """
     parts = parts_read(recipe)
     store = training_store(features, recipe, parts)
@@ -46,6 +49,7 @@ def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = No
     origin = {
         "caches": {store.name: digest(store, () if is_live else parts, recipe.data.views)},
         "facts": {store.name: _facts(store, parts)},
+        **_read_at(store),
         **_begins_with(recipe, stage1),
         CODE: {"sak": __version__, "torch": torch.__version__},
     }
@@ -54,6 +58,7 @@ def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = No
         origin["validation"] = {
             "caches": {validated.name: digest(validated, read, 1)},
             "facts": {validated.name: _facts(validated, read)},
+            **_read_at(validated),
         }
     return origin
 
@@ -68,6 +73,7 @@ def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin
     return {
         "caches": {store.name: digest(store, teachers, 1)},
         "facts": {store.name: _facts(store, teachers)},
+        **_read_at(store),
         "weights": _digest_of(checkpoint.scored_weights(run)),
         CODE: {"sak": __version__},
     }
@@ -141,6 +147,15 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     file = student_folder(recipe.init) / WEIGHTS if recipe.init else stem_file(recipe.student.stem.weights or "")
     # the hub's do not change under their name
     return {"begins_with": _digest_of(file)} if file.is_file() else {}
+
+
+def _read_at(store: Store) -> dict[str, dict[str, str]]:
+    return {READ_AT: {store.name: store.place.pinned}} if store.place.pinned else {}
+
+
+def addresses(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The stores of an origin that were read at a commit of the hub, with their addresses there."""
+    return {**origin.get(READ_AT, {}), **origin.get("validation", {}).get(READ_AT, {})}
 
 
 def _facts(store: Store, teachers: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import console
 from pipeline.recipes.config import Recipe
+from pipeline.runs.origin import addresses
 
 FILES = """\
 - `recipe.json`: every setting, resolved
@@ -43,6 +44,7 @@ def run_readme(
         lines += ["Made from", ""]
         for store, parts in made_from["caches"].items():
             lines.append(f"- `{store}`: " + ", ".join(f"{part} {digest[:12]}" for part, digest in parts.items()))
+        lines += [f"- read at `{address}`" for address in addresses(made_from).values()]
         lines += [f"- {', '.join(f'{name} {version}' for name, version in made_from['code'].items())}", ""]
     lines += _results(results) if results else ["Not finished; the command above goes on where it stopped.", ""]
     return "\n".join([*lines, FILES])
