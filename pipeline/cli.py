@@ -21,6 +21,7 @@ from pipeline.commands import (
     miniature,
     models,
     publish,
+    redundancy,
     report,
     reproduce,
     stores,
@@ -69,6 +70,7 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         publish.publish: "Hand stores out to others, with a card.",
         publish.join: "Render the pixels of published features.",
         frontier.frontier: "Measure every codec on your features.",
+        redundancy.redundancy: "Measure what teachers tell of each other.",
     },
     "Elsewhere": {
         models.import_reference: "Read a checkpoint of the authors' release.",

@@ -17,6 +17,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        """A worker's way to its parent."""
+        return Interrupted, (self.exit_code - 128,)
+
 
 @dataclass
 class StopRequest:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SakError(Exception):
     """Something is wrong with what was asked, or with what it was asked of; the message says what, where, what to do.
@@ -9,9 +12,19 @@ class SakError(Exception):
     The command line prints the message alone; any other exception is a fault of the program and keeps its traceback.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It reaches another process whole, whatever its class is made from: pickle would make it from its message."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: the message and notes alone, as the command line does."""
         return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]
+
+
+def _again(kind: type[SakError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> SakError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -30,7 +31,8 @@ class Browser:
         self._read, from_browser = os.pipe()
 
         def on_3_and_4() -> None:
-            read, write = os.dup(to_browser), os.dup(from_browser)
+            # out of the way first: either may be 3 or 4 itself, where these are free
+            read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser))
             os.dup2(read, 3)
             os.dup2(write, 4)
 

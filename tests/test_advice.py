@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from cache import errors
 from pipeline.advice import ADVICE, advised
+from pipeline.errors import UserError
+from pipeline.interrupts import Interrupted
 from sak_common.errors import SakError
-from sak_core.errors import NoWeights, PerhapsOwnCode, SeveralInputs
+from sak_common.names import UnknownName
+from sak_core.errors import NoWeights, PerhapsOwnCode, SeveralInputs, UnreadableSample
 from tests.conftest import cache_split, refusal
 
 
@@ -54,3 +59,21 @@ def test_the_command_line_says_what_to_do(features: Path, tmp_path: Path) -> Non
     next((store / "pixels").glob("c.0.0*")).write_bytes(b"")
     torn = cache_split(tmp_path, "val", "--teacher", "mini-dino", check=False)
     assert torn.returncode == 2 and "`sak repair` mends it" in torn.stderr
+
+
+def test_errors_reach_another_process_whole() -> None:
+    """A worker's error is pickled on its way; one that cannot be made again there ends the whole pool instead."""
+    told = UserError("no")
+    told.add_note("but yes")
+    for error in (
+        told,
+        errors.CorruptFile("a/b", "is cut short"),
+        errors.SpecMismatch("a.zarr", "policy.scale", 1.0, 2.0),
+        errors.UncommittedRow("level_1", 3, 1, 0),
+        errors.CalibrationDiffers("mini-sam", "weight"),
+        UnknownName("unknown teacher 'x'"),
+        UnreadableSample("room.png", "is cut short"),
+        Interrupted(signal.SIGTERM),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)

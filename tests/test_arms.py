@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import ARMS, build_model, find_arm
 from pipeline.recipes.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.runs import Places
+from pipeline.studies import ablate
 from pipeline.studies.jobs import check, plan
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import refusal, sak
+from tests.stopped import trains_or_is_stopped
 
 TEACHER_ARMS = ["teacher:mini-dino", "teacher:mini-sam", "oracle", "teachers"]
 NAMES = ["single-task", "multi-task", "invpt", "mlore", *TEACHER_ARMS, "many-to-one", "sak"]
@@ -223,3 +226,13 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
     )
     name = "paths.mini-sam.adapters.2.down.weight"
     assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
+
+
+def test_a_stopped_study_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that train on would hold their runs' folders, and the terminal until they are done."""
+    trains = tmp_path / "trains"
+    monkeypatch.setattr(ablate, "_groups", lambda *_: [[trains], [tmp_path / "stopped"]])
+    monkeypatch.setattr(ablate, "_run_group", trains_or_is_stopped)
+    with pytest.raises(Interrupted):
+        ablate._run_all([], workers=2, share_reads=1)
+    assert (tmp_path / "begun").exists() and not trains.exists()

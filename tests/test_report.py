@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from scipy import stats
 
 from pipeline.errors import UserError
 from pipeline.report.collect import kind_of
+from pipeline.report.drawing import draw
 from pipeline.report.report import report
 from pipeline.runs import Places
 from sak_core.tasks import KINDS, Task
 from tests.conftest import answer, refusal, sak
-from tests.written_study import IMAGES, MIOU, RMSE, put, write_run, write_study
+from tests.written_study import IMAGES, MIOU, RMSE, SECONDS_BY_PART, put, write_run, write_study
 
 Made = tuple[dict[str, Any], str]
 """What `report` returns, and the page."""
@@ -63,7 +65,7 @@ def test_the_answer_names_the_winner_its_lead_and_what_is_not_established(known:
     lead = {row["arm"]: row for row in table(known, "lead")}
     assert lead["without mini-sam"]["verdict"] == "worse" and lead["many-to-one"]["verdict"] == "not established"
     assert "sak has the highest mean gain over multi-task" in known[1]
-    assert f"+{mean(gains('sak')):.1f} %" in known[1]
+    assert f"+{mean(gains('sak')):.1f}\N{NO-BREAK SPACE}%" in known[1]
     ahead = mean(gains("sak")) - mean(gains("without mini-sam"))
     assert f"Its lead on the next, without mini-sam, is +{ahead:.1f} points" in known[1]
 
@@ -116,11 +118,25 @@ def test_routers_with_their_spread_and_the_price_of_leaving_a_teacher_out(known:
     assert semseg["its weight"] == pytest.approx(0.2)
 
 
-def test_cosines_over_steps(known: Made) -> None:
+def test_cosines_over_steps_of_training_and_of_held_out_rows(known: Made) -> None:
+    """Validated at steps 20, 40 and 60; the mean over seeds takes away what they differ by."""
     rows = {row["teacher and level"]: row for row in table(known, "cosines-table")}
     assert rows["mini-sam, level 2"]["first logged"] == pytest.approx(0.71)
     assert rows["mini-sam, level 2"]["last logged"] == pytest.approx(0.76)
+    assert rows["mini-sam, level 2"]["validation, first"] == pytest.approx(0.62)
+    assert rows["mini-sam, level 2"]["validation, last"] == pytest.approx(0.66)
     assert rows["mini-sam, level 2"]["held-out rows, at the end"] is None
+    assert "Dashed: rows that were validated on" in known[1]
+
+
+def test_where_a_steps_time_goes(known: Made) -> None:
+    rows = {row["arm and stage"]: row for row in table(known, "steps-table")}
+    first = rows["sak, stage 1"]
+    assert [first[f"{part}, ms"] for part in SECONDS_BY_PART] == pytest.approx([15, 150, 250, 50, 10, 25])
+    assert first["data %"] == pytest.approx(3.0)
+    assert rows["sak, stage 2"]["backward, ms"] == pytest.approx(15_000 / 40)
+    assert "multi-task, stage 1" not in rows and "multi-task, stage 2" in rows
+    assert '<figure id="steps">' in known[1]
 
 
 def test_how_it_was_made(known: Made) -> None:
@@ -176,6 +192,22 @@ def _broken(folder: Path) -> None:
     (folder / "sak-seed2-finetune" / "metrics.jsonl").write_text('{"step": 10, "loss": 1}\n{"step": 20, "lo')
 
 
+def _failed(folder: Path) -> None:
+    failed = [{"run": "many-to-one-seed1-finetune", "why": "step 3: depth is inf"}]
+    put(folder / "table.json", {**json.loads((folder / "table.json").read_text()), "failed": failed})
+    for path in (folder / "many-to-one-seed1-finetune").glob("*.json"):
+        path.unlink()
+
+
+def _of_an_earlier_version(folder: Path) -> None:
+    for path in folder.glob("*/results.json"):
+        results = json.loads(path.read_text())
+        del results["seconds_by_part"]
+        put(path, results)
+    for path in folder.glob("*/metrics.jsonl"):
+        path.write_text('{"step": 10, "loss": 1.0}\n')
+
+
 def _no_labels(folder: Path) -> None:
     for path in folder.glob("*/scores-*.json"):
         kept = json.loads(path.read_text())
@@ -191,6 +223,21 @@ def _no_labels(folder: Path) -> None:
         (
             _broken,
             ["results.json cannot be read", "scores-rooms-test-96x96.json cannot be read", "One run has not begun"],
+        ),
+        (
+            _failed,
+            [
+                "many-to-one-seed1-finetune failed: step 3: depth is inf.",
+                "Without scores for seed 1, their means over the others: many-to-one.",
+            ],
+        ),
+        (
+            _of_an_earlier_version,
+            [
+                "Where a step&#39;s time goes is not told",
+                "No run has logged router weights",
+                "has logged no cosines yet",
+            ],
         ),
         (_no_labels, ["multi-task has no score on semseg, depth"]),
     ],
@@ -212,6 +259,8 @@ def test_one_seed_and_one_task(tmp_path: Path) -> None:
     best = table(found, "standings")[0]
     assert best["arm"] == "sak" and best["gain %"] == pytest.approx(20.0)
     assert (best["from"], best["to"], best["verdict"]) == (None, None, "not established")
+    for told in (best, table(found, "scores")[0], table(found, "router-sak")[0]):
+        assert not any(column.startswith("± std") for column in told), "nothing varies over one seed"
     assert "one seed: not established" in found[1] and "One seed: another one moves scores" in found[1]
 
 
@@ -308,3 +357,15 @@ def test_scores_of_weights_of_many_seeds_stay_small(tmp_path: Path) -> None:
             told["per_image"] = {f"room-{i}": 1.0 + i for i in range(1000)}
         put(path, details)
     assert made(tmp_path / "runs")[0]["bytes"] < 1_500_000
+
+
+def test_a_drawing_writes_the_numbers_that_it_draws() -> None:
+    """Coordinates are cut to two decimals, and text between tags is no coordinate."""
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 1], [0.125, 0.1375])
+        axes.set_yticks([0.125, 0.1375])
+
+    drawn = draw("ticks", 200, paint)
+    assert ">0.1250<" in drawn and ">0.1375<" in drawn
+    assert re.search(r'd="[^"]*\d\.\d{2}\b', drawn) and not re.search(r'd="[^"]*\d\.\d{3}', drawn)

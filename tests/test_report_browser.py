@@ -18,6 +18,8 @@ from tests.written_study import write_study
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine: apt-get install chromium")
 
 WIDE, NARROW = 1280, 380
+PRINTED = 720
+"""What is between the margins of A4, in px."""
 PANELS = ("answer", "arms", "routers", "paths", "predictions", "cost", "origin")
 
 LOW_CONTRAST = """
@@ -143,6 +145,12 @@ def test_the_page_prints(page: Path, opened: Browser) -> None:
     printed: dict[str, Any] = opened.ask("Page.printToPDF", printBackground=True)
     assert len(printed["data"]) > 50_000
     assert opened.run("document.querySelectorAll('section h2').length") == len(PANELS)
+    opened.open(page, PRINTED)
+    opened.ask("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert opened.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    finally:
+        opened.ask("Emulation.setEmulatedMedia", media="")
 
 
 def test_pictures_have_words_and_headings_have_order(page: Path, opened: Browser) -> None:

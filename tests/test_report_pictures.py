@@ -12,8 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from cache.store import Store, find_stores
+from pipeline.recipes.arms import build_model, run_model
+from pipeline.recipes.config import load_recipe
+from pipeline.recipes.stores import store_tasks
+from pipeline.report.examples import Opened
+from pipeline.report.facts import RunFacts
 from pipeline.report.predictions import error_map
+from pipeline.report.routers import maps_figure, token_weights
 from pipeline.runs import Places
+from pipeline.training.clock import PARTS
 from pipeline.training.evaluate import load_model
 from pipeline.training.few_rows import few_rows
 from sak_core.labels import IGNORE
@@ -45,7 +52,8 @@ def test_features_are_pictured_beside_their_teachers_and_their_cosine_is_the_mod
     near = F.cosine_similarity(ours, batch.features["mini-sam"][-1], dim=1).flatten(1).mean(1).tolist()
     assert [row[2] for row in tables["pca-mini-sam-table"]["rows"]] == pytest.approx(near, abs=1e-5)
     assert all(row[1] > 0.999 for row in tables["pca-mini-sam-table"]["rows"]), "the teacher itself, against its cache"
-    held = {row[0]: row[3] for row in tables["cosines-table"]["rows"]}
+    at = tables["cosines-table"]["columns"].index("held-out rows, at the end")
+    held = {row[0]: row[at] for row in tables["cosines-table"]["rows"]}
     assert -1 < held["mini-sam, level 4"] < 1
     assert page.count("data:image/webp;base64,") > 20
 
@@ -67,6 +75,36 @@ def test_what_the_cache_cost_stands_beside_what_it_promised(made: tuple[Tables, 
     assert train[1] == 96 and train[2] > 0 and train[3] == pytest.approx(1000 * train[2] / 96)
     assert train[6] == "fp16" and train[8] > train[7] > 0.99
     assert made[0]["reuse"]["rows"][0][1] > 0
+
+
+def test_a_step_is_divided_as_the_runs_measured_it(made: tuple[Tables, str], trained: Path) -> None:
+    rows = {row[0]: row[1:] for row in made[0]["steps-table"]["rows"]}
+    for name, run in (("sak, stage 1", trained.with_name("one")), ("sak, stage 2", trained)):
+        parts = json.loads((run / "results.json").read_text())["seconds_by_part"]
+        assert rows[name][:-1] == pytest.approx([1000 * parts[part] / 4 for part in PARTS])
+        assert all(parts[part] > 0 for part in ("forward", "backward", "optimizer", "saving"))
+
+
+def test_maps_of_token_routers_are_the_routers_own_weights(features: Path) -> None:
+    store: Store = find_stores(features, "rooms", "test")[0]
+    recipe = load_recipe("demo", "finetune", {"student.router": "token"})
+    tasks = store_tasks(store, ["semseg", "depth"])
+    model = build_model(recipe, store, tasks).eval()
+    for parameter in model.get_submodule("routers").parameters():
+        torch.nn.init.normal_(parameter)  # else all experts weigh nearly the same
+    run = RunFacts(Path("run"), "sak", "sak", 0, "finetune", "finished")
+    opened = Opened(run, recipe, model, tasks, store)
+    maps = token_weights(opened, store, [0, 5])
+    with torch.inference_mode():
+        told = run_model(recipe, model, few_rows(store, [0, 5])).router_weights
+    for task in ("semseg", "depth"):
+        assert maps[task].shape == (2, 4, 12, 12) and float(maps[task].std()) > 0.01
+        torch.testing.assert_close(maps[task].sum(1), torch.ones(2, 12, 12))
+        torch.testing.assert_close(maps[task].mean((2, 3)), told[task][-1])
+    drawn = maps_figure("depth", "sak", opened, store, [0, 5], maps["depth"])
+    assert drawn.headings == ["image", "stem", *recipe.teachers] and len(drawn.pictures) == 2 * 5
+    shares = [[cell.value for cell in row[1:]] for row in drawn.table.rows]
+    assert shares == [pytest.approx(row, abs=1e-6) for row in told["depth"][-1].tolist()]
 
 
 def test_errors_are_in_the_units_that_the_caption_names() -> None:

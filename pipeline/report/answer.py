@@ -10,6 +10,7 @@ from pipeline.report.comparison import Standing, no_gain, standings
 from pipeline.report.costs import ArmCost, Reuse, arm_cost, reuse
 from pipeline.report.drawing import QUIET, colour, css_colour, draw, glyph, marker
 from pipeline.report.elements import (
+    SPREAD,
     Block,
     Cell,
     Column,
@@ -23,12 +24,16 @@ from pipeline.report.elements import (
     count,
     figure,
     name,
+    without_empty_spread,
 )
 from pipeline.report.facts import StudyFacts
 from pipeline.studies.statistics import Comparison, Verdict, compare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+PERCENT = "\N{NO-BREAK SPACE}%"
+"""As it follows a number, on one line with it."""
 
 TONES: dict[Verdict, Tone] = {"better": "better", "worse": "worse", "not established": "open"}
 
@@ -96,7 +101,7 @@ def _winner(found: StudyFacts, ranked: Sequence[Standing]) -> str:
         assert best.gain.mean is not None and best.against_baseline
         told = (
             f"{best.arm.label} has the highest mean gain over {found.baseline}: "
-            f"{in_words(best.against_baseline, ' %')}."
+            f"{in_words(best.against_baseline, PERCENT)}."
         )
     second = known[1]
     if second.arm.label != found.baseline:
@@ -116,12 +121,13 @@ def _standings_table(found: StudyFacts, ranked: Sequence[Standing]) -> Table:
         ]
         for one in ranked
     ]
-    columns = [Column("arm", numeric=False), Column("gain %", sense="higher"), Column("± std"), Column("seeds")]
+    columns = [Column("arm", numeric=False), Column("gain %", sense="higher"), Column(SPREAD), Column("seeds")]
     caption = (
         f"Gain: mean over the tasks of the relative improvement on {found.baseline}. Differences are paired by seed, "
         "in points of gain, with a 95 % interval of Student's t."
     )
-    return Table("standings", caption, [*columns, *comparison_columns(f"against {found.baseline}")], rows)
+    columns += comparison_columns(f"against {found.baseline}")
+    return without_empty_spread(Table("standings", caption, columns, rows))
 
 
 def _lead_table(ranked: Sequence[Standing]) -> Table:

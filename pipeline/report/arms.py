@@ -11,7 +11,21 @@ import numpy as np
 from pipeline.report.answer import comparison_cells
 from pipeline.report.comparison import gain_of, no_gain, standings, versus
 from pipeline.report.drawing import INK, QUIET, colour, css_colour, draw, glyph, heat, marker
-from pipeline.report.elements import Block, Cell, Column, Figure, Key, Panel, Picture, Table, Text, figure, name
+from pipeline.report.elements import (
+    SPREAD,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Key,
+    Panel,
+    Picture,
+    Table,
+    Text,
+    figure,
+    name,
+    without_empty_spread,
+)
 from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts, TaskFacts
 from pipeline.studies.statistics import summary
 from pipeline.studies.study_table import CONSTANT
@@ -59,8 +73,8 @@ def _heading(task: TaskFacts) -> str:
 def _score_table(found: StudyFacts) -> Table:
     columns = [Column("arm", numeric=False)]
     for task in found.tasks:
-        columns += [Column(_heading(task), sense="higher" if task.higher_is_better else "lower"), Column("± std")]
-    columns += [Column("gain %", sense="higher"), Column("± std ")]
+        columns += [Column(_heading(task), sense="higher" if task.higher_is_better else "lower"), Column(SPREAD)]
+    columns += [Column("gain %", sense="higher"), Column(f"{SPREAD} ")]
     rows = []
     if found.constant:
         scores = [cell for task in found.tasks for cell in _pair(found.constant.get(task.name), None, task.digits)]
@@ -77,10 +91,11 @@ def _score_table(found: StudyFacts) -> Table:
         for task in found.tasks:
             cells += _pair(by_task.get(task.name, {}).get("mean"), by_task.get(task.name, {}).get("std"), task.digits)
         rows.append([*cells, *_pair(None, None, 1)])
-    caption = "Mean and standard deviation over seeds; ↑ more is better, ↓ less is. A click on a heading sorts."
+    over = "Mean and standard deviation over seeds" if len(found.seeds) > 1 else "Scores"
+    caption = f"{over}; ↑ more is better, ↓ less is. A click on a heading sorts."
     if why := no_gain(found):
         caption += f" No gain: {why}."
-    return Table("scores", caption, columns, rows)
+    return without_empty_spread(Table("scores", caption, columns, rows))
 
 
 def _pair(value: float | None, std: float | None, digits: int) -> list[Cell]:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from pipeline.console import duration
 from pipeline.report.costs import arm_cost, reuse
-from pipeline.report.elements import Block, Column, Panel, Table, Text, Tone, count, figure, name
-from pipeline.report.facts import ArmFacts, StudyFacts
+from pipeline.report.drawing import colour, css_colour, draw
+from pipeline.report.elements import (
+    Block,
+    Column,
+    Figure,
+    Key,
+    Panel,
+    Picture,
+    Table,
+    Text,
+    Tone,
+    count,
+    figure,
+    name,
+)
+from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts
+from pipeline.training.clock import PARTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STEPS_PX = 450
+"""Width of the drawing of steps."""
 
 
 def cost_panel(found: StudyFacts) -> Panel:
     """Training by arm, the caches by teacher, and reuse."""
-    blocks: list[Block] = [_training(found)]
+    blocks: list[Block] = [_training(found), _steps(found)]
     saved = reuse(found)
     if saved:
         blocks.append(_reuse_table(found))
@@ -23,8 +45,8 @@ def cost_panel(found: StudyFacts) -> Panel:
         blocks.append(Text("The caches are not at hand, so that what they took cannot be told.", "note"))
     blocks.append(
         Text(
-            "Seconds a step are of the whole step: reading, forward, backward and optimizer; the runs' logs do not "
-            "divide it further. Training time is that of one run on its device, waiting for its turn left out.",
+            "Training time is that of one run on its device. Left out: linear probes, and where runs share what they "
+            "read, waiting for its turn.",
             "note",
         )
     )
@@ -76,6 +98,61 @@ def _seconds(arm: ArmFacts, stage: str) -> float | None:
     runs = arm.stage1 if stage == "distill" else arm.runs
     known = [float(run.results["seconds"]) for run in runs.values() if "seconds" in run.results]
     return mean(known) if known else None
+
+
+def _steps(found: StudyFacts) -> Block:
+    """Where a step's time goes, of every arm and stage: a bar each, and its numbers."""
+    rows = {
+        f"{arm.label}, stage {number}": parts
+        for arm in found.arms
+        for number, runs in enumerate((arm.stage1, arm.runs), 1)
+        if (parts := _step_parts(list(runs.values())))
+    }
+    if not rows:
+        return Text(
+            "Where a step's time goes is not told: no run is finished, or they are of an earlier version.", "note"
+        )
+    columns = [Column("arm and stage", numeric=False)]
+    columns += [Column(f"{part}, ms", sense="lower") for part in PARTS] + [Column(f"{PARTS[0]} %", sense="lower")]
+    table_rows = [
+        [
+            name(label),
+            *[figure(parts[part]) for part in PARTS],
+            figure(100 * parts[PARTS[0]] / sum(parts.values()) if sum(parts.values()) else None),
+        ]
+        for label, parts in rows.items()
+    ]
+    svg = draw("steps", 50 + 21 * len(rows), lambda axes: _bars(axes, rows), STEPS_PX)
+    return Figure(
+        "steps",
+        "Where a step's time goes",
+        "Milliseconds of a step, mean over its run and over seeds. Data: waiting for a batch; of runs that share what "
+        "they read, it counts as nobody's. Forward: with the loss. Saving: checkpoints and validation within training, "
+        "spread over all steps.",
+        [Picture("Milliseconds a step by part, a bar an arm and stage; numbers in the table", svg=svg)],
+        Table("steps-table", "A step, by part", columns, table_rows),
+        [Key("■", css_colour(place), part) for place, part in enumerate(PARTS)],
+    )
+
+
+def _step_parts(runs: Sequence[RunFacts]) -> dict[str, float]:
+    """Milliseconds of a step by part, mean over the runs that tell; empty where none does."""
+    told = [(run.seconds_by_part, run.steps) for run in runs if run.seconds_by_part and run.steps]
+    return {part: mean(1000 * seconds[part] / steps for seconds, steps in told) for part in PARTS} if told else {}
+
+
+def _bars(axes: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
+    for row, parts in enumerate(rows.values()):
+        begin = 0.0
+        for place, part in enumerate(PARTS):
+            axes.barh(row, parts[part], left=begin, height=0.62, color=colour(place))
+            begin += parts[part]
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("ms a step")
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
 
 
 def _reuse_table(found: StudyFacts) -> Table:

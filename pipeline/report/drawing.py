@@ -18,7 +18,8 @@ SERIES = 8
 MARKERS = "oDs^vP*X"
 GLYPHS = "●◆■▲▼✚★✖"
 """The same marks as text, for legends."""
-WIDTH_PX = 340
+WIDTH_PX = 330
+"""Three of them lie side by side on a wide page."""
 
 INK, QUIET, RULE, PAPER = "#0100f1", "#0100f2", "#0100f3", "#0100f4"
 _NAMES = {INK: "ink", QUIET: "quiet", RULE: "rule", PAPER: "paper"}
@@ -100,7 +101,12 @@ def _for_the_page(svg: str, salt: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    return re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg).strip()
+    return re.sub(r"<[^>]+>", _coarser, svg).strip()
+
+
+def _coarser(tag: re.Match[str]) -> str:
+    """A tag with coordinates of two decimals; what is written between tags stays as it is."""
+    return re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0])
 
 
 def heat(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,9 @@ IMAGE_PX = 192
 Value = float | int | str | None
 Tone = Literal["", "better", "worse", "open", "quiet"]
 
+LONGEST_WORD = 24
+"""Letters of a word that stays whole in a table."""
+
 WEBP_QUALITY = 82
 """Of photographs, with what no one sees left out."""
 
@@ -31,6 +34,11 @@ class Cell:
     value: Value
     text: str
     tone: Tone = ""
+
+    @property
+    def breaks(self) -> bool:
+        """Whether it has a word that is broken where it must be, as digests and paths are."""
+        return any(len(word) > LONGEST_WORD for word in self.text.split())
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,21 @@ class Panel:
         """Its tables, those of figures, too."""
         found = [block if isinstance(block, Table) else getattr(block, "table", None) for block in self.blocks]
         return [table for table in found if table is not None]
+
+
+SPREAD = "± std"
+"""Begins the name of a column of standard deviations over seeds."""
+
+
+def without_empty_spread(table: Table) -> Table:
+    """The table without columns of standard deviations that hold nothing, as those of one seed."""
+    kept = [
+        place
+        for place, column in enumerate(table.columns)
+        if not column.name.startswith(SPREAD) or any(row[place].value is not None for row in table.rows)
+    ]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return replace(table, columns=[table.columns[place] for place in kept], rows=rows)
 
 
 def name(text: str, tone: Tone = "") -> Cell:

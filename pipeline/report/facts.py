@@ -94,6 +94,12 @@ class RunFacts:
         return int(self.recipe.get("steps", 0))
 
     @property
+    def seconds_by_part(self) -> Mapping[str, float]:
+        """Of its training, by part of a step (`pipeline.training.clock.PARTS`); empty where it is not told."""
+        told: Mapping[str, float] = self.results.get("seconds_by_part", {})
+        return told
+
+    @property
     def rows(self) -> int:
         """Rows that it was trained on, over all its steps."""
         return self.steps * int(self.recipe.get("batch_size", 0))

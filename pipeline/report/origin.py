@@ -30,7 +30,8 @@ def _licences(found: StudyFacts) -> list[Block]:
     if not teachers:
         return [Text("No finished run learned from a teacher, so no teacher's licence binds one.")]
     all_terms = strictest((teacher.name, teacher.licence) for teacher in teachers.values())
-    blocks: list[Block] = [Text("Of a student of all these teachers: " + all_terms.sentence())]
+    told = all_terms.sentence()
+    blocks: list[Block] = [Text(f"Of a student of all these teachers: {told[0].lower()}{told[1:]}")]
     by_arm: dict[str, list[str]] = {}
     for arm in found.arms:
         of = [run.lineage for run in (*arm.runs.values(), *arm.stage1.values()) if run.lineage]

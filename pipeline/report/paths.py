@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,13 +35,23 @@ from sak_core.student.stem import normalize
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KEY = re.compile(r"cosine/(?P<teacher>.+)_level(?P<level>\d+)")
+KEY = re.compile(r"(?P<held>validation/)?cosine/(?P<teacher>.+)_level(?P<level>\d+)")
 PICTURED = 3
 HELD_OUT = 48
 """Rows that the held-out cosine is of."""
 
 Curves = Mapping[tuple[str, int], Mapping[int, float]]
 """Cosine by (teacher, level from 1) and step."""
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """An arm's cosines over steps: of training batches, of the rows that training validated on (empty where it did
+    not), and at the end of held-out rows of another cache, by the key of `cosines`."""
+
+    training: Curves
+    validation: Curves
+    held: Mapping[str, float]
 
 
 def paths_panel(found: StudyFacts, features: Path | str, live: bool = False) -> Panel:
@@ -63,9 +74,9 @@ def paths_panel(found: StudyFacts, features: Path | str, live: bool = False) -> 
         except (UserError, CacheError) as error:
             troubles.append(str(error))
     blocks += [Text(f"No pictures of features: {trouble}", "note") for trouble in (*troubles, *why)]
-    curves = arm_curves(arm)
-    if curves:
-        blocks.append(_curves_figure(arm, curves, held))
+    training, validation = arm_curves(arm)
+    if training:
+        blocks.append(_curves_figure(arm, Nearness(training, validation, held)))
     else:
         blocks.append(Text(f"{arm.label} has logged no cosines yet."))
     return Panel("paths", title, question, blocks)
@@ -219,78 +230,84 @@ def held_out(opened: Opened, store: Store) -> dict[str, float]:
         return {key: float(value) for key, value in cosines(aligned, targets.balanced(batch.features)).items()}
 
 
-def arm_curves(arm: ArmFacts) -> Curves:
-    """Cosines over the steps of stage 1 (of stage 2 where there is no other), mean over seeds."""
+def arm_curves(arm: ArmFacts) -> tuple[Curves, Curves]:
+    """Cosines over the steps of stage 1 (of stage 2 where there is no other), mean over seeds: of training batches, and
+    of the rows that it validated on."""
     for runs in (arm.stage1, arm.runs):
-        found: dict[tuple[str, int], dict[int, list[float]]] = {}
+        found: tuple[dict[tuple[str, int], dict[int, list[float]]], ...] = ({}, {})
         for run in runs.values():
             for line in run.metrics:
                 for key, value in line.items():
                     if (match := KEY.fullmatch(key)) and value is not None:
-                        by_step = found.setdefault((match["teacher"], int(match["level"])), {})
+                        curves = found[bool(match["held"])]
+                        by_step = curves.setdefault((match["teacher"], int(match["level"])), {})
                         by_step.setdefault(line["step"], []).append(value)
-        if found:
-            return {key: {step: mean(values) for step, values in by.items()} for key, by in found.items()}
-    return {}
+        if found[0]:
+            training, validation = (
+                {key: {step: mean(values) for step, values in sorted(by.items())} for key, by in curves.items()}
+                for curves in found
+            )
+            return training, validation
+    return {}, {}
 
 
-def _curves_figure(arm: ArmFacts, curves: Curves, held: Mapping[str, float]) -> Figure:
-    teachers = list(dict.fromkeys(teacher for teacher, _ in curves))
-    levels = sorted({level for _, level in curves})
+def _curves_figure(arm: ArmFacts, near: Nearness) -> Figure:
+    teachers = list(dict.fromkeys(teacher for teacher, _ in near.training))
+    levels = sorted({level for _, level in near.training})
     pictures = [
         Picture(
-            f"Cosine to {teacher} over steps, a line a level; last values in the table",
+            f"Cosine to {teacher} over steps, a line a level; first and last values in the table",
             svg=draw(
                 f"cosine {teacher}",
                 220,
-                lambda axes, teacher=teacher: _curve_lines(axes, teacher, curves, held),  # type: ignore[misc]
+                lambda axes, teacher=teacher: _curve_lines(axes, teacher, near),  # type: ignore[misc]
             ),
         )
         for teacher in teachers
     ]
-    table_rows = [
-        [
-            name(f"{teacher}, level {level}"),
-            figure(by_step[min(by_step)], 3),
-            figure(by_step[max(by_step)], 3),
-            figure(held.get(f"cosine/{teacher}_level{level}"), 3),
-        ]
-        for (teacher, level), by_step in sorted(curves.items())
-    ]
-    columns = [Column("teacher and level", numeric=False), Column("first logged", sense="higher")]
-    columns += [Column("last logged", sense="higher"), Column("held-out rows, at the end", sense="higher")]
+    table_rows = []
+    for (teacher, level), by_step in sorted(near.training.items()):
+        validated = near.validation.get((teacher, level), {})
+        ends = [curve[at(curve)] if curve else None for curve in (by_step, validated) for at in (min, max)]
+        other = near.held.get(f"cosine/{teacher}_level{level}")
+        table_rows.append([name(f"{teacher}, level {level}"), *[figure(value, 3) for value in (*ends, other)]])
+    columns = ["first logged", "last logged", "validation, first", "validation, last", "held-out rows, at the end"]
     seeds = len(arm.stage1) or len(arm.runs)
-    told = "The cross at the end is of held-out rows." if held else "No held-out rows with these teachers are at hand."
     return Figure(
         "cosines",
         "Nearness to each teacher over training",
         f"{arm.label}: mean cosine of tokens to the cached features, mean over {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"of training batches. {told}",
+        f"of training batches. {_held_text(near)}",
         pictures,
         Table(
-            "cosines-table", "Cosines of training batches, and of held-out rows by the first seed", columns, table_rows
+            "cosines-table",
+            "Cosines of training batches, of the rows validated on, and of held-out rows by the first seed",
+            [Column("teacher and level", numeric=False), *[Column(text, sense="higher") for text in columns]],
+            table_rows,
         ),
         [Key(glyph(level), css_colour(level), f"level {level}") for level in levels],
     )
 
 
-def _curve_lines(axes: Axes, teacher: str, curves: Curves, held: Mapping[str, float]) -> None:
-    for (whose, level), by_step in sorted(curves.items()):
+def _held_text(near: Nearness) -> str:
+    told = "The cross at the end is of held-out rows. " if near.held else ""
+    if near.validation:
+        return f"{told}Dashed: rows that were validated on, which training never saw."
+    if not told:
+        told = "No held-out rows with these teachers are at hand. "
+    return f"{told}With validation.every in its recipe, stage 1 logs them over its steps, too."
+
+
+def _curve_lines(axes: Axes, teacher: str, near: Nearness) -> None:
+    for (whose, level), by_step in sorted(near.training.items()):
         if whose != teacher:
             continue
-        steps = sorted(by_step)
-        every = max(1, len(steps) // 6)
-        axes.plot(
-            steps,
-            [by_step[step] for step in steps],
-            color=colour(level),
-            linewidth=1.5,
-            marker=marker(level),
-            markersize=4,
-            markevery=every,
-        )
-        if (value := held.get(f"cosine/{teacher}_level{level}")) is not None:
-            axes.plot(steps[-1], value, "x", color=colour(level), markersize=7, markeredgewidth=2)
+        style: dict[str, Any] = {"color": colour(level), "linewidth": 1.5, "marker": marker(level), "markersize": 4}
+        axes.plot(list(by_step), list(by_step.values()), markevery=max(1, len(by_step) // 6), **style)
+        if validated := near.validation.get((whose, level)):
+            axes.plot(list(validated), list(validated.values()), linestyle=(0, (4, 3)), **style)
+        if (value := near.held.get(f"cosine/{teacher}_level{level}")) is not None:
+            axes.plot(max(by_step), value, "x", color=colour(level), markersize=7, markeredgewidth=2)
     axes.set_title(teacher, color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel("cosine")

@@ -21,7 +21,21 @@ from pipeline.report.answer import comparison_cells
 from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
 from pipeline.report.drawing import INK, draw, heat
-from pipeline.report.elements import Block, Column, Figure, Panel, Picture, Table, Text, cells, figure, image, name
+from pipeline.report.elements import (
+    SPREAD,
+    Block,
+    Column,
+    Figure,
+    Panel,
+    Picture,
+    Table,
+    Text,
+    cells,
+    figure,
+    image,
+    name,
+    without_empty_spread,
+)
 from pipeline.report.examples import Opened, features_read, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.router_weights import router_weights
@@ -130,11 +144,10 @@ def _weights_table(label: str, weights: Mapping[tuple[str, int, str], Summary], 
     ]
     columns = [Column("task and level", numeric=False)]
     for place, expert in enumerate(experts):
-        columns += [Column(expert), Column("± std" + " " * place)]
+        columns += [Column(expert), Column(SPREAD + " " * place)]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower())
-    return Table(
-        f"router-{slug}", f"{label}: router weights, mean and standard deviation over seeds", columns, rows, folded
-    )
+    caption = f"{label}: router weights, mean and standard deviation over seeds"
+    return without_empty_spread(Table(f"router-{slug}", caption, columns, rows, folded))
 
 
 def _left_out(found: StudyFacts, arm: ArmFacts, weights: Mapping[tuple[str, int, str], Summary]) -> Block:
@@ -189,7 +202,7 @@ def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Blo
         maps = token_weights(opened, store, samples)
     except (UserError, CacheError) as error:
         return [Text(f"Maps of the token routers of {label} cannot be drawn: {error}", "note")]
-    return [_maps_figure(task, label, opened, store, samples, values) for task, values in maps.items()]
+    return [maps_figure(task, label, opened, store, samples, values) for task, values in maps.items()]
 
 
 def token_weights(opened: Opened, store: Store, samples: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -215,9 +228,10 @@ def token_weights(opened: Opened, store: Store, samples: Sequence[int]) -> dict[
     return {task: weights.view(*weights.shape[:2], height, width) for task, weights in kept.items()}
 
 
-def _maps_figure(
+def maps_figure(
     task: str, label: str, opened: Opened, store: Store, samples: Sequence[int], values: torch.Tensor
 ) -> Figure:
+    """Weights of one task's token routers, as `token_weights` gives them, beside the images."""
     experts = [*(() if values.shape[1] == len(opened.recipe.teachers) else ("stem",)), *opened.recipe.teachers]
     ids = store.ids()
     pictures, table_rows = [], []

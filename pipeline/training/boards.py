@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
+from pipeline.runs import write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -20,13 +21,15 @@ METRICS = "metrics.jsonl"
 class Boards:
     """Writes numbers by step; a resumed run goes on in the same files and in the same Weights & Biases run."""
 
-    def __init__(self, run: Path, recipe: Mapping[str, Any], wandb: bool = False) -> None:
-        """run: its folder. recipe: as JSON has it. Raises `UserError` where `wandb` is not installed."""
+    def __init__(self, run: Path, recipe: Mapping[str, Any], wandb: bool = False, step: int = 0) -> None:
+        """run: its folder. recipe: as JSON has it. step: that the run goes on from; what a killed process has written
+        of later steps is left out, as they are trained again. Raises `UserError` where `wandb` is not installed."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
         self._wandb = _start_wandb(run, recipe) if wandb else None
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        _leave_out_after(step, run / METRICS)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """A line of metrics.jsonl (nine digits), and a point of every curve; what is no number is null and no point."""
@@ -52,6 +55,22 @@ class Boards:
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _leave_out_after(step: int, path: Path) -> None:
+    """Leave out of a log the lines of later steps, and what a kill cut short."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+    if kept != lines:
+        write_atomically(path, "".join(kept))
+
+
+def _step_of(line: str) -> int | None:
+    """A whole line's step."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def require_wandb() -> None:

@@ -127,6 +127,7 @@ def results_of(
         "seed": recipe.seed,
         "step": trained.step,
         "seconds": round(before_s + trained.seconds, 1),
+        "seconds_by_part": dict(trained.seconds_by_part),
         "parameters": sum(p.numel() for p in model.parameters()),
         "caches": [store.name],
         "random_weights": list(random),

@@ -32,6 +32,7 @@ from pipeline.recipes.stores import find_store, random_teachers, store_tasks, tr
 from pipeline.runs import lineage
 from pipeline.runs.origin import Origin, changed_caches, origin_of_run, trained_from
 from pipeline.training.before import check_validation, warn_of_settings
+from pipeline.training.clock import PARTS
 from pipeline.training.devices import ALONE, Execution, over_ranks, sole_writer, start
 from pipeline.training.distill import noise_of, open_loader, results_of
 from pipeline.training.evaluate import EVALUATION_BATCH, open_evaluation, score_model
@@ -175,6 +176,8 @@ def _one_a_task(
         "tasks": tasks,
         **{key: sum(part[key] for part in singles) for key in ("seconds", "parameters")},
     }
+    by_part = [single.get("seconds_by_part", {}) for single in singles]  # a run of an earlier version has none
+    results["seconds_by_part"] = {part: sum(one[part] for one in by_part) for part in PARTS} if all(by_part) else {}
     if recipe.validation:
         results["validation"] = {task: part["validation"][task] for task, part in zip(tasks, singles, strict=True)}
     runs.finish(run, recipe, made_from, results)

@@ -24,6 +24,7 @@ from pipeline.recipes.config import Recipe, recipe_differences
 from pipeline.recipes.tables import Schedule
 from pipeline.runs import checkpoint
 from pipeline.runs.origin import changes
+from pipeline.training.clock import StepClock
 from pipeline.training.devices import check_same
 from pipeline.training.ema import Ema
 from pipeline.training.linear_probe import Probing
@@ -59,9 +60,11 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to: seconds of all its sessions together, the chosen checkpoint's folder, and its step."""
+    """What training came to: seconds of all its sessions together, and of them by part of a step (`clock.PARTS`), the
+    chosen checkpoint's folder, and its step."""
 
     seconds: float
+    seconds_by_part: Mapping[str, float]
     checkpoint: Path
     step: int
 
@@ -120,14 +123,16 @@ def train(
     step, seconds = 0, 0.0
     best: dict[str, Any] | None = None
     probed: dict[str, Any] | None = None
+    spent: Mapping[str, float] = {}
     found = checkpoint.find(run / checkpoint.LAST)
     reached = checkpoint.read_state(found)["step"] if found else None
     check_same(fabric, {"recipe": belongs_to["recipe"], "origin": made_from, "checkpoint": reached})
     if found:
         _check_origin(run, checkpoint.read_state(found), recipe, made_from)
-        state = checkpoint.restore(found, trained)
-        step, seconds, best, probed = state["step"], state["seconds"], state.get("best"), state.get("probed")
-        _restore_position(loader, state["loader"])
+        kept = checkpoint.restore(found, trained)
+        step, seconds, best, probed = kept["step"], kept["seconds"], kept.get("best"), kept.get("probed")
+        spent = kept.get("seconds_by_part", {})
+        _restore_position(loader, kept["loader"])
         if step < recipe.steps:
             say(f"{run.name}: going on at step {step}")
     parts = recipe.accumulate
@@ -142,9 +147,15 @@ def train(
     model.train()
     with (
         progress(run.name, recipe.steps, "steps", step) as advance,
-        Watch(fabric, run, recipe, tasks, wandb) as watch,
+        Watch(fabric, run, recipe, tasks, wandb, step) as watch,
         stop_requests() as request,
     ):
+        clock = StepClock(fabric.device, spent)
+
+        def state() -> dict[str, Any]:
+            found = {"step": step, "seconds": seconds, "seconds_by_part": clock.seconds(), "best": best}
+            return {**found, **({"probed": probed} if probed else {}), "loader": loader.state_dict(), **belongs_to}
+
         while step < recipe.steps:
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.steps)
             for group in optimizer.param_groups:
@@ -155,22 +166,29 @@ def train(
             saves = number == recipe.steps or number % recipe.checkpoint_every == 0 or validates
             logs = saves or number % recipe.log_every == 0
             for part in range(parts):
+                idle = loader.idle_s
                 batch = next(batches).to(fabric.device)
+                clock.lap("data" if loader.idle_s == idle else None)
                 with fabric.no_backward_sync(wrapped, enabled=part + 1 < parts):
                     result = step_loss(wrapped, batch, step)
+                    clock.lap("forward")
                     fabric.backward(result.loss / parts)
+                    clock.lap("backward")
                 watch.add(result, batch, probes=logs, shows=saves)
                 del result, batch  # or they would live beside the next ones
+                clock.lap("logging")
             if clip := recipe.optimizer.clip:
                 fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=clip, error_if_nonfinite=False)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
             if average:
                 average.update(model)
+            clock.lap("optimizer")
             step = number
             stop = watch.agree(request.number, at=logs)
             if logs or stop:
                 watch.log(step, lr, advance)
+            clock.lap("logging")
             if probing and (step % probing.every == 0 or step == recipe.steps):
                 paused = time.monotonic()
                 values = probing.measure(scored.eval())
@@ -179,29 +197,21 @@ def train(
                 chosen_by = values[probing.chooses] if probing.chooses else None
                 if probing.is_better(chosen_by, probed["value"] if probed else None):
                     probed = {"step": step, "value": chosen_by}
-                    state = {
-                        "step": step,
-                        "seconds": seconds,
-                        "loader": loader.state_dict(),
-                        "best": best,
-                        **belongs_to,
-                    }
-                    _save(fabric, run / checkpoint.BEST_BY_PROBE, trained, {**state, "probed": probed})
+                    _save(fabric, run / checkpoint.BEST_BY_PROBE, trained, state())
                 began += time.monotonic() - paused  # a run's seconds are of its training
+                clock.lap(None)
             if saves or stop:
                 seconds = resumed_at + time.monotonic() - began - loader.idle_s
-                state = {"step": step, "seconds": seconds, "loader": loader.state_dict(), "best": best, **belongs_to}
-                if probed:
-                    state["probed"] = probed
                 if validates:
                     assert validation
                     values = validation.measure(scored.eval())
                     model.train()
                     watch.scores(step, values)
                     if validation.is_better(values[validation.chooses], best[validation.chooses] if best else None):
-                        state["best"] = best = {"step": step, **values}
-                        _save(fabric, run / checkpoint.BEST, trained, state)
-                _save(fabric, run / checkpoint.LAST, trained, state)
+                        best = {"step": step, **values}
+                        _save(fabric, run / checkpoint.BEST, trained, state())
+                _save(fabric, run / checkpoint.LAST, trained, state())
+                clock.lap("saving")
             advance(1)
             if stop and step < recipe.steps:
                 say(f"{run.name}: stopped after step {step}, saved")
@@ -211,7 +221,7 @@ def train(
     chosen = checkpoint.find(run / (checkpoint.BEST if best else checkpoint.LAST))
     assert chosen
     model.load_state_dict(checkpoint.load_tensors(checkpoint.scored_file(chosen)))
-    return Trained(seconds, chosen, int(best["step"]) if best else recipe.steps)
+    return Trained(seconds, clock.seconds(), chosen, int(best["step"]) if best else recipe.steps)
 
 
 def _save(fabric: Fabric, folder: Path, trained: checkpoint.Trainable, state: Mapping[str, Any]) -> None:

@@ -54,10 +54,13 @@ StepLoss = Callable[[nn.Module, Batch, int], StepResult]
 class Watch:
     """Collects what a run's steps give and logs it when asked. All processes of a run take part; the first writes."""
 
-    def __init__(self, fabric: Fabric, run: Path, recipe: Recipe, tasks: Sequence[Task], wandb: bool = False) -> None:
-        """tasks: whose predictions are shown. wandb: whether Weights & Biases is told, too."""
+    def __init__(
+        self, fabric: Fabric, run: Path, recipe: Recipe, tasks: Sequence[Task], wandb: bool = False, step: int = 0
+    ) -> None:
+        """tasks: whose predictions are shown. wandb: whether Weights & Biases is told, too. step: that the run goes on
+        from."""
         self._fabric, self._tasks, self._parts = fabric, tasks, recipe.accumulate
-        self._boards = Boards(run, recipe.model_dump(mode="json"), wandb) if fabric.is_global_zero else None
+        self._boards = Boards(run, recipe.model_dump(mode="json"), wandb, step) if fabric.is_global_zero else None
         self._history: list[dict[str, Tensor]] = []
         self._counts: list[dict[str, Tensor]] = []
         self._rows: list[Tensor] = []

@@ -1,0 +1,24 @@
+"""What a worker of a study does in a test: little is imported, as each worker does so anew."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.interrupts import Interrupted
+
+
+def trains_or_is_stopped(group: Sequence[Path], devices: int) -> dict[Path, str]:
+    """Stands for a worker's group of runs: "trains" goes on for long, "stopped" is told to stop meanwhile."""
+    (work,) = group
+    begun = work.with_name("begun")
+    if work.name == "stopped":
+        while not begun.exists():
+            time.sleep(0.01)
+        raise Interrupted(signal.SIGTERM)
+    begun.touch()
+    time.sleep(10)
+    work.touch()
+    return {}
