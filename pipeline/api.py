@@ -382,9 +382,7 @@ def export(
 
     formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size), half=half)
     result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push, licence, confirm)
-    if push:
-        result["pushed"] = model_folder.push(Path(out), push, public)
-    return result
+    return {**result, "pushed": model_folder.push(Path(out), push, public)} if push else result
 
 
 @with_advice
@@ -392,8 +390,7 @@ def publish(stores: Path | str | Sequence[Path | str], target: Path | str, **opt
     """Copy stores, or folders of them, to where others read them; options: of `maintenance.publish.PublishRequest`."""
     from pipeline.maintenance import publish as publishing
 
-    listed = (stores,) if isinstance(stores, Path | str) else tuple(stores)
-    return publishing.publish(publishing.PublishRequest(listed, target, **options))
+    return publishing.publish(publishing.PublishRequest(stores, target, **options))
 
 
 @with_advice

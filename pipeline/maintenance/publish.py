@@ -46,7 +46,7 @@ class PublishRequest:
         dry_run: show them, and copy nothing.
     """
 
-    sources: tuple[Path | str, ...]
+    sources: Path | str | Sequence[Path | str]
     target: Path | str
     pixels: bool = True
     data_licence: str | None = None
@@ -97,8 +97,9 @@ def publish_text(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *([f"their card: {result['card']}"] if result["card"] else [])])
 
 
-def _stores(sources: Sequence[Path | str]) -> list[Store]:
-    stores = [store for source in sources for store in stores_at(source)]
+def _stores(sources: Path | str | Sequence[Path | str]) -> list[Store]:
+    listed = [sources] if isinstance(sources, Path | str) else sources
+    stores = [store for source in listed for store in stores_at(source)]
     twice = [name for name, count in Counter(store.name for store in stores).items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]} is named twice, and there is room for one; publish one of them")
