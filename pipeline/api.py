@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
 
-Names = str | Sequence[str]
-"""Names, or one text with commas between them."""
+Names = str | Sequence[str]  # or one text with commas between them
 
 
 def _names(given: Names) -> tuple[str, ...]:
