@@ -30,13 +30,29 @@ for _name in _OURS:
 if TYPE_CHECKING:
     from cache.loading.loader import Loader
     from cache.store import Store
-    from pipeline.api import ablate, cache, distill, evaluate, export, finetune, plan, predict, recipe, report
+    from pipeline.api import (
+        ablate,
+        cache,
+        distill,
+        evaluate,
+        export,
+        finetune,
+        join,
+        plan,
+        predict,
+        publish,
+        recipe,
+        report,
+    )
     from sak_common.errors import SakError
     from sak_core.student import Student
 
 _WHERE = {
     **dict.fromkeys(
-        ("ablate", "cache", "distill", "evaluate", "export", "finetune", "plan", "predict", "recipe", "report"),
+        (
+            *("ablate", "cache", "distill", "evaluate", "export", "finetune", "join", "plan", "predict", "publish"),
+            *("recipe", "report"),
+        ),
         "pipeline.api",
     ),
     "Loader": "cache.loading.loader",
@@ -56,8 +72,10 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "join",
     "plan",
     "predict",
+    "publish",
     "recipe",
     "report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sak_common.errors import SakError
@@ -17,6 +18,14 @@ class StoreNotFound(CacheError):
 
 class UnfinishedStore(StoreNotFound):
     """The creation of the store at a path never finished."""
+
+
+class LeftOut(CacheError):
+    """Pixels or labels were left out of a store, as of one that is published without them; `store` is where it lies."""
+
+    def __init__(self, store: object, arrays: Iterable[str]) -> None:
+        self.store, self.arrays = store, sorted(arrays)
+        super().__init__(f"{store} holds features without the images: {', '.join(self.arrays)} left out")
 
 
 class NotLocal(CacheError):

@@ -12,6 +12,7 @@ SIGKILL, which nothing can catch, as a power cut would. The phases are named whe
   arrays' metadata
 - ``repair``: what is made again (metadata, calibration, a shard's files) is written under temporary names, none is
   renamed; or a shard whose manifest file is beyond mending is no longer committed
+- ``join``: what was left out is there again, and the store still says that it is not
 - ``grow``: arrays' metadata name the new number of views, the manifest does not
 """
 

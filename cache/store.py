@@ -16,12 +16,12 @@ import numpy.typing as npt
 from cache.calibration.statistics import level_constants, needed_tables
 from cache.calibration.stored import calibration_folder, read_calibration
 from cache.codecs import get_codec
-from cache.errors import BadInput, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
+from cache.errors import BadInput, LeftOut, NotCalibrated, NotLocal, SpecMismatch, StoreNotFound, UnfinishedStore
 from cache.format.documents import refused_as
-from cache.format.layout import closed_json, group_json, source_arrays
+from cache.format.layout import source_arrays
 from cache.format.manifest import CLOSED, FOLDER, LOG, SOURCE, PartManifest, teacher_part
-from cache.format.parts import ATTRIBUTE, committed_spec, committed_teacher, create_part, grow_part
-from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec, decode_ids
+from cache.format.parts import committed_spec, committed_teacher, create_part, grow_part, source_groups
+from cache.format.spec import LevelSpec, SourceSpec, decode_ids
 from cache.places.addresses import as_place
 from cache.places.files import canonical_json
 from cache.places.local import LocalPlace
@@ -112,35 +112,30 @@ class Store:
     # -- creating, opening ------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Place | Path | str, spec: SourceSpec, on_wait: OnWait | None = None) -> Store:
+    def create(
+        cls, root: Place | Path | str, spec: SourceSpec, on_wait: OnWait | None = None, left_out: Collection[str] = ()
+    ) -> Store:
         """The store for `spec` below `root`: a new one without views, or the one that is there already.
 
         `on_wait` is told once, in words, if another process works on its source, which this waits for.
+        `left_out`: what it may be without, and a new one is, see `Store.left_out`.
 
         Raises:
+            LeftOut: it is without more.
             SpecMismatch: it was made with another `spec`; names the first differing field and both values.
         """
         place = as_place(root) / spec.store_name
         with place.lock(f"{FOLDER}/{SOURCE}/lock", f"the source of {place.shown}", wait=True, on_wait=on_wait):
-            if not PartManifest(place, SOURCE).exists:
-                groups = {
-                    "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),
-                    **{f"{name}/zarr.json": group_json({}) for name in ("samples", "views", "teachers")},
-                    CLOSED: closed_json(),
-                }
-                if spec.labels:
-                    groups["labels/zarr.json"] = group_json({})
-                create_part(
-                    place,
-                    PartManifest(place, SOURCE),
-                    groups,
-                    source_arrays(spec),
-                    spec.num_samples,
-                    spec.rows_per_shard,
-                )
+            manifest = PartManifest(place, SOURCE)
+            if not manifest.exists:
+                manifest.leave_out(left_out)
+                arrays = source_arrays(spec)
+                create_part(place, manifest, source_groups(spec), arrays, spec.num_samples, spec.rows_per_shard)
         store = cls.open(place)
         if difference := first_difference(store.spec.to_dict(), spec.to_dict()):
             raise SpecMismatch(f"the store {place.shown}", *difference)
+        if not store.left_out <= set(left_out):
+            raise LeftOut(store, store.left_out)
         return store
 
     @classmethod
@@ -178,6 +173,12 @@ class Store:
             CorruptFile: its metadata is damaged.
         """
         return self.part(SOURCE).metadata.num_views
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """``pixels`` and ``labels/<task>`` where they are committed and their files are not here: published without
+        them, a store raises `LeftOut` where they are read. Raises `CorruptFile` for damage."""
+        return self.part(SOURCE).left_out
 
     def ensure_views(self, num_views: int) -> None:
         """Make room for `num_views` views in the source part; existing bytes of rows stay as they are.
@@ -256,11 +257,14 @@ class Store:
 
         Raises:
             KeyError: the part has no such array.
+            LeftOut: its files are not here.
             CorruptFile: its metadata is not what was committed.
         """
         with self._mutex:
             if array not in self._rows:
                 manifest = self.part(part)
+                if array in manifest.left_out:
+                    raise LeftOut(self, manifest.left_out)
                 spec = manifest.metadata.arrays[array]
                 self._rows[array] = RowReader(self.place, manifest, spec, self._files)
             return self._rows[array]

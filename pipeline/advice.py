@@ -23,6 +23,7 @@ ADVICE: dict[type[Exception], str] = {
     cache.UnfinishedStore: "run `sak cache` again",
     cache.UncommittedRow: "run `sak cache` again to finish the store",
     cache.NotCalibrated: "run `sak cache` again to finish the store",
+    cache.LeftOut: "`sak join {store} --root DIR` renders them from the data set",
     cache.NotLocal: "`sak copy` brings it here",
     cache.SpecMismatch: "ask for the stored value, or give another output folder (OUT=..., --out)",
     cache.CorruptFile: "`sak verify` lists all damage, `sak repair` mends it",

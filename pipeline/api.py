@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
 
-Names = str | Sequence[str]
-"""Names, or one text with commas between them."""
+Names = str | Sequence[str]  # or one text with commas between them
 
 
 def _names(given: Names) -> tuple[str, ...]:
@@ -382,6 +381,20 @@ def export(
 
     formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size), half=half)
     result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push, licence, confirm)
-    if push:
-        result["pushed"] = model_folder.push(Path(out), push, public)
-    return result
+    return {**result, "pushed": model_folder.push(Path(out), push, public)} if push else result
+
+
+@with_advice
+def publish(stores: Path | str | Sequence[Path | str], target: Path | str, **options: Any) -> dict[str, Any]:
+    """Copy stores, or folders of them, to where others read them; options: of `maintenance.publish.PublishRequest`."""
+    from pipeline.maintenance import publish as publishing
+
+    return publishing.publish(publishing.PublishRequest(stores, target, **options))
+
+
+@with_advice
+def join(features: Path | str, root: Path | str | None = None, out: Path | str | None = None) -> dict[str, Any]:
+    """Render pixels and labels of stores published without them; parameters as of `maintenance.join.JoinRequest`."""
+    from pipeline.maintenance import join as joining
+
+    return joining.join(joining.JoinRequest(features, None if root is None else Path(root), out))

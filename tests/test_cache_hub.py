@@ -24,6 +24,7 @@ from cache.places.files import FileDigest
 from cache.places.hub import HubAddress, _files, coalesced
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
+from pipeline import api
 from tests import cache_toy as toy
 from tests import hub
 from tests.cache_toy import (
@@ -408,3 +409,14 @@ def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
         refused = sak("cache", "--teacher", "mini-dino", "--limit", "2", "--out", address, env=environment, check=False)
         assert refused.returncode == 2 and "write to a folder, then copy it there" in refused.stderr
         assert there.data["me/rooms-dino"].head == commit
+
+
+def test_features_are_published_without_images_and_a_card(there: Hub, local: Store) -> None:
+    for licence in ("CC-BY-4.0", None):  # what was stated once is read from the card
+        done = api.publish(local.path, ADDRESS, pixels=False, data_licence=licence, confirm=lambda question: True)
+        assert (
+            done["card"] == f"{ADDRESS}/README.md"
+            and {"of": "images of toy", "licence": "CC-BY-4.0"} in done["licences"]
+        )
+    (store,) = find_stores(ADDRESS)
+    assert "pixels" in store.left_out and verify_store(store.place) == [] and store.ids() == local.ids()

@@ -6,6 +6,7 @@ A *part* is ``source`` or ``teachers/<name>``. Below ``manifest/<part>/`` lie
 - ``calibration.json``: the digests of a teacher's calibration arrays
 - ``view_0000/shard_000000.json``: an entry a (view, shard), written last; when a view is complete its entries
   are compacted to ``view_0000.json``, which has the same form
+- ``left_out.json``: of a source that was published without its images: the arrays whose files are not there
 - ``lock``: empty, see `cache.places.locks`
 
 Every file is canonical JSON and carries the SHA-256 of the rest of itself, so no byte can change unseen.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +46,11 @@ def teacher_part(name: str) -> str:
     return f"teachers/{name}"
 
 
+def can_be_left_out(array: str) -> bool:
+    """Whether a store may be without the files of an array of its source: pixels and labels, which the data set has."""
+    return array == "pixels" or array.startswith("labels/")
+
+
 def view_and_shard(name: str) -> tuple[int | None, int | None]:
     """The view and shard that a manifest file's name stands for, None where it stands for neither."""
     found = _OF_VIEW.search(name)
@@ -71,6 +77,7 @@ class PartManifest:
         self.folder = f"{FOLDER}/{part}"
         self._metadata: PartMetadata | None = None
         self._views: dict[int, ViewEntries] = {}
+        self._left_out: frozenset[str] | None = None
         self._mutex = threading.RLock()  # several threads read a store, and some workers have several that write
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,6 +87,7 @@ class PartManifest:
         """Read everything from the disk anew when it is next asked for."""
         self._metadata = None
         self._views = {}
+        self._left_out = None
 
     # -- metadata ---------------------------------------------------------------------------------
 
@@ -131,6 +139,32 @@ class PartManifest:
             "files": files_to_dict(metadata.files),
             **({"groups": metadata.groups} if metadata.groups else {}),
         }
+
+    # -- what is left out -------------------------------------------------------------------------
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Arrays that are committed, and whose files are not here: pixels and labels of a store published without."""
+        if self._left_out is None:
+            name = self._left_out_name
+            arrays = self.read(name).get("arrays") if self.part == SOURCE and self.place.exists(name) else []
+            if not isinstance(arrays, list) or not all(isinstance(a, str) and can_be_left_out(a) for a in arrays):
+                raise CorruptFile(self.place.show(name), f"it names {arrays!r}, which are not pixels and labels")
+            self._left_out = frozenset(arrays)
+        return self._left_out
+
+    def leave_out(self, arrays: Iterable[str]) -> None:
+        """Say which arrays' files are not here; none says that all are."""
+        if listed := sorted(arrays):
+            document = {"format": FORMAT_VERSION, "part": self.part, "arrays": listed}
+            self._write(self._left_out_name, document, replace=True)
+        elif self.place.exists(self._left_out_name):
+            self.place.delete([self._left_out_name])
+        self._left_out = frozenset(listed)
+
+    @property
+    def _left_out_name(self) -> str:
+        return f"{self.folder}/left_out.json"
 
     # -- calibration ------------------------------------------------------------------------------
 

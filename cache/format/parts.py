@@ -22,9 +22,9 @@ from cache.format.documents import (
 )
 from cache.format.entries import PartMetadata
 from cache.format.groups import check_levels
-from cache.format.layout import ArraySpec, source_arrays, teacher_arrays
-from cache.format.manifest import PartManifest
-from cache.format.spec import LevelSpec, SourceSpec
+from cache.format.layout import ArraySpec, closed_json, group_json, source_arrays, teacher_arrays
+from cache.format.manifest import CLOSED, PartManifest
+from cache.format.spec import FORMAT_VERSION, LevelSpec, SourceSpec
 from cache.places.files import FileDigest, digest_of, readable_json
 from cache.places.place import Place
 
@@ -35,6 +35,16 @@ ATTRIBUTE = "sak"
 def array_json(array: ArraySpec, num_views: int, num_samples: int, rows_per_shard: int) -> bytes:
     """The bytes of an array's ``zarr.json``."""
     return readable_json(array.zarr_json(num_views, num_samples, rows_per_shard))
+
+
+def source_groups(spec: SourceSpec) -> dict[str, dict[str, Any]]:
+    """The groups of a store's source part: path of each one's ``zarr.json`` -> its document."""
+    empty = ("samples", "views", "teachers", *(("labels",) if spec.labels else ()))
+    return {
+        "zarr.json": group_json({ATTRIBUTE: {"format": FORMAT_VERSION, "spec": spec.to_dict()}}),
+        **{f"{name}/zarr.json": group_json({}) for name in empty},
+        CLOSED: closed_json(),
+    }
 
 
 def create_part(
@@ -60,8 +70,10 @@ def create_part(
         raise BadInput(f"{manifest.part}: {why}")
     for path, array in by_path.items():
         files[f"{path}/zarr.json"] = array_json(array, 0, num_samples, rows_per_shard)
+    absent = {f"{path}/zarr.json" for path in manifest.left_out}
+    digests = {path: digest_of([files[path]]) for path in absent}
     try:
-        digests = place.write({path: [data] for path, data in files.items()})
+        digests |= place.write({path: [data] for path, data in files.items() if path not in absent})
         attributes = {path: document["attributes"] for path, document in groups.items() if document["attributes"]}
         manifest.commit_metadata(PartMetadata(0, num_samples, rows_per_shard, by_path, digests, attributes))
     except AlreadyThere:
@@ -92,8 +104,9 @@ def grow_part(place: Place, manifest: PartManifest, num_views: int) -> None:
     def larger(array: ArraySpec, data: bytes, now: bytes) -> bytes | None:
         return data if _promised_views(old, array, now) < num_views else None
 
+    absent = {f"{path}/zarr.json" for path in manifest.left_out}
     try:
-        place.update({path: partial(larger, *new) for path, new in grown.items()})
+        place.update({path: partial(larger, *new) for path, new in grown.items() if path not in absent})
     except FileNotFoundError as error:
         raise CorruptFile(manifest.folder, f"a file of the part is missing ({error})") from error
     fault_point("grow")

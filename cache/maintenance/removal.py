@@ -116,7 +116,8 @@ def _write_arrays_json(place: Place, manifest: PartManifest) -> bool:
     stale = {}
     for path, array in metadata.arrays.items():
         name = f"{path}/zarr.json"
-        if array.has_views and is_interrupted_growth(metadata, name, place.digest(name)):
+        is_here = array.has_views and path not in manifest.left_out
+        if is_here and is_interrupted_growth(metadata, name, place.digest(name)):
             stale[name] = [array_json(array, metadata.num_views, metadata.num_samples, metadata.rows_per_shard)]
     if stale:
         place.write(stale, replace=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.calibration.stored import calibration_folder, calibration_format
-from cache.errors import BadInput, CorruptFile, SpecMismatch
+from cache.errors import BadInput, CorruptFile, LeftOut, SpecMismatch
 from cache.format.documents import parse_json
 from cache.format.entries import ViewEntries
 from cache.format.groups import with_lower
 from cache.format.layout import ArraySpec
-from cache.format.manifest import SOURCE, PartManifest, teacher_part
+from cache.format.manifest import SOURCE, PartManifest, can_be_left_out, teacher_part
 from cache.format.parts import ATTRIBUTE, committed_attributes, create_part, grow_part
 from cache.places.addresses import as_target
 from cache.places.files import FileDigest, digest_of
@@ -41,10 +41,12 @@ class Selection:
     Attributes:
         num_views: the first so many views.
         teachers: name -> levels, ascending.
+        left_out: arrays whose files are not copied, see `Store.left_out`.
     """
 
     num_views: int
     teachers: Mapping[str, tuple[int, ...]]
+    left_out: frozenset[str] = frozenset()
 
 
 def select(
@@ -52,8 +54,9 @@ def select(
     num_views: int | None = None,
     teachers: Sequence[str] | None = None,
     levels: Sequence[int] | None = None,
+    pixels: bool = True,
 ) -> Selection:
-    """A selection, by default of everything.
+    """A selection, by default of everything; without `pixels`, of features without the images and their labels.
 
     Raises:
         UnknownName: a teacher, or a level of one, is not in the store.
@@ -66,20 +69,32 @@ def select(
         stored = store.teacher(name).maps
         wanted = [spec.level for spec in stored] if levels is None else levels
         chosen[name] = tuple(with_lower(stored, [store.level(name, level).level for level in wanted]))
-    return Selection(num_views or store.num_views, chosen)
+    arrays = store.part(SOURCE).metadata.arrays
+    left_out = store.left_out if pixels else frozenset(filter(can_be_left_out, arrays))
+    return Selection(num_views or store.num_views, chosen, left_out)
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """The files of one shard that are still to be copied: array -> what is committed of its file."""
+    """A shard that is still to be copied.
+
+    Attributes:
+        files: array -> what is committed of its file.
+        left_out: those of them whose files are not copied.
+    """
 
     view: int
     shard: int
     files: Mapping[str, FileDigest]
+    left_out: frozenset[str]
+
+    @property
+    def copied(self) -> dict[str, FileDigest]:
+        return {path: file for path, file in self.files.items() if path not in self.left_out}
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.num_bytes for file in self.files.values())
+        return sum(file.num_bytes for file in self.copied.values())
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,9 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
     """What copying `selection` of `store` into the folder of caches `root` still takes; writes nothing.
 
     Raises:
-        BadInput: `root` is a web server's, or a fixed revision of a repository.
+        BadInput: `root` is a web server's or a fixed revision of a repository, or the store there was made from other
+            pixels or labels.
+        LeftOut: `root` holds the store without images that are asked for, or has room for more of them than there are.
         CorruptFile: a manifest file of either side is damaged.
         SpecMismatch: the target holds a store of this name with other bytes.
     """
@@ -145,13 +162,41 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
             every = {f"{part}/{spec.array}" for spec in specs}
             arrays = {path: array for path, array in arrays.items() if path in kept or path not in every}
         num_views = min(selection.num_views, manifest.metadata.num_views)
-        shards = list(_shards(manifest, PartManifest(target, part), arrays, num_views))
+        left_out = selection.left_out if part == SOURCE else frozenset()
+        shards = list(_shards(manifest, PartManifest(target, part), arrays, num_views, left_out))
         parts.append(_Part(part, arrays, num_views, shards))
+    if PartManifest(target, SOURCE).exists:
+        _check_same_source(store, Store.open(target), selection, is_whole=not parts[0].shards)
     return CopyPlan(store, root, selection, parts)
 
 
+def _check_same_source(store: Store, there: Store, selection: Selection, is_whole: bool) -> None:
+    """That the store in the copy's place has the images that are asked for, and the same; is_whole: and all of them."""
+    if there.spec != store.spec:  # creating the copy says so
+        return
+    if not there.left_out <= selection.left_out:
+        raise LeftOut(there, there.left_out)
+    if not (is_whole or selection.left_out <= there.left_out):
+        raise LeftOut(store, selection.left_out - there.left_out)
+    ours, theirs = store.part(SOURCE), there.part(SOURCE)
+    for view in range(min(selection.num_views, there.num_views)):
+        mine, other = ours.view(view), theirs.view(view)
+        for shard in sorted(mine.shards.keys() & other.shards.keys()):
+            for array in ours.metadata.arrays_of(view):
+                if mine.file(shard, array.path) != other.file(shard, array.path):
+                    rows = store.spec.rows(shard)
+                    raise BadInput(
+                        f"{array.path} of {there} and of {store} differ in view {view}, samples {rows.start} to "
+                        f"{rows.stop - 1}: they were made from other images or labels, or by other libraries"
+                    )
+
+
 def _shards(
-    source: PartManifest, target: PartManifest, arrays: Mapping[str, ArraySpec], num_views: int
+    source: PartManifest,
+    target: PartManifest,
+    arrays: Mapping[str, ArraySpec],
+    num_views: int,
+    left_out: frozenset[str],
 ) -> Iterator[_Shard]:
     exists = target.exists
     for view in range(num_views):
@@ -159,13 +204,13 @@ def _shards(
         there = target.view(view) if exists else ViewEntries()
         paths = [array.path for array in source.metadata.arrays_of(view) if array.path in arrays]
         for shard in sorted(entries.shards.keys() & there.shards.keys()):
-            for path in there.sizes.keys() & set(paths):
+            for path in there.sizes.keys() & set(paths) if source.part != SOURCE else ():  # see _check_same_source
                 mine, theirs = entries.file(shard, path), there.file(shard, path)
                 if mine != theirs:  # features of other pixels are not of these
                     field = f"sha256 of {path}, view {view}, shard {shard}"
                     raise SpecMismatch(f"what {target.place.shown} holds", field, theirs.sha256, mine.sha256)
         for shard in sorted(entries.shards.keys() - there.shards.keys()):
-            yield _Shard(view, shard, {path: entries.file(shard, path) for path in paths})
+            yield _Shard(view, shard, {path: entries.file(shard, path) for path in paths}, left_out)
 
 
 def copy_store(plan: CopyPlan, progress: Callable[[int], None] | None = None) -> Store:
@@ -179,7 +224,7 @@ def copy_store(plan: CopyPlan, progress: Callable[[int], None] | None = None) ->
         SpecMismatch: the target holds this store or teacher made otherwise, or with other levels.
         StoreFull, WriteFailed: the target refuses bytes.
     """
-    copy = Store.create(plan.root, plan.store.spec)
+    copy = Store.create(plan.root, plan.store.spec, left_out=plan.selection.left_out)
     for part in plan.parts:
         with copy.lock(part.name):
             _copy_metadata(plan, part, copy)
@@ -238,7 +283,7 @@ def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int
             names = {
                 part.arrays[path].file(shard.view, shard.shard): file
                 for shard in batch
-                for path, file in shard.files.items()
+                for path, file in shard.copied.items()
             }
             contents = readers.map(lambda name: _read(store.place, name, names[name].num_bytes), names)
             files = {name: [data] for name, data in zip(names, contents, strict=True)}

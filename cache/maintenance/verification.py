@@ -12,7 +12,7 @@ from cache.format.checksums import CRC_BYTES, matches
 from cache.format.documents import MOST_METADATA_BYTES
 from cache.format.entries import PartMetadata
 from cache.format.layout import ArraySpec, index_bytes, parse_index
-from cache.format.manifest import FOLDER, SOURCE, PartManifest, teacher_part, view_and_shard
+from cache.format.manifest import FOLDER, SOURCE, PartManifest, can_be_left_out, teacher_part, view_and_shard
 from cache.format.parts import is_interrupted_growth, who_wrote
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest
@@ -69,7 +69,7 @@ class _Check:
 def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
     """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
-    Works on a store that does not open any more. What is not committed is no problem.
+    Works on a store that does not open any more. What is not committed is no problem, nor what `Store.left_out` names.
 
     Args:
         progress: is told (bytes checked, bytes in all) as it goes.
@@ -139,8 +139,15 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
         if file not in told:  # whole, but a stranger's
             yield Problem(part, None, None, None, file, error.what)
         return
+    try:
+        left_out = manifest.left_out
+    except CorruptFile as error:
+        left_out = frozenset(filter(can_be_left_out, metadata.arrays))  # until it can be read, nothing is known of them
+        if (file := f"{manifest.folder}/left_out.json") not in told:
+            yield Problem(part, None, None, None, file, error.what)
     for file, digest in metadata.files.items():
-        yield _Check(part, file, digest, metadata)
+        if file.removesuffix("/zarr.json") not in left_out:
+            yield _Check(part, file, digest, metadata)
     try:
         for file, digest in (manifest.calibration() or {}).items():
             yield _Check(part, file, digest)
@@ -159,7 +166,7 @@ def _plan(place: Place, part: str) -> Iterator[_Check | Problem]:
             if (name := _name(place, why)) not in told:
                 yield Problem(part, None, view, shard, name, why.what)
         for array in metadata.arrays_of(view):
-            for shard in sorted(entries.shards):
+            for shard in sorted(entries.shards) if array.path not in left_out else ():
                 digest = entries.file(shard, array.path)
                 yield _Check(part, array.file(view, shard), digest, metadata, array, view, shard)
 

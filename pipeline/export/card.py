@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from pydantic import Field, ValidationError
 
+from pipeline import PAPER
 from pipeline.console import number, table
 from pipeline.errors import UserError
 from pipeline.probes.loss import Loss
@@ -16,8 +17,6 @@ from pipeline.runs.licences import Terms, strictest
 from pipeline.runs.lineage import DataOrigin, TeacherOrigin
 from sak_core.student.pretrained_config import PretrainedConfig
 from sak_core.tasks import Task
-
-PAPER = "https://arxiv.org/abs/2410.14633"
 
 
 class About(Strict):

@@ -12,6 +12,7 @@ from cache.format.manifest import SOURCE, PartManifest
 from cache.joined import JoinedStore
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.places.addresses import as_place, as_target, pinned
+from cache.places.place import Place
 from cache.places.web import write_catalogue
 from cache.store import Store, find_stores
 from pipeline.console import amount, progress, say
@@ -44,7 +45,15 @@ def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     for plan in plans:
         if request.levels is not None:
             _tell_company(plan, request.levels)
-    check_disk(request.target, sum(plan.num_bytes for plan in plans), "the copies")
+    results = make_copies(plans, target, dry_run)
+    if not dry_run:
+        write_catalogue(target)
+    return {"copied": not dry_run, "stores": results}
+
+
+def make_copies(plans: Sequence[CopyPlan], target: Place, dry_run: bool = False) -> list[dict[str, Any]]:
+    """Make the copies into `target`, or say what they would take; returns it, a store each, JSON-able."""
+    check_disk(target.shown, sum(plan.num_bytes for plan in plans), "the copies")
     results = []
     for plan in plans:
         if not dry_run:
@@ -59,9 +68,7 @@ def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
                 "bytes": plan.num_bytes,
             }
         )
-    if not dry_run:
-        write_catalogue(target)
-    return {"copied": not dry_run, "stores": results}
+    return results
 
 
 def copy_text(result: dict[str, Any]) -> str:
@@ -101,22 +108,30 @@ def _copy(plan: CopyPlan) -> None:
             raise UserError(f"{error}; copy it to another folder") from error
 
 
+def stores_at(source: Path | str) -> list[Store]:
+    """The store at a path or address, or those of the folder of caches there; raises `UserError` where none is."""
+    place = as_place(source)
+    if PartManifest(place, SOURCE).exists:
+        return [Store.open(place)]
+    if not (stores := find_stores(place)):
+        raise UserError(f"{place.shown} is no store, and no folder that holds one")
+    return stores
+
+
 def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
     """The stores to copy, and what of each."""
     source = pinned(request.source)
+    if request.recipe is None:
+        for store in stores_at(source):
+            yield store, select(store, request.views, request.teachers, request.levels)
+        return
     place = as_place(source)
     one = Store.open(place) if PartManifest(place, SOURCE).exists else None
-    if request.recipe is None:
-        for store in [one] if one else find_stores(place):
-            yield store, select(store, request.views, request.teachers, request.levels)
-        if one is None and not find_stores(place):
-            raise UserError(f"{place.shown} is no store, and no folder that holds one")
-        return
     wanted: dict[str, tuple[Store, int, tuple[str, ...]]] = {}
     for data, teachers in _reads(request.recipe):
         if one and not is_store_of(one, data):
             continue
-        store = one or find_store(source, data, teachers)
+        store = one or find_store(source, data, teachers, with_pixels=False)
         _, views, names = wanted.get(store.name, (store, 0, ()))
         wanted[store.name] = store, max(views, data.views), tuple(dict.fromkeys([*names, *teachers]))
     if not wanted:

@@ -71,6 +71,7 @@ def store_info(path: Path | str) -> dict[str, Any]:
         "rows": spec.num_samples * store.num_views,
         "invalid": {store.ids(sample)[0]: why for sample, why in invalid.items()},
         "labels": sorted(spec.labels),
+        "left_out": sorted(store.left_out),
         "bytes": sum(sizes.values()),
         "source": parts[SOURCE],
         "teachers": {name: {**parts[teacher_part(name)], **_teacher_info(store, name)} for name in store.teachers},
@@ -145,6 +146,8 @@ def info_text(info: Mapping[str, Any]) -> str:
         f"  labels: {', '.join(info['labels']) or 'none'}",
         f"  source: {_state(info['source'], info['rows'])}",
     ]
+    if info["left_out"]:
+        lines.append(f"  left out: {', '.join(info['left_out'])}; `sak join` renders them from the data set")
     if info["invalid"]:
         lines.append(f"  unreadable, left out of training: {len(info['invalid'])}")
         shown = list(info["invalid"].items())[:_MOST_SHOWN]
@@ -253,6 +256,8 @@ def verify(
     result: dict[str, Any] = {"store": str(path)}
     path = pinned(path)
     problems = result["problems"] = [problem_dict(problem) for problem in find_problems(path)]
+    if not problems and (left_out := Store.open(path).left_out):
+        result["left_out"] = sorted(left_out)
     if live and not problems:
         from pipeline.maintenance.recheck import recheck
 
@@ -277,7 +282,8 @@ def verify_text(result: Mapping[str, Any]) -> str:
     if result["problems"]:
         lines = [f"{result['store']}: {len(result['problems'])} problems; `sak repair` mends what it can"]
         return "\n".join([*lines, *(problem["text"] for problem in result["problems"])])
-    lines = [f"{result['store']}: every digest and checksum holds"]
+    left_out = f" of what is there; left out: {', '.join(result['left_out'])}" if "left_out" in result else ""
+    lines = [f"{result['store']}: every digest and checksum holds{left_out}"]
     for name, teacher in result.get("live", {}).items():
         rows = f"{len(teacher['rows'])} rows computed again"
         if not teacher["problems"]:

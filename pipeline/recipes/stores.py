@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cache.errors import LeftOut
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
 from cache.joined import JoinedStore
@@ -68,12 +69,15 @@ def _joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Sto
     return JoinedStore(stores[0], owners) if owners else stores[0]
 
 
-def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False) -> Store:
+def find_store(
+    features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False, with_pixels: bool = True
+) -> Store:
     """The one store below `features` that holds `data`, with its views and `teachers` complete; where `data` names
     more places, those of its teachers that are there.
 
     live: the teachers will run anew, so that knowing them is enough. Raises `UserError` where there is none, or more
-    than one, or a teacher or view is missing, naming the command that makes it.
+    than one, or a teacher or view is missing, naming the command that makes it; and `LeftOut`, unless `with_pixels` is
+    false, of a store that was published without its images.
     """
     size = parse_size(data.size) if data.size else None
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
@@ -91,6 +95,8 @@ def find_store(features: Path | str, data: Data, teachers: Sequence[str] = (), l
         below = ", ".join(map(str, places))
         raise UserError(f"no cache of {want} below {below}. Make it: {_make_cache(data, size, teachers)}")
     store = _joined(stores, teachers, data.views)
+    if with_pixels and store.left_out:
+        raise LeftOut(store, store.left_out)
     for teacher in teachers:
         if teacher not in store.teachers:
             have = ", ".join(store.teachers) or "none"

@@ -1,4 +1,4 @@
-"""What teachers' licences together allow a student to be used for: no more than the strictest of them.
+"""What licences of teachers and data sets allow: together no more than the strictest of them.
 
 Whether a licence of weights binds what learned from their features is for lawyers; here the cautious reading is taken.
 """
@@ -9,6 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from cache.format.spec import SourceSpec
+from cache.store import Store
+from pipeline.recipes.stores import row_of
+from sak_core.datasets import DATASETS
 
 Use = Literal["any use", "any use on conditions", "unknown", "non-commercial"]
 ORDER: tuple[Use, ...] = ("any use", "any use on conditions", "unknown", "non-commercial")
@@ -30,6 +35,24 @@ _SENTENCES: dict[Use, str] = {
 }
 
 
+def in_words(use: Use) -> str:
+    """What may be done, as the end of a sentence."""
+    return _SENTENCES[use]
+
+
+_HANDED_ON = re.compile(r"\bcc[- ]by\b(?!.*\bnd\b)", re.IGNORECASE)
+"""Licences on conditions that let everyone hand on what is made of a work."""
+
+
+@dataclass(frozen=True)
+class DataTerms:
+    """The licence of a data set's images and labels. may_share: whether they may be handed on; None: not known."""
+
+    dataset: str
+    licence: str
+    may_share: bool | None
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a student may be used for. by: the teachers that decide it, with their licences; empty without teachers."""
@@ -42,7 +65,7 @@ class Terms:
         if not self.by:
             return "No teacher's licence binds this student."
         teachers = ", ".join(f"{name} ({licence})" for name, licence in self.by)
-        return f"Its teachers' licences together allow {_SENTENCES[self.use]}. Strictest: {teachers}."
+        return f"Its teachers' licences together allow {in_words(self.use)}. Strictest: {teachers}."
 
 
 def use_of(licence: str) -> Use:
@@ -70,3 +93,18 @@ def strictest(licences: Iterable[tuple[str, str]]) -> Terms:
 def allows_more(licence: str, terms: Terms) -> bool:
     """Whether a licence that a student is given allows what its teachers' do not."""
     return bool(terms.by) and ORDER.index(use_of(licence)) < ORDER.index(terms.use)
+
+
+def data_terms(spec: SourceSpec, stated: str | None = None) -> DataTerms:
+    """What is known of the images of a store. stated: their licence, as whoever hands them on says."""
+    row = DATASETS.get(row_of(spec))
+    if stated is None:
+        return DataTerms(spec.dataset, *((row.licence, row.may_share) if row else ("unknown", None)))
+    is_free = use_of(stated) == "any use" or _HANDED_ON.search(stated) is not None
+    return DataTerms(spec.dataset, stated, True if is_free else None)
+
+
+def teachers_licences(store: Store) -> dict[str, str]:
+    """The licences of the weights of a store's teachers, by their names."""
+    made = {name: store.teacher(name).provenance.get("teacher", {}) for name in store.teachers}
+    return {name: teacher.get("licence") or "unknown" for name, teacher in made.items()}

@@ -27,6 +27,8 @@ class DatasetRow:
     needs_all_splits: whether a copy that lacks one of its splits is damaged.
     tasks: of its labelled splits, where every copy has the same; None where the folder says, or it has no labels.
     several_images: whether a sample may hold more images than the input, so that `images` means something.
+    licence: of its images and labels, as they are handed out; "unknown" where nobody said, or the folder decides.
+    may_share: whether it lets images and labels be handed on to anyone; None where that is not known.
     """
 
     open: Opener
@@ -36,6 +38,8 @@ class DatasetRow:
     needs_all_splits: bool = False
     tasks: Callable[[], tuple[Task, ...]] | None = None
     several_images: bool = False
+    licence: str = "unknown"
+    may_share: bool | None = None
 
 
 def _rooms(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
@@ -71,6 +75,8 @@ DATASETS: dict[str, DatasetRow] = {
         False,
         "rendered indoor scenes, six exact labels",
         tasks=_tasks("sak_core.miniature.rooms.dataset"),
+        licence="Apache-2.0",
+        may_share=True,
     ),
     "folder": DatasetRow(
         _in_folder("folder:ImageFolder"), ("train", "val", "test"), True, "any folder of images, no labels"
@@ -79,7 +85,12 @@ DATASETS: dict[str, DatasetRow] = {
         _in_folder("labelled:open_labelled"), (), True, "a folder with labels, described by its dataset.toml"
     ),
     "imagenet": DatasetRow(
-        _in_folder("imagenet:open_imagenet"), ("train", "val"), True, "ImageNet-1k as class folders, no labels"
+        _in_folder("imagenet:open_imagenet"),
+        ("train", "val"),
+        True,
+        "ImageNet-1k as class folders, no labels",
+        licence="ImageNet's terms of access: non-commercial research and education",
+        may_share=False,
     ),
     "webdataset": DatasetRow(
         _in_folder("webdataset:TarFolder"),
@@ -110,6 +121,7 @@ DATASETS: dict[str, DatasetRow] = {
         "PASCAL-Context: semseg 21, human parts 7, saliency, normals, boundaries (papers' layout)",
         True,
         tasks=_tasks("sak_core.datasets.pascal_context"),
+        licence="unknown (photographs from flickr, under its terms of use)",
     ),
 }
 """All datasets, one row each."""

@@ -1,0 +1,64 @@
+"""`sak publish` and `sak join`: caches handed out, and made whole by those who get them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.commands.options import DRY, JSON, WHERE, show
+
+
+@click.command()
+@click.argument("stores", nargs=-1, required=True, type=WHERE)
+@click.argument("target", type=WHERE)
+@click.option("--without-pixels", is_flag=True, help="Features alone, with ids and digests of images: see sak join.")
+@click.option("--data-licence", metavar="NAME", help="Of the images and labels, such as CC-BY-4.0, where you know it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY
+@JSON
+def publish(
+    stores: tuple[Path | str, ...],
+    target: Path | str,
+    without_pixels: bool,
+    data_licence: str | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy STORES, stores or folders of stores, to where others read them: TARGET, a folder or an address.
+
+    First the licences of data set and teachers are shown side by side, and what they let others do; then it asks. A
+    card (README.md) and a catalogue are written beside the stores. What was interrupted goes on with the same command.
+    """
+    from pipeline import api
+    from pipeline.maintenance.publish import publish_text
+
+    def confirm(question: str) -> bool:
+        return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
+
+    result = api.publish(
+        stores, target, pixels=not without_pixels, data_licence=data_licence, confirm=confirm, dry_run=dry_run
+    )
+    show(result, as_json, publish_text)
+
+
+@click.command()
+@click.argument("features", type=WHERE)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one.")
+@click.option("--out", type=WHERE, help="Folder of caches for the whole stores; by default they stay where they are.")
+@JSON
+def join(features: Path | str, root: Path | None, out: Path | str | None, as_json: bool) -> None:
+    """Render what was left out of FEATURES, a store published without pixels (or a folder of such), from the data set.
+
+    Every image is held to its recorded digest, and the whole store is the one that was published from, byte for byte.
+    Exit code 1 where an image is missing or another one: each is named, and the same command goes on.
+    """
+    from pipeline import api
+    from pipeline.maintenance.join import is_joined, join_text
+
+    result = api.join(features, root, out)
+    show(result, as_json, join_text)
+    if not is_joined(result):
+        sys.exit(1)
