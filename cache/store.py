@@ -89,11 +89,7 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Its folder.
-
-        Raises:
-            NotLocal: it lies in object storage.
-        """
+        """Its folder. Raises NotLocal where it is no folder of this machine."""
         if isinstance(self.place, LocalPlace):
             return self.place.path
         raise NotLocal(f"{self} is not a folder of this machine")
