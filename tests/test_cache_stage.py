@@ -205,7 +205,8 @@ def test_what_no_run_used_for_longest_goes_first(store: Store, tmp_path: Path) -
     for path in staged_files(tmp_path):
         os.utime(path, ns=(0, path.stat().st_mtime_ns - GB))
     read = Loader(store, ["mini-dino"], batch_size=1, num_views=2, pixels=False)._files()
-    oldest = {file.sha256 for _, file in read} & set(before)
+    place = StagedPlace(FarPlace(store.path), Stage(tmp_path, GB))
+    oldest = {place.staged_name(file) for _, file in read} & set(before)
     for name in oldest:
         os.utime(tmp_path / "sak-stage" / name, ns=(0, 0))
     files = store.rows("teachers/wide", "teachers/wide/level_0").files(2)
@@ -315,3 +316,12 @@ def test_a_staged_place_is_at_the_others_commit(store: Store, tmp_path: Path) ->
         pinned = "hf://datasets/lab/trio@" + "0" * 40
 
     assert StagedPlace(Committed(store.path), Stage(tmp_path, GB)).pinned == Committed.pinned
+
+
+def test_a_store_cannot_leave_rows_in_the_stage_for_another(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.path, tmp_path / "forged" / store.name)
+    forged = Store.open(tmp_path / "forged" / store.name)
+    assert_same(batches(far(forged, tmp_path)), batches(store))
+    FarPlace.reads = 0
+    batches(far(store, tmp_path))
+    assert FarPlace.reads > 0, "the same digests at another address are fetched for themselves"

@@ -1,7 +1,7 @@
 """A bounded folder on a disk of this machine that holds what was read of files that lie far away.
 
-A file there is named by the SHA-256 of the committed file that it holds pieces of, so what was made anew is another
-file. It is sparse: the committed file's bytes at their places, as far as they were read, and behind them a byte for
+A file there is named by the address and the SHA-256 of the committed file that it holds pieces of, so what was made
+anew is another file. It is sparse: the committed file's bytes at their places, as far as they were read, and behind them a byte for
 each block of `BLOCK` bytes that says whether it is there. Bytes come first, then what says so: whatever is killed
 when, no block counts that is not whole. Several processes use a stage at once: they may write the same bytes to the
 same place.
@@ -92,21 +92,21 @@ class Stage:
     def __reduce__(self) -> tuple[object, ...]:
         return Stage.at, (self.folder.parent, self.num_bytes)
 
-    def will_read(self, digests: Iterable[str]) -> None:
-        """Keep what is there of the files with these SHA-256, whatever room is needed."""
-        self._wanted.update(digests)
+    def will_read(self, names: Iterable[str]) -> None:
+        """Keep what is there of the files of these names, whatever room is needed."""
+        self._wanted.update(names)
 
     # -- files ------------------------------------------------------------------------------------
 
-    def open(self, digest: str, num_bytes: int) -> int | None:
-        """A descriptor of the stage's file for the committed one of that SHA-256, made where there is none.
+    def open(self, name: str, num_bytes: int) -> int | None:
+        """A descriptor of the stage's file of that name, 64 hex digits, for a committed one; made where there is none.
 
         None where there is no room for it, or staging has stopped. Whoever holds one keeps the file from going.
 
         Raises:
             OSError: this process may open no more files.
         """
-        path, size = self.folder / digest, _staged_bytes(num_bytes)
+        path, size = self.folder / name, _staged_bytes(num_bytes)
         try:
             for _ in range(3):  # another process may remove it between two looks
                 if (descriptor := _opened(path, size)) is not None:
@@ -170,11 +170,11 @@ class Stage:
 
     # -- what it says -----------------------------------------------------------------------------
 
-    def held_bytes(self, digest: str, num_bytes: int) -> int:
-        """How many bytes of the committed file of that SHA-256 are here; makes nothing."""
+    def held_bytes(self, name: str, num_bytes: int) -> int:
+        """How many bytes of the committed file of that name are here; makes nothing."""
         count = blocks(0, num_bytes)[1]
         try:
-            with (self.folder / digest).open("rb", buffering=0) as file:
+            with (self.folder / name).open("rb", buffering=0) as file:
                 return min(num_bytes, BLOCK * os.pread(file.fileno(), count, count * BLOCK).count(1))
         except FileNotFoundError:
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -49,18 +50,22 @@ class StagedPlace(Place):
     def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:
         """See `Place`."""
         self._files.update(files)
-        self.stage.will_read(file.sha256 for file in self._files.values())
+        self.stage.will_read(map(self.staged_name, self._files.values()))
+
+    def staged_name(self, file: FileDigest) -> str:
+        """What the stage calls a file: its committed digest alone would let another store claim it for other bytes."""
+        return hashlib.sha256(f"{file.sha256} {self.shown}".encode()).hexdigest()
 
     def held_bytes(self) -> int:
         """How many bytes of the files that readers have told of the stage holds."""
-        return sum(self.stage.held_bytes(file.sha256, file.num_bytes) for file in self._files.values())
+        return sum(self.stage.held_bytes(self.staged_name(file), file.num_bytes) for file in self._files.values())
 
     # -- reading ----------------------------------------------------------------------------------
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks the other place for nothing while the stage has what is read."""
         committed = self._files.get(name)
-        if committed is None or (descriptor := self.stage.open(committed.sha256, num_bytes)) is None:
+        if committed is None or (descriptor := self.stage.open(self.staged_name(committed), num_bytes)) is None:
             return self.far.open(name, num_bytes)
         return StagedFile(self.show(name), num_bytes, descriptor, self.stage, partial(self.far.open, name, num_bytes))
 
