@@ -1,10 +1,10 @@
 """A bounded folder on a disk of this machine that holds what was read of files that lie far away.
 
 A file there is named by the address and the SHA-256 of the committed file that it holds pieces of, so what was made
-anew is another file. It is sparse: the committed file's bytes at their places, as far as they were read, and behind them a byte for
-each block of `BLOCK` bytes that says whether it is there. Bytes come first, then what says so: whatever is killed
-when, no block counts that is not whole. Several processes use a stage at once: they may write the same bytes to the
-same place.
+anew is another file. It is sparse: the committed file's bytes at their places, as far as they were read, and behind
+them a byte for each block of `BLOCK` bytes that says whether it is there. Bytes come first, then what says so:
+whatever is killed when, no block counts that is not whole. Several processes use a stage at once: they may write the
+same bytes to the same place.
 
 Nothing there is durable or beyond doubt, nor need it be: rows are checked by their own checksums whenever they are
 read, and what fails is forgotten and read from where it truly lies.
