@@ -103,7 +103,7 @@ predict: $(LIGHT)  ## SOURCE= MODEL= [TO=predictions] pictures of a student's pr
 export: $(LIGHT)  ## RUN= [TO=exported] a trained student as a folder for others
 	$(SAK) export $(call quoted,$(RUN)) $(call quoted,$(if $(TO),$(TO),exported)) $(ARGS)
 
-reproduce: $(STAMP)  ## [STUDY=claim|parts|views|scale] [WORKERS=2] [SHARE_READS=1] the studies of docs/reproduction again, hours
+reproduce: $(STAMP)  ## [STUDY=claim|parts|views|scale|...] [WORKERS=2] [SHARE_READS=1] the studies of docs/reproduction again, hours
 	$(SAK) reproduce $(call given,STUDY) --workers $(if $(filter file,$(origin WORKERS)),2,$(WORKERS)) \
 	  $(call option,SHARE_READS,--share-reads) $(ARGS)
 
