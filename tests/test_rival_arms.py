@@ -150,8 +150,8 @@ def test_predictions_and_portable_files(arm: str, study: tuple[Path, dict], tmp_
 def test_what_cannot_be_built_is_refused_before_anything_runs(
     changes: dict, said: str, features: Path, tmp_path: Path
 ) -> None:
-    said = refusal("finetune", "demo", "--out", features, "--run", tmp_path / "run", "--dry-run", *options(**changes))
-    assert said in " ".join(said.split()), said
+    told = refusal("finetune", "demo", "--out", features, "--run", tmp_path / "run", "--dry-run", *options(**changes))
+    assert said in " ".join(told.split()), told
     assert not (tmp_path / "run").exists()
 
 
