@@ -233,8 +233,7 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
 def test_a_stopped_study_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that train on would hold their runs' folders, and the terminal until they are done."""
     trains = tmp_path / "trains"
-    monkeypatch.setattr(ablate, "_groups", lambda *_: [[trains], [tmp_path / "stopped"]])
-    monkeypatch.setattr(ablate, "_run_group", trains_or_is_stopped)
+    monkeypatch.setattr(ablate, "run_group", trains_or_is_stopped)
     with pytest.raises(Interrupted):
-        ablate._run_all([], workers=2, share_reads=1)
+        ablate._run_here([[trains], [tmp_path / "stopped"]], workers=2, devices=1)
     assert (tmp_path / "begun").exists() and not trains.exists()

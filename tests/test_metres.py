@@ -183,7 +183,7 @@ class Stripes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(1, 1)
-        self.stem.patch = 1
+        self.stem.patch = self.stem.multiple = 1
 
     def forward(self, images: Tensor) -> StudentOutput:
         """images (B, 3, H, W)."""

@@ -304,7 +304,7 @@ class Pixelwise(torch.nn.Module):
     fixed_size = None
 
     class stem:
-        patch = 8
+        patch = multiple = 8
 
     def __init__(self) -> None:
         super().__init__()
