@@ -77,6 +77,11 @@ def number(value: float | None, form: str = ".4g") -> str:
     return "-" if value is None else format(value, form)
 
 
+def spread(mean: float | None, std: float | None, digits: int) -> str:
+    """A mean and its standard deviation in words, "-" where there is no mean."""
+    return number(mean, f".{digits}f") + ("" if mean is None or std is None else f" ± {std:.{digits}f}")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]

@@ -21,6 +21,7 @@ from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
+from sak_common.errors import first_line
 from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ObjectPlace(Place):
         try:
             return cls(from_url(address.rstrip("/")), "", address.rstrip("/"))
         except (BaseError, ValueError) as error:
-            raise BadInput(f"{address}: {_first_line(error)}") from error
+            raise BadInput(f"{address}: {first_line(error)}") from error
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self.shown.partition("://")[0] not in SCHEMES:
@@ -301,10 +302,6 @@ def _get(store: ObjectStore, path: str) -> tuple[bytes, str | None, str | None]:
     return bytes(found.bytes()), found.meta["e_tag"], found.meta["version"]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]  # what follows is a dump of obstore's own structures
-
-
 def _path(item: Any) -> str:
     path: str = item["path"]
     return path
@@ -322,18 +319,19 @@ def _as_os_error() -> Iterator[None]:
         UnauthenticatedError,
     )
 
+    # the first line alone: what follows is a dump of obstore's own structures
     try:
         yield
     except (AlreadyExistsError, PreconditionError):
         raise
     except FileNotFoundError as error:
-        raise FileNotFoundError(_first_line(error)) from error
+        raise FileNotFoundError(first_line(error)) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise PermissionError(_first_line(error)) from error
+        raise PermissionError(first_line(error)) from error
     except NotSupportedError as error:
-        raise NoRanges(_first_line(error)) from error
+        raise NoRanges(first_line(error)) from error
     except BaseError as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def _again(request: Callable[[], Answer]) -> Answer:

@@ -18,6 +18,7 @@ from cache.places.listed import ListedPlace, ReadOnlyPlace
 from cache.places.objects import Answer, NoRanges, ObjectFile, ObjectPlace
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import Place
+from sak_common.errors import first_line
 from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
             options: Any = {"allow_http": scheme == "http"}
             store = HTTPStore(f"{scheme}://{host}", client_options=options, retry_config={"max_retries": _RETRIES})
         except (BaseError, ValueError) as error:
-            raise BadInput(f"{address}: {str(error).partition(chr(10))[0]}") from error
+            raise BadInput(f"{address}: {first_line(error)}") from error
         folder, folder_shown = path, shown
         if path.endswith(_STORE):
             folder, folder_shown = path.rpartition("/")[0], shown.rpartition("/")[0]

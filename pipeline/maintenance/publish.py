@@ -79,7 +79,7 @@ def publish(request: PublishRequest) -> dict[str, Any]:
     if not request.dry_run:
         _ask(request.confirm, f"publish {len(stores)} stores ({amount(num_bytes)} to copy) at {place.shown}?")
     copies = make_copies(plans, place, request.dry_run)
-    card = None if request.dry_run else _write_beside(place, terms)
+    card = None if request.dry_run else _write_beside(place, terms, stated)
     return {
         "published": not request.dry_run,
         "target": place.shown,
@@ -139,10 +139,9 @@ def _ask(confirm: Confirm | None, question: str) -> None:
         raise UserError("nothing was published; --yes publishes without asking (from Python: confirm=...)")
 
 
-def _write_beside(place: Place, terms: Mapping[str, DataTerms]) -> str:
+def _write_beside(place: Place, terms: Mapping[str, DataTerms], stated: Mapping[str, str]) -> str:
     """Write the card of all stores in the folder, then its catalogue; returns the card's path or address."""
     stores = find_stores(place)
-    stated = stated_licences(place)
     every = {store.name: data_terms(store.spec, stated.get(store.name)) for store in stores} | dict(terms)
     card = write_card(place, stores, every)
     if card != CARD:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.console import worker_pool
+from pipeline.console import spread, worker_pool
 from pipeline.miniature.head import outputs, train_head
 from sak_core.boundary import even_thresholds
 from sak_core.datasets import open_dataset
@@ -182,7 +182,7 @@ def render_table(result: dict[str, Any]) -> str:
         for column in result["columns"]:
             score = result["scores"][row][column["name"]]
             digits = 3 if column["score"] == "RMSE" else 1
-            cell = f"{score['mean']:.{digits}f} ± {score['std']:.{digits}f}"
+            cell = spread(score["mean"], score["std"], digits)
             cells.append(f"**{cell}**" if best.get(column["name"]) == row else cell)
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     lines += [""] + [

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.report.facts import RunFacts, Scored, State
 from pipeline.runs.holder import holder
 from pipeline.runs.lineage import Lineage
+from pipeline.training.boards import read_metrics
 
 SCORES, DETAILS = "scores-", "details-"
 FILES = ("recipe.json", "results.json", "model.json")
@@ -47,7 +48,7 @@ def read_run(folder: Path, label: str, arm: str, seed: int, stage: str, failed: 
         recipe=recipe,
         results=results,
         lineage=lineage,
-        metrics=_metrics(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder),
         splits=splits,
         command=_command(folder),
     )
@@ -96,23 +97,6 @@ def _splits(folder: Path, troubles: list[str]) -> dict[str, Scored]:
             details = _checked_json(folder / f"{DETAILS}{split}.json", troubles)
             found[split] = Scored(kept["scores"], details, kept.get("made_from", {}))
     return found
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, the last of each step; one that a kill cut short is left out."""
-    by_step: dict[int, dict[str, Any]] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            step = int(values["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        by_step[step] = {**by_step.get(step, {}), **values}  # a validation has a line of its own
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _command(folder: Path) -> str:

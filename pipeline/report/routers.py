@@ -38,6 +38,7 @@ from pipeline.report.elements import (
 )
 from pipeline.report.examples import Opened, features_read, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
+from pipeline.studies.findings import lacking_teacher
 from pipeline.studies.router_weights import router_weights
 from pipeline.studies.statistics import Summary, summary
 from pipeline.training.few_rows import few_rows, spread_over
@@ -181,9 +182,7 @@ def _lacks(arm: ArmFacts, other: ArmFacts) -> str:
     mine, theirs = arm.first(), other.first()
     if mine is None or theirs is None or arm.arm != other.arm:
         return ""
-    ours, others = mine.recipe.get("teachers") or [], theirs.recipe.get("teachers") or []
-    lacking = [teacher for teacher in ours if teacher not in others]
-    return lacking[0] if len(lacking) == 1 and set(others) < set(ours) else ""
+    return lacking_teacher(mine.recipe.get("teachers") or [], theirs.recipe.get("teachers") or [])
 
 
 def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Block]:

@@ -5,7 +5,7 @@ A run here is a row of `record.record`: a dictionary with "arm", "seed" and "sco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean
 from typing import Any
@@ -119,20 +119,24 @@ def left_out(subject: str, runs: Sequence[Run], found: Sequence[Mapping[str, Any
     mine = _of(runs, subject)
     if not mine or not all(run.get("routers") for run in mine):
         return []
-    have = set(mine[0]["teachers"])
     rows = []
     for difference in found:
         others = _of(runs, difference["against"])
-        lacking = have - set(others[0]["teachers"]) if others else set()
-        if difference["arm"] != subject or len(lacking) != 1 or not set(others[0]["teachers"]) < have:
+        teacher = lacking_teacher(mine[0]["teachers"], others[0]["teachers"]) if others else ""
+        if difference["arm"] != subject or not teacher:
             continue
-        (teacher,) = lacking
         tasks = {
             task: {"weight": mean(run["routers"][task][teacher] for run in mine), "cost": cost}
             for task, cost in difference["tasks"].items()
         }
         rows.append({"teacher": teacher, "arm": difference["against"], "tasks": tasks})
     return rows
+
+
+def lacking_teacher(have: Collection[str], others: Collection[str]) -> str:
+    """The one teacher of `have` that `others`, which are the same otherwise, lack; empty where that is not so."""
+    lacking = set(have) - set(others)
+    return lacking.pop() if len(lacking) == 1 and set(others) < set(have) else ""
 
 
 def cheapest(runs: Sequence[Run], found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

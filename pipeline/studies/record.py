@@ -17,6 +17,7 @@ from pipeline.studies import findings
 from pipeline.studies.jobs import Job, plan
 from pipeline.studies.record_page import page
 from pipeline.studies.router_weights import router_weights
+from pipeline.training.boards import read_metrics
 
 
 def record(study: Study, places: Places, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,17 +66,12 @@ def _run(study: Study, places: Places, job: Job) -> dict[str, Any]:
     if (job.run / "results.json").is_file():
         results = runs.read_results(job.run)
         row |= {key: results[key] for key in ("seconds", "parameters", "step", "made_from") if key in results}
-        row["routers"] = _routers(_metrics(job.run), job.finetune.steps)
+        row["routers"] = _routers(read_metrics(job.run), job.finetune.steps)
     if job.distill and job.stage1 and (job.stage1 / "results.json").is_file():
         row["stage1"] = {"run": job.stage1.name, "seconds": runs.read_results(job.stage1)["seconds"]}
-        row["stage1"] |= _cosines(_metrics(job.stage1))
+        row["stage1"] |= _cosines(read_metrics(job.stage1))
         row["cache_bytes"] = _bytes_read(job.distill, places)
     return row
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _routers(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console import amount, number, table
+from pipeline.console import amount, number, spread, table
 from pipeline.studies.findings import MOST_LOST
 from pipeline.studies.statistics import summary
 from pipeline.studies.study_table import markdown
@@ -53,8 +53,8 @@ def _differences(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[st
     lines = [
         [
             f"{row['arm']} minus {row['against']}",
-            *(difference(row["tasks"][c["task"]], _digits(c)) for c in columns),
-            difference(row["gain"], 1),
+            *(_difference(row["tasks"][c["task"]], _digits(c)) for c in columns),
+            _difference(row["gain"], 1),
         ]
         for row in rows
     ]
@@ -71,9 +71,10 @@ def _ratios(ratios: Mapping[str, Mapping[str, Any]], subject: str) -> str:
 
 def _held_out(found: Mapping[str, Mapping[str, Mapping[Any, float | None]]]) -> str:
     teachers = list(dict.fromkeys(teacher for cosines in found.values() for teacher in cosines))
-    lines = [
-        [arm, *(_mean_std(list(cosines.get(name, {}).values())) for name in teachers)] for arm, cosines in found.items()
-    ]
+    lines = []
+    for arm, cosines in found.items():
+        by_teacher = [summary(list(cosines.get(name, {}).values())) for name in teachers]
+        lines.append([arm, *(spread(one.mean, one.std, 4) for one in by_teacher)])
     return table(["arm", *teachers], lines)
 
 
@@ -82,7 +83,7 @@ def _cosine_differences(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
             f"{row['arm']} minus {row['against']}",
-            *(difference(row["cosines"][t], 4) if t in row["cosines"] else "-" for t in teachers),
+            *(_difference(row["cosines"][t], 4) if t in row["cosines"] else "-" for t in teachers),
         ]
         for row in rows
     ]
@@ -95,7 +96,7 @@ def _left_out(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, 
             row["teacher"],
             c["task"],
             f"{row['tasks'][c['task']]['weight']:.3f}",
-            difference(row["tasks"][c["task"]]["cost"], _digits(c)),
+            _difference(row["tasks"][c["task"]]["cost"], _digits(c)),
         ]
         for row in rows
         for c in columns
@@ -105,7 +106,7 @@ def _left_out(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, 
 
 def _caches(found: Mapping[str, Any]) -> list[str]:
     about = f"Bytes of features that stage 1 reads, and the gain over {found['reference']}."
-    lines = [[cell["arm"], amount(cell["bytes"]), difference(cell["gain"], 1)] for cell in found["cells"]]
+    lines = [[cell["arm"], amount(cell["bytes"]), _difference(cell["gain"], 1)] for cell in found["cells"]]
     lost = f"a loss of more than {MOST_LOST:g} %"
     named = (
         f"The smallest whose interval excludes {lost}: {found['arm']}."
@@ -119,13 +120,7 @@ def _digits(column: Mapping[str, Any]) -> int:
     return 3 if column["score"] == "RMSE" else 1
 
 
-def _mean_std(values: Sequence[float | None]) -> str:
-    found = summary(values)
-    std = "" if found.std is None else f" ± {found.std:.4f}"
-    return number(found.mean, ".4f") + std
-
-
-def difference(found: Mapping[str, Any], digits: int) -> str:
+def _difference(found: Mapping[str, Any], digits: int) -> str:
     """A `statistics.Comparison` as a cell."""
     if found["difference"] is None:
         return "-"

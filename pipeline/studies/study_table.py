@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache.format.spec import SourceSpec
 from pipeline import runs
-from pipeline.console import number, table
+from pipeline.console import spread, table
 from pipeline.recipes.arms import ORACLE, TEACHER_PREFIX
 from pipeline.recipes.config import Study
 from pipeline.recipes.stores import find_store, store_tasks
@@ -187,13 +187,6 @@ def _mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": found.mean, "std": found.std} if found.count == len(values) else {"mean": None, "std": None}
 
 
-def _cell(value: dict[str, Any], digits: int) -> str:
-    if value["mean"] is None:
-        return "-"
-    std = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return number(value["mean"], f".{digits}f") + std
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The study's table as Markdown, with what it rests on below."""
     arrows = {True: "↑", False: "↓"}
@@ -206,11 +199,11 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     lines = []
     for row in result["rows"]:
-        cells = [_cell(row["scores"][c["task"]], 3 if c["score"] == "RMSE" else 1) for c in result["columns"]]
+        cells = [spread(**row["scores"][c["task"]], digits=3 if c["score"] == "RMSE" else 1) for c in result["columns"]]
         mark = " (random weights)" if row["random_weights"] else ""
         parameters = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else "-"
         seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
-        lines.append([row["arm"] + mark, *cells, _cell(row["gain_percent"], 1), parameters, seconds])
+        lines.append([row["arm"] + mark, *cells, spread(**row["gain_percent"], digits=1), parameters, seconds])
     seeds = result["seeds"]
     said = "one seed: differences of a few percent may be noise" if len(seeds) == 1 else f"{len(seeds)} seeds, ± std"
     notes = [f"{row['arm']}: {row['note']}." for row in result["rows"] if row["note"]]

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.runs import write_atomically
 
 METRICS = "metrics.jsonl"
+"""A run's log: a line a step, and one more for what was measured beside training at that step."""
 
 
 class Boards:
@@ -55,6 +56,23 @@ class Boards:
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """What a run has logged, a dictionary a step, in order; a line that a kill cut short is left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    try:
+        lines = (run / METRICS).read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = int(values["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        by_step[step] = {**by_step.get(step, {}), **values}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _leave_out_after(step: int, path: Path) -> None:
