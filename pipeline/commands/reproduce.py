@@ -33,7 +33,7 @@ from pipeline.commands.options import JSON, show
 def reproduce(
     studies: tuple[str, ...], folder: Path, docs: Path, workers: int, share_reads: int, small: bool, as_json: bool
 ) -> None:
-    """Run the published STUDIES again, all by default: claim, parts, views, scale, rivals, rivals-equal, proxy.
+    """Run the published STUDIES again, all by default: claim, parts, views, scale, rivals, proxy.
 
     Caches and runs lie below --folder; tables, JSON and a report of each go to --docs. What is interrupted goes on with
     the same command.

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -179,6 +179,19 @@ class Study(Strict):
     compare: tuple[tuple[str, str], ...] = Field(
         (("sak", "*"),), description="pairs of arms whose differences `sak reproduce` gives, paired by seed; * is all"
     )
+
+    tables: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="titles, and the arms below each: what the page shows in place of one table"
+    )
+
+    @model_validator(mode="after")
+    def _tables_of_arms(self) -> Self:
+        known = [*self.arms, *(variation.name for variation in self.variations)]
+        for title, arms in self.tables.items():
+            for arm in arms:
+                if arm not in known:
+                    raise ValueError(f"tables: {title!r}: {unknown('arm', arm, known)}")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console import amount, number, spread, table
 from pipeline.studies.findings import MOST_LOST
 from pipeline.studies.statistics import summary
-from pipeline.studies.study_table import markdown
+from pipeline.studies.study_table import CONSTANT, markdown
 
 PAIRED = (
     "Paired by seed: mean difference [95 % interval], in the score's unit; gain: mean over tasks, relative, in %. "
@@ -21,7 +21,7 @@ _MARKS = {"better": "**", "worse": "*"}
 def page(recorded: Mapping[str, Any]) -> str:
     """The record as Markdown: its table, then a section for each thing that the study can say."""
     columns = recorded["table"]["columns"]
-    parts = [f"# Study `{recorded['study']['name']}`", markdown(recorded["table"])]
+    parts = [f"# Study `{recorded['study']['name']}`", *_tables(recorded)]
     if recorded["differences"]:
         parts += ["## Differences", PAIRED, _differences(recorded["differences"], columns)]
     if recorded["ratios"]:
@@ -42,6 +42,17 @@ def page(recorded: Mapping[str, Any]) -> str:
     if recorded["caches"]:
         parts += ["## What a cache costs", *_caches(recorded["caches"])]
     return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
+
+
+def _tables(recorded: Mapping[str, Any]) -> list[str]:
+    """The study's table; where the study asks for several, each below its title."""
+    whole = recorded["table"]
+    asked: Mapping[str, Sequence[str]] = recorded["study"]["tables"]
+    parts = []
+    for title, arms in asked.items():
+        rows = [row for arm in (CONSTANT, *arms) for row in whole["rows"] if row["arm"] == arm]
+        parts += [f"## {title}", markdown({**whole, "rows": rows})]
+    return parts or [markdown(whole)]
 
 
 def _wrapped(paragraph: str) -> str:
