@@ -151,6 +151,17 @@ def test_how_it_was_made(known: Made) -> None:
     assert "commercial, too" in known[1]
 
 
+def test_a_stage_1_that_two_arms_begin_from_is_the_firsts(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "runs")
+    plan = json.loads((folder / "study.json").read_text())
+    first = next(job for job in plan["jobs"] if job["label"] == "sak")
+    plan["jobs"].append(first | {"label": "sak, token routers", "run": "token-seed0-finetune"})
+    put(folder / "study.json", plan)
+    write_run(folder / "token-seed0-finetune", "sak", 0, "finetune", stage1=first["stage1"])
+    arms = {row["run"]: row["arm"] for row in table(made(tmp_path / "runs"), "runs")}
+    assert arms[first["stage1"]] == "sak" and arms["token-seed0-finetune"] == "sak, token routers"
+
+
 def test_the_numbers_stand_in_the_page_as_json(known: Made) -> None:
     for name, told in known[0]["tables"].items():
         begun = known[1].partition(f'<script type="application/json" id="json-{name}">')[2]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.recipes.config import load_study
 from pipeline.recipes.stores import caches_below
 from pipeline.studies.findings import all_held_out, cheapest, differences, left_out, pairs_of, ratios
@@ -144,7 +145,7 @@ def test_the_page_says_what_is_established() -> None:
         "no_gain": "",
     }
     recorded: dict[str, Any] = {
-        "study": {"name": "claim"},
+        "study": {"name": "claim", "tables": {}},
         "subject": "sak",
         "table": table,
         "differences": differences([("sak", "multi-task")], RUNS, COLUMNS),
@@ -165,6 +166,19 @@ def test_the_page_says_what_is_established() -> None:
     assert "excludes a loss of more than 1 %: fair." in text and "3.0 kB" in text
     recorded["caches"]["arm"] = None
     assert "not established" in page(recorded).splitlines()[-1]
+    table["rows"].append(table["rows"][0] | {"arm": "small invpt"})
+    recorded["study"]["tables"] = {"At equal steps": ["sak"], "At equal parameters": ["small invpt", "sak"]}
+    before, steps, parameters = page(recorded).partition("## Differences")[0].split("## At equal ")
+    assert "| sak" not in before and "small invpt" not in steps and "| sak" in steps
+    assert parameters.index("small invpt") < parameters.index("| sak")
+
+
+def test_a_table_of_an_arm_that_a_study_lacks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    test = 'test = { dataset = "rooms", split = "test" }'
+    path.write_text(f'recipe = "rooms"\narms = ["sak"]\n{test}\n[tables]\nequal = ["sak", "sac"]\n')
+    with pytest.raises(UserError, match=r"tables: .equal.: .*sac"):
+        load_study(str(path))
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -200,10 +200,12 @@ class StudyFacts:
 
     @property
     def runs(self) -> list[RunFacts]:
-        """Every run once, stage 1 first."""
-        every = [run for arm in self.arms for run in arm.stage1.values()]
-        every += [run for arm in self.arms for run in arm.runs.values()]
-        return list({run.folder: run for run in every}.values())
+        """Every run once, stage 1 first; one that several arms begin from is the first one's."""
+        once: dict[Path, RunFacts] = {}
+        for runs in (*(arm.stage1 for arm in self.arms), *(arm.runs for arm in self.arms)):
+            for run in runs.values():
+                once.setdefault(run.folder, run)
+        return list(once.values())
 
     def arm(self, label: str) -> ArmFacts | None:
         """The arm of that label, None where there is none."""

@@ -90,7 +90,10 @@ def _train_all(
 
     Stage 1 comes first, and beside it what needs none, so that no worker waits for another's distillation.
     """
-    distilled = {job.stage1: job for job in jobs if job.distill}
+    distilled: dict[Path, Job] = {}
+    for job in jobs:
+        if job.stage1:
+            distilled.setdefault(job.stage1, job)
     split = {job.run: single_jobs(job, places) for job in jobs if find_arm(job.finetune.arm).per_task}
     calls: list[Call] = [(_distill_job, job, study, places) for job in distilled.values()]
     calls += [(_single_job, single, study, places) for singles in split.values() for single in singles]
