@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.recipes.config import load_study
 from pipeline.recipes.stores import caches_below
+from pipeline.studies.coding_loss import foretold
 from pipeline.studies.findings import all_held_out, cheapest, differences, left_out, pairs_of, ratios
 from pipeline.studies.record_page import page
 from pipeline.studies.reproduce import STUDIES, small_study
@@ -159,6 +160,7 @@ def test_the_page_says_what_is_established() -> None:
             ],
             "arm": "fair",
         },
+        "foretold": None,
     }
     text = page(recorded)
     assert "**+9.8 [+9.1, +10.6]**" in text and "+0.000 [-0.248, +0.248]" in text
@@ -166,11 +168,55 @@ def test_the_page_says_what_is_established() -> None:
     assert "excludes a loss of more than 1 %: fair." in text and "3.0 kB" in text
     recorded["caches"]["arm"] = None
     assert "not established" in page(recorded).splitlines()[-1]
+    student = compare({0: -1.0, 1: -1.5}, {0: 0.0, 1: 0.0}, True).__dict__
+    cell = {"arm": "klt", "against": "fp16", "cosine": 0.98}
+    losses = {task: {"probe": 0.25, "student": student} for task in ("semseg", "depth")}
+    ranks = {task: {"cosine": 0.5, "probe": None} for task in ("semseg", "depth")}
+    recorded["foretold"] = {"cells": [cell | {"tasks": losses}], "ranks": ranks}
+    told = page(recorded).partition("foretell")[2]
+    assert "0.0200 | " in told and "+0.25 | " in told and "+1.2 [-1.9, +4.4]" in told and "0.50 |" in told
     table["rows"].append(table["rows"][0] | {"arm": "small invpt"})
     recorded["study"]["tables"] = {"At equal steps": ["sak"], "At equal parameters": ["small invpt", "sak"]}
     before, steps, parameters = page(recorded).partition("## Differences")[0].split("## At equal ")
     assert "| sak" not in before and "small invpt" not in steps and "| sak" in steps
     assert parameters.index("small invpt") < parameters.index("| sak")
+
+
+def coded(arm: str, cosine: float, semseg: float, depth: float, *scores: tuple[float, float]) -> list[dict[str, Any]]:
+    figures = {"cosine": cosine, "probes": {"semseg": semseg, "depth": depth}}
+    return [run(arm, seed, *score, coding=figures) for seed, score in enumerate(scores)]
+
+
+def test_probes_and_cosines_are_ranked_by_what_students_lose() -> None:
+    runs = [
+        *coded("fp16", 1.0, 0.1, 0.0, (50.0, 0.50), (52.0, 0.50)),
+        *coded("fine", 0.99, 0.3, 0.02, (49.0, 0.51), (51.0, 0.51)),
+        *coded("fair", 0.97, 1.1, 0.01, (48.0, 0.54), (50.0, 0.52)),
+        *coded("poor", 0.90, 0.9, 0.04, (43.0, 0.52), (49.0, 0.52)),
+        run("live", 0, 50.0, 0.5),
+        run("live", 1, 50.0, 0.5),
+    ]
+    pairs = [("fine", "fp16"), ("fair", "fp16"), ("poor", "fp16"), ("fp16", "live")]
+    found = foretold(runs, differences(pairs, runs, COLUMNS), COLUMNS)
+    assert found and [cell["arm"] for cell in found["cells"]] == ["fine", "fair", "poor"], "live has no codec"
+    fair = found["cells"][1]
+    assert fair["tasks"]["semseg"]["probe"] == pytest.approx(1.0) and fair["cosine"] == 0.97
+    assert fair["tasks"]["semseg"]["student"]["difference"] == pytest.approx(-2.0)
+    # students lose 1, 2, 5 points and 0.01, 0.03, 0.02 m; probes 0.2, 1.0, 0.8 and 0.02, 0.01, 0.04
+    assert found["ranks"]["semseg"] == {"cosine": pytest.approx(1.0), "probe": pytest.approx(0.5)}
+    assert found["ranks"]["depth"] == {"cosine": pytest.approx(0.5), "probe": pytest.approx(-0.5)}
+    assert foretold(runs, differences(pairs[:2], runs, COLUMNS), COLUMNS) is None
+
+
+def test_probes_of_a_split_without_a_cache_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    test = 'test = { dataset = "rooms", split = "test" }'
+    cache = '[[caches]]\ndataset = "rooms"\nsplit = "unlabelled"\nprobes = "trian"\n'
+    path.write_text(
+        f'recipe = "rooms"\narms = ["sak"]\n{test}\n{cache}[[caches]]\ndataset = "rooms"\nsplit = "train"\n'
+    )
+    with pytest.raises(UserError, match=r"probes: .*trian.*train"):
+        load_study(str(path))
 
 
 def test_a_table_of_an_arm_that_a_study_lacks_is_refused(tmp_path: Path) -> None:

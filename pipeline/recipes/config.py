@@ -162,6 +162,7 @@ class StudyCache(Strict):
     codec: str = "fp16"
     fidelity: float | None = Field(None, gt=0, lt=1)
     folder: str = Field("", description="as a recipe's data.folder")
+    probes: str = Field("", description="split whose cache has the labels that tell what tasks lose to the codec")
 
 
 class Study(Strict):
@@ -185,12 +186,16 @@ class Study(Strict):
     )
 
     @model_validator(mode="after")
-    def _tables_of_arms(self) -> Self:
+    def _names_what_it_has(self) -> Self:
         known = [*self.arms, *(variation.name for variation in self.variations)]
         for title, arms in self.tables.items():
             for arm in arms:
                 if arm not in known:
                     raise ValueError(f"tables: {title!r}: {unknown('arm', arm, known)}")
+        splits = [cache.split for cache in self.caches]
+        for cache in self.caches:
+            if cache.probes and cache.probes not in splits:
+                raise ValueError(f"caches: probes: {unknown('split', cache.probes, splits)}")
         return self
 
     @model_validator(mode="before")

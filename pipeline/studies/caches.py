@@ -22,7 +22,7 @@ def prepare_caches(caches: Sequence[StudyCache], features: Path | str) -> None:
 
 def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: int) -> None:
     """Every teacher over every cache, whose sources must be there; `workers` teachers at once, a core each."""
-    requests = [_request(cache, teacher, features) for cache in caches for teacher in cache.teachers]
+    requests = [_request(cache, teacher, features, caches) for cache in caches for teacher in cache.teachers]
     if not requests:
         return
     with worker_pool(min(workers, len(requests))) as pool:
@@ -35,7 +35,13 @@ def _source(cache: StudyCache) -> DatasetRequest:
     return DatasetRequest(cache.dataset, cache.split, size, limit=cache.limit)
 
 
-def _request(cache: StudyCache, teacher: str, features: Path | str) -> CacheRequest:
-    options = TeacherOptions(codec=cache.codec, fidelity=cache.fidelity, threads=1)
+def _request(cache: StudyCache, teacher: str, features: Path | str, caches: Sequence[StudyCache]) -> CacheRequest:
+    probes = next((_address(one, features) for one in caches if one.split == cache.probes), None)
+    options = TeacherOptions(codec=cache.codec, fidelity=cache.fidelity, threads=1, probes=probes)
     below = caches_below(features, cache.folder)
     return CacheRequest(_source(cache), (teacher,), cache.views, below, options, decoders=0, strict=True)
+
+
+def _address(cache: StudyCache, features: Path | str) -> str:
+    """Where the cache lies, whose source is there."""
+    return prepare(_source(cache), caches_below(features, cache.folder), cache.views).place.shown

@@ -14,6 +14,7 @@ from pipeline.recipes.config import Recipe, Study
 from pipeline.recipes.stores import find_store, training_store
 from pipeline.runs import Places
 from pipeline.studies import findings
+from pipeline.studies.coding_loss import coding_figures, foretold
 from pipeline.studies.jobs import Job, plan
 from pipeline.studies.record_page import page
 from pipeline.studies.router_weights import router_weights
@@ -24,8 +25,8 @@ def record(study: Study, places: Places, result: Mapping[str, Any]) -> dict[str,
     """A finished study as JSON can hold it; `result` is its table, as `ablate` returns it.
 
     `runs` has a row a run: arm, seed, scores, the caches that it read, cosines to the teachers over stage 1's steps.
-    `differences` is of the pairs that the study compares, with 95 % intervals; `ratios`, `held_out`, `left_out` and
-    `caches` are empty where the study cannot tell: see `pipeline.studies.findings`.
+    `differences` is of the pairs that the study compares, with 95 % intervals; `ratios`, `held_out`, `left_out`,
+    `caches` and `foretold` are empty where the study cannot tell: see `pipeline.studies.findings` and `coding_loss`.
     """
     found = [_run(study, places, job) for job in plan(study, places)]
     arms = list(dict.fromkeys(run["arm"] for run in found))
@@ -41,7 +42,10 @@ def record(study: Study, places: Places, result: Mapping[str, Any]) -> dict[str,
         "ratios": findings.ratios(subject, found, columns),
         "held_out": findings.all_held_out(found),
         "left_out": findings.left_out(subject, found, compared),
-        "caches": findings.cheapest(found, compared),
+        "caches": findings.cheapest(
+            found, [one for one in compared if (findings.EVERY, one["against"]) in study.compare]
+        ),
+        "foretold": foretold(found, compared, columns),
         "runs": found,
     }
 
@@ -70,7 +74,7 @@ def _run(study: Study, places: Places, job: Job) -> dict[str, Any]:
     if job.distill and job.stage1 and (job.stage1 / "results.json").is_file():
         row["stage1"] = {"run": job.stage1.name, "seconds": runs.read_results(job.stage1)["seconds"]}
         row["stage1"] |= _cosines(read_metrics(job.stage1))
-        row["cache_bytes"] = _bytes_read(job.distill, places)
+        row |= _cache(job.distill, places)
     return row
 
 
@@ -96,11 +100,13 @@ def _cosines(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tup
     return found
 
 
-def _bytes_read(recipe: Recipe, places: Places) -> int | None:
-    """Bytes of the features that a stage 1 reads from its cache, committed; None of a live one."""
+def _cache(recipe: Recipe, places: Places) -> dict[str, Any]:
+    """Of the cache that a stage 1 reads: "cache_bytes", of its features, committed, and "coding", what its codec does
+    to them (see `coding_figures`); nothing of a live one."""
     if recipe.source == "live":
-        return None
+        return {}
     teachers = parts_read(recipe)
     store = training_store(places.features, recipe, teachers)
     views = (store.part(teacher_part(name)).view(view) for name in teachers for view in range(recipe.data.views))
-    return sum(sum(sizes) for view in views for sizes in view.sizes.values())
+    size = sum(sum(sizes) for view in views for sizes in view.sizes.values())
+    return {"cache_bytes": size, "coding": coding_figures(store, teachers)}

@@ -41,6 +41,8 @@ def page(recorded: Mapping[str, Any]) -> str:
         parts += ["## What a teacher is worth", about, _left_out(recorded["left_out"], columns)]
     if recorded["caches"]:
         parts += ["## What a cache costs", *_caches(recorded["caches"])]
+    if recorded["foretold"]:
+        parts += ["## How well a codec's own figures foretell it", *_foretold(recorded["foretold"], columns)]
     return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
 
 
@@ -125,6 +127,37 @@ def _caches(found: Mapping[str, Any]) -> list[str]:
         else f"No cache's interval excludes {lost}: not established."
     )
     return [about, table(["arm", "features", "gain %"], lines), named]
+
+
+def _foretold(found: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    about = (
+        "Linear probes, fitted on the teachers' raw features, lose so much on decoded ones (mean over the teachers); "
+        "students lose so much that were trained from them [95 % interval]. Both in the score's unit, more is worse."
+    )
+    lines = []
+    for cell in found["cells"]:
+        losses = []
+        for c in columns:
+            one, digits = cell["tasks"][c["task"]], _digits(c)
+            losses += [f"{one['probe']:+.{digits + 1}f}", _difference(_as_loss(one["student"], c), digits)]
+        lines.append([f"{cell['arm']} for {cell['against']}", f"{1 - cell['cosine']:.4f}", *losses])
+    heads = [head for c in columns for head in (f"{c['task']}: probe", "student")]
+    ranked = [[task, *(number(one[by], ".2f") for by in ("cosine", "probe"))] for task, one in found["ranks"].items()]
+    count = len(found["cells"])
+    return [
+        about,
+        table(["", "1 - cosine", *heads], lines),
+        f"Spearman's rank correlation with the students' losses over these {count} pairs:",
+        table(["task", "1 - cosine", "probe's loss"], ranked),
+    ]
+
+
+def _as_loss(found: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A comparison with the sign that makes more worse."""
+    if not column["higher_is_better"] or found["difference"] is None:
+        return found
+    low, high = (None if found[end] is None else -found[end] for end in ("high", "low"))
+    return {**found, "difference": -found["difference"], "low": low, "high": high}
 
 
 def _digits(column: Mapping[str, Any]) -> int:
