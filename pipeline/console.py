@@ -15,12 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TextIO
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
     from rich.progress import Progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between progress lines where stderr is not a terminal."""
@@ -214,6 +218,31 @@ def worker_pool(workers: int, begin: Callable[..., None] = start_worker, *given:
     from multiprocessing import get_context
 
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=given)
+
+
+def each_in_worker(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """What `work` gives for each of the items, which are long ones, in the order of their ends.
+
+    A worker is handed an item when it is free, not before: else it would begin another one after it was asked to stop.
+    What ends the caller, or one item, ends all workers by SIGTERM, upon which training saves; they are waited for.
+    """
+    from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+    left = iter(items)
+    with worker_pool(min(workers, len(items)) or 1) as pool:
+        running: set[Future[Result]] = set()
+        try:
+            while True:
+                running |= {pool.submit(work, item) for item in islice(left, workers - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
 
 
 def follow(ends_with_parent: bool = True) -> None:

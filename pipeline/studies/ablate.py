@@ -8,14 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import runs
-from pipeline.console import say, warn, worker_pool
+from pipeline.console import each_in_worker, say, warn
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import find_arm
@@ -128,20 +127,8 @@ def _run_here(groups: Sequence[list[Call]], workers: int, devices: int) -> Faile
     """Make the runs of all groups on this machine."""
     if workers <= 1 or len(groups) <= 1:
         return {run: why for group in groups for run, why in run_group(group, devices).items()}
-    with worker_pool(min(workers, len(groups))) as pool:
-        futures = [pool.submit(run_group, group, devices) for group in groups]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-            return {run: why for future in futures for run, why in future.result().items()}
-        except BaseException:
-            workers_now = list((pool._processes or {}).values())  # shutdown forgets them
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in workers_now:
-                process.terminate()
-            raise
+    made = each_in_worker(partial(run_group, devices=devices), groups, workers)
+    return {run: why for failed in made for run, why in failed.items()}
 
 
 def _run_on_workers(client: Client, groups: Sequence[list[Call]]) -> Failed:

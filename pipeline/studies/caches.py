@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.console import worker_pool
+from pipeline.console import each_in_worker
 from pipeline.extraction.caching import run_cache
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.request import CacheRequest, TeacherOptions
@@ -23,11 +23,8 @@ def prepare_caches(caches: Sequence[StudyCache], features: Path | str) -> None:
 def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: int) -> None:
     """Every teacher over every cache, whose sources must be there; `workers` teachers at once, a core each."""
     requests = [_request(cache, teacher, features, caches) for cache in caches for teacher in cache.teachers]
-    if not requests:
-        return
-    with worker_pool(min(workers, len(requests))) as pool:
-        for job in [pool.submit(run_cache, request) for request in requests]:
-            job.result()
+    for _ in each_in_worker(run_cache, requests, workers):
+        pass
 
 
 def _source(cache: StudyCache) -> DatasetRequest:

@@ -1,0 +1,39 @@
+"""Long items in worker processes: what ends one ends all, and no worker begins another after it was asked to stop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.console import each_in_worker
+from pipeline.interrupts import Interrupted
+
+
+def squared(number: int) -> int:
+    return number * number
+
+
+def begun_and_stopped(item: tuple[Path, int]) -> None:
+    """Stop as training does when asked to, once another item runs, too; the others go on until they are ended."""
+    folder, number = item
+    (folder / str(number)).touch()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if number == 0 and len(list(folder.iterdir())) == 2:
+            raise Interrupted(15)
+        time.sleep(0.05)
+    (folder / f"{number} ended").touch()
+
+
+def test_every_item_is_done_once() -> None:
+    assert sorted(each_in_worker(squared, range(7), 2)) == [number**2 for number in range(7)]
+    assert list(each_in_worker(squared, [], 2)) == []
+
+
+def test_no_item_begins_after_an_interruption(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        list(each_in_worker(begun_and_stopped, [(tmp_path, number) for number in range(5)], 2))
+    # the third did not begin, and the second was ended, not waited for
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
