@@ -98,8 +98,8 @@ def train_steps(
 ) -> tuple[dict[str, Any], float]:
     """Train a few steps by a recipe and keep nothing: the results, and the seconds in them that are an earlier run's.
 
-    A stem that learns starts untrained, which takes as long; a cached
-    part must belong to the weights that a run keeps frozen, which are then those of the recipe or of the part's run.
+    A stem that learns starts untrained, which takes as long, and rates of learning do not warm up; a cached part must
+    belong to the weights that a run keeps frozen, which are then those of the recipe or of the part's run.
     """
     from pipeline.training.devices import ALONE
     from pipeline.training.distill import distill
@@ -107,6 +107,7 @@ def train_steps(
 
     execution = execution or ALONE
     changes: dict[str, Any] = {"steps": steps, "stage1": "off", "validation": None}
+    changes["schedule"] = recipe.schedule.model_copy(update={"warmup_steps": 0})
     stage1: Path | None = None
     if recipe.frozen is None:
         stem = recipe.student.stem.model_copy(update={"weights": None})
