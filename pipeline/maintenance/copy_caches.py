@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
-from cache.joined import JoinedStore
+from cache.joined import shares
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.places.addresses import as_place, as_target, pinned
 from cache.places.place import Place
@@ -138,8 +138,7 @@ def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
         raise UserError(f"recipe {request.recipe} reads nothing of {place.shown}")
     for store, views, names in wanted.values():
         chosen = names if request.teachers is None else request.teachers
-        shares = store.shares(chosen) if isinstance(store, JoinedStore) else {store: chosen}
-        for part, own in shares.items():
+        for part, own in shares(store, chosen).items():
             yield part, select(part, request.views or views, own, request.levels)
 
 
