@@ -8,10 +8,12 @@ import re
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import sak as front
 from cache.errors import StoresDiffer
 from cache.joined import JoinedStore
 from cache.loading.loader import Loader
@@ -24,8 +26,9 @@ from pipeline.runs.checkpoint import scored_weights
 from sak_core.weights.tensor_files import read_tensors
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
-from tests.conftest import refusal, sak
+from tests.conftest import answer, refusal, sak
 
+ROOT = Path(__file__).parents[1]
 TEACHERS = ["mini-clip", "mini-dino"]
 
 
@@ -140,3 +143,81 @@ def test_distilled_from_two_places(small: Path, tmp_path: Path) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     first, second = (json.loads((run / "model.json").read_text()) for run in runs)
     assert first == second and len(first["teachers"]) == 2
+
+
+# ---- every command that reads caches takes several places ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(features: Path, module_folder: Path) -> tuple[Path, Path]:
+    """Two folders: the caches with one teacher, and the same rows with the other two."""
+    for name, teachers in (("one", "mini-dino"), ("two", "mini-clip,mini-sam")):
+        sak("copy", features, module_folder / name, "--teacher", teachers)
+    return module_folder / "one", module_folder / "two"
+
+
+STUDY = """
+recipe = "{recipe}"
+arms = ["teacher:mini-clip", "{more}"]
+test = {{ dataset = "rooms", split = "test", size = "96x96" }}
+set = {{ steps = 2, batch_size = 8, tasks = ["depth"] }}
+"""
+
+
+def test_a_study_of_caches_in_two_places(apart: tuple[Path, Path], features: Path, tmp_path: Path) -> None:
+    """Named by --out, or by the recipe, which then says where the test split is, too."""
+    one, two = apart
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(recipe="demo", more="multi-task"))
+    table = answer("ablate", study, "--out", one, "--out", two, "--runs", tmp_path / "runs")
+    whole = front.ablate(study, out=features, runs=tmp_path / "whole")
+    assert len(table["rows"]) == 3 and not table["failed"]
+    assert [row["scores"] for row in table["rows"]] == [row["scores"] for row in whole["rows"]]
+    told = front.report("study", to=tmp_path / "report.html", out=apart, runs=tmp_path / "runs")
+    assert "mini-clip" in json.dumps(told["tables"]) and not any("Not below" in remark for remark in told["remarks"])
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'out = ["{one}", "{two}"]\n{(ROOT / "pipeline/recipes/demo.toml").read_text()}')
+    study.write_text(STUDY.format(recipe=recipe, more="many-to-one"))
+    planned = front.ablate(study, dry_run=True, out=tmp_path / "nothing", runs=tmp_path / "more")
+    assert len(planned["runs"]) == 3
+
+
+def test_what_is_wrong_with_several_places_is_said(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    one, two = apart
+    study = tmp_path / "s.toml"
+    study.write_text(STUDY.format(recipe="demo", more="multi-task"))
+    lacking = refusal("ablate", study, "--out", one, "--runs", tmp_path)
+    assert "has no teacher 'mini-clip' (it has mini-dino)" in lacking and "another --out" in lacking
+    nowhere = tmp_path / "nowhere"
+    for command in (("ablate", study), ("evaluate", "run"), ("plan", "demo"), ("recipe",)):
+        assert f"--out {nowhere}: no such folder" in refusal(*command, "--out", one, "--out", nowhere)
+    assert "a cache is written to one place" in refusal("plan", "--out", one, "--out", two)
+    other = tmp_path / "other"
+    sak(
+        "cache", "--teacher", "mini-clip", "--split", "unlabelled", "--limit", "8", "--views", "2", "--threads", "1",
+        "--decoders", "0", "--out", other,
+    )  # fmt: skip
+    said = refusal("distill", "--out", one, "--out", other, "--runs", tmp_path / "runs")
+    assert "num_samples is 48 and 8; name one of the two places" in said and not (tmp_path / "runs").exists()
+
+
+def test_python_takes_several_places_and_a_recipe_of_its_own(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without a recipe: what is written is for the teachers of all places."""
+    where: dict[str, Any] = {"out": list(apart), "runs": tmp_path}
+    few = {"steps": 2, "batch_size": 8, "tasks": ["depth"]}
+    told = front.recipe(to=tmp_path / "written.toml", out=apart).read_text()
+    assert 'teachers = ["mini-clip", "mini-dino", "mini-sam"]' in told
+    distilled = front.distill(overrides=few, **where)
+    tuned = front.finetune(overrides=few, **where)
+    made = [json.loads((run.path / "model.json").read_text())["teachers"] for run in (distilled, tuned)]
+    assert [sorted(one["name"] for one in teachers) for teachers in made] == [
+        ["mini-clip", "mini-dino", "mini-sam"]
+    ] * 2
+    scored = front.evaluate(tuned.path, "val", **where)
+    assert scored.scores["depth"]["RMSE"] == tuned.scores["depth"]["RMSE"]
+    planned = front.plan_training(tmp_path / "written.toml", overrides=few, **where)
+    assert planned["steps"] == 2 and planned["stored_bytes"] > 0
+    runs = front.ablate(dry_run=True, **where)["runs"]
+    assert any("teacher-mini-dino" in run for run in runs) and any("teacher-mini-sam" in run for run in runs)
+    with pytest.raises(UserError, match="no folder or address"):
+        front.distill(out=[])

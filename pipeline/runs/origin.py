@@ -82,9 +82,14 @@ def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin
 
 def validation_store(recipe: Recipe, features: Caches) -> Store | None:
     """The store that a run of `recipe` is validated on, None where it never is. Raises what `find_store` raises."""
-    if recipe.validation is None or (recipe.stage == "distill" and recipe.validate_every is None):
+    if recipe.validation is None or not is_validated(recipe):
         return None
     return find_store(features, recipe.validation, validation_teachers(recipe))
+
+
+def is_validated(recipe: Recipe) -> bool:
+    """Whether a run of `recipe` reads its validation split: stage 1 does not score its last step."""
+    return recipe.validation is not None and (recipe.stage != "distill" or recipe.validate_every is not None)
 
 
 def validation_teachers(recipe: Recipe) -> tuple[str, ...]:
