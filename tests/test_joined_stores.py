@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import torch
 
 import sak as front
 from cache.errors import StoresDiffer
-from cache.joined import JoinedStore
+from cache.format.entries import ViewEntries
+from cache.joined import JoinedStore, check_same_rows
 from cache.loading.loader import Loader
-from cache.store import Store
+from cache.maintenance.store_copy import copy_store, plan_copy, select
+from cache.places.files import FileDigest
+from cache.store import Store, find_stores
 from cache.writing.source_writer import SourceWriter
 from pipeline.errors import UserError
+from pipeline.maintenance.copy_caches import CopyRequest, copy
 from pipeline.recipes.config import Data
 from pipeline.recipes.stores import digest, find_store
 from pipeline.runs.checkpoint import scored_weights
@@ -149,10 +155,14 @@ def test_distilled_from_two_places(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def apart(features: Path, module_folder: Path) -> tuple[Path, Path]:
-    """Two folders: the caches with one teacher, and the same rows with the other two."""
-    for name, teachers in (("one", "mini-dino"), ("two", "mini-clip,mini-sam")):
-        sak("copy", features, module_folder / name, "--teacher", teachers)
+def apart(module_folder: Path) -> tuple[Path, Path]:
+    """Two folders beside "whole", which holds small caches with two teachers: the same with one teacher each."""
+    for split, limit, views in (("train", 16, 2), ("val", 8, 1), ("test", 8, 1)):
+        front.cache(
+            "mini-clip,mini-dino", "rooms", split, limit=limit, views=views, decoders=0, out=module_folder / "whole"
+        )
+    for name, teachers in (("one", ("mini-dino",)), ("two", ("mini-clip",))):
+        copy(CopyRequest(module_folder / "whole", module_folder / name, teachers=teachers))
     return module_folder / "one", module_folder / "two"
 
 
@@ -164,41 +174,44 @@ set = {{ steps = 2, batch_size = 8, tasks = ["depth"] }}
 """
 
 
-def test_a_study_of_caches_in_two_places(apart: tuple[Path, Path], features: Path, tmp_path: Path) -> None:
+def test_a_study_of_caches_in_two_places(apart: tuple[Path, Path], tmp_path: Path) -> None:
     """Named by --out, or by the recipe, which then says where the test split is, too."""
     one, two = apart
     study = tmp_path / "study.toml"
     study.write_text(STUDY.format(recipe="demo", more="multi-task"))
+    lacking = refusal("ablate", study, "--out", one, "--runs", tmp_path)
+    assert "has no teacher 'mini-clip' (it has mini-dino)" in lacking and "another --out" in lacking
     table = answer("ablate", study, "--out", one, "--out", two, "--runs", tmp_path / "runs")
-    whole = front.ablate(study, out=features, runs=tmp_path / "whole")
+    whole = front.ablate(study, out=one.parent / "whole", runs=tmp_path / "whole")
     assert len(table["rows"]) == 3 and not table["failed"]
     assert [row["scores"] for row in table["rows"]] == [row["scores"] for row in whole["rows"]]
     told = front.report("study", to=tmp_path / "report.html", out=apart, runs=tmp_path / "runs")
     assert "mini-clip" in json.dumps(told["tables"]) and not any("Not below" in remark for remark in told["remarks"])
     recipe = tmp_path / "mine.toml"
     recipe.write_text(f'out = ["{one}", "{two}"]\n{(ROOT / "pipeline/recipes/demo.toml").read_text()}')
-    study.write_text(STUDY.format(recipe=recipe, more="many-to-one"))
+    study.write_text(STUDY.format(recipe=recipe, more="multi-task"))
     planned = front.ablate(study, dry_run=True, out=tmp_path / "nothing", runs=tmp_path / "more")
-    assert len(planned["runs"]) == 3
+    assert len(planned["runs"]) == 2
 
 
 def test_what_is_wrong_with_several_places_is_said(apart: tuple[Path, Path], tmp_path: Path) -> None:
     one, two = apart
-    study = tmp_path / "s.toml"
-    study.write_text(STUDY.format(recipe="demo", more="multi-task"))
-    lacking = refusal("ablate", study, "--out", one, "--runs", tmp_path)
-    assert "has no teacher 'mini-clip' (it has mini-dino)" in lacking and "another --out" in lacking
-    nowhere = tmp_path / "nowhere"
-    for command in (("ablate", study), ("evaluate", "run"), ("plan", "demo"), ("recipe",)):
-        assert f"--out {nowhere}: no such folder" in refusal(*command, "--out", one, "--out", nowhere)
     assert "a cache is written to one place" in refusal("plan", "--out", one, "--out", two)
-    other = tmp_path / "other"
-    sak(
-        "cache", "--teacher", "mini-clip", "--split", "unlabelled", "--limit", "8", "--views", "2", "--threads", "1",
-        "--decoders", "0", "--out", other,
-    )  # fmt: skip
-    said = refusal("distill", "--out", one, "--out", other, "--runs", tmp_path / "runs")
-    assert "num_samples is 48 and 8; name one of the two places" in said and not (tmp_path / "runs").exists()
+    calls: list[Callable[[list[Path]], object]] = [
+        lambda out: front.ablate("demo", out=out),
+        lambda out: front.evaluate("run", out=out),
+        lambda out: front.plan_training("demo", out=out),
+        lambda out: front.recipe(out=out),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="tow: no such folder"):
+            call([one, tmp_path / "tow"])
+    with pytest.raises(UserError, match="no folder or address"):
+        front.distill(out=[])
+    front.cache("mini-clip", "rooms", "train", limit=8, views=2, decoders=0, out=tmp_path / "other")
+    with pytest.raises(StoresDiffer, match="num_samples is 16 and 8"):
+        front.distill(out=[one, tmp_path / "other"], runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists(), "no recipe is written for what cannot be"
 
 
 def test_python_takes_several_places_and_a_recipe_of_its_own(apart: tuple[Path, Path], tmp_path: Path) -> None:
@@ -206,18 +219,48 @@ def test_python_takes_several_places_and_a_recipe_of_its_own(apart: tuple[Path, 
     where: dict[str, Any] = {"out": list(apart), "runs": tmp_path}
     few = {"steps": 2, "batch_size": 8, "tasks": ["depth"]}
     told = front.recipe(to=tmp_path / "written.toml", out=apart).read_text()
-    assert 'teachers = ["mini-clip", "mini-dino", "mini-sam"]' in told
+    assert 'teachers = ["mini-clip", "mini-dino"]' in told
     distilled = front.distill(overrides=few, **where)
     tuned = front.finetune(overrides=few, **where)
-    made = [json.loads((run.path / "model.json").read_text())["teachers"] for run in (distilled, tuned)]
-    assert [sorted(one["name"] for one in teachers) for teachers in made] == [
-        ["mini-clip", "mini-dino", "mini-sam"]
-    ] * 2
+    for run in (distilled, tuned):
+        made = json.loads((run.path / "model.json").read_text())["teachers"]
+        assert sorted(one["name"] for one in made) == ["mini-clip", "mini-dino"]
     scored = front.evaluate(tuned.path, "val", **where)
-    assert scored.scores["depth"]["RMSE"] == tuned.scores["depth"]["RMSE"]
+    assert scored.scores["depth"]["RMSE"] > 0
     planned = front.plan_training(tmp_path / "written.toml", overrides=few, **where)
     assert planned["steps"] == 2 and planned["stored_bytes"] > 0
     runs = front.ablate(dry_run=True, **where)["runs"]
-    assert any("teacher-mini-dino" in run for run in runs) and any("teacher-mini-sam" in run for run in runs)
-    with pytest.raises(UserError, match="no folder or address"):
-        front.distill(out=[])
+    assert any("teacher-mini-dino" in run for run in runs) and any("teacher-mini-clip" in run for run in runs)
+
+
+def test_what_a_recipe_reads_is_copied_from_both(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """A stage that reads fewer teachers than the other; and the rows of its probe."""
+    one, two = apart
+    recipe = tmp_path / "mine.toml"
+    train = '{ dataset = "rooms", split = "train", size = "96x96", views = 2 }'
+    recipe.write_text(
+        f'out = ["{two}"]\nsteps = 2\n[distill]\nteachers = ["mini-dino", "mini-clip"]\ndata = {train}\n'
+        'probe = { dataset = "rooms", split = "val", size = "96x96", every = 1 }\n'
+        f'[finetune]\nteachers = ["mini-dino"]\ndata = {train}\n'
+    )
+    done = copy(CopyRequest(one, tmp_path / "copies", str(recipe)))["stores"]
+    assert [list(store["teachers"]) for store in done] == [["mini-dino"], ["mini-clip"], []]
+    assert [store.teachers for store in find_stores(tmp_path / "copies")] == [["mini-clip", "mini-dino"], []]
+    with pytest.raises(UserError, match=r"unknown teacher that recipe .* reads 'mini-sam'"):
+        copy(CopyRequest(one, tmp_path / "copies", str(recipe), ("mini-sam",)))
+
+
+def test_rows_are_told_from_their_files(clip: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows in other bytes are the same; of pixels that are not here, the bytes decide."""
+    other = source(tmp_path / "other")
+    bare = copy_store(plan_copy(other, tmp_path / "bare", select(other, pixels=False)))
+    real = ViewEntries.file
+
+    def file(self: ViewEntries, shard: int, path: str) -> FileDigest:
+        found = real(self, shard, path)
+        return replace(found, sha256=f"{id(self)}") if path == "pixels" and shard == 1 else found
+
+    monkeypatch.setattr(ViewEntries, "file", file)
+    check_same_rows(other, clip)
+    with pytest.raises(StoresDiffer, match="pixels in view 0 differs for image-4"):
+        check_same_rows(bare, clip)
