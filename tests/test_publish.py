@@ -285,6 +285,12 @@ def test_any_place_takes_them(tmp_path: Path) -> None:
     assert is_ours(card) and verify_store(bucket / store.name) == []
 
 
+def test_what_a_stranger_stated_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    mark = json.dumps({"images": {"a.zarr": "MIT\x1b[2J", "b.zarr": "CC-BY-4.0\n| forged |", "c.zarr": "CC0-1.0"}})
+    (tmp_path / CARD).write_text(f"theirs\n<!-- sak publish: {mark} -->\n")
+    assert stated_licences(LocalPlace(tmp_path)) == {"c.zarr": "CC0-1.0"}
+
+
 @pytest.mark.parametrize("last", ["", "<!-- sak publish: {no json} -->", '<!-- sak publish: {"images": 3} -->'])
 def test_a_strangers_readme_is_not_ours(last: str, tmp_path: Path) -> None:
     (tmp_path / CARD).write_text(f"theirs\n{last}\n")

@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.maintenance.plain_reading import plain_reader, readable_level
 from pipeline.recipes.stores import random_teachers
 from pipeline.runs.licences import DataTerms, Terms, data_terms, in_words, strictest, teachers_licences, use_of
+from sak_common.errors import SakError
 
 CARD = "README.md"
 OTHER_CARD = "STORES.md"
@@ -77,8 +78,8 @@ def carry_card(stores: Sequence[Store], target: Place) -> None:
     if published:
         try:
             write_card(target, stated_beside(stores) | stated_licences(target))
-        except UserError as error:
-            warn(str(error))
+        except SakError as error:  # also of another store there, which is no fault of the copies
+            warn(f"no card is written: {error}")
 
 
 def _cards_beside(stores: Sequence[Store]) -> Iterator[tuple[Place, dict[str, str]]]:
@@ -114,7 +115,8 @@ def _stated(texts: Mapping[str, str]) -> dict[str, str]:
     for name in (OTHER_CARD, CARD):
         images = _mark(texts[name]).get("images")
         found |= images if isinstance(images, Mapping) else {}
-    return {str(store): str(licence) for store, licence in found.items()}
+    # anyone may have written it, and it is shown
+    return {str(store): text for store, licence in found.items() if (text := str(licence)).isprintable()}
 
 
 def _mark(card: str) -> dict[str, Any]:
