@@ -25,6 +25,7 @@ from cache.places.hub import HubAddress, _files, coalesced
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
 from pipeline import api
+from pipeline.maintenance.store_card import is_ours
 from pipeline.recipes.config import load_recipe
 from pipeline.recipes.stores import at_commits, commits_now, find_store
 from pipeline.runs.origin import _read_at
@@ -437,6 +438,7 @@ def test_a_join_onto_the_hub_is_committed(there: Hub, tmp_path: Path) -> None:
     api.publish(tmp_path / "own", tmp_path / "there", pixels=False, confirm=lambda question: True)
     (done,) = api.join(tmp_path / "there", out=ADDRESS)["stores"]
     (mine,), (store,) = find_stores(tmp_path / "own"), find_stores(ADDRESS)
+    assert is_ours(as_place(ADDRESS).read("README.md").decode()), "its card came along"
     assert done["joined"] and not store.left_out and verify_store(store.place) == []
     np.testing.assert_array_equal(store.pixels[3, 0], mine.pixels[3, 0])
 

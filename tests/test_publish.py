@@ -82,6 +82,9 @@ def test_published_features_are_joined_to_the_store_byte_for_byte(rooms: Path, t
     assert [(store["joined"], store["rows"]) for store in again] == [(True, 0)]
     assert [store["joined"] for store in front.join(there)["stores"]] == [True]
     assert files(features) == files(rooms)
+    for folder in (there, tmp_path / "joined"):
+        card = (folder / CARD).read_text()
+        assert is_ours(card) and "are not here" not in card and "holds pixels and labels" in card
     listed = json.loads((there / "catalogue.json").read_text())["stores"][rooms.name]
     assert "pixels/zarr.json" in listed and "manifest/source/left_out.json" not in listed
 
@@ -325,6 +328,14 @@ def test_a_copy_has_the_card_and_what_was_stated(tmp_path: Path) -> None:
     assert {"of": "images of one", "licence": "CC-BY-4.0"} in again["licences"]
     copy(CopyRequest(tmp_path / "own", tmp_path / "plain"))
     assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["catalogue.json", store.name]
+
+
+def test_a_join_elsewhere_brings_whole_stores_and_the_card_too(tmp_path: Path) -> None:
+    there = published(tmp_path)
+    (done,) = api.join(there, out=tmp_path / "out")["stores"]
+    (store,) = find_stores(tmp_path / "out")
+    assert done == {"store": str(store), "joined": True, "rows": 0, "images": {}, "files": []}
+    assert (tmp_path / "out" / CARD).read_text() == (there / CARD).read_text()
 
 
 def test_a_copys_card_takes_nobodys_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from pipeline.extraction.samples import Block, DatasetRequest, num_decoders
 from pipeline.extraction.samples import join as joined
 from pipeline.extraction.unchanged import open_again
 from pipeline.maintenance.copy_caches import make_copies, stores_at
+from pipeline.maintenance.store_card import carry_card
 from sak_common.differences import first_difference
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 
@@ -66,7 +67,7 @@ def join(request: JoinRequest) -> dict[str, Any]:
             store.place.check_writable()
     if len(names := {store.spec.dataset for store in left_out}) > 1:
         raise UserError(f"{request.features} holds stores of {', '.join(sorted(names))}: join one data set at a time")
-    return {"stores": [_join(store, request) if store.left_out else _ended(store) for store in stores]}
+    return {"stores": [_join(store, request) for store in stores]}
 
 
 def is_joined(result: Mapping[str, Any]) -> bool:
@@ -95,11 +96,14 @@ def _lines(store: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _join(store: Store, request: JoinRequest) -> dict[str, Any]:
-    asked, dataset = open_again(store, request.root, "pixels and labels")
-    if absent := _absent(store, dataset):  # then nothing is copied or rendered
-        return _ended(store, images=absent)
-    _check_labels(store, source_spec(dataset, asked))
+def _join(published: Store, request: JoinRequest) -> dict[str, Any]:
+    store = published
+    asked: DatasetRequest | None = None
+    if store.left_out:
+        asked, dataset = open_again(store, request.root, "pixels and labels")
+        if absent := _absent(store, dataset):  # then nothing is copied or rendered
+            return _ended(store, images=absent)
+        _check_labels(store, source_spec(dataset, asked))
     folder = folder_of(store.place) if request.out is None else as_target(request.out)
     if request.out is not None:
         assert folder
@@ -107,13 +111,14 @@ def _join(store: Store, request: JoinRequest) -> dict[str, Any]:
         make_copies([plan], folder)
         store = Store.open(plan.target)
     rows, images, files = 0, dict[str, str](), list[str]()
-    if store.left_out:  # else it lay there whole, and has these teachers now
+    if asked and store.left_out:  # else it lay there whole, and has these teachers now
         with store.lock(SOURCE, on_wait=say):
             rows, images, files = _render(store, asked)
             if not (images or files):
                 put_back(store)
         store.place.finish()
-    if folder is not None:
+    if folder is not None and (asked or request.out):
+        carry_card([published], folder)  # also where it lies: the images are here now
         refresh_catalogue(folder)
     return _ended(store, rows, images, files)
 

@@ -66,7 +66,7 @@ def carry_card(stores: Sequence[Store], target: Place) -> None:
     It is written anew: of the stores that are there, under the licences that were stated. A README beside a store that
     people wrote or changed goes along as it is. What there is no room for is said.
     """
-    published = {place: texts for place, texts in _cards_beside(stores) if place.shown != target.shown}
+    published = dict(_cards_beside(stores))
     for folder, texts in published.items():
         readme, there = texts[CARD], _text(target, CARD)
         if is_ours(readme) or readme == there:
@@ -80,6 +80,7 @@ def carry_card(stores: Sequence[Store], target: Place) -> None:
             write_card(target, stated_beside(stores) | stated_licences(target))
         except SakError as error:  # also of another store there, which is no fault of the copies
             warn(f"no card is written: {error}")
+        target.finish()
 
 
 def _cards_beside(stores: Sequence[Store]) -> Iterator[tuple[Place, dict[str, str]]]:
