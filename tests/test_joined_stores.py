@@ -262,5 +262,5 @@ def test_rows_are_told_from_their_files(clip: Store, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(ViewEntries, "file", file)
     check_same_rows(other, clip)
-    with pytest.raises(StoresDiffer, match="pixels in view 0 differs for image-4"):
+    with pytest.raises(StoresDiffer, match="pixels in view 0 differs for folder/image-4"):
         check_same_rows(bare, clip)
