@@ -315,8 +315,7 @@ def published(root: Path, dataset: str = "one", licence: str | None = "CC-BY-4.0
 def test_a_copy_has_the_card_and_what_was_stated(tmp_path: Path) -> None:
     there = published(tmp_path)
     (store,) = find_stores(there)
-    for number, source in enumerate((there, store.path)):
-        copies = tmp_path / str(number)
+    for source, copies in ((there, tmp_path / "all"), (store.path, tmp_path / "alone")):
         copy(CopyRequest(source, copies))
         card = (copies / CARD).read_text()
         assert card == (there / CARD).read_text() and is_ours(card) and "CC-BY-4.0" in card
