@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         finetune,
         join,
         plan,
+        plan_training,
         predict,
         publish,
         recipe,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 _WHERE = {
     **dict.fromkeys(
         (
-            *("ablate", "cache", "distill", "evaluate", "export", "finetune", "join", "plan", "predict", "publish"),
-            *("recipe", "report"),
+            *("ablate", "cache", "distill", "evaluate", "export", "finetune", "join", "plan"),
+            *("plan_training", "predict", "publish", "recipe", "report"),
         ),
         "pipeline.api",
     ),
@@ -74,6 +75,7 @@ __all__ = [
     "finetune",
     "join",
     "plan",
+    "plan_training",
     "predict",
     "publish",
     "recipe",

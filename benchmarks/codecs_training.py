@@ -42,11 +42,11 @@ def measure(folder: Path, quick: bool, workers: int) -> dict[str, Any]:
         own = folder / name.replace(" ", "-")
         places = Places(own / "features", own / "runs")
         caches = [cache.model_copy(update=coding) for cache in study.caches]
-        prepare_caches(caches, places.features)
-        run_teachers(caches, places.features, workers)
+        prepare_caches(caches, own / "features")
+        run_teachers(caches, own / "features", workers)
         result = ablate.ablate(study, places, workers)
         row = next(row for row in result["rows"] if row["arm"] == ARM)
-        num_bytes, bits = _size(places.features)
+        num_bytes, bits = _size(own / "features")
         rows.append(
             {"coding": name, "bytes": num_bytes, "bits": bits, "scores": row["scores"], "columns": result["columns"]}
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.errors import SpecMismatch, StoresDiffer
+from cache.errors import StoresDiffer
 from cache.format.manifest import SOURCE, PartManifest
 from cache.reading.arrays import FeatureArray
 from cache.reading.rows import RowReader
@@ -32,7 +32,7 @@ class JoinedStore(Store):
         owners: teacher -> the store that its features are read from.
 
     Raises:
-        SpecMismatch, StoresDiffer: an owner's rows are not those of `source`; see `check_same_rows`.
+        StoresDiffer: an owner's rows are not those of `source`; see `check_same_rows`.
     """
 
     def __init__(self, source: Store, owners: Mapping[str, Store]) -> None:
@@ -52,12 +52,9 @@ class JoinedStore(Store):
     def __str__(self) -> str:
         return " with ".join(map(str, self.stores))
 
-    def _owner(self, teacher: str) -> Store:
+    def owner(self, teacher: str) -> Store:
+        """The store that a teacher's features are read from."""
         return self._owners.get(teacher, self._source)
-
-    def shares(self, teachers: Sequence[str]) -> dict[Store, list[str]]:
-        """Which of `teachers` each of `stores` gives."""
-        return {store: [name for name in teachers if self._owner(name) is store] for store in self.stores}
 
     def reopened(self, stores: Mapping[Store, Store]) -> JoinedStore:
         """The same of other objects for the same stores: old -> new, of each of `stores`."""
@@ -65,7 +62,7 @@ class JoinedStore(Store):
 
     def part(self, part: str) -> PartManifest:
         """See `Store`."""
-        return (self._source if part == SOURCE else self._owner(part.removeprefix("teachers/"))).part(part)
+        return (self._source if part == SOURCE else self.owner(part.removeprefix("teachers/"))).part(part)
 
     @property
     def teachers(self) -> list[str]:
@@ -76,19 +73,26 @@ class JoinedStore(Store):
         """See `Store`."""
         if name not in self.teachers:
             raise UnknownName(unknown(f"teacher in {self}", name, self.teachers))
-        return self._owner(name).teacher(name)
+        return self.owner(name).teacher(name)
 
     def calibration(self, teacher: str, names: Collection[str] | None = None) -> dict[str, Array] | None:
         """See `Store`."""
-        return self._owner(teacher).calibration(teacher, names)
+        return self.owner(teacher).calibration(teacher, names)
 
     def rows(self, part: str, array: str) -> RowReader:
         """See `Store`."""
-        return (self._source if part == SOURCE else self._owner(part.removeprefix("teachers/"))).rows(part, array)
+        return (self._source if part == SOURCE else self.owner(part.removeprefix("teachers/"))).rows(part, array)
 
     def features(self, teacher: str, level: int, prefix: bool = False) -> FeatureArray:
         """See `Store`."""
-        return self._owner(teacher).features(teacher, level, prefix)
+        return self.owner(teacher).features(teacher, level, prefix)
+
+
+def shares(store: Store, teachers: Sequence[str]) -> dict[Store, list[str]]:
+    """Which of `teachers` each of the stores gives that `store` reads."""
+    if not isinstance(store, JoinedStore):
+        return {store: list(teachers)}
+    return {one: [name for name in teachers if store.owner(name) is one] for one in store.stores}
 
 
 def _joined_again(source: Store, owners: Mapping[str, Store]) -> JoinedStore:
@@ -99,36 +103,40 @@ def _joined_again(source: Store, owners: Mapping[str, Store]) -> JoinedStore:
 
 
 def check_same_rows(one: Store, other: Store) -> None:
-    """That two stores hold the same rows, as far as both have committed them, by the digests in their manifests.
+    """That two stores hold the same rows, as far as both have committed them: by the digests in their manifests, and
+    where these differ, by the rows themselves.
 
     Raises:
-        SpecMismatch: they are of other sizes, policies or seeds; names the first differing field and both values.
-        StoresDiffer: a row's id, image, view or pixels differ; names the samples.
+        StoresDiffer: they are of other sizes, policies or seeds, the first differing field and both values are named;
+            or a row's id, image, view or pixels differ, the samples are named.
     """
     mine, theirs = ({name: spec.to_dict()[name] for name in _SAME} for spec in (one.spec, other.spec))
-    if difference := first_difference(theirs, mine):
-        raise SpecMismatch(f"the store {other}, to be read with {one},", *difference)
+    if difference := first_difference(mine, theirs):
+        field, here, there = difference
+        raise StoresDiffer(f"{one} and {other} are not of the same rows: {field} is {here!r} and {there!r}")
     for view in range(min(one.num_views, other.num_views)):
         ours, others = one.part(SOURCE).view(view), other.part(SOURCE).view(view)
         for array in _ROWS if view == 0 else (name for name in _ROWS if not name.startswith("samples/")):
             shards = sorted(ours.shards.keys() & others.shards.keys())
             differ = [shard for shard in shards if ours.file(shard, array) != others.file(shard, array)]
-            if differ:
-                raise StoresDiffer(_what_differs(one, other, array, view, differ))
+            for shard in differ:
+                if numbers := _differing(one, other, array, view, shard):
+                    names = [f"{a} and {b}" if a != b else a for a, b in _ids(one, other, numbers)]
+                    more = f", and perhaps more in {len(differ) - 1} other shards" if len(differ) > 1 else ""
+                    seen = "" if array.startswith("samples/") else f" in view {view}"
+                    raise StoresDiffer(
+                        f"{one} and {other} are not of the same rows: {array}{seen} differs for {listed(names)}{more}"
+                    )
 
 
-def _what_differs(one: Store, other: Store, array: str, view: int, shards: list[int]) -> str:
-    """The samples of `shards` whose rows of an array are others; the first shards with some speak for all."""
-    for shard in shards:
-        mine, theirs = (store.rows(SOURCE, array).read_chunk(view, shard) for store in (one, other))
-        different = np.flatnonzero((mine != theirs).reshape(len(mine), -1).any(1))
-        numbers = [one.spec.rows(shard)[row] for row in different]
-        if numbers:
-            names = [f"{left} and {right}" if left != right else left for left, right in _ids(one, other, numbers)]
-            more = f", and more in {len(shards) - 1} other shards" if len(shards) > 1 else ""
-            seen = "" if array.startswith("samples/") else f" in view {view}"
-            return f"{one} and {other} are not of the same rows: {array}{seen} differs for {listed(names)}{more}"
-    return f"{one} and {other} are not of the same rows: files of {array} differ"
+def _differing(one: Store, other: Store, array: str, view: int, shard: int) -> list[int]:
+    """The samples of a shard, of which two stores have other files, whose rows are others; all where only the files'
+    digests are here."""
+    samples = one.spec.rows(shard)
+    if array in one.left_out | other.left_out:
+        return list(samples)
+    mine, theirs = (store.rows(SOURCE, array).read_chunk(view, shard) for store in (one, other))
+    return [samples[row] for row in np.flatnonzero((mine != theirs).reshape(len(mine), -1).any(1))]
 
 
 def _ids(one: Store, other: Store, numbers: list[int]) -> list[tuple[str, str]]:

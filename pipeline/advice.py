@@ -26,6 +26,7 @@ ADVICE: dict[type[Exception], str] = {
     cache.LeftOut: "`sak join {store} --root DIR` renders them from the data set",
     cache.NotLocal: "`sak copy` brings it here",
     cache.SpecMismatch: "ask for the stored value, or give another output folder (OUT=..., --out)",
+    cache.StoresDiffer: "name one of the two places alone (--out, or out = [...] in a recipe)",
     cache.CorruptFile: "`sak verify` lists all damage, `sak repair` mends it",
     cache.CalibrationDiffers: (
         "go back to the one that made it, put the file of another copy of this store in its place, or "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from pipeline.advice import with_advice
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.results import CacheResult, RunResult, ScoreResult, Training
-from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
     from pipeline.extraction.request import CacheRequest
@@ -26,11 +24,16 @@ TRAINING_VIEWS = 4
 """Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
 
 Names = str | Sequence[str]  # or one text with commas between them
+Paths = Path | str | Sequence[Path | str]
 
 
 def _names(given: Names) -> tuple[str, ...]:
     listed = given.split(",") if isinstance(given, str) else given
     return tuple(name.strip() for name in listed if name.strip())
+
+
+def _listed(given: Paths) -> list[Path | str]:
+    return [given] if isinstance(given, Path | str) else list(given)
 
 
 def _size(given: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -130,24 +133,24 @@ def plan_training(recipe: str | Path, stage: Stage = "distill", **options: Any) 
 
 
 def places(
-    out: Path | str = "features",
+    out: Paths = "features",
     runs: Path | str = "runs",
     roots: Mapping[str, Path] | None = None,
     weights: Mapping[str, Path] | None = None,
 ) -> Places:
     """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`.
 
-    Caches on the hub are at one commit from here on, whoever commits meanwhile.
+    out: of one place of caches or several, each teacher is read from the first that has it whole. Those on the hub are
+    at one commit from here on, whoever commits meanwhile.
     """
-    from cache.places.addresses import pinned
+    from pipeline.recipes.stores import caches_at
     from pipeline.runs import Places
 
-    features = out if isinstance(out, Path) or "://" in out else Path(out)
-    return Places(pinned(features), Path(runs), roots or {}, weights or {})
+    return Places(caches_at(_listed(out)), Path(runs), roots or {}, weights or {})
 
 
 @with_advice
-def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Path | str = "features") -> Path:
+def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Paths = "features") -> Path:
     """Write a commented recipe for the caches below `out` and return its path; trains nothing.
 
     dataset: needed where caches of several lie there. to: the file; below ``runs/`` when None.
@@ -173,6 +176,7 @@ def training(
     """
     from pipeline.recipes.automatic import choose, missing_labels, save_recipe
     from pipeline.recipes.config import load_recipe
+    from pipeline.recipes.stores import at_commits, commits_now
     from pipeline.runs import check_live_options, run_name
 
     at = places(**where)
@@ -183,7 +187,7 @@ def training(
         if stage == "finetune" and choice.finetune is None:
             raise UserError(missing_labels(choice))
         recipe = save_recipe(choice, at.runs / f"{choice.name}.toml")
-    loaded = load_recipe(str(recipe), stage, overrides)
+    loaded = at_commits(load_recipe(str(recipe), stage, overrides), commits_now())
     check_live_options([loaded], at)
     return Training(loaded, Path(run) if run else at.runs / run_name(loaded), at)
 
@@ -200,7 +204,7 @@ def distill(
         wandb: whether Weights & Biases is told, too.
         options: dataset (which, where caches of several are there and no recipe says), overrides (dotted keys of the
             recipe to values), run (the run's folder; named after the recipe when None), and where things lie: out
-            (caches), runs (folder of the runs), roots, weights (see `pipeline.runs.Places`).
+            (caches, of one place or several), runs (folder of the runs), roots, weights, see `places`.
     """
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as train
@@ -293,20 +297,14 @@ def ablate(
     from pipeline.studies import ablate as studies
     from pipeline.studies.automatic_study import write_study
     from pipeline.studies.estimate import estimate, estimate_text
-    from pipeline.studies.jobs import check, plan
-    from pipeline.training.devices import started_together
+    from pipeline.studies.jobs import check, plan, tested_where_trained
 
-    if started := started_together():
-        raise UserError(f"{started.by} starts many processes, and a study is one that starts its runs: run it alone")
-    if devices > 1 and max(workers, share_reads) > 1:
-        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
-    if scheduler:
-        if max(workers, devices) > 1:
-            raise UserError("--scheduler uses the workers that are there: leave --workers and --devices out")
-        if find_spec("distributed") is None:
-            raise UserError(f"--scheduler needs distributed; {how_to_install('teachers')}")
+    studies.check_options(workers, share_reads, devices, scheduler)
     at = places(**where)
-    asked = write_study(at.features, at.runs, dataset, not dry_run) if study is None else load_study(str(study))
+    if study is None:
+        asked = write_study(at.features, at.runs, dataset, not dry_run)
+    else:
+        asked = tested_where_trained(load_study(str(study)))
     jobs = plan(asked, at)
     check(asked, jobs, at)
     left = estimate(jobs, at, workers, measures=not dry_run)
@@ -317,21 +315,19 @@ def ablate(
 
 
 @with_advice
-def report(
-    names: Path | str | Sequence[Path | str], *, to: Path | str = "report.html", live: bool = False, **where: Any
-) -> dict[str, Any]:
+def report(names: Paths, *, to: Path | str = "report.html", live: bool = False, **where: Any) -> dict[str, Any]:
     """Write a study's or runs' report, one HTML file, and return its path, bytes, remarks and every table's numbers.
 
     names: a study by name, file or folder; or runs. live: whether teachers run on the pictured images, too.
     """
     from pipeline.report.report import report as write
 
-    return write([names] if isinstance(names, Path | str) else list(names), Path(to), places(**where), live)
+    return write(_listed(names), Path(to), places(**where), live)
 
 
 @with_advice
 def predict(
-    sources: Path | str | Sequence[Path | str],
+    sources: Paths,
     model: Path | str,
     out: Path | str,
     *,
@@ -349,8 +345,7 @@ def predict(
     from pipeline.prediction import predict as prediction
     from pipeline.prediction.sources import open_sources
 
-    listed = [sources] if isinstance(sources, Path | str) else list(sources)
-    found = open_sources([Path(source) for source in listed], every)
+    found = open_sources([Path(source) for source in _listed(sources)], every)
     run = prediction.plan if dry_run else prediction.predict
     return run(open_model(str(model), Path(runs)), found, Path(out), prediction.Settings(**settings))
 
@@ -385,7 +380,7 @@ def export(
 
 
 @with_advice
-def publish(stores: Path | str | Sequence[Path | str], target: Path | str, **options: Any) -> dict[str, Any]:
+def publish(stores: Paths, target: Path | str, **options: Any) -> dict[str, Any]:
     """Copy stores, or folders of them, to where others read them; options: of `maintenance.publish.PublishRequest`."""
     from pipeline.maintenance import publish as publishing
 

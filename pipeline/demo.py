@@ -39,13 +39,13 @@ def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str
 
     scenes = sum(cache.limit or 0 for cache in caches)
     say(f"1/4 rooms: rendering and keeping {scenes} scenes, each teacher's input from now on")
-    prepare_caches(caches, places.features)
+    prepare_caches(caches, folder / "features")
     stages["render"] = time.monotonic() - start
 
     views = sum((cache.limit or 0) * cache.views for cache in caches)
     say(f"2/4 cache: {', '.join(teachers)} once over {views} views")
     began = time.monotonic()
-    run_teachers(caches, places.features, workers)
+    run_teachers(caches, folder / "features", workers)
     stages["cache"] = time.monotonic() - began
 
     say(f"3/4 train: {', '.join(study.arms)}, from the caches alone, {workers} runs side by side")

@@ -25,6 +25,10 @@ from cache.places.hub import HubAddress, _files, coalesced
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
 from pipeline import api
+from pipeline.maintenance.store_card import is_ours
+from pipeline.recipes.config import load_recipe
+from pipeline.recipes.stores import at_commits, commits_now, find_store
+from pipeline.runs.origin import _read_at
 from tests import cache_toy as toy
 from tests import hub
 from tests.cache_toy import (
@@ -409,6 +413,34 @@ def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
         refused = sak("cache", "--teacher", "mini-dino", "--limit", "2", "--out", address, env=environment, check=False)
         assert refused.returncode == 2 and "write to a folder, then copy it there" in refused.stderr
         assert there.data["me/rooms-dino"].head == commit
+
+
+def test_places_of_a_recipe_are_read_at_one_commit_that_is_told(given: Hub, local: Store, tmp_path: Path) -> None:
+    """Also where pixels are of another store than a teacher: of which commit its features were must be told."""
+    mine = Store.create(tmp_path, local.spec)
+    toy.write_source(mine, 2, toy.INVALID)
+    commit = given.data["me/toy"].head
+    asked = load_recipe("demo", "finetune", {"out": [ADDRESS], "data": {"dataset": "toy", "split": "train"}})
+    recipe = at_commits(asked, commits_now())
+    assert recipe.out == recipe.data.out == recipe.validation.out == (f"{ADDRESS}@{commit}",)
+    given.data["me/toy"].commit({"README.md": b"newer"})
+    data = recipe.data.model_copy(update={"size": None})
+    store = find_store(tmp_path, data, ["mini-dino"])
+    address = f"{ADDRESS}@{commit}/{local.name}"
+    assert _read_at(store, ["mini-dino"]) == {"read_at": {f"{local.name} (mini-dino)": address}}
+    assert _read_at(find_store(f"{ADDRESS}@{commit}", data), []) == {"read_at": {local.name: address}}
+    assert _read_at(find_store(tmp_path, data), []) == {}
+
+
+def test_a_join_onto_the_hub_is_committed(there: Hub, tmp_path: Path) -> None:
+    """What was rendered waited for a commit that never came, and the command said that the store was whole."""
+    api.cache((), "rooms", "train", limit=4, views=1, size=32, decoders=0, out=tmp_path / "own")
+    api.publish(tmp_path / "own", tmp_path / "there", pixels=False, confirm=lambda question: True)
+    (done,) = api.join(tmp_path / "there", out=ADDRESS)["stores"]
+    (mine,), (store,) = find_stores(tmp_path / "own"), find_stores(ADDRESS)
+    assert is_ours(as_place(ADDRESS).read("README.md").decode()), "its card came along"
+    assert done["joined"] and not store.left_out and verify_store(store.place) == []
+    np.testing.assert_array_equal(store.pixels[3, 0], mine.pixels[3, 0])
 
 
 def test_features_are_published_without_images_and_a_card(there: Hub, local: Store) -> None:

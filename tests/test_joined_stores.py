@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cache.errors import SpecMismatch, StoresDiffer
-from cache.joined import JoinedStore
+import sak as front
+from cache.errors import StoresDiffer
+from cache.format.entries import ViewEntries
+from cache.joined import JoinedStore, check_same_rows
 from cache.loading.loader import Loader
-from cache.store import Store
+from cache.maintenance.store_copy import copy_store, plan_copy, select
+from cache.places.files import FileDigest
+from cache.store import Store, find_stores
 from cache.writing.source_writer import SourceWriter
 from pipeline.errors import UserError
+from pipeline.maintenance.copy_caches import CopyRequest, copy
 from pipeline.recipes.config import Data
 from pipeline.recipes.stores import digest, find_store
 from pipeline.runs.checkpoint import scored_weights
 from sak_core.weights.tensor_files import read_tensors
 from tests import cache_toy as toy
 from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
-from tests.conftest import refusal, sak
+from tests.conftest import answer, refusal, sak
 
+ROOT = Path(__file__).parents[1]
 TEACHERS = ["mini-clip", "mini-dino"]
 
 
@@ -99,9 +109,9 @@ def test_a_teacher_is_read_where_it_is_whole(dino: Store, clip: Store, tmp_path:
 )
 def test_what_differs_in_policy_is_named(fields: dict[str, object], field: str, clip: Store, tmp_path: Path) -> None:
     other = source(tmp_path / "other", **fields)
-    with pytest.raises(SpecMismatch) as caught:
+    with pytest.raises(StoresDiffer, match=rf": {re.escape(field)} is .* and ") as caught:
         JoinedStore(other, {"mini-clip": clip})
-    assert caught.value.field == field and str(clip) in str(caught.value)
+    assert str(clip) in str(caught.value) and str(other) in str(caught.value)
 
 
 @pytest.mark.parametrize("array", ["samples/ids", "samples/digest", "views/box", "pixels"])
@@ -139,3 +149,118 @@ def test_distilled_from_two_places(small: Path, tmp_path: Path) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     first, second = (json.loads((run / "model.json").read_text()) for run in runs)
     assert first == second and len(first["teachers"]) == 2
+
+
+# ---- every command that reads caches takes several places ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(module_folder: Path) -> tuple[Path, Path]:
+    """Two folders beside "whole", which holds small caches with two teachers: the same with one teacher each."""
+    for split, limit, views in (("train", 16, 2), ("val", 8, 1), ("test", 8, 1)):
+        front.cache(
+            "mini-clip,mini-dino", "rooms", split, limit=limit, views=views, decoders=0, out=module_folder / "whole"
+        )
+    for name, teachers in (("one", ("mini-dino",)), ("two", ("mini-clip",))):
+        copy(CopyRequest(module_folder / "whole", module_folder / name, teachers=teachers))
+    return module_folder / "one", module_folder / "two"
+
+
+STUDY = """
+recipe = "{recipe}"
+arms = ["teacher:mini-clip", "{more}"]
+test = {{ dataset = "rooms", split = "test", size = "96x96" }}
+set = {{ steps = 2, batch_size = 8, tasks = ["depth"] }}
+"""
+
+
+def test_a_study_of_caches_in_two_places(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """Named by --out, or by the recipe, which then says where the test split is, too."""
+    one, two = apart
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(recipe="demo", more="multi-task"))
+    lacking = refusal("ablate", study, "--out", one, "--runs", tmp_path)
+    assert "has no teacher 'mini-clip' (it has mini-dino)" in lacking and "another --out" in lacking
+    table = answer("ablate", study, "--out", one, "--out", two, "--runs", tmp_path / "runs")
+    whole = front.ablate(study, out=one.parent / "whole", runs=tmp_path / "whole")
+    assert len(table["rows"]) == 3 and not table["failed"]
+    assert [row["scores"] for row in table["rows"]] == [row["scores"] for row in whole["rows"]]
+    told = front.report("study", to=tmp_path / "report.html", out=apart, runs=tmp_path / "runs")
+    assert "mini-clip" in json.dumps(told["tables"]) and not any("Not below" in remark for remark in told["remarks"])
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f'out = ["{one}", "{two}"]\n{(ROOT / "pipeline/recipes/demo.toml").read_text()}')
+    study.write_text(STUDY.format(recipe=recipe, more="multi-task"))
+    planned = front.ablate(study, dry_run=True, out=tmp_path / "nothing", runs=tmp_path / "more")
+    assert len(planned["runs"]) == 2
+
+
+def test_what_is_wrong_with_several_places_is_said(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    one, two = apart
+    assert "a cache is written to one place" in refusal("plan", "--out", one, "--out", two)
+    calls: list[Callable[[list[Path]], object]] = [
+        lambda out: front.ablate("demo", out=out),
+        lambda out: front.evaluate("run", out=out),
+        lambda out: front.plan_training("demo", out=out),
+        lambda out: front.recipe(out=out),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="tow: no such folder"):
+            call([one, tmp_path / "tow"])
+    with pytest.raises(UserError, match="no folder or address"):
+        front.distill(out=[])
+    front.cache("mini-clip", "rooms", "train", limit=8, views=2, decoders=0, out=tmp_path / "other")
+    with pytest.raises(StoresDiffer, match="num_samples is 16 and 8"):
+        front.distill(out=[one, tmp_path / "other"], runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists(), "no recipe is written for what cannot be"
+
+
+def test_python_takes_several_places_and_a_recipe_of_its_own(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without a recipe: what is written is for the teachers of all places."""
+    where: dict[str, Any] = {"out": list(apart), "runs": tmp_path}
+    few = {"steps": 2, "batch_size": 8, "tasks": ["depth"]}
+    told = front.recipe(to=tmp_path / "written.toml", out=apart).read_text()
+    assert 'teachers = ["mini-clip", "mini-dino"]' in told
+    distilled = front.distill(overrides=few, **where)
+    tuned = front.finetune(overrides=few, **where)
+    for run in (distilled, tuned):
+        made = json.loads((run.path / "model.json").read_text())["teachers"]
+        assert sorted(one["name"] for one in made) == ["mini-clip", "mini-dino"]
+    scored = front.evaluate(tuned.path, "val", **where)
+    assert scored.scores["depth"]["RMSE"] > 0
+    planned = front.plan_training(tmp_path / "written.toml", overrides=few, **where)
+    assert planned["steps"] == 2 and planned["stored_bytes"] > 0
+    runs = front.ablate(dry_run=True, **where)["runs"]
+    assert any("teacher-mini-dino" in run for run in runs) and any("teacher-mini-clip" in run for run in runs)
+
+
+def test_what_a_recipe_reads_is_copied_from_both(apart: tuple[Path, Path], tmp_path: Path) -> None:
+    """A stage that reads fewer teachers than the other; and the rows of its probe."""
+    one, two = apart
+    recipe = tmp_path / "mine.toml"
+    train = '{ dataset = "rooms", split = "train", size = "96x96", views = 2 }'
+    recipe.write_text(
+        f'out = ["{two}"]\nsteps = 2\n[distill]\nteachers = ["mini-dino", "mini-clip"]\ndata = {train}\n'
+        'probe = { dataset = "rooms", split = "val", size = "96x96", every = 1 }\n'
+        f'[finetune]\nteachers = ["mini-dino"]\ndata = {train}\n'
+    )
+    done = copy(CopyRequest(one, tmp_path / "copies", str(recipe)))["stores"]
+    assert [list(store["teachers"]) for store in done] == [["mini-dino"], ["mini-clip"], []]
+    assert [store.teachers for store in find_stores(tmp_path / "copies")] == [["mini-clip", "mini-dino"], []]
+    with pytest.raises(UserError, match=r"unknown teacher that recipe .* reads 'mini-sam'"):
+        copy(CopyRequest(one, tmp_path / "copies", str(recipe), ("mini-sam",)))
+
+
+def test_rows_are_told_from_their_files(clip: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows in other bytes are the same; of pixels that are not here, the bytes decide."""
+    other = source(tmp_path / "other")
+    bare = copy_store(plan_copy(other, tmp_path / "bare", select(other, pixels=False)))
+    real = ViewEntries.file
+
+    def file(self: ViewEntries, shard: int, path: str) -> FileDigest:
+        found = real(self, shard, path)
+        return replace(found, sha256=f"{id(self)}") if path == "pixels" and shard == 1 else found
+
+    monkeypatch.setattr(ViewEntries, "file", file)
+    check_same_rows(other, clip)
+    with pytest.raises(StoresDiffer, match="pixels in view 0 differs for folder/image-4"):
+        check_same_rows(bare, clip)

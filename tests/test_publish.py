@@ -20,6 +20,7 @@ from PIL import Image
 import sak as front
 from benchmarks import publishing
 from cache.calibration.statistics import Calibrator
+from cache.errors import BadInput
 from cache.format.spec import LevelSpec
 from cache.maintenance.verification import verify_store
 from cache.places.local import LocalPlace
@@ -28,10 +29,11 @@ from cache.store import Store, find_stores
 from cache.writing.teacher_writer import TeacherWriter
 from pipeline import api
 from pipeline.errors import UserError
+from pipeline.maintenance.copy_caches import CopyRequest, copy
 from pipeline.maintenance.store_card import CARD, OTHER_CARD, is_ours, stated_licences
 from pipeline.runs.licences import data_terms
 from tests import cache_toy as toy
-from tests.conftest import sak
+from tests.conftest import refusal, sak
 from tests.fields import cache_fields, make_fields
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,9 @@ def test_published_features_are_joined_to_the_store_byte_for_byte(rooms: Path, t
     assert [(store["joined"], store["rows"]) for store in again] == [(True, 0)]
     assert [store["joined"] for store in front.join(there)["stores"]] == [True]
     assert files(features) == files(rooms)
+    for folder in (there, tmp_path / "joined"):
+        card = (folder / CARD).read_text()
+        assert is_ours(card) and "are not here" not in card and "holds pixels and labels" in card
     listed = json.loads((there / "catalogue.json").read_text())["stores"][rooms.name]
     assert "pixels/zarr.json" in listed and "manifest/source/left_out.json" not in listed
 
@@ -283,6 +288,12 @@ def test_any_place_takes_them(tmp_path: Path) -> None:
     assert is_ours(card) and verify_store(bucket / store.name) == []
 
 
+def test_what_a_stranger_stated_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    mark = json.dumps({"images": {"a.zarr": "MIT\x1b[2J", "b.zarr": "CC-BY-4.0\n| forged |", "c.zarr": "CC0-1.0"}})
+    (tmp_path / CARD).write_text(f"theirs\n<!-- sak publish: {mark} -->\n")
+    assert stated_licences(LocalPlace(tmp_path)) == {"c.zarr": "CC0-1.0"}
+
+
 @pytest.mark.parametrize("last", ["", "<!-- sak publish: {no json} -->", '<!-- sak publish: {"images": 3} -->'])
 def test_a_strangers_readme_is_not_ours(last: str, tmp_path: Path) -> None:
     (tmp_path / CARD).write_text(f"theirs\n{last}\n")
@@ -290,6 +301,86 @@ def test_a_strangers_readme_is_not_ours(last: str, tmp_path: Path) -> None:
     api.publish(toy.make_store(tmp_path / "one").path, tmp_path, data_licence="a --> b", confirm=lambda question: True)
     assert (tmp_path / CARD).read_text() == f"theirs\n{last}\n" and is_ours((tmp_path / OTHER_CARD).read_text())
     assert set(stated_licences(LocalPlace(tmp_path)).values()) == {"a --> b"}
+
+
+# ---- copies of what was published ----------------------------------------------------------------------------------
+
+
+def published(root: Path, dataset: str = "one", licence: str | None = "CC-BY-4.0") -> Path:
+    store = toy.make_store(root / "own", 1, dataset=dataset)
+    api.publish(store.path, root / "there", data_licence=licence, confirm=lambda question: True)
+    return root / "there"
+
+
+def test_a_copy_has_the_card_and_what_was_stated(tmp_path: Path) -> None:
+    there = published(tmp_path)
+    (store,) = find_stores(there)
+    for source, copies in ((there, tmp_path / "all"), (store.path, tmp_path / "alone")):
+        copy(CopyRequest(source, copies))
+        card = (copies / CARD).read_text()
+        assert card == (there / CARD).read_text() and is_ours(card) and "CC-BY-4.0" in card
+        assert verify_store(copies / store.name) == [] and len(find_stores(copies)) == 1
+    narrowed = tmp_path / "narrowed"
+    copy(CopyRequest(there, narrowed, teachers=("mini-dino",)))
+    assert "mini-clip" in card and "mini-clip" not in (narrowed / CARD).read_text()
+    again = api.publish(narrowed, tmp_path / "on", dry_run=True)
+    assert {"of": "images of one", "licence": "CC-BY-4.0"} in again["licences"]
+    copy(CopyRequest(tmp_path / "own", tmp_path / "plain"))
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["catalogue.json", store.name]
+
+
+def test_a_join_elsewhere_brings_whole_stores_and_the_card_too(tmp_path: Path) -> None:
+    there = published(tmp_path)
+    (done,) = api.join(there, out=tmp_path / "out")["stores"]
+    (store,) = find_stores(tmp_path / "out")
+    assert done == {"store": str(store), "joined": True, "rows": 0, "images": {}, "files": []}
+    assert (tmp_path / "out" / CARD).read_text() == (there / CARD).read_text()
+
+
+def test_a_copys_card_takes_nobodys_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there, copies = published(tmp_path), tmp_path / "copies"
+    copies.mkdir()
+    (copies / CARD).write_text("mine")
+    copy(CopyRequest(there, copies))
+    assert (copies / CARD).read_text() == "mine" and "CC-BY-4.0" in (copies / OTHER_CARD).read_text()
+    (there / CARD).write_text("of theirs")  # with their card beside it
+    api.publish(tmp_path / "own", there, confirm=lambda question: True)
+    copy(CopyRequest(there, tmp_path / "whole"))
+    assert (tmp_path / "whole" / CARD).read_text() == "of theirs" and is_ours(
+        (tmp_path / "whole" / OTHER_CARD).read_text()
+    )
+    capsys.readouterr()
+    (copies / OTHER_CARD).write_text("mine, too")
+    copy(CopyRequest(there, copies))
+    told = capsys.readouterr().err
+    assert "is left as it is; another one belongs to the copies" in told and "no room for a card" in told
+    assert [(copies / name).read_text() for name in (CARD, OTHER_CARD)] == ["mine", "mine, too"]
+    (there / CARD).unlink()
+    (there / CARD).symlink_to(copies / CARD)
+    copy(CopyRequest(there, tmp_path / "linked"))
+    assert "stays behind" in capsys.readouterr().err and not (tmp_path / "linked" / CARD).exists()
+
+
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    own, there = toy.make_store(tmp_path / "own", 1), tmp_path / "there"
+    there.mkdir()
+    for name, text in (("catalogue.json", '["of a web page"]'), (OTHER_CARD, "mine")):
+        (there / name).write_text(text)
+        (there / CARD).write_text("mine")
+        with pytest.raises((BadInput, UserError), match=r"move it away|move one of them away"):
+            api.publish(own.path, there, confirm=lambda question: True)
+        assert (there / name).read_text() == text and not (there / own.name).exists()
+        (there / name).unlink()
+    (there / "catalogue.json").write_text("{}")
+    said = refusal("copy", tmp_path / "own", there)
+    assert "it is no catalogue of stores" in said and "move it away" in said and not (there / own.name).exists()
+
+
+def test_one_licence_is_of_one_data_set(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        toy.make_store(tmp_path / "own", 1, dataset=name)
+    with pytest.raises(UserError, match=r"CC0-1\.0 would be said of one, two"):
+        api.publish(tmp_path / "own", tmp_path / "there", data_licence="CC0-1.0", confirm=lambda question: True)
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------

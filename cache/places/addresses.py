@@ -59,6 +59,16 @@ def as_target(where: Place | Path | str) -> Place:
     return place
 
 
+def folder_of(place: Place) -> Place | None:
+    """The folder that a store's place is in; None where its address names none, as that of a whole bucket."""
+    if isinstance(place, LocalPlace):
+        return LocalPlace(place.path.absolute().parent)
+    try:
+        return as_place(place.shown.rstrip("/").rpartition("/")[0])
+    except BadInput:
+        return None
+
+
 def pinned(where: Path | str) -> Path | str:
     """`where`, of the hub with the commit that it stands for now, so that all who are given it read the same.
 

@@ -10,6 +10,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cache.errors import BadInput, CorruptFile, PlaceWarning, StoreNotFound
@@ -32,8 +33,34 @@ _RETRIES = 5
 """By obstore, with growing waits: some six seconds in all, so that a mistyped host is an error soon."""
 
 
+def check_catalogue(root: Place) -> None:
+    """Raise `BadInput` where a folder of caches has a file of the catalogue's name that is none: nothing may be written
+    over it."""
+    if not root.exists(CATALOGUE):
+        return
+    shown = root.show(CATALOGUE)
+    try:
+        read_catalogue(root.read(CATALOGUE), shown)
+    except CorruptFile as error:
+        raise BadInput(
+            f"{error}; the catalogue of the stores would take its place: move it away, or copy elsewhere"
+        ) from error
+
+
+def refresh_catalogue(root: Place) -> None:
+    """Write the catalogue of a folder of caches again, where there is one."""
+    if root.exists(CATALOGUE):
+        with suppress(BadInput):  # another program's file of that name
+            write_catalogue(root)
+
+
 def write_catalogue(root: Place) -> None:
-    """Write what stores a folder of caches holds, with the size of every file, into the folder itself."""
+    """Write what stores a folder of caches holds, with the size of every file, into the folder itself.
+
+    Raises:
+        BadInput: another file lies there, see `check_catalogue`.
+    """
+    check_catalogue(root)
     stores = {name: _public(root / name) for name in root.folders() if name.endswith(_STORE)}
     root.write({CATALOGUE: [canonical_json({"format": FORMAT, "stores": stores})]}, replace=True)
     root.finish()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, FEATURES, IMAGES, JSON, SET, WHERE, numbers, show
+from pipeline.commands.options import CODE, DRY, IMAGES, JSON, OUT, PLACES, SET, WHERE, numbers, show
 from pipeline.errors import UserError
 
 _OPTIONS = (
@@ -82,7 +82,6 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(1), help="CPU threads of the teacher; torch's own when absent."),
     click.option("--decoders", type=click.IntRange(0), help="Processes that decode images; all cores when absent."),
     click.option("--strict", is_flag=True, help="Stop at the first unreadable sample."),
-    FEATURES,
     JSON,
 )
 
@@ -96,12 +95,12 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's options as `pipeline.api.cache` takes them."""
-    asked = {**options, "levels": numbers("--levels", options["levels"]), "out": options["features"]}
-    return {name: value for name, value in asked.items() if name != "features"}
+    return {**options, "levels": numbers("--levels", options["levels"])}
 
 
 @click.command()
 @_with_options
+@OUT
 @DRY
 @click.option("--workers", type=click.IntRange(0), default=0, help="Run on N Dask workers on this machine.")
 @click.option("--scheduler", help="Run on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
@@ -122,6 +121,7 @@ def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("recipe", required=False)
 @_with_options
+@PLACES
 @click.option(
     "--stage", type=click.Choice(["distill", "finetune"]), default="distill", help="The recipe's stage to plan."
 )
@@ -134,6 +134,7 @@ def plan(
     recipe: str | None,
     stage: Any,
     assignments: tuple[str, ...],
+    places: tuple[Path | str, ...],
     **options: Any,
 ) -> None:
     """Say what `sak cache` with these options would write, hold and take, or with RECIPE what a training would read
@@ -141,18 +142,20 @@ def plan(
     from pipeline import api
     from pipeline.extraction.plan import plan_text
 
-    others = {"recipe", "stage", "assignments"} if recipe is None else set(options) - {"features"}
+    others = {"recipe", "stage", "assignments"} if recipe is None else set(options)
     if given := [name for name in others if name != "recipe" and _is_given(context, name)]:
         named = ", ".join(f"--{_WORDS.get(name, name).replace('_', '-')}" for name in sorted(given))
         what = "a training is planned from RECIPE: name one" if recipe is None else "a cache's, not a training's"
         raise UserError(f"{named}: {what}, or leave it out")
     if recipe is None:
-        show(api.plan(**_asked(options)), as_json, plan_text)
+        if len(places) > 1:
+            raise UserError(f"--out {places[1]}: a cache is written to one place; several are for a training's RECIPE")
+        show(api.plan(**_asked({**options, "out": places[0]})), as_json, plan_text)
         return
     from pipeline.recipes.config import parse_set
     from pipeline.studies.training_plan import training_plan_text
 
-    planned = api.plan_training(recipe, stage, overrides=parse_set(assignments), out=options["features"])
+    planned = api.plan_training(recipe, stage, overrides=parse_set(assignments), out=places)
     show(planned, as_json, training_plan_text)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import FEATURES, JSON, RUNS, SET, show
+from pipeline.commands.options import JSON, PLACES, RUNS, SET, show
 
 if TYPE_CHECKING:
     from pipeline.recipes.config import Stage
@@ -19,22 +19,27 @@ if TYPE_CHECKING:
     "--stage", type=click.Choice(["distill", "finetune"]), help="The recipe's stage to count; its last one by default."
 )
 @SET
-@FEATURES
+@PLACES
 @RUNS
 @JSON
 def params(
-    name: str, stage: Stage | None, assignments: tuple[str, ...], features: Path | str, runs: Path, as_json: bool
+    name: str,
+    stage: Stage | None,
+    assignments: tuple[str, ...],
+    places: tuple[Path | str, ...],
+    runs: Path,
+    as_json: bool,
 ) -> None:
     """Count the parameters of a recipe's or a run's model, and its multiply-adds an image, by part."""
+    from pipeline import api
     from pipeline.export.params import params_text, recipe_parameters, run_parameters
     from pipeline.recipes.config import parse_set
-    from pipeline.runs import Places
 
     run = next((path for path in (Path(name), runs / name) if (path / "model.json").is_file()), None)
     if run is not None:
         counts = run_parameters(run)
     else:
-        counts = recipe_parameters(name, stage, parse_set(assignments), Places(features, runs))
+        counts = recipe_parameters(name, stage, parse_set(assignments), api.places(places, runs))
     show(counts, as_json, params_text)
 
 

@@ -24,9 +24,8 @@ class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 WHERE = Where()
 
-FEATURES = click.option(
+OUT = click.option(
     "--out",
-    "features",
     type=WHERE,
     default="features",
     help="Folder of the caches, or an address such as s3://bucket/features.",
@@ -93,10 +92,10 @@ def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def keywords(
-    features: Path | str, runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()
+    places: Sequence[Path | str], runs: Path, roots: Sequence[str] = (), weights: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The folders of caches, runs and data sets, and the files of teachers' weights, as `pipeline.api` takes them."""
-    return {"out": features, "runs": runs, "roots": paths_by_name(roots), "weights": paths_by_name(weights)}
+    """Where caches, runs and data sets lie, and the files of teachers' weights, as `pipeline.api` takes them."""
+    return {"out": places, "runs": runs, "roots": paths_by_name(roots), "weights": paths_by_name(weights)}
 
 
 def paths_by_name(given: Sequence[str]) -> dict[str, Path]:

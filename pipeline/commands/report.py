@@ -15,19 +15,26 @@ from pipeline.commands.options import JSON, RUNS, WHERE, show
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page's file."
 )
 @click.option(
-    "--features", type=WHERE, default="features", show_default=True, help="Folder of the caches, or an address."
+    "--features",
+    "places",
+    type=WHERE,
+    multiple=True,
+    default=("features",),
+    help="Folder of the caches, or an address; several, as they were trained on.",
 )
 @RUNS
 @click.option("--live", is_flag=True, help="Run the teachers on the few images whose features are pictured, too.")
 @JSON
-def report(names: tuple[Path, ...], out: Path, features: Path | str, runs: Path, live: bool, as_json: bool) -> None:
+def report(
+    names: tuple[Path, ...], out: Path, places: tuple[Path | str, ...], runs: Path, live: bool, as_json: bool
+) -> None:
     """Write one self-contained page on a study, or on RUNS: what won, by how much, what it cost, how it was made.
 
     Of a study that still runs, or of a stage 1 alone, it shows what is there and says what is missing.
     """
     from pipeline import api
 
-    found = api.report(list(names), to=out, live=live, out=features, runs=runs)
+    found = api.report(list(names), to=out, live=live, out=places, runs=runs)
     show(found, as_json, lambda r: r["report"])
 
 

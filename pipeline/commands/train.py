@@ -13,7 +13,6 @@ import click
 from pipeline.commands.options import (
     DEVICES,
     DRY,
-    FEATURES,
     JSON,
     NODES,
     PLACES,
@@ -51,10 +50,8 @@ class Asked:
         """As `pipeline.api.training` takes them."""
         from pipeline.recipes.config import parse_set
 
-        first, *more = self.places
-        overrides = parse_set(self.assignments) | ({"out": [str(place) for place in more]} if more else {})
-        where = keywords(first, self.runs, self.roots, self.weights)
-        return {"dataset": self.dataset, "overrides": overrides, "run": self.run, **where}
+        where = keywords(self.places, self.runs, self.roots, self.weights)
+        return {"dataset": self.dataset, "overrides": parse_set(self.assignments), "run": self.run, **where}
 
     def execution(self) -> dict[str, Any]:
         """How the stage is carried out."""
@@ -140,14 +137,16 @@ def _scored(made: RunResult | ScoreResult) -> str:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True)
 @click.option("--dataset", help="The recipe's own when absent.")
-@FEATURES
+@PLACES
 @RUNS
 @JSON
-def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, runs: Path, as_json: bool) -> None:
+def evaluate(
+    run: Path, split: str, dataset: str | None, places: tuple[Path | str, ...], runs: Path, as_json: bool
+) -> None:
     """Score the fine-tuned RUN on a labelled split."""
     from pipeline import api
 
-    made = api.evaluate(run, split, dataset=dataset, out=features, runs=runs)
+    made = api.evaluate(run, split, dataset=dataset, out=places, runs=runs)
     show(made.results, as_json, lambda r: _scored(made))
 
 
@@ -160,7 +159,7 @@ def evaluate(run: Path, split: str, dataset: str | None, features: Path | str, r
 )
 @DEVICES
 @click.option("--scheduler", help="Hand the runs to the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
-@FEATURES
+@PLACES
 @RUNS
 @ROOTS
 @WEIGHTS
@@ -173,7 +172,7 @@ def ablate(
     share_reads: int,
     devices: int,
     scheduler: str | None,
-    features: Path | str,
+    places: tuple[Path | str, ...],
     runs: Path,
     roots: tuple[str, ...],
     weights: tuple[str, ...],
@@ -184,7 +183,7 @@ def ablate(
     from pipeline import api
     from pipeline.studies.study_table import markdown
 
-    where = keywords(features, runs, roots, weights)
+    where = keywords(places, runs, roots, weights)
     how: dict[str, Any] = {"workers": workers, "share_reads": share_reads, "devices": devices, "scheduler": scheduler}
     result = api.ablate(study, dataset=dataset, dry_run=dry_run, **how, **where)
     if dry_run:
@@ -200,11 +199,11 @@ def ablate(
 @click.command("recipe")
 @click.option("--dataset", help="With caches of several data sets: which to train on.")
 @click.option("--to", type=click.Path(path_type=Path), help="The file; one below runs/ if absent.")
-@FEATURES
+@PLACES
 @JSON
-def recipe(dataset: str | None, to: Path | None, features: Path | str, as_json: bool) -> None:
+def recipe(dataset: str | None, to: Path | None, places: tuple[Path | str, ...], as_json: bool) -> None:
     """Write a commented recipe for the caches that are there, to keep and edit; trains nothing."""
     from pipeline import api
 
-    path = api.recipe(dataset, to=to, out=features)
+    path = api.recipe(dataset, to=to, out=places)
     show({"recipe": str(path), "text": path.read_text()}, as_json, lambda r: f"{r['text']}\n{r['recipe']}")

@@ -151,9 +151,9 @@ def _use(config: PretrainedConfig, model_id: str) -> str:
 
 def _data(about: About) -> str:
     rows = [[d.stage, f"{d.dataset} {d.split}", d.size, str(d.samples), str(d.views)] for d in about.data]
-    read_at = dict.fromkeys(d.read_at for d in about.data if d.read_at)
+    read_at = dict.fromkeys([*(data.read_at for data in about.data), *(one.read_at for one in about.teachers)])
     told = table(["stage", "data", "view", "images", "views"], rows)
-    return told + "".join(f"\n\nRead at `{address}`." for address in read_at)
+    return told + "".join(f"\n\nRead at `{address}`." for address in read_at if address)
 
 
 def _teachers(about: About) -> str:

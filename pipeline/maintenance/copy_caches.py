@@ -9,17 +9,19 @@ from typing import Any
 
 from cache.errors import SpecMismatch
 from cache.format.manifest import SOURCE, PartManifest
-from cache.joined import JoinedStore
+from cache.joined import shares
 from cache.maintenance.store_copy import CopyPlan, Selection, copy_store, plan_copy, select
 from cache.places.addresses import as_place, as_target, pinned
 from cache.places.place import Place
-from cache.places.web import write_catalogue
+from cache.places.web import check_catalogue, write_catalogue
 from cache.store import Store, find_stores
 from pipeline.console import amount, progress, say
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk
+from pipeline.maintenance.store_card import carry_card
 from pipeline.recipes.config import Data, load_recipe, recipe_stages
-from pipeline.recipes.stores import find_store, is_store_of
+from pipeline.recipes.stores import at_commits, commits_now, find_store, is_store_of
+from sak_common.names import unknown
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class CopyRequest:
 def copy(request: CopyRequest, dry_run: bool = False) -> dict[str, Any]:
     """Copy what `request` asks for, or say what that would take; returns it per store, JSON-able."""
     target = as_target(request.target)
+    check_catalogue(target)
     plans = [plan_copy(store, target, selection) for store, selection in _selections(request)]
     for plan in plans:
         if request.levels is not None:
             _tell_company(plan, request.levels)
     results = make_copies(plans, target, dry_run)
     if not dry_run:
+        carry_card([plan.store for plan in plans], target)
         write_catalogue(target)
     return {"copied": not dry_run, "stores": results}
 
@@ -131,26 +135,33 @@ def _selections(request: CopyRequest) -> Iterator[tuple[Store, Selection]]:
     for data, teachers in _reads(request.recipe):
         if one and not is_store_of(one, data):
             continue
-        store = one or find_store(source, data, teachers, with_pixels=False)
-        _, views, names = wanted.get(store.name, (store, 0, ()))
-        wanted[store.name] = store, max(views, data.views), tuple(dict.fromkeys([*names, *teachers]))
+        found = one or find_store(source, data, teachers, with_pixels=False)
+        for store, own in shares(found, teachers).items():
+            _, views, names = wanted.get(store.place.shown, (store, 0, ()))
+            wanted[store.place.shown] = store, max(views, data.views), tuple(dict.fromkeys([*names, *own]))
     if not wanted:
         raise UserError(f"recipe {request.recipe} reads nothing of {place.shown}")
+    read = sorted({name for _, _, names in wanted.values() for name in names})
+    for name in request.teachers or ():
+        if name not in read:
+            raise UserError(unknown(f"teacher that recipe {request.recipe} reads", name, read))
     for store, views, names in wanted.values():
-        chosen = names if request.teachers is None else request.teachers
-        shares = store.shares(chosen) if isinstance(store, JoinedStore) else {store: chosen}
-        for part, own in shares.items():
-            yield part, select(part, request.views or views, own, request.levels)
+        chosen = [name for name in names if request.teachers is None or name in request.teachers]
+        yield store, select(store, request.views or views, chosen, request.levels)
 
 
 def _reads(recipe: str) -> Iterator[tuple[Data, Sequence[str]]]:
     """The caches that the stages of a recipe read, with their teachers."""
-    from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+    from pipeline.recipes.arms import find_arm, parts_read
+    from pipeline.runs.origin import is_validated, validation_teachers
 
+    now = commits_now()
     for stage in recipe_stages(recipe):
-        loaded = load_recipe(recipe, stage)
+        loaded = at_commits(load_recipe(recipe, stage), now)
         arm = find_arm(loaded.arm)
         # a student that has a path a teacher asks for its widths, also where it does not read its features
         yield loaded.data, tuple(dict.fromkeys([*(loaded.teachers if arm.distils else ()), *parts_read(loaded)]))
-        if loaded.validation:
-            yield loaded.validation, teachers_read(loaded) if arm.frozen_features else ()
+        if loaded.validation and is_validated(loaded):
+            yield loaded.validation, validation_teachers(loaded)
+        if loaded.probe:
+            yield loaded.probe, ()

@@ -14,8 +14,8 @@ from cache.format.manifest import SOURCE
 from cache.format.spec import SourceSpec
 from cache.maintenance.left_out import missing_files, put_back
 from cache.maintenance.store_copy import plan_copy, select
-from cache.places.addresses import as_place, as_target, pinned
-from cache.places.web import CATALOGUE, write_catalogue
+from cache.places.addresses import as_target, folder_of, pinned
+from cache.places.web import refresh_catalogue
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from pipeline.console import progress, say, warn
@@ -26,6 +26,7 @@ from pipeline.extraction.samples import Block, DatasetRequest, num_decoders
 from pipeline.extraction.samples import join as joined
 from pipeline.extraction.unchanged import open_again
 from pipeline.maintenance.copy_caches import make_copies, stores_at
+from pipeline.maintenance.store_card import carry_card
 from sak_common.differences import first_difference
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 
@@ -66,7 +67,7 @@ def join(request: JoinRequest) -> dict[str, Any]:
             store.place.check_writable()
     if len(names := {store.spec.dataset for store in left_out}) > 1:
         raise UserError(f"{request.features} holds stores of {', '.join(sorted(names))}: join one data set at a time")
-    return {"stores": [_join(store, request) if store.left_out else _ended(store) for store in stores]}
+    return {"stores": [_join(store, request) for store in stores]}
 
 
 def is_joined(result: Mapping[str, Any]) -> bool:
@@ -95,23 +96,30 @@ def _lines(store: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _join(store: Store, request: JoinRequest) -> dict[str, Any]:
-    asked, dataset = open_again(store, request.root, "pixels and labels")
-    if absent := _absent(store, dataset):  # then nothing is copied or rendered
-        return _ended(store, images=absent)
-    _check_labels(store, source_spec(dataset, asked))
+def _join(published: Store, request: JoinRequest) -> dict[str, Any]:
+    store = published
+    asked: DatasetRequest | None = None
+    if store.left_out:
+        asked, dataset = open_again(store, request.root, "pixels and labels")
+        if absent := _absent(store, dataset):  # then nothing is copied or rendered
+            return _ended(store, images=absent)
+        _check_labels(store, source_spec(dataset, asked))
+    folder = folder_of(store.place) if request.out is None else as_target(request.out)
     if request.out is not None:
-        target = as_target(request.out)
-        plan = plan_copy(store, target, select(store))
-        make_copies([plan], target)
+        assert folder
+        plan = plan_copy(store, folder, select(store))
+        make_copies([plan], folder)
         store = Store.open(plan.target)
-    if not store.left_out:  # it lay there whole, and has these teachers now
-        return _ended(store)
-    with store.lock(SOURCE, on_wait=say):
-        rows, images, files = _render(store, asked)
-        if not (images or files):
-            put_back(store)
-    _write_catalogue_again(store)
+    rows, images, files = 0, dict[str, str](), list[str]()
+    if asked and store.left_out:  # else it lay there whole, and has these teachers now
+        with store.lock(SOURCE, on_wait=say):
+            rows, images, files = _render(store, asked)
+            if not (images or files):
+                put_back(store)
+        store.place.finish()
+    if folder is not None and (asked or request.out):
+        carry_card([published], folder)  # also where it lies: the images are here now
+        refresh_catalogue(folder)
     return _ended(store, rows, images, files)
 
 
@@ -147,14 +155,6 @@ def _check_labels(store: Store, now: SourceSpec) -> None:
     if difference := first_difference(was.to_dict()["dataset_info"], now.to_dict()["dataset_info"]):
         field, stored, found = difference
         warn(f"{field} of {name} was {stored!r}, is {found!r}; what it gives is held to the recorded digests")
-
-
-def _write_catalogue_again(store: Store) -> None:
-    """Where a web server gives out the folder of a store, its catalogue says what files there are."""
-    folder, slash, _ = str(store).rstrip("/").rpartition("/")
-    place = as_place(folder if slash else ".")
-    if place.exists(CATALOGUE):
-        write_catalogue(place)
 
 
 def _render(store: Store, asked: DatasetRequest) -> tuple[int, dict[str, str], list[str]]:

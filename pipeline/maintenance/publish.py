@@ -12,16 +12,18 @@ from cache.format.manifest import SOURCE, PartManifest, teacher_part
 from cache.maintenance.store_copy import plan_copy, select
 from cache.places.addresses import as_target
 from cache.places.place import Place
-from cache.places.web import write_catalogue
-from cache.store import Store, find_stores
+from cache.places.web import check_catalogue, write_catalogue
+from cache.store import Store
 from pipeline.console import amount, say, warn
 from pipeline.errors import UserError
 from pipeline.maintenance.copy_caches import make_copies, stores_at
 from pipeline.maintenance.store_card import (
     CARD,
+    card_name,
     images_of,
     licence_pairs,
     licence_table,
+    stated_beside,
     stated_licences,
     together_sentence,
     write_card,
@@ -64,9 +66,10 @@ def publish(request: PublishRequest) -> dict[str, Any]:
     """
     stores = _stores(request.sources)
     place = as_target(request.target)
-    stated = stated_licences(place)
-    terms = {store.name: data_terms(store.spec, request.data_licence or stated.get(store.name)) for store in stores}
-    _check(stores, place, request.pixels)
+    _check(stores, place, request)
+    own = stated_beside(stores) | stated_licences(place)
+    own |= {store.name: request.data_licence for store in stores if request.data_licence}
+    terms = {store.name: data_terms(store.spec, own.get(store.name)) for store in stores}
     plans = [plan_copy(store, place, select(store, pixels=request.pixels)) for store in stores]
     pairs = [pair for store in stores for pair in licence_pairs(store, terms[store.name])]
     together = strictest(pairs)
@@ -79,7 +82,7 @@ def publish(request: PublishRequest) -> dict[str, Any]:
     if not request.dry_run:
         _ask(request.confirm, f"publish {len(stores)} stores ({amount(num_bytes)} to copy) at {place.shown}?")
     copies = make_copies(plans, place, request.dry_run)
-    card = None if request.dry_run else _write_beside(place, terms, stated)
+    card = None if request.dry_run else _write_beside(place, own)
     return {
         "published": not request.dry_run,
         "target": place.shown,
@@ -106,8 +109,17 @@ def _stores(sources: Path | str | Sequence[Path | str]) -> list[Store]:
     return stores
 
 
-def _check(stores: Sequence[Store], place: Place, pixels: bool) -> None:
-    """Raise `UserError` for what is not to be handed out: half of a store, images where they were to stay."""
+def _check(stores: Sequence[Store], place: Place, request: PublishRequest) -> None:
+    """Raise `UserError` for what is not to be handed out: half of a store, images where they were to stay; and where
+    one licence is stated for several data sets, or there is no room for card or catalogue."""
+    datasets = sorted({store.spec.dataset for store in stores})
+    if request.data_licence and len(datasets) > 1:
+        raise UserError(
+            f"--data-licence {request.data_licence} would be said of {', '.join(datasets)}: publish one data set at a "
+            "time"
+        )
+    card_name(place)
+    check_catalogue(place)
     for store in stores:
         views = {SOURCE: store.num_views} | {teacher_part(n): store.teacher(n).num_views for n in store.teachers}
         for part, count in views.items():
@@ -116,7 +128,7 @@ def _check(stores: Sequence[Store], place: Place, pixels: bool) -> None:
                     f"{store}: {part} is not complete; `sak cache` again finishes it, `sak drop` removes it"
                 )
         there = place / store.name
-        if not pixels and PartManifest(there, SOURCE).exists and not Store.open(there).left_out:
+        if not request.pixels and PartManifest(there, SOURCE).exists and not Store.open(there).left_out:
             raise UserError(f"{there.shown} holds {images_of(store)} already; delete it there, or publish elsewhere")
 
 
@@ -139,11 +151,9 @@ def _ask(confirm: Confirm | None, question: str) -> None:
         raise UserError("nothing was published; --yes publishes without asking (from Python: confirm=...)")
 
 
-def _write_beside(place: Place, terms: Mapping[str, DataTerms], stated: Mapping[str, str]) -> str:
+def _write_beside(place: Place, stated: Mapping[str, str]) -> str:
     """Write the card of all stores in the folder, then its catalogue; returns the card's path or address."""
-    stores = find_stores(place)
-    every = {store.name: data_terms(store.spec, stated.get(store.name)) for store in stores} | dict(terms)
-    card = write_card(place, stores, every)
+    card = write_card(place, stated)
     if card != CARD:
         warn(f"{place.show(CARD)} was written or changed by hand and is left as it is: the card is in {card}")
     write_catalogue(place)

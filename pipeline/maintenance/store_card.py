@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
 from cache.codecs.fidelity import Fidelity
 from cache.format.manifest import FOLDER
+from cache.places.addresses import folder_of
 from cache.places.place import Place
-from cache.store import Store
+from cache.store import Store, find_stores
 from pipeline import PAPER
-from pipeline.console import amount, table
+from pipeline.console import amount, table, warn
+from pipeline.errors import UserError
 from pipeline.maintenance.plain_reading import plain_reader, readable_level
 from pipeline.recipes.stores import random_teachers
 from pipeline.runs.licences import DataTerms, Terms, data_terms, in_words, strictest, teachers_licences, use_of
+from sak_common.errors import SakError
 
 CARD = "README.md"
 OTHER_CARD = "STORES.md"
@@ -31,14 +34,66 @@ _ON_THE_HUB = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0"})
 _LARGEST = "1M<n<10M"
 
 
-def write_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTerms]) -> str:
-    """Write the card of `stores`, which lie in the folder `place`, beside them; returns its file's name.
+def write_card(place: Place, stated: Mapping[str, str]) -> str:
+    """Write the card of the stores in the folder `place` beside them; returns its file's name, as of `card_name`.
 
-    terms: of the images, by a store's name. A README there that people wrote, or changed, is left as it is.
+    stated: licences of images, by a store's name.
     """
-    name = CARD if is_ours(_text(place, CARD)) else OTHER_CARD
+    name, stores = card_name(place), find_stores(place)
+    terms = {store.name: data_terms(store.spec, stated.get(store.name)) for store in stores}
     place.write({name: [store_card(place, stores, terms).encode()]}, replace=True)
     return name
+
+
+def card_name(place: Place) -> str:
+    """The file that a card may be written to in the folder `place`: what people wrote, or changed, is left as it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in (CARD, OTHER_CARD):
+        if is_ours(_text(place, name)):
+            return name
+    raise UserError(
+        f"{place.show(CARD)} and {OTHER_CARD} beside it were both written or changed by hand, so that there is no room "
+        "for a card: move one of them away"
+    )
+
+
+def carry_card(stores: Sequence[Store], target: Place) -> None:
+    """Give copies of `stores` in the folder `target` the card that these were published with, if they were.
+
+    It is written anew: of the stores that are there, under the licences that were stated. A README beside a store that
+    people wrote or changed goes along as it is. What there is no room for is said.
+    """
+    published = dict(_cards_beside(stores))
+    for folder, texts in published.items():
+        readme, there = texts[CARD], _text(target, CARD)
+        if is_ours(readme) or readme == there:
+            continue
+        if there:
+            warn(f"{target.show(CARD)} is left as it is; another one belongs to the copies: {folder.show(CARD)}")
+        else:
+            target.write({CARD: [readme.encode()]}, replace=True)
+    if published:
+        try:
+            write_card(target, stated_beside(stores) | stated_licences(target))
+        except SakError as error:  # also of another store there, which is no fault of the copies
+            warn(f"no card is written: {error}")
+        target.finish()
+
+
+def _cards_beside(stores: Sequence[Store]) -> Iterator[tuple[Place, dict[str, str]]]:
+    """The folders that `stores` lie in, of those that were published, with the texts of both files of a card."""
+    folders = {folder.shown: folder for store in stores if (folder := folder_of(store.place)) is not None}
+    for folder in folders.values():
+        try:
+            texts = {name: _text(folder, name) for name in (CARD, OTHER_CARD)}
+        except OSError as error:  # also a link, which may lead anywhere
+            warn(f"the card of {folder.shown} stays behind, if it has one: {error}")
+            continue
+        if any(map(_mark, texts.values())):
+            yield folder, texts
 
 
 def is_ours(card: str) -> bool:
@@ -48,13 +103,21 @@ def is_ours(card: str) -> bool:
 
 def stated_licences(place: Place) -> dict[str, str]:
     """The licences of images that whoever published stores into `place` stated, by a store's name."""
-    marks = (_mark(_text(place, name)) for name in (OTHER_CARD, CARD))
-    return {str(store): str(licence) for mark in marks for store, licence in _stated(mark).items()}
+    return _stated({name: _text(place, name) for name in (CARD, OTHER_CARD)})
 
 
-def _stated(mark: Mapping[str, Any]) -> Mapping[str, Any]:
-    images = mark.get("images")
-    return images if isinstance(images, Mapping) else {}
+def stated_beside(stores: Sequence[Store]) -> dict[str, str]:
+    """As `stated_licences`, of the folders that `stores` lie in."""
+    return {name: licence for _, texts in _cards_beside(stores) for name, licence in _stated(texts).items()}
+
+
+def _stated(texts: Mapping[str, str]) -> dict[str, str]:
+    found: dict[Any, Any] = {}
+    for name in (OTHER_CARD, CARD):
+        images = _mark(texts[name]).get("images")
+        found |= images if isinstance(images, Mapping) else {}
+    # anyone may have written it, and it is shown
+    return {str(store): text for store, licence in found.items() if (text := str(licence)).isprintable()}
 
 
 def _mark(card: str) -> dict[str, Any]:
@@ -128,7 +191,10 @@ def images_of(store: Store) -> str:
 
 
 def _text(place: Place, name: str) -> str:
-    return place.read(name).decode(errors="replace") if place.exists(name) else ""
+    try:  # a web server's list has nothing beside the stores
+        return place.read(name).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _digest(text: str) -> str:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
-from cache.store import Store, find_stores
+from cache.store import Store
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.frozen import is_frozen_part
+from pipeline.recipes.stores import Caches, each_place, joined, stores_below, with_images_first
 from sak_common.names import part_name, unknown
 
 EVALUATION = ("test", "val")
@@ -26,14 +27,25 @@ HEAD = "# Written by sak from the caches; edit it freely, an edited file is left
 MAX_TOKENS = 256
 """Of a view on a CPU, where a patch allows it."""
 
+Asked = tuple[str, str, tuple[int, int]]
+"""What a recipe says of a cache: data set, split, size."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """A cache to train on: its store, the views that are complete, and the teachers that are complete in them."""
+    """A cache to train on, the views that are complete, and the teachers that are complete in them.
 
-    store: Store
+    stores: of one data set, split and size, a place each; all but teachers is read from the first.
+    """
+
+    stores: tuple[Store, ...]
     views: int
     teachers: tuple[str, ...]
+
+    @property
+    def store(self) -> Store:
+        """The first."""
+        return self.stores[0]
 
     @property
     def rows(self) -> int:
@@ -79,75 +91,87 @@ class Choice:
         return part_name("-".join([spec.dataset, self.distill.size, *self.teachers]))
 
 
-def choose(features: Path | str, dataset: str | None = None) -> Choice:
+def choose(features: Caches, dataset: str | None = None) -> Choice:
     """What can be trained from the caches below `features`.
 
     Raises:
         UserError: nothing can, or several data sets lie there and `dataset` names none of them.
+        StoresDiffer: what would be trained on lies in several places, with other rows.
     """
-    stores = find_stores(features) if isinstance(features, str) or features.is_dir() else []
-    names = sorted({store.spec.dataset for store in stores})
+    places = {place: stores_below(place) for place in each_place(features)}
+    below = ", ".join(map(str, places))
+    names = sorted({store.spec.dataset for stores in places.values() for store in stores})
     if not names:
-        raise UserError(f"no caches below {features}. Make one first: make cache TEACHER=dinov2")
+        raise UserError(f"no caches below {below}. Make one first: make cache TEACHER=dinov2")
     if dataset is None and len(names) > 1:
         raise UserError(
-            f"caches of several data sets below {features}: {', '.join(names)}. "
+            f"caches of several data sets below {below}: {', '.join(names)}. "
             f"Choose one: DATASET={names[0]} (--dataset {names[0]}), or name a recipe"
         )
     if dataset is not None and dataset not in names:
-        raise UserError(f"no cache of it below {features}: {unknown('data set', dataset, names)}")
-    sources = [_source(store) for store in stores if store.spec.dataset == (dataset or names[0])]
+        raise UserError(f"no cache of it below {below}: {unknown('data set', dataset, names)}")
+    alike: dict[Asked, list[Store]] = {}
+    for store in with_images_first([store for stores in places.values() for store in stores]):
+        if store.spec.dataset == (dataset or names[0]):
+            alike.setdefault(_asked(store.spec), []).append(store)
+    sources = [_source(stores) for stores in alike.values()]
     training = [one for one in sources if one.store.spec.split not in EVALUATION]
     taught = [one for one in training if one.teachers]
     if not taught:
-        held = ", ".join(store.name for store in stores if store.spec.dataset == (dataset or names[0]))
-        raise UserError(f"no training split below {features} holds a finished teacher ({held}): make cache TEACHER=...")
+        held = ", ".join(dict.fromkeys(store.name for one in sources for store in one.stores))
+        raise UserError(f"no training split below {below} holds a finished teacher ({held}): make cache TEACHER=...")
     distill = max(taught, key=lambda one: (len(one.teachers), one.rows))
-    _refuse_several(features, distill, stores)
+    _refuse_several(places, distill)
+    joined(distill.stores, distill.teachers, distill.views)
     _say_left_out(distill)
-    alike = [one for one in sources if one.store.spec.size == distill.store.spec.size and one.store.spec.labels]
-    labelled = [one for one in alike if one in training]
-    scored = {one.store.spec.split: one for one in alike if one.store.spec.split in EVALUATION}
+    fitting = [one for one in sources if one.store.spec.size == distill.store.spec.size and one.store.spec.labels]
+    labelled = [one for one in fitting if one in training]
+    scored = {one.store.spec.split: one for one in fitting if one.store.spec.split in EVALUATION}
     return Choice(distill, max(labelled, key=lambda one: one.rows) if labelled else None, scored)
 
 
-def _source(store: Store) -> Source:
-    """A store with the views in which the most teachers are complete, and of these views the most; without a complete
-    teacher, as many as its source has."""
-    complete = next((v for v in range(store.num_views, 0, -1) if store.is_complete(SOURCE, v)), 0)
-    names = [name for name in store.teachers if _is_teacher(store, name)]
-    found = [Source(store, views, _complete(store, names, views)) for views in range(complete, 0, -1)]
-    return max(found, key=lambda one: len(one.teachers), default=Source(store, complete, ()))
+def _source(stores: Sequence[Store]) -> Source:
+    """Stores with the views in which the most teachers are complete, and of these views the most; without a complete
+    teacher, as many as the first one's source has."""
+    first, every = stores[0], tuple(stores)
+    complete = next((v for v in range(first.num_views, 0, -1) if first.is_complete(SOURCE, v)), 0)
+    found = [Source(every, views, _complete(every, _teachers(every), views)) for views in range(complete, 0, -1)]
+    return max(found, key=lambda one: len(one.teachers), default=Source(every, complete, ()))
 
 
-def _complete(store: Store, teachers: Sequence[str], views: int) -> tuple[str, ...]:
-    return tuple(name for name in teachers if store.is_complete(teacher_part(name), views))
+def _teachers(stores: Sequence[Store]) -> list[str]:
+    return sorted({name for store in stores for name in store.teachers if _is_teacher(store, name)})
+
+
+def _complete(stores: Sequence[Store], teachers: Sequence[str], views: int) -> tuple[str, ...]:
+    return tuple(name for name in teachers if any(one.is_complete(teacher_part(name), views) for one in stores))
 
 
 def _say_left_out(chosen: Source) -> None:
     """Name the teachers of a store that are not complete, and the views that only some of its teachers have."""
     store, teachers = chosen.store, chosen.teachers
-    for name in store.teachers:
-        if name not in teachers and _is_teacher(store, name):
+    for name in _teachers(chosen.stores):
+        if name not in teachers:
             say(f"{store.name}: {name} is not finished and is left out; the same `make cache` again finishes it")
-    if more := _complete(store, teachers, chosen.views + 1) if store.num_views > chosen.views else ():
+    if more := _complete(chosen.stores, teachers, chosen.views + 1) if store.num_views > chosen.views else ():
         say(f"{store.name}: {chosen.views} views, which all teachers have; {', '.join(more)} would have more")
 
 
-def _refuse_several(features: Path | str, chosen: Source, stores: Sequence[Store]) -> None:
-    """Raise `UserError` where other stores hold the same split at the same size: a recipe could mean any of them."""
+def _refuse_several(places: Mapping[Path | str, Sequence[Store]], chosen: Source) -> None:
+    """Raise `UserError` where a place has several stores of the same split at the same size: a recipe could mean any
+    of them."""
     spec = chosen.store.spec
-    alike = [one for one in stores if (one.spec.dataset, one.spec.split, one.spec.size) == _asked(spec)]
-    if len(alike) > 1:
-        names = "".join(f"\n  {one.name}  ({one.spec.num_samples} samples)" for one in alike)
-        raise UserError(
-            f"several caches of {spec.dataset}/{spec.split} at {chosen.size} below {features}, such as a trial with "
-            f"LIMIT and the whole. Move or delete all but one of them, or cache below another folder (OUT=):{names}"
-        )
+    for place, stores in places.items():
+        alike = [one for one in stores if one in chosen.stores]
+        if len(alike) > 1:
+            names = "".join(f"\n  {one.name}  ({one.spec.num_samples} samples)" for one in alike)
+            raise UserError(
+                f"several caches of {spec.dataset}/{spec.split} at {chosen.size} below {place}, such as a trial with "
+                f"LIMIT and the whole. Move or delete all but one of them, or cache below another folder (OUT=):{names}"
+            )
 
 
-def _asked(spec: SourceSpec) -> tuple[str, str, tuple[int, int]]:
-    """What a recipe says of a cache."""
+def _asked(spec: SourceSpec) -> Asked:
     return spec.dataset, spec.split, spec.size
 
 
@@ -245,7 +269,7 @@ def is_edited(text: str) -> bool:
     return first != HEAD + _digest(body)
 
 
-def write_recipe(features: Path | str, path: Path | None = None, dataset: str | None = None) -> Path:
+def write_recipe(features: Caches, path: Path | None = None, dataset: str | None = None) -> Path:
     """Write the recipe for the caches below `features`, and say what was chosen. Returns its path.
 
     Args:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cache.errors import LeftOut
 from cache.format.manifest import SOURCE, teacher_part
 from cache.format.spec import SourceSpec
 from cache.joined import JoinedStore
+from cache.places.addresses import pinned
 from cache.places.stage import Stage
 from cache.places.staged import StagedPlace
 from cache.store import Store, find_stores
@@ -22,6 +25,9 @@ from sak_common.errors import SakError
 from sak_common.names import find
 from sak_core.datasets import DATASETS
 from sak_core.tasks import KINDS, Task, published_weight
+
+Caches = Path | str | tuple[Path | str, ...]
+"""A folder or an address of caches, or several, which are looked through in this order."""
 
 REGISTERS = "registers"
 """A provenance's `prefix` where a teacher's prefix tokens are registers alone; true where a class token comes first."""
@@ -52,14 +58,43 @@ def caches_below(features: Path | str, folder: str) -> Path | str:
     return f"{features.rstrip('/')}/{folder}" if isinstance(features, str) else features / folder
 
 
-def _places(features: Path | str, data: Data) -> list[Path | str]:
+def each_place(features: Caches) -> tuple[Path | str, ...]:
+    """The places of `features`, in order, each once."""
+    return tuple(dict.fromkeys(features if isinstance(features, tuple) else (features,)))
+
+
+def caches_at(given: Sequence[Path | str]) -> Caches:
+    """The places that somebody gives as paths and addresses, those on the hub at the commit that they stand for now.
+
+    Raises:
+        UserError: there is none, or one of several is no folder: what lies there would be left out in silence.
+    """
+    if not given:
+        raise UserError("no folder or address of caches is given (--out)")
+    places = [Path(place) if isinstance(place, str) and "://" not in place else place for place in given]
+    for place in places if len(places) > 1 else ():
+        if isinstance(place, Path) and not place.is_dir():
+            raise UserError(f"--out {place}: no such folder")
+    return tuple(map(pinned, places))
+
+
+def stores_below(place: Path | str, *asked: Any) -> list[Store]:
+    """As `find_stores`; none where the folder `place` is not there."""
+    return find_stores(place, *asked) if isinstance(place, str) or place.is_dir() else []
+
+
+def _places(features: Caches, data: Data) -> list[Path | str]:
     """Where `data` is looked for, in order."""
     more = [place if "://" in place else Path(place) for place in data.out]
-    return [caches_below(place, data.folder) for place in dict.fromkeys((features, *more))]
+    return [caches_below(place, data.folder) for place in each_place((*each_place(features), *more))]
 
 
-def _joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Store:
-    """The first store, with the teachers that it lacks, or has in part, from the first of the others that has them."""
+def joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Store:
+    """The first store, with the teachers that it lacks, or has in part, from the first of the others that has them.
+
+    Raises:
+        StoresDiffer: their rows are not the same, see `JoinedStore`.
+    """
     owners: dict[str, Store] = {}
     for teacher in teachers if len(stores) > 1 else ():
         having = [store for store in stores if teacher in store.teachers]
@@ -69,40 +104,44 @@ def _joined(stores: Sequence[Store], teachers: Sequence[str], views: int) -> Sto
     return JoinedStore(stores[0], owners) if owners else stores[0]
 
 
+def with_images_first(stores: Sequence[Store]) -> list[Store]:
+    """The stores in order, those that were published without their images behind all others."""
+    return sorted(stores, key=lambda store: bool(store.left_out))
+
+
 def find_store(
-    features: Path | str, data: Data, teachers: Sequence[str] = (), live: bool = False, with_pixels: bool = True
+    features: Caches, data: Data, teachers: Sequence[str] = (), live: bool = False, with_pixels: bool = True
 ) -> Store:
-    """The one store below `features` that holds `data`, with its views and `teachers` complete; where `data` names
-    more places, those of its teachers that are there.
+    """The one store below `features` that holds `data`, with its views and `teachers` complete; where there are more
+    places, here or named by `data`, those of its teachers that are there.
 
     live: the teachers will run anew, so that knowing them is enough. Raises `UserError` where there is none, or more
-    than one, or a teacher or view is missing, naming the command that makes it; and `LeftOut`, unless `with_pixels` is
-    false, of a store that was published without its images.
+    than one in a place, or a teacher or view is missing, naming the command that makes it; and `LeftOut`, unless
+    `with_pixels` is false, of a store that was published without its images, where no place has them.
     """
     size = parse_size(data.size) if data.size else None
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
     stores, places = [], _places(features, data)
     for place in places:
-        is_there = isinstance(place, str) or place.is_dir()
-        found = find_stores(place, data.dataset, data.split, size) if is_there else []
+        found = stores_below(place, data.dataset, data.split, size)
         if len(found) > 1:
             names = "\n  ".join(store.name for store in found)
             raise UserError(
                 f"several caches of {want} below {place}; set data.size or remove what is stale:\n  {names}"
             )
         stores += found
+    below = ", ".join(map(str, places))
     if not stores:
-        below = ", ".join(map(str, places))
         raise UserError(f"no cache of {want} below {below}. Make it: {_make_cache(data, size, teachers)}")
-    store = _joined(stores, teachers, data.views)
+    store = joined(with_images_first(stores) if with_pixels else stores, teachers, data.views)
     if with_pixels and store.left_out:
         raise LeftOut(store, store.left_out)
     for teacher in teachers:
         if teacher not in store.teachers:
-            have = ", ".join(store.teachers) or "none"
+            have = ", ".join(sorted({name for one in stores for name in one.teachers})) or "none"
             raise UserError(
-                f"{store.name} has no teacher {teacher!r} (it has {have}). Make it: "
-                f"{_make_cache(data, store.spec.size, [teacher])}"
+                f"{store.name} has no teacher {teacher!r} (it has {have}) below {below}. Make it: "
+                f"{_make_cache(data, store.spec.size, [teacher])}; or name the place that has it by another --out"
             )
     for part in ("source", *(teacher_part(teacher) for teacher in teachers if not live)):
         if not store.is_complete(part, data.views):
@@ -111,6 +150,19 @@ def find_store(
                 "run the same `make cache` again to finish it"
             )
     return store
+
+
+def commits_now() -> Callable[[str], str]:
+    """Places to the same at the commits that they stand for when they are first asked for; those that are not on the
+    hub to themselves. Raises what `pinned` raises."""
+    return functools.cache(lambda place: str(pinned(place)))
+
+
+def at_commits(recipe: Recipe, now: Callable[[str], str]) -> Recipe:
+    """`recipe` with the places that it names at the commits that `now` says: all who are given it read the same."""
+    reads = {name: part for name in ("data", "validation", "probe") if (part := getattr(recipe, name)) is not None}
+    fixed = {name: part.model_copy(update={"out": tuple(map(now, part.out))}) for name, part in reads.items()}
+    return recipe.model_copy(update={"out": tuple(map(now, recipe.out)), **fixed})
 
 
 def _make_cache(data: Data, size: tuple[int, int] | None, teachers: Sequence[str]) -> str:
@@ -127,7 +179,7 @@ def row_of(spec: SourceSpec) -> str:
     return DESCRIBED if "coding" in spec.dataset_info else spec.dataset
 
 
-def training_store(features: Path | str, recipe: Recipe, teachers: Sequence[str]) -> Store:
+def training_store(features: Caches, recipe: Recipe, teachers: Sequence[str]) -> Store:
     """The store that a recipe trains on, with `teachers` as its `source` needs them."""
     return find_store(features, recipe.data, teachers, live=recipe.source == "live")
 

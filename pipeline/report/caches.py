@@ -3,47 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from cache.codecs import get_codec
 from cache.errors import CacheError
 from cache.format.spec import LevelSpec
-from cache.store import Store, find_stores
+from cache.store import Store
 from pipeline.advice import advised
 from pipeline.extraction.stored_fidelity import log_events
 from pipeline.maintenance.inspect import store_info
+from pipeline.recipes.stores import Caches, each_place, stores_below
 from pipeline.report.facts import CacheFacts, Extraction, RunFacts
 from sak_common.errors import SakError
 
 SHARES = ("busy", "pixels", "encoding", "disk")
 
 
-def caches_read(runs: Sequence[RunFacts], features: Path | str) -> tuple[dict[str, CacheFacts], list[str]]:
-    """The caches below `features` that the runs name, by name; and in words what is not there or cannot be read."""
+def caches_read(runs: Sequence[RunFacts], features: Caches) -> tuple[dict[str, CacheFacts], list[str]]:
+    """The caches of `features` that the runs name, by name; and in words what is not there or cannot be read."""
     wanted = {name: None for run in runs for name in _named(run)}
     asked = {_asked(run.recipe["data"]) for run in runs if not run.results and "data" in run.recipe}
     found: dict[str, CacheFacts] = {}
     troubles = []
-    try:
-        stores = [] if isinstance(features, Path) and not features.is_dir() else find_stores(features)
-    except CacheError as error:
-        return {}, [f"The caches below {features} cannot be read: {advised(error)}."]
+    stores = list[Store]()
+    for place in each_place(features):
+        try:
+            stores += stores_below(place)
+        except CacheError as error:
+            troubles.append(f"The caches below {place} cannot be read: {advised(error)}.")
     for store in stores:
         height, width = store.spec.size
         is_asked = (store.spec.dataset, store.spec.split, f"{height}x{width}") in asked
         if store.name not in wanted and not is_asked:
             continue
         try:
-            found[store.name] = _facts(store)
+            found[store.name] = _together(found.get(store.name), _facts(store))
         except (SakError, LookupError, TypeError, ValueError) as error:
             troubles.append(f"The cache {store.name} cannot be read: {error}.")
     told = " ".join(troubles)
     if absent := [name for name in wanted if name not in found and name not in told]:
         troubles.append(
-            f"Not below {features}, so that what they took, and pictures of them, are missing: {', '.join(absent)}."
+            f"Not below {', '.join(map(str, each_place(features)))}, so that what they took, and pictures of them, are "
+            f"missing: {', '.join(absent)}."
         )
     return found, troubles
+
+
+def _together(one: CacheFacts | None, other: CacheFacts) -> CacheFacts:
+    """A cache that lies in two places, with each teacher as of the first that has it."""
+    if one is None:
+        return other
+    return replace(one, teachers={**other.teachers, **one.teachers}, others=(*one.others, other.path))
 
 
 def _named(run: RunFacts) -> Iterator[str]:

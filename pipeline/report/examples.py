@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
@@ -13,7 +12,7 @@ from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, find_arm, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import store_tasks, training_store
+from pipeline.recipes.stores import Caches, joined, store_tasks, training_store
 from pipeline.report.facts import CacheFacts, RunFacts, StudyFacts
 from sak_core.tasks import Task
 
@@ -29,7 +28,7 @@ class Opened:
     trained_on: Store
 
 
-def open_run(run: RunFacts, features: Path | str) -> Opened:
+def open_run(run: RunFacts, features: Caches) -> Opened:
     """The model of a run, of either stage. Raises `UserError` where its cache or its weights are not there."""
     recipe = runs.read_recipe(run.folder)
     if find_arm(recipe.arm).per_task:
@@ -47,6 +46,11 @@ def split_cache(found: StudyFacts) -> CacheFacts | None:
         if found.split == f"{cache.dataset}-{cache.split}-{cache.size[0]}x{cache.size[1]}":
             return cache
     return None
+
+
+def open_cache(cache: CacheFacts, teachers: Sequence[str]) -> Store:
+    """A cache with `teachers`, each read where it lies."""
+    return joined([Store.open(path) for path in (cache.path, *cache.others)], teachers, 1)
 
 
 def features_read(recipe: Recipe) -> tuple[str, ...]:

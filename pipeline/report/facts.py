@@ -160,7 +160,10 @@ class Extraction:
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """A cache that runs of the report read. path: where it lies."""
+    """A cache that runs of the report read.
+
+    path: where it lies. others: where it lies, too, with other teachers; `teachers` are those of all.
+    """
 
     name: str
     path: str
@@ -172,6 +175,7 @@ class CacheFacts:
     source_bytes: int
     prepare_seconds: float | None
     teachers: Mapping[str, Extraction]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,11 @@ from cache.errors import CacheError
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.recipes.arms import find_arm
+from pipeline.recipes.stores import Caches
 from pipeline.report.arms import best_arm
 from pipeline.report.drawing import INK, colour, css_colour, draw, glyph, marker
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, cells, figure, image, name
-from pipeline.report.examples import Opened, open_run, split_cache
+from pipeline.report.examples import Opened, open_cache, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.sheets import shared_pca
 from pipeline.training.few_rows import few_rows, spread_over
@@ -54,7 +54,7 @@ class Nearness:
     held: Mapping[str, float]
 
 
-def paths_panel(found: StudyFacts, features: Path | str, live: bool = False) -> Panel:
+def paths_panel(found: StudyFacts, features: Caches, live: bool = False) -> Panel:
     """live: whether the teachers are run on the pictured images, too, which needs their libraries and weights."""
     title, question = (
         "What the paths learned",
@@ -100,7 +100,7 @@ def _distils(arm: ArmFacts) -> bool:
         return False
 
 
-def _opened(arm: ArmFacts, features: Path | str) -> tuple[Opened | None, list[str]]:
+def _opened(arm: ArmFacts, features: Caches) -> tuple[Opened | None, list[str]]:
     """The model of the arm's last finished run with the lowest seed; None, and why, where it cannot be opened."""
     finished = [run for runs in (arm.runs, arm.stage1) for _, run in sorted(runs.items()) if run.state == "finished"]
     if not finished:
@@ -118,7 +118,7 @@ def _pictured_store(found: StudyFacts, opened: Opened | None) -> tuple[Store | N
     cache = split_cache(found)
     teachers = opened.recipe.teachers
     if cache and set(teachers) <= set(cache.teachers):
-        return Store.open(cache.path), []
+        return open_cache(cache, teachers), []
     if set(teachers) <= set(opened.trained_on.teachers):
         return opened.trained_on, []
     return None, [f"{opened.trained_on.name} does not hold every teacher of {opened.run.name}."]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from pipeline.errors import UserError
 from pipeline.pictures import Picture as Pixels
 from pipeline.pictures import colour_classes, colour_normals, palette
 from pipeline.recipes.arms import find_arm, run_model
+from pipeline.recipes.stores import Caches
 from pipeline.report.comparison import standings
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, figure, image, name
-from pipeline.report.examples import Opened, features_read, open_run, split_cache
+from pipeline.report.examples import Opened, features_read, open_cache, open_run, split_cache
 from pipeline.report.facts import RunFacts, StudyFacts, TaskFacts
 from pipeline.training.few_rows import few_rows
 from pipeline.training.scales import stored_scales
@@ -46,7 +46,7 @@ class Example:
     prediction: Label
 
 
-def predictions_panel(found: StudyFacts, features: Path | str) -> Panel:
+def predictions_panel(found: StudyFacts, features: Caches) -> Panel:
     """A figure a task; where nothing can be drawn, why."""
     title, question = "Predictions", "What does it look like where it does well, and where it fails?"
     run = shown_run(found)
@@ -58,7 +58,7 @@ def predictions_panel(found: StudyFacts, features: Path | str) -> Panel:
         return Panel("predictions", title, question, [Text(told)])
     try:
         opened = open_run(run, features)
-        store = Store.open(cache.path)
+        store = open_cache(cache, features_read(opened.recipe))
         blocks: list[Block] = [Text(f"{run.name} on {found.split}, by each image's own score.")]
         for task in opened.tasks:
             facts = next((one for one in found.tasks if one.name == task.name), None)

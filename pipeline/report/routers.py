@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from cache.errors import CacheError
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.recipes.arms import run_model
+from pipeline.recipes.stores import Caches
 from pipeline.report.answer import comparison_cells
 from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
@@ -36,7 +36,7 @@ from pipeline.report.elements import (
     name,
     without_empty_spread,
 )
-from pipeline.report.examples import Opened, features_read, open_run, split_cache
+from pipeline.report.examples import Opened, features_read, open_cache, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.findings import lacking_teacher
 from pipeline.studies.router_weights import router_weights
@@ -51,7 +51,7 @@ Float64 = npt.NDArray[np.float64]
 EXAMPLES = 2
 
 
-def routers_panel(found: StudyFacts, features: Path | str) -> Panel:
+def routers_panel(found: StudyFacts, features: Caches) -> Panel:
     """Weights, their spread over seeds, the price of leaving a teacher out, and maps of token routers."""
     title, question = (
         "What the routers do",
@@ -185,7 +185,7 @@ def _lacks(arm: ArmFacts, other: ArmFacts) -> str:
     return lacking_teacher(mine.recipe.get("teachers") or [], theirs.recipe.get("teachers") or [])
 
 
-def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Block]:
+def _token_maps(found: StudyFacts, label: str, features: Caches) -> list[Block]:
     """Where over an image a token router takes which expert, at the deepest level."""
     arm = found.arm(label)
     run = arm.first() if arm else None
@@ -196,7 +196,7 @@ def _token_maps(found: StudyFacts, label: str, features: Path | str) -> list[Blo
         return [Text(f"{label} has token routers; maps of them need its test cache, which is not at hand.", "note")]
     try:
         opened = open_run(run, features)
-        store = Store.open(cache.path)
+        store = open_cache(cache, features_read(opened.recipe))
         samples = spread_over(store, EXAMPLES)
         maps = token_weights(opened, store, samples)
     except (UserError, CacheError) as error:

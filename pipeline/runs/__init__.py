@@ -15,6 +15,7 @@ from cache.format.spec import SourceSpec
 from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.recipes.config import Recipe, kept_recipe, recipe_differences, recipe_json
+from pipeline.recipes.stores import Caches
 from pipeline.runs import checkpoint
 from pipeline.runs.environment import environment
 from pipeline.runs.origin import changes, finished_from
@@ -29,12 +30,12 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Places:
-    """Where caches lie and where runs go; and for ``source = "live"`` the folders of the data sets that it makes its
-    views from, by the data set's name ("" stands for all that are not named), and the files of teachers' weights, by
-    teacher ("" for a store's only one).
+    """Where caches lie, in one place or several, and where runs go; and for ``source = "live"`` the folders of the data
+    sets that it makes its views from, by the data set's name ("" stands for all that are not named), and the files of
+    teachers' weights, by teacher ("" for a store's only one).
     """
 
-    features: Path | str = Path("features")
+    features: Caches = Path("features")
     runs: Path = RUNS
     roots: Mapping[str, Path] = field(default_factory=dict)
     weights: Mapping[str, Path] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from torch import nn
 
 from cache.codecs.fidelity import Fidelity
+from cache.joined import shares
 from cache.store import Store
 from pipeline import runs
 from pipeline.console import is_silent
@@ -36,7 +37,8 @@ class ProbedFeatures(Strict):
 class TeacherOrigin(Strict):
     """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs.
 
-    probed: where its cache has probes.
+    probed: where its cache has probes. read_at: where its features lie on the hub, with the commit, where that is
+    another place than the data's.
     """
 
     name: str
@@ -45,12 +47,13 @@ class TeacherOrigin(Strict):
     weights: str
     licence: str
     probed: ProbedFeatures | None = None
+    read_at: str | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As before there were probes, where there are none."""
+        """As before there were probes and the hub, where there are none."""
         values: dict[str, Any] = as_it_is(self)
-        return values if self.probed else {key: value for key, value in values.items() if key != "probed"}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def is_random(self) -> bool:
@@ -123,7 +126,8 @@ def record(
         read_at=store.place.pinned,
     )
     origins = {origin.name: origin for origin in (before.teachers if before else ())}
-    origins.update({name: _teacher(store, name) for name in teachers})
+    elsewhere = {name: one.place.pinned for one, own in [*shares(store, teachers).items()][1:] for name in own}
+    origins.update({name: _teacher(store, name, elsewhere.get(name)) for name in teachers})
     lineage = Lineage(
         arm=recipe.arm,
         student=model.config.to_dict() if isinstance(model, StudentNetwork) else None,
@@ -145,11 +149,11 @@ def read(run: Path) -> Lineage:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _teacher(store: Store, name: str) -> TeacherOrigin:
+def _teacher(store: Store, name: str, read_at: str | None) -> TeacherOrigin:
     with understood(f"{store}: the provenance of {name}"):
         facts = store.teacher(name).provenance["teacher"]
         known = {key: facts[key] for key in ("library", "model", "weights", "licence")}
-        origin = TeacherOrigin(name=name, **known, probed=_probed(store, name))
+        origin = TeacherOrigin(name=name, **known, probed=_probed(store, name), read_at=read_at)
     return origin
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from cache.format.manifest import teacher_part
+from cache.joined import shares
 from cache.places.files import canonical_json, digest_of_file
 from cache.store import Store
 from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.recipes.arms import find_arm, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import digest, find_store, training_store
+from pipeline.recipes.stores import Caches, digest, find_store, training_store
 from pipeline.runs import checkpoint
 from sak_common.differences import differences
 from sak_core.student.initial_weights import stem_file
@@ -35,7 +36,7 @@ CODE = "code"
 READ_AT = "read_at"
 
 
-def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = None) -> Origin:
+def origin_of_run(recipe: Recipe, features: Caches, stage1: Path | None = None) -> Origin:
     """What a run of `recipe` that begins with the run `stage1` computes its weights and its validation from.
 
     caches: store -> part -> digest of its files. facts: store -> digest of what it says of itself: labels, their
@@ -49,7 +50,7 @@ def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = No
     origin = {
         "caches": {store.name: digest(store, () if is_live else parts, recipe.data.views)},
         "facts": {store.name: _facts(store, parts)},
-        **_read_at(store),
+        **_read_at(store, parts),
         **_begins_with(recipe, stage1),
         CODE: {"sak": __version__, "torch": torch.__version__},
     }
@@ -58,7 +59,7 @@ def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = No
         origin["validation"] = {
             "caches": {validated.name: digest(validated, read, 1)},
             "facts": {validated.name: _facts(validated, read)},
-            **_read_at(validated),
+            **_read_at(validated, read),
         }
     return origin
 
@@ -73,17 +74,22 @@ def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin
     return {
         "caches": {store.name: digest(store, teachers, 1)},
         "facts": {store.name: _facts(store, teachers)},
-        **_read_at(store),
+        **_read_at(store, teachers),
         "weights": _digest_of(checkpoint.scored_weights(run)),
         CODE: {"sak": __version__},
     }
 
 
-def validation_store(recipe: Recipe, features: Path | str) -> Store | None:
+def validation_store(recipe: Recipe, features: Caches) -> Store | None:
     """The store that a run of `recipe` is validated on, None where it never is. Raises what `find_store` raises."""
-    if recipe.validation is None or (recipe.stage == "distill" and recipe.validate_every is None):
+    if recipe.validation is None or not is_validated(recipe):
         return None
     return find_store(features, recipe.validation, validation_teachers(recipe))
+
+
+def is_validated(recipe: Recipe) -> bool:
+    """Whether a run of `recipe` reads its validation split: stage 1 does not score its last step."""
+    return recipe.validation is not None and (recipe.stage != "distill" or recipe.validate_every is not None)
 
 
 def validation_teachers(recipe: Recipe) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ def finished_from(run: Path) -> Mapping[str, Any]:
     return {"caches": checkpoint.read_state(last)["caches"]} if last else {}
 
 
-def changed_caches(run: Path, recipe: Recipe, features: Path | str) -> list[str]:
+def changed_caches(run: Path, recipe: Recipe, features: Caches) -> list[str]:
     """Where the caches that a finished run was trained on are no longer what they were, in words.
 
     Caches that are not there any more have nothing to be compared with.
@@ -149,8 +155,14 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     return {"begins_with": _digest_of(file)} if file.is_file() else {}
 
 
-def _read_at(store: Store) -> dict[str, dict[str, str]]:
-    return {READ_AT: {store.name: store.place.pinned}} if store.place.pinned else {}
+def _read_at(store: Store, teachers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Where the store lies on the hub, and where those do that give only some of `teachers`."""
+    found = {
+        one.name if one is store or one is store.stores[0] else f"{one.name} ({', '.join(own)})": one.place.pinned
+        for one, own in shares(store, teachers).items()
+    }
+    told = {name: address for name, address in found.items() if address}
+    return {READ_AT: told} if told else {}
 
 
 def addresses(origin: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import find_arm
 from pipeline.recipes.config import Recipe, Study
+from pipeline.recipes.stores import each_place
 from pipeline.runs.holder import alone_in
 from pipeline.runs.origin import origin_of_run
 from pipeline.studies.jobs import PLAN, Job, check, is_finished, plan, planned, single_jobs
 from pipeline.studies.study_table import as_csv, collect, markdown
 from sak_common.errors import SakError
+from sak_common.extras import how_to_install
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -62,6 +65,20 @@ def ablate(
         runs.write_atomically(folder / "table.md", markdown(result) + "\n")
         runs.write_atomically(folder / "table.csv", as_csv(result))
     return result
+
+
+def check_options(workers: int, share_reads: int, devices: int, scheduler: str | None) -> None:
+    """Raise `UserError` where the options of `ablate` do not go together, or with what started this process."""
+    from pipeline.training.devices import started_together
+
+    if started := started_together():
+        raise UserError(f"{started.by} starts many processes, and a study is one that starts its runs: run it alone")
+    if devices > 1 and max(workers, share_reads) > 1:
+        raise UserError("a run takes all the devices: choose --devices, or one of --workers and --share-reads")
+    if scheduler and max(workers, devices) > 1:
+        raise UserError("--scheduler uses the workers that are there: leave --workers and --devices out")
+    if scheduler and find_spec("distributed") is None:
+        raise UserError(f"--scheduler needs distributed; {how_to_install('teachers')}")
 
 
 Call = tuple[Callable[..., None], Job, Study, runs.Places]
@@ -267,7 +284,8 @@ def _by_its_own_command(recipe: Recipe, run: Path, stage1: Path | None, places: 
     if runs.begin(run, recipe, origin_of_run(recipe, places.features, stage1)):
         return
     command: list[object] = [sys.executable, "-m", "pipeline", recipe.stage, run / "recipe.json", "--run", run]
-    command += ["--devices", devices, "--out", places.features, "--runs", places.runs]
+    command += ["--devices", devices, "--runs", places.runs]
+    command += [word for place in each_place(places.features) for word in ("--out", place)]
     if recipe.source == "live":
         if root := places.root(recipe.data.dataset):
             command += ["--root", root]

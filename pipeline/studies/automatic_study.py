@@ -11,6 +11,7 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.recipes.automatic import EVALUATION, Choice, choose, missing_labels, save_recipe
 from pipeline.recipes.config import Data, Study
+from pipeline.recipes.stores import Caches, each_place
 from pipeline.runs import write_atomically
 from sak_core.datasets import DATASETS
 
@@ -18,7 +19,7 @@ PREPARED = 200
 """Samples of a test split that is prepared for a study, of a data set that needs no folder."""
 
 
-def automatic_study(features: Path | str, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
+def automatic_study(features: Caches, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
     """The study of a recipe for the caches below `features`: multi-task, each teacher, many-to-one, sak.
 
     An arm teacher:NAME needs the teacher cached on the labelled splits, too; those that are not are left out, in words.
@@ -53,7 +54,7 @@ def automatic_study(features: Path | str, runs: Path, dataset: str | None = None
     )
 
 
-def write_study(features: Path | str, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
+def write_study(features: Caches, runs: Path, dataset: str | None = None, prepares: bool = True) -> Study:
     """As `automatic_study`, kept as a file below `runs`."""
     study = automatic_study(features, runs, dataset, prepares)
     runs.mkdir(parents=True, exist_ok=True)
@@ -77,17 +78,19 @@ def study_text(study: Study) -> str:
     )
 
 
-def _prepare_test(choice: Choice, features: Path | str) -> None:
+def _prepare_test(choice: Choice, features: Caches) -> None:
+    """Prepare a test split in the first place."""
     from pipeline.extraction.prepare import prepare
     from pipeline.extraction.samples import DatasetRequest
 
-    spec = choice.distill.store.spec
+    spec, places = choice.distill.store.spec, each_place(features)
+    below = ", ".join(map(str, places))
     row = DATASETS.get(spec.dataset)
     if row is None or row.needs_root or "test" not in row.splits:
         raise UserError(
-            f"no labelled val or test split of {spec.dataset} at {choice.distill.size} below {features} to compare "
+            f"no labelled val or test split of {spec.dataset} at {choice.distill.size} below {below} to compare "
             f"arms on. Cache one: make cache DATASET=... ROOT=... SPLIT=val SIZE={choice.distill.size}"
         )
     say(f"no labelled split to score on: preparing {PREPARED} samples of {spec.dataset}/test (no teacher runs)")
-    prepare(DatasetRequest(spec.dataset, "test", spec.size, limit=PREPARED), features, 1)
-    assert any(store.is_complete(SOURCE, 1) for store in find_stores(features, spec.dataset, "test", spec.size))
+    prepare(DatasetRequest(spec.dataset, "test", spec.size, limit=PREPARED), places[0], 1)
+    assert any(store.is_complete(SOURCE, 1) for store in find_stores(places[0], spec.dataset, "test", spec.size))

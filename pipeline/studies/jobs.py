@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.recipes.arms import (
     starts_from_stage1,
 )
 from pipeline.recipes.config import Recipe, Study, load_recipe, recipe_differences
-from pipeline.recipes.stores import store_tasks, training_store
+from pipeline.recipes.stores import at_commits, commits_now, store_tasks, training_store
 from pipeline.runs.origin import origin_of_run
 from pipeline.training.before import check_validation
 from pipeline.training.class_tokens import check_class_tokens
@@ -42,6 +42,12 @@ class Job:
 
 PLAN = "study.json"
 """Beside a study's runs: what it is, and which run is which arm's, so that a report needs no recipe to read them."""
+
+
+def tested_where_trained(study: Study) -> Study:
+    """`study`, with its test split looked for where its recipe looks for caches, if it does not say where itself."""
+    out = study.test.out or at_commits(load_recipe(study.recipe, "finetune", study.set), commits_now()).out
+    return study.model_copy(update={"test": study.test.model_copy(update={"out": out})})
 
 
 def planned(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -80,7 +86,11 @@ def plan(study: Study, places: runs.Places) -> list[Job]:
             if base and base.distill and job.distill and _same_training(base.distill, job.distill):
                 job = Job(job.label, seed, job.finetune, job.run, base.distill, base.stage1)
             jobs.append(job)
-    return jobs
+    now = commits_now()
+    return [
+        replace(job, finetune=at_commits(job.finetune, now), distill=job.distill and at_commits(job.distill, now))
+        for job in jobs
+    ]
 
 
 def _job(study: Study, folder: Path, label: str, arm: str, changes: dict[str, Any], seed: int) -> Job:
