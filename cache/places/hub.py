@@ -217,7 +217,6 @@ class HubFolder(ListedPlace):
 
     @property
     def pinned(self) -> str:
-        """See `Place`."""
         return str(HubAddress(self.repository.address.repo, self.repository.commit, self.folder))
 
     def zarr(self) -> Any:
@@ -227,15 +226,12 @@ class HubFolder(ListedPlace):
         return FsspecStore.from_url(self.pinned, read_only=True)
 
     def child(self, name: str) -> Self:
-        """See `Place`."""
         return type(self)(self.repository, self.prefix + name, f"{self.shown}/{name}")
 
     def listing(self) -> Mapping[str, int]:
-        """See `ListedPlace`."""
         return {path: facts.num_bytes for path, facts in sorted(dict(self.repository.files()).items())}
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
         return self.prefix + name in self.repository.files()
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
@@ -282,7 +278,6 @@ class HubPlace(ReadOnlyPlace, HubFolder):
         return HubPlace.at, (self.shown, self.repository.commit)
 
     def check_writable(self) -> NoReturn:
-        """See `Place`."""
         raise BadInput(f"{self.shown}: the hub is written to by copying alone; write to a folder, then copy it there")
 
 
@@ -295,11 +290,9 @@ class HubFile(OpenFile):
         self._repository, self._path, self.shown = repository, path, shown
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         return self._repository.read(self._path, start, num_bytes)
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         for near in coalesced(ranges, COALESCED_GAP):
             first = near[0][0]
             data = memoryview(self.read(first, max(map(_end, near)) - first))

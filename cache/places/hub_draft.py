@@ -59,7 +59,6 @@ class Draft(Repository):
             raise
 
     def read(self, path: str, start: int | None = None, num_bytes: int = 0) -> bytes:
-        """See `Repository`."""
         with self._mutex:
             if path not in self.files():
                 raise FileNotFoundError(f"hf://datasets/{self.address.repo}/{path} is not there")
@@ -209,7 +208,6 @@ class HubTarget(HubFolder):
         self.write({name: [data] for name, data in new.items() if data is not None}, replace=True)
 
     def remove(self, folder: str) -> None:
-        """See `Place`."""
         self.delete(list(self.sizes(folder)))
 
     def delete(self, names: Sequence[str]) -> None:
@@ -217,7 +215,6 @@ class HubTarget(HubFolder):
         self.repository.delete([self.prefix + name for name in names])
 
     def append(self, name: str, line: bytes) -> None:
-        """See `Place`."""
         self.write({name: [self.read(name) if self.exists(name) else b"", line]}, replace=True)
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
@@ -231,7 +228,6 @@ class HubTarget(HubFolder):
         """See `Place`; there are none."""
 
     def finish(self) -> None:
-        """See `Place`."""
         self.repository.commit_waiting()
 
 

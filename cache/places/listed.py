@@ -30,13 +30,11 @@ class ListedPlace(Place):
         return self.prefix + name in self.listing()
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
         skip = len(self.prefix)
         return {name[skip:]: size for name, size in self.listing().items() if name.startswith(prefix)}
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
         skip = len(folder.strip("/")) + 1 if folder else 0
         below = (name[skip:].partition("/") for name in self.sizes(folder))
         return sorted({first for first, slash, _ in below if slash})

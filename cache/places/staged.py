@@ -36,11 +36,9 @@ class StagedPlace(Place):
 
     @property
     def pinned(self) -> str | None:
-        """See `Place`."""
         return self.far.pinned
 
     def child(self, name: str) -> StagedPlace:
-        """See `Place`."""
         return StagedPlace(self.far.child(name), self.stage)
 
     def zarr(self) -> Any:
@@ -48,7 +46,6 @@ class StagedPlace(Place):
         return self.far.zarr()
 
     def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:
-        """See `Place`."""
         self._files.update(files)
         self.stage.will_read(map(self.staged_name, self._files.values()))
 
@@ -70,23 +67,18 @@ class StagedPlace(Place):
         return StagedFile(self.show(name), num_bytes, descriptor, self.stage, partial(self.far.open, name, num_bytes))
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        """See `Place`."""
         return self.far.read(name, most)
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
         return self.far.exists(name)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
         return self.far.sizes(folder)
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
         return self.far.folders(folder)
 
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
-        """See `Place`."""
         return self.far.digest(name, progress, most)
 
     # -- writing ----------------------------------------------------------------------------------
@@ -98,35 +90,27 @@ class StagedPlace(Place):
     def write(
         self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
-        """See `Place`."""
         return self.far.write(files, replace=replace, before_commit=before_commit)
 
     def update(self, changes: Mapping[str, Change]) -> None:
-        """See `Place`."""
         self.far.update(changes)
 
     def remove(self, folder: str) -> None:
-        """See `Place`."""
         self.far.remove(folder)
 
     def delete(self, names: Sequence[str]) -> None:
-        """See `Place`."""
         self.far.delete(names)
 
     def append(self, name: str, line: bytes) -> None:
-        """See `Place`."""
         self.far.append(name, line)
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """See `Place`."""
         return self.far.lock(name, what, wait, on_wait)
 
     def discard(self, folder: str) -> None:
-        """See `Place`."""
         self.far.discard(folder)
 
     def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`."""
         self.far.remove_temporaries(folders)
 
 
@@ -157,19 +141,16 @@ class StagedFile(OpenFile):
             os.close(self._descriptor)
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         buffer = bytearray(max(0, min(num_bytes, self._num_bytes - start)))
         self.read_into([(start, [buffer])])
         return bytes(buffer)
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         missing = [wanted for wanted in ranges if not self._read_near(*wanted)]
         if missing:
             self._read_far(missing)
 
     def distrust(self, ranges: Sequence[Range]) -> bool:
-        """See `OpenFile`."""
         with suppress(OSError):
             for start, targets in ranges:
                 self._mark(*blocks(start, start + sum(map(len, targets))), b"\0")

@@ -152,11 +152,9 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
         return WebPlace.at, (self.shown,)
 
     def child(self, name: str) -> WebPlace:
-        """See `Place`."""
         return WebPlace(self.store, f"{self.prefix}{name}/", f"{self.shown}/{name}", self._catalogue)
 
     def listing(self) -> Mapping[str, int]:
-        """See `ListedPlace`."""
         return self._catalogue.sizes()
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
@@ -164,7 +162,6 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
         return _WebFile(self.store, self.prefix + name, self.show(name), num_bytes)
 
     def check_writable(self) -> NoReturn:
-        """See `Place`."""
         raise BadInput(f"{self.shown}: a web server is only read from; write to a folder or a bucket")
 
 

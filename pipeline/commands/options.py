@@ -18,7 +18,6 @@ class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """See click."""
         return value if isinstance(value, Path) or "://" in value else Path(value)
 
 
