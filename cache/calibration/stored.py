@@ -150,10 +150,7 @@ def read_calibration(
     for name, digest in committed.items():
         if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
             continue
-        try:
-            contents[name] = place.read(name, min(digest.num_bytes, MOST_TABLE_BYTES))
-        except OSError as error:
-            raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
+        contents[name] = place.read_committed(name, min(digest.num_bytes, MOST_TABLE_BYTES))
         if digest_of([contents[name]]) != digest:
             raise CorruptFile(place.show(name), "it is not the file that was committed")
     arrays = {}

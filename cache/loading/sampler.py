@@ -78,10 +78,6 @@ class SamplerConfig:
         """Batches that are drawn from one window, in block order."""
         return max(1, self.buffer_rows // self.batch_size)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
 
 @dataclass(frozen=True)
 class Requests:

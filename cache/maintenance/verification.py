@@ -221,8 +221,7 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
 def _all_rows(check: _Check) -> tuple[int, ...]:
     if check.metadata is None or check.shard is None:
         return ()
-    first = check.shard * check.metadata.rows_per_shard
-    return tuple(range(first, min(first + check.metadata.rows_per_shard, check.metadata.num_samples)))
+    return tuple(check.metadata.rows(check.shard))
 
 
 def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:

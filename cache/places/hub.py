@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 from urllib.parse import unquote, urlsplit
 
 from cache.errors import BadInput, StoreNotFound
-from cache.places.files import FileDigest
+from cache.places.files import FileDigest, digest_of
 from cache.places.listed import ListedPlace, ReadOnlyPlace
 from cache.places.objects import COALESCED_GAP
 from cache.places.open_files import OpenFile, Range, fill
@@ -225,7 +225,7 @@ class HubFolder(ListedPlace):
 
         return FsspecStore.from_url(self.pinned, read_only=True)
 
-    def child(self, name: str) -> Self:
+    def __truediv__(self, name: str) -> Self:
         return type(self)(self.repository, self.prefix + name, f"{self.shown}/{name}")
 
     def listing(self) -> Mapping[str, int]:
@@ -248,14 +248,8 @@ class HubFolder(ListedPlace):
         listed = self._facts(name).num_bytes
         if most is not None and listed > most:
             return FileDigest(listed, "")
-        sha, size = hashlib.sha256(), 0
-        for start in range(0, listed, _PIECE):
-            piece = self.repository.read(self.prefix + name, start, _PIECE)
-            sha.update(piece)
-            size += len(piece)
-            if progress is not None:
-                progress(len(piece))
-        return FileDigest(size, sha.hexdigest())
+        starts = range(0, listed, _PIECE)
+        return digest_of((self.repository.read(self.prefix + name, start, _PIECE) for start in starts), progress)
 
     def _facts(self, name: str) -> HubFacts:
         """Raises FileNotFoundError where the hub lists no such file."""

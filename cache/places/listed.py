@@ -72,9 +72,3 @@ class ReadOnlyPlace(Place):
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """Refused: whoever locks is about to write."""
         self.check_writable()
-
-    def discard(self, folder: str) -> None:
-        """See `Place`; there is nothing to."""
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`; there are none."""

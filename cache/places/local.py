@@ -23,7 +23,7 @@ from cache.places.files import (
 )
 from cache.places.locks import OnWait, file_lock
 from cache.places.open_files import DirectFile, LocalFile, OpenFile
-from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
+from cache.places.place import MOST_READ_BYTES, Place, check_size
 
 
 class LocalPlace(Place):
@@ -42,7 +42,7 @@ class LocalPlace(Place):
         self._plain: set[str] = set()
         """Folders below that no link leads to."""
 
-    def child(self, name: str) -> LocalPlace:
+    def __truediv__(self, name: str) -> LocalPlace:
         place = LocalPlace(self.path / name, self.direct)
         place.shown = str(Path(self.shown) / name)
         return place
@@ -122,10 +122,6 @@ class LocalPlace(Place):
         for name in files:
             self._inside(name)
         return write_files(self.path, files, before_commit)
-
-    def update(self, changes: Mapping[str, Change]) -> None:
-        new = {name: change(self.read(name)) for name, change in changes.items()}
-        self.write({name: [data] for name, data in new.items() if data is not None})
 
     def remove(self, folder: str) -> None:
         self._check_way(folder)

@@ -8,17 +8,15 @@ the provider's own tools read (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GO
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cache.errors import AlreadyThere, BadInput, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
-from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
 from sak_common.errors import first_line
@@ -84,7 +82,7 @@ class ObjectPlace(Place):
 
         return StorePath(ZarrStore(self.store, read_only=True), self.prefix.rstrip("/"))
 
-    def child(self, name: str) -> ObjectPlace:
+    def __truediv__(self, name: str) -> ObjectPlace:
         return ObjectPlace(self.store, f"{self.prefix}{name}/", f"{self.shown.rstrip('/')}/{name}")
 
     # -- reading ----------------------------------------------------------------------------------
@@ -126,11 +124,7 @@ class ObjectPlace(Place):
             answer = obstore.get(self.store, self.prefix + name)
             if most is not None and answer.meta["size"] > most:
                 return FileDigest(answer.meta["size"], "")
-            sha, size = hashlib.sha256(), 0
-            for piece in answer.stream(min_chunk_size=4 << 20):
-                sha.update(piece)
-                size += len(piece)
-            return FileDigest(size, sha.hexdigest())
+            return digest_of(answer.stream(min_chunk_size=4 << 20))
 
         found = _again(once)
         if progress is not None:
@@ -203,9 +197,6 @@ class ObjectPlace(Place):
             except OSError as error:
                 raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
 
-    def remove(self, folder: str) -> None:
-        self.delete(list(self.sizes(folder)))
-
     def delete(self, names: Sequence[str]) -> None:
         import obstore
 
@@ -221,15 +212,6 @@ class ObjectPlace(Place):
 
         before = self.read(name) if self.exists(name) else b""
         _again(lambda: obstore.put(self.store, self.prefix + name, before + line))
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def discard(self, folder: str) -> None:
-        """See `Place`."""
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`; there are none."""
 
 
 class NoRanges(OSError):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from cache.places.files import BeforeCommit, Buffers, FileDigest
-from cache.places.locks import OnWait
+from cache.errors import BadInput
+from cache.places.files import FileDigest
+from cache.places.listed import ReadOnlyPlace
 from cache.places.open_files import OpenFile, Range, Target
-from cache.places.place import MOST_READ_BYTES, Change, Place
+from cache.places.place import MOST_READ_BYTES, Place
 from cache.places.stage import BLOCK, Stage, blocks
 
 
-class StagedPlace(Place):
+class StagedPlace(ReadOnlyPlace):
     """Another place, whose rows are kept in a stage when they are first read, and read from there afterwards.
 
     Only files that a reader has told of (`will_read`) are kept, under their committed digest: rows of shards. What is
@@ -38,8 +39,8 @@ class StagedPlace(Place):
     def pinned(self) -> str | None:
         return self.far.pinned
 
-    def child(self, name: str) -> StagedPlace:
-        return StagedPlace(self.far.child(name), self.stage)
+    def __truediv__(self, name: str) -> StagedPlace:
+        return StagedPlace(self.far / name, self.stage)
 
     def zarr(self) -> Any:
         """See `Place`; reads from afar."""
@@ -56,8 +57,6 @@ class StagedPlace(Place):
     def held_bytes(self) -> int:
         """How many bytes of the files that readers have told of the stage holds."""
         return sum(self.stage.held_bytes(self.staged_name(file), file.num_bytes) for file in self._files.values())
-
-    # -- reading ----------------------------------------------------------------------------------
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks the other place for nothing while the stage has what is read."""
@@ -81,37 +80,8 @@ class StagedPlace(Place):
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
         return self.far.digest(name, progress, most)
 
-    # -- writing ----------------------------------------------------------------------------------
-
-    def check_writable(self) -> None:
-        """See `Place`; all that writes goes to the other place."""
-        self.far.check_writable()
-
-    def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
-    ) -> dict[str, FileDigest]:
-        return self.far.write(files, replace=replace, before_commit=before_commit)
-
-    def update(self, changes: Mapping[str, Change]) -> None:
-        self.far.update(changes)
-
-    def remove(self, folder: str) -> None:
-        self.far.remove(folder)
-
-    def delete(self, names: Sequence[str]) -> None:
-        self.far.delete(names)
-
-    def append(self, name: str, line: bytes) -> None:
-        self.far.append(name, line)
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        return self.far.lock(name, what, wait, on_wait)
-
-    def discard(self, folder: str) -> None:
-        self.far.discard(folder)
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        self.far.remove_temporaries(folders)
+    def check_writable(self) -> NoReturn:
+        raise BadInput(f"{self.shown}: a stage is for what is read; write to the place itself")
 
 
 class StagedFile(OpenFile):

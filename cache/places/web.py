@@ -151,7 +151,7 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
     def __reduce__(self) -> tuple[Any, ...]:
         return WebPlace.at, (self.shown,)
 
-    def child(self, name: str) -> WebPlace:
+    def __truediv__(self, name: str) -> WebPlace:
         return WebPlace(self.store, f"{self.prefix}{name}/", f"{self.shown}/{name}", self._catalogue)
 
     def listing(self) -> Mapping[str, int]:

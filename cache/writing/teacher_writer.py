@@ -93,6 +93,7 @@ class TeacherWriter:
             raise BadInput(f"teacher {self.name}: levels {numbers} are not one or more different ones")
         self._part = teacher_part(self.name)
         self._manifest = store.part(self._part)
+        self.pending = self._manifest.pending  # the (view, shard) of so many views that are not committed
         asked = {
             "format": FORMAT_VERSION,
             "provenance": to_plain(f"provenance of {self.name}", provenance),
@@ -188,14 +189,6 @@ class TeacherWriter:
                 grow_part(self.store.place, self._manifest, num_views)
 
     # -- shards -----------------------------------------------------------------------------------
-
-    def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order.
-
-        Raises:
-            CorruptFile: a manifest file is damaged.
-        """
-        return self._manifest.pending(num_views)
 
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[str, int]:
         """Encode, write and commit one shard; returns when it is durable.

@@ -267,7 +267,7 @@ def dry_run(request: CacheRequest) -> dict[str, Any]:
 def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmount]) -> dict[str, Any]:
     """What a run of `request` would write, beside what the disk has free, JSON-able."""
     return {
-        "store": as_place(request.features).child(spec.store_name).shown,
+        "store": (as_place(request.features) / spec.store_name).shown,
         "rows": spec.num_samples * request.views,
         "views": request.views,
         "teachers": list(request.teachers),
