@@ -53,7 +53,7 @@ class Problem:
 
 def check_dataset(
     name: str,
-    root: Path | None,
+    root: Path | None = None,
     splits: Sequence[str] = (),
     limit: int | None = None,
     sheet: Path | None = None,

@@ -176,8 +176,7 @@ def _observed(store: Store, running: RunningTeacher, valid: Validity | None) -> 
         for rows, use in ((fitted, calibrator.fit), (measured, calibrator.measure)):
             for start in range(0, len(rows), request.batch_size):
                 chosen = rows[start : start + request.batch_size]
-                pixels = np.stack([store.pixels[int(sample), 0] for sample in chosen])
-                features = running.forward(pixels)
+                features = running.forward(store.pixels[chosen, 0])
                 for level, maps in zip(running.levels, features, strict=True):
                     check_storable(store, running.provenance["name"], 0, chosen, level, maps)
                 use(features)

@@ -242,7 +242,7 @@ def problem_dict(problem: Problem) -> dict[str, Any]:
 
 def verify(
     path: Path | str,
-    live: int = 0,
+    live: int | None = None,
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
     allow_code: bool = False,

@@ -110,6 +110,11 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     return recipe.teachers if needed else ()
 
 
+def features_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features take the student's place, where the recipe's arm is of that kind."""
+    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
+
+
 def decoder_of(recipe: Recipe) -> DecoderConfig | None:
     """What decodes all tasks of a recipe together; None where each has a head.
 

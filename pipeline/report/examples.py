@@ -11,7 +11,7 @@ from torch import nn
 from cache.store import Store
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import build_model, find_arm, parts_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import store_tasks, training_store
 from pipeline.report.facts import CacheFacts, RunFacts, StudyFacts
@@ -47,8 +47,3 @@ def split_cache(found: StudyFacts) -> CacheFacts | None:
         if found.split == f"{cache.dataset}-{cache.split}-{cache.size[0]}x{cache.size[1]}":
             return cache
     return None
-
-
-def features_read(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers whose cached features an arm's model takes in place of an image."""
-    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()

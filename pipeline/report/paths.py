@@ -154,7 +154,7 @@ def _live(store: Store, teacher: str, samples: Sequence[int]) -> tuple[Tensor | 
 
     try:
         running = start_teacher(request_of(store.teacher(teacher).provenance, None, "auto", False), store.spec.size)
-        maps = running.forward(np.stack([store.pixels[sample, 0] for sample in samples]))
+        maps = running.forward(store.pixels[list(samples), 0])
     except (TeacherUnavailable, UserError, ValueError, ImportError, OSError) as error:
         return None, str(error)
     deepest = max(range(len(running.levels)), key=lambda place: -1 if running.levels[place].prefix else place)

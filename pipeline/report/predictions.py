@@ -16,10 +16,10 @@ from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.pictures import Picture as Pixels
 from pipeline.pictures import colour_classes, colour_normals, palette
-from pipeline.recipes.arms import find_arm, run_model
+from pipeline.recipes.arms import features_read, find_arm, run_model
 from pipeline.report.comparison import standings
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, figure, image, name
-from pipeline.report.examples import Opened, features_read, open_run, split_cache
+from pipeline.report.examples import Opened, open_run, split_cache
 from pipeline.report.facts import RunFacts, StudyFacts, TaskFacts
 from pipeline.training.few_rows import few_rows
 from pipeline.training.scales import stored_scales

@@ -16,7 +16,7 @@ from torch import nn
 from cache.errors import CacheError
 from cache.store import Store
 from pipeline.errors import UserError
-from pipeline.recipes.arms import run_model
+from pipeline.recipes.arms import features_read, run_model
 from pipeline.report.answer import comparison_cells
 from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
@@ -36,7 +36,7 @@ from pipeline.report.elements import (
     name,
     without_empty_spread,
 )
-from pipeline.report.examples import Opened, features_read, open_run, split_cache
+from pipeline.report.examples import Opened, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.findings import lacking_teacher
 from pipeline.studies.router_weights import router_weights

@@ -18,7 +18,7 @@ from cache.places.files import canonical_json, digest_of_file
 from cache.store import Store
 from pipeline import __version__
 from pipeline.errors import UserError
-from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import features_read, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import digest, find_store, training_store
 from pipeline.runs import checkpoint
@@ -88,8 +88,7 @@ def validation_store(recipe: Recipe, features: Path | str) -> Store | None:
 
 def validation_teachers(recipe: Recipe) -> tuple[str, ...]:
     """The teachers whose cached features the validation of a recipe reads."""
-    reads = recipe.stage == "distill" or find_arm(recipe.arm).frozen_features
-    return teachers_read(recipe) if reads else ()
+    return teachers_read(recipe) if recipe.stage == "distill" else features_read(recipe)
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any], code: bool = False) -> list[str]:
