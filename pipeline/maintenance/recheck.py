@@ -53,11 +53,8 @@ def recheck(
     """
     rng = np.random.default_rng()
     given = weights or {}
-
-    def request(name: str) -> TeacherRequest:
-        return request_of(store.teacher(name).provenance, given.get(name), device, allow_code)
-
-    return {name: _teacher(store, name, num_rows, request(name), rng) for name in store.teachers}
+    asked = {n: request_of(store.teacher(n).provenance, given.get(n), device, allow_code) for n in store.teachers}
+    return {name: _teacher(store, name, num_rows, request, rng) for name, request in asked.items()}
 
 
 def _teacher(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.answer import comparison_cells
+from pipeline.report.answer import comparison_cells, comparison_columns
 from pipeline.report.comparison import gain_of, no_gain, standings, versus
 from pipeline.report.drawing import INK, QUIET, colour, css_colour, draw, glyph, heat, marker
 from pipeline.report.elements import (
@@ -158,8 +158,7 @@ def _dot_rows(axes: Axes, found: StudyFacts, task: TaskFacts) -> None:
 
 
 def _differences(found: StudyFacts) -> Table:
-    columns = [Column("arm", numeric=False), Column("task", numeric=False), Column("difference"), Column("from")]
-    columns += [Column("to"), Column("verdict", numeric=False)]
+    columns = [Column("arm", numeric=False), Column("task", numeric=False), *comparison_columns("difference")]
     rows = [
         [
             name(arm.label),

@@ -21,9 +21,10 @@ from pipeline.errors import UserError
 from pipeline.recipes.arms import build_model, check_decoder, features_read, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Data, Recipe
 from pipeline.recipes.stores import find_store, row_of, staged, store_tasks, training_store, warn_of_random
+from pipeline.results import Scores
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
-from pipeline.training.scoring import Details, Scores, is_distributed, metric_of, score
+from pipeline.training.scoring import Details, is_distributed, metric_of, score
 from sak_common.differences import differences
 from sak_core.tasks import Task
 from sak_core.tasks.constant import ConstantPredictor
