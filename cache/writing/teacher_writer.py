@@ -198,11 +198,7 @@ class TeacherWriter:
             levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`;
                 (n, 1, P, C) for prefix tokens.
 
-        Returns:
-            array of a level -> how many values were clipped (always 0 for float codecs).
-
-        Raises:
-            as `encode` and `write_encoded`.
+        Returns what `write_encoded` does, and raises what that and `encode` do.
         """
         return self.write_encoded(view, shard, [self.encode(view, self.store.spec.rows(shard), levels)])
 

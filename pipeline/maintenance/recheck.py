@@ -44,8 +44,7 @@ def recheck(
 
     Args:
         weights: teacher -> file, for teachers that were extracted with one.
-        device: where teachers run.
-        allow_code: whether teachers of a user's own module may run.
+        device, allow_code: as of `request_of`.
 
     Returns:
         teacher -> ``rows`` (sample, view), ``differences`` of provenance (field, stored, now), ``levels`` with token

@@ -19,7 +19,7 @@ from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.probes.kept import kept_losses
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import understood
+from pipeline.recipes.stores import are_random, understood
 from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
@@ -57,7 +57,7 @@ class TeacherOrigin(Origin):
     @property
     def is_random(self) -> bool:
         """Whether it was never trained."""
-        return self.weights.startswith("random:")
+        return are_random(self.weights)
 
 
 class DataOrigin(Origin):

@@ -45,21 +45,13 @@ def origin_of_run(recipe: Recipe, features: Path | str, stage1: Path | None = No
     """
     parts = parts_read(recipe)
     store = training_store(features, recipe, parts)
-    is_live = recipe.source == "live"
     origin = {
-        "caches": {store.name: digest(store, () if is_live else parts, recipe.data.views)},
-        "facts": {store.name: _facts(store, parts)},
-        **_read_at(store),
+        **_read(store, parts, recipe.data.views, recipe.source == "live"),
         **_begins_with(recipe, stage1),
         CODE: {"sak": __version__, "torch": torch.__version__},
     }
     if (validated := validation_store(recipe, features)) is not None:
-        read = validation_teachers(recipe)
-        origin["validation"] = {
-            "caches": {validated.name: digest(validated, read, 1)},
-            "facts": {validated.name: _facts(validated, read)},
-            **_read_at(validated),
-        }
+        origin["validation"] = _read(validated, validation_teachers(recipe), 1)
     return origin
 
 
@@ -71,9 +63,7 @@ def trained_from(recipe: Recipe, origin: Origin) -> Origin:
 def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin:
     """What the scores of `run` on `store`, of which `teachers` are read, are computed from."""
     return {
-        "caches": {store.name: digest(store, teachers, 1)},
-        "facts": {store.name: _facts(store, teachers)},
-        **_read_at(store),
+        **_read(store, teachers, 1),
         "weights": _digest_of(checkpoint.scored_weights(run)),
         CODE: {"sak": __version__},
     }
@@ -135,9 +125,7 @@ def changed_caches(run: Path, recipe: Recipe, features: Path | str) -> list[str]
         store = training_store(features, recipe, parts)
     except UserError:
         return []
-    read = () if recipe.source == "live" else parts
-    now = {"caches": {store.name: digest(store, read, recipe.data.views)}, "facts": {store.name: _facts(store, parts)}}
-    return changes(finished_from(run), now)
+    return changes(finished_from(run), _read(store, parts, recipe.data.views, recipe.source == "live"))
 
 
 def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
@@ -148,8 +136,13 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     return {"begins_with": _digest_of(file)} if file.is_file() else {}
 
 
-def _read_at(store: Store) -> dict[str, dict[str, str]]:
-    return {READ_AT: {store.name: store.place.pinned}} if store.place.pinned else {}
+def _read(store: Store, parts: Sequence[str], views: int, is_live: bool = False) -> Origin:
+    """What of an origin says which of a store's parts were read, and in how many views. is_live: its pixels alone."""
+    return {
+        "caches": {store.name: digest(store, () if is_live else parts, views)},
+        "facts": {store.name: _facts(store, parts)},
+        **({READ_AT: {store.name: store.place.pinned}} if store.place.pinned else {}),
+    }
 
 
 def addresses(origin: Mapping[str, Any]) -> dict[str, str]:
