@@ -118,12 +118,9 @@ def _what_differs(one: Store, other: Store, array: str, view: int, shards: list[
         different = np.flatnonzero((mine != theirs).reshape(len(mine), -1).any(1))
         numbers = [one.spec.rows(shard)[row] for row in different]
         if numbers:
-            names = [f"{left} and {right}" if left != right else left for left, right in _ids(one, other, numbers)]
+            ids = zip(one.ids(numbers), other.ids(numbers), strict=True)
+            names = [f"{left} and {right}" if left != right else left for left, right in ids]
             more = f", and more in {len(shards) - 1} other shards" if len(shards) > 1 else ""
             seen = "" if array.startswith("samples/") else f" in view {view}"
             return f"{one} and {other} are not of the same rows: {array}{seen} differs for {listed(names)}{more}"
     return f"{one} and {other} are not of the same rows: files of {array} differ"
-
-
-def _ids(one: Store, other: Store, numbers: list[int]) -> list[tuple[str, str]]:
-    return list(zip(one.ids(numbers), other.ids(numbers), strict=True))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from cache.places.files import BeforeCommit, Buffers, FileDigest
-from cache.places.locks import OnWait
-from cache.places.place import Change, Place
+from cache.places.place import Place
 
 
 class ListedPlace(Place):
@@ -47,28 +44,8 @@ class ReadOnlyPlace(Place):
     def check_writable(self) -> NoReturn:
         """Raise BadInput, which says where to write instead."""
 
-    def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
-    ) -> dict[str, FileDigest]:
-        """Refused, as all that writes."""
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """All that writes is refused, a lock, too: whoever locks is about to write."""
         self.check_writable()
 
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def remove(self, folder: str) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def delete(self, names: Sequence[str]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def append(self, name: str, line: bytes) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """Refused: whoever locks is about to write."""
-        self.check_writable()
+    write = update = remove = delete = append = lock = _refuse

@@ -101,7 +101,8 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
         say(f"{request.name}: at most {amount(memory_bytes(store.spec, running))} of pixels and features in memory")
         if writer.calibration() is None:
             writer.write_calibration(calibration or calibrate_and_probe(store, running, source.validity()))
-            say_losses(store, writer.name)
+            for task, loss in kept_losses(store, writer.name).items():
+                say(f"{writer.name}: {task} {loss}")
         writer.ensure_views(source.num_views)  # here, by the thread that holds the lock: shards are written by another
         timing = write_shards(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
@@ -148,12 +149,6 @@ def keep_promise(store: Store, running: RunningTeacher, valid: Validity) -> tupl
         say(f"{running.request.name}: a token cosine of {fidelity} keeps what is promised")
     running = with_fidelity(running, fidelity)
     return running, arrays | _probes(running, probing, arrays)
-
-
-def say_losses(store: Store, teacher: str) -> None:
-    """Say what tasks lose to the teacher's codec, where it has probes."""
-    for task, loss in kept_losses(store, teacher).items():
-        say(f"{teacher}: {task} {loss}")
 
 
 def _probing(store: Store, running: RunningTeacher, valid: Validity | None) -> Probing:

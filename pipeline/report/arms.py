@@ -218,7 +218,12 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
     some = shares[np.ix_(present, present)]
     labels = [keys[place] for place in present]
     side = 90 + 27 * len(present)
-    svg = draw(f"confusion {task.name}", side, lambda axes: _shades(axes, some, labels), max(side + 30, 260))
+    svg = draw(
+        f"confusion {task.name}",
+        side,
+        lambda axes: heat(axes, some, labels, labels, 0, percent=True),
+        max(side + 30, 260),
+    )
     picture = Picture(
         f"Confusion of {task.name}: rows are the truth, shades are shares; the worst in the table", svg=svg
     )
@@ -230,10 +235,6 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
         [picture],
         table,
     )
-
-
-def _shades(axes: Axes, shares: Any, labels: Sequence[str]) -> None:
-    heat(axes, shares, labels, labels, 0, percent=True)
 
 
 def _image_scores(arms: Sequence[ArmFacts], task: TaskFacts) -> dict[str, dict[str, float]]:
