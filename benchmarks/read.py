@@ -19,7 +19,7 @@ from benchmarks.harness import Result, Row, Side, measure
 from cache.calibration.statistics import calibrated
 from cache.format.spec import LevelSpec, SourceSpec
 from cache.loading.loader import Loader
-from cache.loading.ring import Field, Slot
+from cache.loading.ring import Slot
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter, TeacherWriter
 
@@ -112,7 +112,7 @@ def preadv_limit(name: str, store: Store, folder: Path) -> Side:
     rows = store.rows("teachers/t", "teachers/t/level_0")
     array = rows.array
     files = [os.open(store.path / array.file(0, s), os.O_RDONLY) for s in range(store.spec.num_shards)]
-    slots = [Slot([Field(rows, array.dtype, array.row_shape)], BATCH, pin=False) for _ in range(3)]
+    slots = [Slot([rows], BATCH, pin=False) for _ in range(3)]
     per_shard, stride = store.spec.rows_per_shard, array.stride
     pool = ThreadPoolExecutor(NUM_THREADS)
 

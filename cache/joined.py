@@ -46,7 +46,6 @@ class JoinedStore(Store):
 
     @property
     def stores(self) -> tuple[Store, ...]:
-        """See `Store`."""
         return tuple(dict.fromkeys((self._source, *self._owners.values())))
 
     def __str__(self) -> str:
@@ -61,7 +60,6 @@ class JoinedStore(Store):
         return _joined_again(stores[self._source], {name: stores[owner] for name, owner in self._owners.items()})
 
     def part(self, part: str) -> PartManifest:
-        """See `Store`."""
         return (self._source if part == SOURCE else self.owner(part.removeprefix("teachers/"))).part(part)
 
     @property
@@ -70,21 +68,17 @@ class JoinedStore(Store):
         return sorted({*self._source.teachers, *self._owners})
 
     def teacher(self, name: str) -> TeacherInfo:
-        """See `Store`."""
         if name not in self.teachers:
             raise UnknownName(unknown(f"teacher in {self}", name, self.teachers))
         return self.owner(name).teacher(name)
 
     def calibration(self, teacher: str, names: Collection[str] | None = None) -> dict[str, Array] | None:
-        """See `Store`."""
         return self.owner(teacher).calibration(teacher, names)
 
     def rows(self, part: str, array: str) -> RowReader:
-        """See `Store`."""
         return (self._source if part == SOURCE else self.owner(part.removeprefix("teachers/"))).rows(part, array)
 
     def features(self, teacher: str, level: int, prefix: bool = False) -> FeatureArray:
-        """See `Store`."""
         return self.owner(teacher).features(teacher, level, prefix)
 
 

@@ -86,7 +86,6 @@ class Sections(click.Group):
     """A group whose help lists commands by `SECTIONS`."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click."""
         width = max(len(command.name or "") for commands in SECTIONS.values() for command in commands)
         for title, commands in SECTIONS.items():
             with formatter.section(title):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pipeline.runs import Places
 
 Scores = dict[str, dict[str, float | None]]
-"""{task: {score: value}}; None where it is no number."""
+"""Every score of every task: {task: {score: value}}; the primary one is `task.score`. None where it is no number: no
+pixel has a label, or the model gives none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RunResult:
     def __repr__(self) -> str:
         size = f"{self.results['parameters'] / 1e6:.2f} M parameters"
         facts = [f"step {self.results['step']}, {self.results['seconds']} s, {size}"] if "step" in self.results else []
-        return f"RunResult({self.path}: {'; '.join([*facts, *_lines(self.scores)])})"
+        return f"RunResult({self.path}: {'; '.join([*facts, *score_lines(self.scores)])})"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class ScoreResult:
         return without_details(self.results)
 
     def __repr__(self) -> str:
-        return f"ScoreResult({self.path}: {'; '.join(_lines(self.scores))})"
+        return f"ScoreResult({self.path}: {'; '.join(score_lines(self.scores))})"
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,6 @@ def without_details(scores: Mapping[str, Mapping[str, Any]]) -> Scores:
     return {task: {name: v for name, v in found.items() if name != "details"} for task, found in scores.items()}
 
 
-def scores_text(scores: Scores) -> str:
+def score_lines(scores: Scores) -> list[str]:
     """A line a task: `depth: RMSE 0.7`."""
-    return "\n".join(_lines(scores))
-
-
-def _lines(scores: Scores) -> list[str]:
     return [f"{task}: " + ", ".join(f"{k} {number(v)}" for k, v in s.items()) for task, s in scores.items()]

@@ -265,10 +265,12 @@ class FittedTokens:
 
     Attributes:
         tables: name -> array; what `Codec.fit` gives, and the predictor of a predicted level.
+        constants: what the codec encodes and decodes with, see `level_constants`.
         tokens, held_out: float32 (n, C) and (m, C), decoded.
     """
 
     tables: dict[str, Array]
+    constants: dict[str, npt.NDArray[np.float32]]
     tokens: Array
     held_out: Array
 
@@ -306,7 +308,8 @@ def fit_level(
         stored = codec.encode(tokens.reshape(-1, *sample.grid, tokens.shape[-1]), constants).stored
         return codec.decode_numpy(stored, constants).reshape(tokens.shape)
 
-    return FittedTokens(tables, through(sample.tokens) + predicted, through(sample.held_out) + predicted_held_out)
+    tokens, held_out = through(sample.tokens) + predicted, through(sample.held_out) + predicted_held_out
+    return FittedTokens(tables, constants, tokens, held_out)
 
 
 def _residual(sample: Sample, predicted: Array, predicted_held_out: Array) -> Sample:

@@ -14,7 +14,7 @@ from cache.codecs import CODECS
 from cache.errors import BadInput, CalibrationDiffers, CorruptFile
 from cache.format.checksums import CRC_BYTES, crc_suffix, matches
 from cache.format.documents import MOST_TABLE_BYTES, TableDocument, checked, parse_json
-from cache.format.layout import group_json
+from cache.format.layout import PLAIN_CODECS, array_document, group_json
 from cache.format.manifest import PartManifest
 from cache.format.spec import FORMAT_VERSION, GRID_FORMAT_VERSION
 from cache.places.files import Buffers, FileDigest, digest_of, readable_json
@@ -74,18 +74,8 @@ def calibration_files(teacher: str, arrays: Mapping[str, Array]) -> dict[str, Bu
 def _array_json(name: str, array: Array) -> dict[str, Any]:
     level, _, table = name.rpartition("/")
     dims = _DIMS.get(table, tuple(f"{table}_{axis}" for axis in range(array.ndim)))
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(array.shape),
-        "data_type": array.dtype.name,
-        "fill_value": 0.0,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "attributes": {},
-        "dimension_names": [f"{level}_{dim}" if level else dim for dim in dims],
-    }
+    names = [f"{level}_{dim}" if level else dim for dim in dims]
+    return array_document(array.shape, names, array.dtype.name, 0.0, array.shape, PLAIN_CODECS)
 
 
 def _as_before_names(metadata: bytes) -> bytes:
@@ -150,10 +140,7 @@ def read_calibration(
     for name, digest in committed.items():
         if names is not None and name.rpartition("/")[0].removeprefix(f"{folder}/") not in names:
             continue
-        try:
-            contents[name] = place.read(name, min(digest.num_bytes, MOST_TABLE_BYTES))
-        except OSError as error:
-            raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
+        contents[name] = place.read_committed(name, min(digest.num_bytes, MOST_TABLE_BYTES))
         if digest_of([contents[name]]) != digest:
             raise CorruptFile(place.show(name), "it is not the file that was committed")
     arrays = {}

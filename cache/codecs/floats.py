@@ -36,15 +36,12 @@ class Fp32(Codec):
     promised_cosine = 1 - 1e-6
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         return Encoded(features)
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
-        """See `Codec`."""
         return stored.astype(np.float32)
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`."""
         return stored
 
 
@@ -57,19 +54,15 @@ class Fp16(Codec):
     promised_cosine = 0.9999
 
     def find_unstorable(self, features: Float32) -> Unstorable | None:
-        """See `Codec`."""
         return _first_overflow(features, _FP16_OVERFLOW, "fp16 ends at 65504: use the codec bf16 for this teacher")
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         return Encoded(features.astype(np.float16))
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
-        """See `Codec`."""
         return stored.astype(np.float32)
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`."""
         return stored.float()
 
 
@@ -82,22 +75,18 @@ class Bf16(Codec):
     promised_cosine = 0.999
 
     def find_unstorable(self, features: Float32) -> Unstorable | None:
-        """See `Codec`."""
         return _first_overflow(features, _BF16_OVERFLOW, "bf16 would round it to infinity: use the codec fp32")
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         bits = np.ascontiguousarray(features).view(np.uint32)
         # Half of the last kept bit, less one unless that bit is odd: ties go to even.
         rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
         return Encoded((rounded >> np.uint32(16)).astype(np.uint16))
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
-        """See `Codec`."""
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`."""
         import torch
 
         return stored.view(torch.bfloat16).float()

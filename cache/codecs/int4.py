@@ -39,7 +39,6 @@ class Int4(Codec):
         return (*grid, -(-width // 2))
 
     def table_shape(self, name: str, grid: tuple[int, int], width: int) -> tuple[int, ...]:
-        """See `Codec`."""
         return (width, width) if name == "rotation" else (width,)
 
     def fit(self, sample: Sample, target: Target) -> dict[str, Array]:
@@ -78,7 +77,6 @@ class Int4(Codec):
         return {name: calibration[name] for name in self.needs}
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         steps = (features - constants["centre"]) @ constants["rotation"].T
         steps -= constants["low"]
         steps /= constants["step"]
@@ -90,7 +88,6 @@ class Int4(Codec):
         return Encoded(numbers[..., ::2] | (numbers[..., 1::2] << 4), num_clipped)
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
-        """See `Codec`."""
         pairs = np.stack([stored & _HIGHEST, stored >> 4], axis=-1)
         values = pairs.reshape(*stored.shape[:-1], -1)[..., : len(constants["centre"])].astype(np.float32)
         values *= constants["step"]
@@ -100,7 +97,6 @@ class Int4(Codec):
         return decoded
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`."""
         import torch
 
         pairs = torch.stack([stored & _HIGHEST, stored >> 4], dim=-1)

@@ -40,7 +40,6 @@ class Int8(Codec):
         return {"step": np.where(step > 0, step, np.float32(1)), "offset": offset.astype(np.float32)}
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         steps = features - constants["offset"]
         steps /= constants["step"]
         np.rint(steps, out=steps)
@@ -48,12 +47,10 @@ class Int8(Codec):
         return Encoded(steps.clip(_LOWEST, _HIGHEST, out=steps).astype(np.int8), int(np.count_nonzero(outside)))
 
     def decode_numpy(self, stored: Array, constants: Mapping[str, Array]) -> Float32:
-        """See `Codec`."""
         values = stored.astype(np.float32)
         values *= constants["step"]
         values += constants["offset"]
         return values
 
     def decode(self, stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Codec`."""
         return stored.float() * constants["step"] + constants["offset"]

@@ -66,7 +66,6 @@ class Klt(Codec):
         return (width, grid[0] * grid[1])
 
     def table_shape(self, name: str, grid: tuple[int, int], width: int) -> tuple[int, ...]:
-        """See `Codec`."""
         own = {"basis": (width, width), "step": (1,), "dct_y": (grid[0],) * 2, "dct_x": (grid[1],) * 2}
         return own.get(name, (width,))
 
@@ -126,7 +125,6 @@ class Klt(Codec):
         return tables
 
     def encode(self, features: Float32, constants: Mapping[str, Array]) -> Encoded:
-        """See `Codec`."""
         num_rows, width = len(features), features.shape[-1]
         values = (features.reshape(-1, width) - constants["offset"]) @ (constants["basis"].T / constants["step"])
         if "dct_y" in constants:

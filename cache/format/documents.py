@@ -36,7 +36,7 @@ MOST_SHARD_BYTES = 1 << 34
 MOST_TABLE_BYTES = 1 << 30
 """Of one array of a calibration."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
@@ -224,7 +224,7 @@ def check_below(path: object, names: Sequence[str], folders: Sequence[str]) -> N
             names in capitals are no others.
     """
     for name in names:
-        if not all(_NAME.fullmatch(part) for part in name.split("/")):
+        if not all(NAME.fullmatch(part) for part in name.split("/")):
             raise CorruptFile(path, f"it names {name!r}, which is not below the store")
         if not any(name.startswith(folder) for folder in folders):
             raise CorruptFile(path, f"it names {name!r}, which is not of this part")

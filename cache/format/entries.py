@@ -19,7 +19,7 @@ from cache.format.documents import (
     checked,
 )
 from cache.format.layout import ArraySpec
-from cache.format.spec import FORMAT_VERSION
+from cache.format.spec import FORMAT_VERSION, CutIntoShards
 from cache.places.files import FileDigest
 
 
@@ -34,7 +34,7 @@ def files_of(documents: Mapping[str, FileDocument]) -> dict[str, FileDigest]:
 
 
 @dataclass(frozen=True)
-class PartMetadata:
+class PartMetadata(CutIntoShards):
     """What a part is made of.
 
     Attributes:
@@ -85,16 +85,6 @@ class PartMetadata:
                     f"are read at once, and {MOST_SHARD_BYTES} a shard"
                 )
         return None
-
-    @property
-    def num_shards(self) -> int:
-        """Shards a view is cut into."""
-        return -(-self.num_samples // self.rows_per_shard)
-
-    def rows(self, shard: int) -> range:
-        """The samples that shard `shard` of any view holds."""
-        start = shard * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, self.num_samples))
 
     def arrays_of(self, view: int) -> list[ArraySpec]:
         """The arrays that have files in a view: those without views belong to view 0."""

@@ -35,6 +35,8 @@ ALIGNED_ROW_BYTES = 64_000
 DTYPES = ("uint8", "int8", "uint16", "int32", "float16", "float32")
 """Of stored numbers."""
 
+PLAIN_CODECS: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+"""Of a chunk that is its little-endian numbers and their checksum."""
 _MISSING = (1 << 64) - 1
 
 
@@ -100,34 +102,23 @@ class ArraySpec:
         """The array's metadata document."""
         lead, lead_chunk = ([num_views], [1]) if self.has_views else ([], [])
         row = list(self.row_shape)
-        plain: list[dict[str, Any]] = [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "crc32c"},
-        ]
-        coded = plain[:1]
+        coded = PLAIN_CODECS[:1]
         if self.coder is not None:
             coded = get_coder(self.coder).zarr_codecs(row, np.dtype(self.dtype).itemsize)
         sharding = {
             "chunk_shape": [*lead_chunk, 1, *row],
-            "codecs": [*coded, plain[1]],
-            "index_codecs": plain,
+            "codecs": [*coded, *PLAIN_CODECS[1:]],
+            "index_codecs": PLAIN_CODECS,
             "index_location": "end",
         }
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [*lead, num_samples, *row],
-            "dimension_names": [*(["view"] if self.has_views else []), "sample", *self.dims],
-            "data_type": self.dtype,
-            "fill_value": self.fill_value,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [*lead_chunk, rows_per_shard, *row]},
-            },
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}] if self.sharded else plain,
-            "attributes": {},
-        }
+        return array_document(
+            [*lead, num_samples, *row],
+            [*(["view"] if self.has_views else []), "sample", *self.dims],
+            self.dtype,
+            self.fill_value,
+            [*lead_chunk, rows_per_shard, *row],
+            [{"name": "sharding_indexed", "configuration": sharding}] if self.sharded else PLAIN_CODECS,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the path."""
@@ -206,6 +197,29 @@ def teacher_arrays(name: str, levels: Sequence[LevelSpec]) -> list[ArraySpec]:
     return arrays
 
 
+def array_document(
+    shape: Sequence[int],
+    dims: Sequence[str],
+    dtype: str,
+    fill_value: float | int | str,
+    chunk: Sequence[int],
+    codecs: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """An array's metadata document, ``zarr.json``; files are named ``c.`` and the chunk's place."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "dimension_names": list(dims),
+        "data_type": dtype,
+        "fill_value": fill_value,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": list(codecs),
+        "attributes": {},
+    }
+
+
 def group_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """A group's metadata document."""
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
@@ -216,18 +230,7 @@ def closed_json() -> dict[str, Any]:
 
     Of what lies in a group and is no part of the hierarchy zarr-python warns at every listing; in arrays it lists none.
     """
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [],
-        "dimension_names": [],
-        "data_type": "uint8",
-        "fill_value": 0,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": []}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "codecs": [{"name": "bytes"}],
-        "attributes": {},
-    }
+    return array_document((), (), "uint8", 0, (), [{"name": "bytes"}])
 
 
 def shard_buffers(array: ArraySpec, parts: Sequence[Array], rows_per_shard: int) -> Buffers:

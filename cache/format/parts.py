@@ -144,10 +144,7 @@ def committed_attributes(place: Place, manifest: PartManifest, name: str) -> dic
         CorruptFile: it cannot be read, or is not the file that was committed.
     """
     path = place.show(name)
-    try:
-        raw = place.read(name, MOST_METADATA_BYTES)
-    except OSError as error:
-        raise CorruptFile(path, f"it cannot be read: {error}") from error
+    raw = place.read_committed(name, MOST_METADATA_BYTES)
     if digest_of([raw]) != manifest.metadata.files.get(name):
         raise CorruptFile(path, f"it is not the file that was committed{who_wrote(raw)}")
     return checked(GroupDocument, parse_json(raw, path), path).attributes.sak

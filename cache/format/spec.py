@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import BadInput
-from cache.format.documents import built
+from cache.format.documents import NAME, built
 from cache.places.files import canonical_json
 
 FORMAT_VERSION = 1
@@ -24,8 +23,6 @@ GRID_FORMAT_VERSION = 2
 IGNORE = 255
 """Value of a label that counts for nothing, in every dtype."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
 
 def check_name(what: str, name: str) -> str:
     """`name`, if it can name a folder everywhere: letters, digits, ``_ . -``, not starting with a sign.
@@ -33,7 +30,7 @@ def check_name(what: str, name: str) -> str:
     Raises:
         BadInput: it cannot; names `what` it is of.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BadInput(f"{what} {name!r} cannot name a folder: use letters, digits, '_', '.' and '-'")
     return name
 
@@ -59,8 +56,25 @@ class LabelSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
 
 
+class CutIntoShards:
+    """Samples, `rows_per_shard` of which share a file."""
+
+    num_samples: int
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Shards a view is cut into."""
+        return -(-self.num_samples // self.rows_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The samples that shard `shard` of any view holds."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_samples))
+
+
 @dataclass(frozen=True)
-class SourceSpec:
+class SourceSpec(CutIntoShards):
     """The source part of a store: which samples, seen how.
 
     Attributes:
@@ -105,16 +119,6 @@ class SourceSpec:
         for name in ("num_samples", "rows_per_shard", "id_width"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} {getattr(self, name)}: at least 1 is needed")
-
-    @property
-    def num_shards(self) -> int:
-        """Shards a view is cut into."""
-        return -(-self.num_samples // self.rows_per_shard)
-
-    def rows(self, shard: int) -> range:
-        """The samples that shard `shard` of any view holds."""
-        start = shard * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, self.num_samples))
 
     @property
     def digest(self) -> str:

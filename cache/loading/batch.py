@@ -94,6 +94,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with what `change` makes of every tensor."""
+
+        def changed(levels: Mapping[str, list[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+            return {name: [change(level) for level in own] for name, own in levels.items()}
+
+        return replace(
+            self,
+            samples=change(self.samples),
+            views=change(self.views),
+            weights=change(self.weights),
+            pixels=change(self.pixels),
+            features=changed(self.features),
+            labels={task: change(label) for task, label in self.labels.items()},
+            prefixes=changed(self.prefixes),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device` in memory of its own, features decoded to float32 (B, C, h, w) there.
 
@@ -111,30 +128,13 @@ class Batch:
             made = decode([level.to(device, non_blocking=True) for level in levels])
             return [level.clone() if level.data_ptr() in in_ring else level for level in made]
 
-        features = {}
-        for teacher, levels in self.features.items():
-            if self._decoders is None:
-                features[teacher] = [move(level) for level in levels]
-                continue
-            features[teacher] = [level.permute(0, 3, 1, 2) for level in decoded(levels, self._decoders[teacher])]
-        prefixes = {}
-        for teacher, levels in self.prefixes.items():
-            if self._prefix_decoders is None:
-                prefixes[teacher] = [move(level) for level in levels]
-                continue
-            prefixes[teacher] = decoded(levels, self._prefix_decoders[teacher])
+        if self._decoders is None or self._prefix_decoders is None:
+            return self.each(move)
+        maps = {name: decoded(levels, self._decoders[name]) for name, levels in self.features.items()}
         moved = replace(
-            self,
-            samples=move(self.samples),
-            views=move(self.views),
-            weights=move(self.weights),
-            pixels=move(self.pixels),
-            features=features,
-            labels={task: move(label) for task, label in self.labels.items()},
-            prefixes=prefixes,
-            _decoders=None,
-            _prefix_decoders=None,
-            _slot=None,
+            replace(self, features={}, prefixes={}, _decoders=None, _prefix_decoders=None, _slot=None).each(move),
+            features={name: [level.permute(0, 3, 1, 2) for level in levels] for name, levels in maps.items()},
+            prefixes={name: decoded(levels, self._prefix_decoders[name]) for name, levels in self.prefixes.items()},
         )
         if device.type == "cuda" and self._slot is not None:
             self._slot.copies = torch.cuda.current_stream(device).record_event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ from cache.format.manifest import SOURCE, teacher_part
 from cache.loading.batch import Batch, guard
 from cache.loading.decoding import TeacherDecoder
 from cache.loading.prefetch import Prefetch
-from cache.loading.ring import Field, Slot
+from cache.loading.ring import Slot
 from cache.loading.sampler import Requests, SamplerConfig, epoch_requests, num_batches
 from cache.loading.windows import WindowPrefetch
 from cache.places.files import FileDigest
+from cache.reading.rows import RowReader
 from cache.store import Store
 from sak_common.differences import first_difference
 
@@ -106,29 +108,25 @@ class Loader:
         self._prefix_decoders = {
             name: TeacherDecoder(store, name, self._levels[name], prefix=True) for name in self._prefixes
         }
-        self._fields = self._make_fields()
+        self._readers = self._make_readers()
         _check_committed(store, [SOURCE, *map(teacher_part, self._levels)], num_views)
-        for field in self._fields:
-            field.rows.place.will_read(field.rows.files(num_views))
+        for reader in self._readers:
+            reader.place.will_read(reader.files(num_views))
         self._valid = store.valid(num_views)
         self._num_batches = num_batches(int(self._valid.sum()), self.config)
         self._slots: list[Slot] = []
         self._windows: list[Slot] = []
-        """Of the last batches that were given out, at most `valid_batches`, in whichever iteration that was."""
         self._epoch, self._next_batch, self._resumes = 0, 0, False
         self._running: Prefetch | WindowPrefetch | None = None
 
-    def _make_fields(self) -> list[Field]:
+    def _make_readers(self) -> list[RowReader]:
         paths = [(SOURCE, "pixels")] if self._has_pixels else []
         paths += [(SOURCE, f"labels/{task}") for task in self._labels if self.store.labels[task]]
-        for teacher, decoder in self._decoders.items():
-            paths += [(teacher_part(teacher), f"teachers/{teacher}/{array}") for array in decoder.arrays]
-        for teacher, decoder in self._prefix_decoders.items():
+        for teacher, decoder in (*self._decoders.items(), *self._prefix_decoders.items()):
             paths += [(teacher_part(teacher), f"teachers/{teacher}/{array}") for array in decoder.arrays]
         if not paths:
             raise BadInput("nothing to read: no pixels, no labels, no teachers")
-        readers = [self.store.rows(part, array) for part, array in paths]
-        return [Field(rows, rows.array.dtype, rows.array.row_shape) for rows in readers]
+        return [self.store.rows(part, array) for part, array in paths]
 
     @classmethod
     def union(cls, loaders: Sequence[Loader]) -> Loader:
@@ -146,24 +144,15 @@ class Loader:
         for loader in loaders:
             for name, own in loader._levels.items():
                 levels.setdefault(name, set()).update(own)
-        config = first.config
         return cls(
             first.store,
             {name: sorted(own) for name, own in levels.items()},
             list(dict.fromkeys(task for loader in loaders for task in loader._labels)),
             prefixes=list(dict.fromkeys(name for loader in loaders for name in loader._prefixes)),
-            batch_size=config.batch_size,
-            num_views=config.num_views,
-            seed=config.seed,
-            shuffle=config.shuffle,
-            drop_last=config.drop_last,
-            rank=config.rank,
-            world_size=config.world_size,
-            block_rows=config.block_rows,
-            buffer_rows=config.buffer_rows,
             pixels=any(loader._has_pixels for loader in loaders),
             num_threads=first._num_threads,
             prefetch=first._prefetch,
+            **asdict(first.config),
         )
 
     @property
@@ -182,7 +171,7 @@ class Loader:
 
     def _files(self) -> Iterator[tuple[str, FileDigest]]:
         """Every file that it reads, by name."""
-        return chain.from_iterable(field.rows.files(self.config.num_views) for field in self._fields)
+        return chain.from_iterable(reader.files(self.config.num_views) for reader in self._readers)
 
     @property
     def epoch(self) -> int:
@@ -224,7 +213,7 @@ class Loader:
         """What decides the sequence of batches; threads, prefetching and memory do not."""
         return {
             "store": self.store.name,
-            "sampler": self.config.to_dict(),
+            "sampler": asdict(self.config),
             "num_valid": int(self._valid.sum()),
             "pixels": self._has_pixels,
             "labels": self._labels,
@@ -247,10 +236,10 @@ class Loader:
             self._running.stop()
         if not self._slots:
             count = 1 + (1 if self.config.shuffle == "block" else self._prefetch)
-            self._slots = [Slot(self._fields, self.config.batch_size, self._pin) for _ in range(count)]
+            self._slots = [Slot(self._readers, self.config.batch_size, self._pin) for _ in range(count)]
             if self.config.shuffle == "block":
                 rows = self.config.window_batches * self.config.batch_size
-                self._windows = [Slot(self._fields, rows, pin=False) for _ in range(2)]
+                self._windows = [Slot(self._readers, rows, pin=False) for _ in range(2)]
         reading = self._running = self._read_ahead(requests, start)
         slot: Slot | None = None
         try:
@@ -268,10 +257,10 @@ class Loader:
         free = list(self._slots)
         if self.config.shuffle == "block":
             windows, size = self._windows, self.config.window_batches
-            return WindowPrefetch(free, windows, self._fields, requests, start, size, self._num_threads)
+            return WindowPrefetch(free, windows, self._readers, requests, start, size, self._num_threads)
         batches = range(start, self._num_batches)
         return Prefetch(
-            free, self._fields, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
+            free, self._readers, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
         )
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:

@@ -9,8 +9,9 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from cache.errors import CacheError
-from cache.loading.ring import Field, Slot
+from cache.loading.ring import Slot
 from cache.loading.sampler import Int64
+from cache.reading.rows import RowReader
 
 if TYPE_CHECKING:
     import torch
@@ -21,20 +22,20 @@ RowsOf = Callable[[int], tuple[Int64, Int64]]
 class Prefetch:
     """One iteration's reading. Every slot that is free is being filled with the next batch that nobody reads yet.
 
-    No thread waits for another: each takes a share of a field's rows, of one batch after the other.
+    No thread waits for another: each takes a share of an array's rows, of one batch after the other.
 
     Args:
         slots: the ring; batches in them are stale from now on.
-        fields: what each row consists of.
+        readers: of the arrays that a batch carries.
         rows: number of a batch -> its samples and views, int64 (B,) each.
         batches: numbers of the batches to read, in order.
         num_threads: that read.
     """
 
     def __init__(
-        self, slots: Sequence[Slot], fields: Sequence[Field], rows: RowsOf, batches: range, num_threads: int
+        self, slots: Sequence[Slot], readers: Sequence[RowReader], rows: RowsOf, batches: range, num_threads: int
     ) -> None:
-        self._fields, self._rows, self._num_threads = fields, rows, num_threads
+        self._readers, self._rows, self._num_threads = readers, rows, num_threads
         self._left = iter(batches)
         self._filling: deque[tuple[Slot, list[Future[None]]]] = deque()
         self.stopped = False
@@ -66,8 +67,8 @@ class Prefetch:
             return
         samples, views = self._rows(number)
         shares = range(self._num_threads)
-        fields = range(len(self._fields))
-        jobs = [self._pool.submit(self._fill, slot, samples, views, *job, copies) for job in product(fields, shares)]
+        arrays = range(len(self._readers))
+        jobs = [self._pool.submit(self._fill, slot, samples, views, *job, copies) for job in product(arrays, shares)]
         self._filling.append((slot, jobs))
 
     def stop(self) -> None:
@@ -76,10 +77,10 @@ class Prefetch:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(
-        self, slot: Slot, samples: Int64, views: Int64, field: int, share: int, copies: torch.cuda.Event | None
+        self, slot: Slot, samples: Int64, views: Int64, array: int, share: int, copies: torch.cuda.Event | None
     ) -> None:
         if copies is not None:
             copies.synchronize()  # the GPU may still read what was in the slot before
         size = -(-len(samples) // self._num_threads)
         mine = slice(share * size, (share + 1) * size)
-        self._fields[field].rows.read_rows(samples[mine].tolist(), views[mine].tolist(), slot.targets[field][mine])
+        self._readers[array].read_rows(samples[mine].tolist(), views[mine].tolist(), slot.targets[array][mine])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,40 +17,27 @@ import torch
 from cache.errors import BadInput
 from cache.reading.rows import RowReader
 
-_FIELD_ALIGNMENT = 4096
-
-
-@dataclass(frozen=True)
-class Field:
-    """One array that a batch carries: (B, *row_shape) of `dtype`, read by `rows`."""
-
-    rows: RowReader
-    dtype: str
-    row_shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.rows.array.row_bytes
+_ALIGNMENT = 4096
 
 
 class Slot:
     """Memory for one batch.
 
     Attributes:
-        tensors: a field each, (B, *row_shape), views of this slot's memory.
+        tensors: of each array that a batch carries, (B, *row_shape), views of this slot's memory.
         arrays: the same as numpy sees it.
-        targets: a field each, B writable buffers of a row.
+        targets: of each, B writable buffers of a row.
         generation: counts how often this slot was given back; a batch of an earlier one is stale.
         copies: work on the GPU that still reads this slot.
     """
 
-    def __init__(self, fields: Sequence[Field], batch_size: int, pin: bool) -> None:
+    def __init__(self, readers: Sequence[RowReader], batch_size: int, pin: bool) -> None:
+        """readers: of the arrays that a batch carries."""
         starts, size = [], 0
-        for field in fields:
+        for reader in readers:
             starts.append(size)
-            num_bytes = field.row_bytes * batch_size
-            size += -(-num_bytes // _FIELD_ALIGNMENT) * _FIELD_ALIGNMENT
+            num_bytes = reader.array.row_bytes * batch_size
+            size += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         try:
             memory = _pinned(size) if pin else _huge_pages(size)
         except (OSError, MemoryError, RuntimeError) as error:  # of mmap, and of torch
@@ -62,11 +48,11 @@ class Slot:
         self.copies: torch.cuda.Event | None = None
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.targets: list[list[memoryview]] = []
-        for field, start in zip(fields, starts, strict=True):
-            part = memory[start : start + field.row_bytes * batch_size]
-            self.arrays.append(part.view(field.dtype).reshape(batch_size, *field.row_shape))
+        for reader, start in zip(readers, starts, strict=True):
+            array, step = reader.array, reader.array.row_bytes
+            part = memory[start : start + step * batch_size]
+            self.arrays.append(part.view(array.dtype).reshape(batch_size, *array.row_shape))
             view = part.data
-            step = field.row_bytes
             self.targets.append([view[row * step : (row + 1) * step] for row in range(batch_size)])
         self.tensors = [torch.from_numpy(array) for array in self.arrays]
 

@@ -40,18 +40,9 @@ def views_in_epoch(offsets: npt.NDArray[np.uint64], epoch: int, num_views: int) 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """What decides an epoch's rows.
+    """What decides an epoch's rows: those parameters of `cache.loading.loader.Loader`, in the same words.
 
-    Attributes:
-        batch_size: rows a batch and process.
-        num_views: V.
-        seed: of order and view offsets.
-        shuffle: order drawn anew each epoch (true: exact, ``"block"``: see above), or ascending.
-        drop_last: cut an epoch to whole batches on every process (training), or pad the last ones with rows
-            of weight 0 (evaluation).
-        rank, world_size: this process among how many.
-        block_rows: samples a block, in block order; whole shards are read best.
-        buffer_rows: rows that are shuffled among each other, in block order; cut to whole batches.
+    `buffer_rows` is cut to whole batches.
     """
 
     batch_size: int
@@ -77,10 +68,6 @@ class SamplerConfig:
     def window_batches(self) -> int:
         """Batches that are drawn from one window, in block order."""
         return max(1, self.buffer_rows // self.batch_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True)

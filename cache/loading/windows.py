@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.loading.prefetch import Prefetch
-from cache.loading.ring import Field, Slot
+from cache.loading.ring import Slot
 from cache.loading.sampler import Int64, Requests
+from cache.reading.rows import RowReader
 
 
 class WindowPrefetch:
@@ -17,7 +18,7 @@ class WindowPrefetch:
     Args:
         slots: for the batches; those in them are stale from now on.
         windows: two slots of a window each.
-        fields: what each row consists of.
+        readers: of the arrays that a batch carries.
         requests: an epoch's rows.
         start: the first batch to give.
         window_batches: batches that come from one window.
@@ -28,7 +29,7 @@ class WindowPrefetch:
         self,
         slots: Sequence[Slot],
         windows: Sequence[Slot],
-        fields: Sequence[Field],
+        readers: Sequence[RowReader],
         requests: Requests,
         start: int,
         window_batches: int,
@@ -38,7 +39,7 @@ class WindowPrefetch:
         self._next = start
         self._free: list[Slot] = []
         count = -(-len(requests.samples) // window_batches)
-        self._reading = Prefetch(windows, fields, self._rows, range(start // window_batches, count), num_threads)
+        self._reading = Prefetch(windows, readers, self._rows, range(start // window_batches, count), num_threads)
         self._window: Slot | None = None
         self._places: Int64 = np.empty(0, np.int64)
         for slot in slots:

@@ -16,7 +16,7 @@ from cache.format.layout import closed_json, group_json
 from cache.format.manifest import CLOSED, FOLDER, PartManifest, view_and_shard
 from cache.format.parts import array_json
 from cache.format.seals import is_sealed, seal
-from cache.maintenance.verification import Problem, verify_metadata
+from cache.maintenance.verification import Problem, verify_store
 from cache.places.addresses import as_place
 from cache.places.files import FileDigest, digest_of, readable_json
 from cache.places.place import Place
@@ -41,7 +41,7 @@ def mend_metadata(path: Place | Path | str) -> tuple[list[str], list[Problem]]:
     place = as_place(path)
     mended: list[str] = []
     while True:  # intact metadata shows what else is damaged
-        problems = verify_metadata(place)
+        problems = verify_store(place, everything=False)
         found = {problem.file: content for problem in problems if (content := _as_committed(place, problem))}
         if not found:
             return mended, problems

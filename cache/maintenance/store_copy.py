@@ -285,7 +285,7 @@ def _copy_shards(store: Store, part: _Part, copy: Store, progress: Callable[[int
                 for shard in batch
                 for path, file in shard.copied.items()
             }
-            contents = readers.map(lambda name: _read(store.place, name, names[name].num_bytes), names)
+            contents = readers.map(lambda name: store.place.read_committed(name, names[name].num_bytes), names)
             files = {name: [data] for name, data in zip(names, contents, strict=True)}
             copy.place.write(files, before_commit=lambda found: _check(store.place, found, names))
 
@@ -335,16 +335,9 @@ def _entry(store: Store, manifest: PartManifest, shard: _Shard) -> ViewEntries:
 
 def _checked(place: Place, name: str, digest: FileDigest) -> bytes:
     """A committed file's bytes."""
-    data = _read(place, name, digest.num_bytes)
+    data = place.read_committed(name, digest.num_bytes)
     _check(place, {name: digest_of([data])}, {name: digest})
     return data
-
-
-def _read(place: Place, name: str, most: int) -> bytes:
-    try:
-        return place.read(name, most)
-    except OSError as error:
-        raise CorruptFile(place.show(name), f"it cannot be read: {error}") from error
 
 
 def _check(place: Place, found: Mapping[str, FileDigest], committed: Mapping[str, FileDigest]) -> None:

@@ -66,26 +66,19 @@ class _Check:
     shard: int | None = None
 
 
-def verify_store(path: Place | Path | str, progress: Progress | None = None) -> list[Problem]:
+def verify_store(path: Place | Path | str, progress: Progress | None = None, everything: bool = True) -> list[Problem]:
     """Check every committed file of a store: existence, size, SHA-256, and a damaged shard's rows by crc32c.
 
     Works on a store that does not open any more. What is not committed is no problem, nor what `Store.left_out` names.
 
     Args:
         progress: is told (bytes checked, bytes in all) as it goes.
+        everything: the shards' files, too; else manifest, ``zarr.json`` and calibration.
 
     Raises:
         StoreNotFound: there is no store at `path`.
     """
-    return _verify(as_place(path), progress, everything=True)
-
-
-def verify_metadata(path: Place | Path | str) -> list[Problem]:
-    """`verify_store` of everything but the shards' files: manifest, ``zarr.json`` and calibration."""
-    return _verify(as_place(path), None, everything=False)
-
-
-def _verify(place: Place, progress: Progress | None, everything: bool) -> list[Problem]:
+    place = as_place(path)
     if not place.sizes(f"{FOLDER}/{SOURCE}"):
         raise StoreNotFound(f"{place.shown} is no store: it has no manifest")
     problems: list[Problem] = []
@@ -221,8 +214,7 @@ def _check_file(place: Place, check: _Check, count: Callable[[int], None]) -> Pr
 def _all_rows(check: _Check) -> tuple[int, ...]:
     if check.metadata is None or check.shard is None:
         return ()
-    first = check.shard * check.metadata.rows_per_shard
-    return tuple(range(first, min(first + check.metadata.rows_per_shard, check.metadata.num_samples)))
+    return tuple(check.metadata.rows(check.shard))
 
 
 def _damage(place: Place, check: _Check) -> tuple[str, tuple[int, ...]]:

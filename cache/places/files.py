@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,28 +53,28 @@ def readable_json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def digest_of(buffers: Buffers) -> FileDigest:
-    """Size and SHA-256 of the concatenation of `buffers`."""
+def digest_of(pieces: Iterable[bytes | memoryview], progress: Callable[[int], None] | None = None) -> FileDigest:
+    """Size and SHA-256 of the concatenation of `pieces`; `progress` is told the bytes of each."""
     sha = hashlib.sha256()
     size = 0
-    for buffer in buffers:
-        sha.update(buffer)
-        size += memoryview(buffer).nbytes
+    for piece in pieces:
+        sha.update(piece)
+        size += memoryview(piece).nbytes
+        if progress is not None:
+            progress(memoryview(piece).nbytes)
     return FileDigest(size, sha.hexdigest())
 
 
 def digest_of_file(path: Path, progress: Callable[[int], None] | None = None) -> FileDigest:
     """Size and SHA-256 of a file, read in pieces of 4 MiB; `progress` is told the bytes of each piece."""
-    sha = hashlib.sha256()
-    size = 0
-    with path.open("rb", buffering=0) as file:
+
+    def pieces() -> Iterator[memoryview]:
         piece = bytearray(4 << 20)
         while count := file.readinto(piece):
-            sha.update(memoryview(piece)[:count])
-            size += count
-            if progress is not None:
-                progress(count)
-    return FileDigest(size, sha.hexdigest())
+            yield memoryview(piece)[:count]
+
+    with path.open("rb", buffering=0) as file:
+        return digest_of(pieces(), progress)
 
 
 def _write_all(descriptor: int, buffers: Buffers) -> None:

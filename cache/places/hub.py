@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 from urllib.parse import unquote, urlsplit
 
 from cache.errors import BadInput, StoreNotFound
-from cache.places.files import FileDigest
+from cache.places.files import FileDigest, digest_of
 from cache.places.listed import ListedPlace, ReadOnlyPlace
 from cache.places.objects import COALESCED_GAP
 from cache.places.open_files import OpenFile, Range, fill
@@ -217,7 +217,6 @@ class HubFolder(ListedPlace):
 
     @property
     def pinned(self) -> str:
-        """See `Place`."""
         return str(HubAddress(self.repository.address.repo, self.repository.commit, self.folder))
 
     def zarr(self) -> Any:
@@ -226,16 +225,13 @@ class HubFolder(ListedPlace):
 
         return FsspecStore.from_url(self.pinned, read_only=True)
 
-    def child(self, name: str) -> Self:
-        """See `Place`."""
+    def __truediv__(self, name: str) -> Self:
         return type(self)(self.repository, self.prefix + name, f"{self.shown}/{name}")
 
     def listing(self) -> Mapping[str, int]:
-        """See `ListedPlace`."""
         return {path: facts.num_bytes for path, facts in sorted(dict(self.repository.files()).items())}
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
         return self.prefix + name in self.repository.files()
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
@@ -252,14 +248,8 @@ class HubFolder(ListedPlace):
         listed = self._facts(name).num_bytes
         if most is not None and listed > most:
             return FileDigest(listed, "")
-        sha, size = hashlib.sha256(), 0
-        for start in range(0, listed, _PIECE):
-            piece = self.repository.read(self.prefix + name, start, _PIECE)
-            sha.update(piece)
-            size += len(piece)
-            if progress is not None:
-                progress(len(piece))
-        return FileDigest(size, sha.hexdigest())
+        starts = range(0, listed, _PIECE)
+        return digest_of((self.repository.read(self.prefix + name, start, _PIECE) for start in starts), progress)
 
     def _facts(self, name: str) -> HubFacts:
         """Raises FileNotFoundError where the hub lists no such file."""
@@ -282,7 +272,6 @@ class HubPlace(ReadOnlyPlace, HubFolder):
         return HubPlace.at, (self.shown, self.repository.commit)
 
     def check_writable(self) -> NoReturn:
-        """See `Place`."""
         raise BadInput(f"{self.shown}: the hub is written to by copying alone; write to a folder, then copy it there")
 
 
@@ -295,11 +284,9 @@ class HubFile(OpenFile):
         self._repository, self._path, self.shown = repository, path, shown
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         return self._repository.read(self._path, start, num_bytes)
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         for near in coalesced(ranges, COALESCED_GAP):
             first = near[0][0]
             data = memoryview(self.read(first, max(map(_end, near)) - first))

@@ -7,14 +7,12 @@ whole files alone. A copy that was killed goes on from the last commit, and byte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cache.errors import AlreadyThere, BadInput, StoreNotFound, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
 from cache.places.hub import HubAddress, HubFacts, HubFolder, Repository, facts_of, hub, in_words
-from cache.places.locks import OnWait
-from cache.places.place import Change
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -59,7 +57,6 @@ class Draft(Repository):
             raise
 
     def read(self, path: str, start: int | None = None, num_bytes: int = 0) -> bytes:
-        """See `Repository`."""
         with self._mutex:
             if path not in self.files():
                 raise FileNotFoundError(f"hf://datasets/{self.address.repo}/{path} is not there")
@@ -203,35 +200,14 @@ class HubTarget(HubFolder):
         )
         return digests
 
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """See `Place`; a commit in between makes the next one fail."""
-        new = {name: change(self.read(name)) for name, change in changes.items()}
-        self.write({name: [data] for name, data in new.items() if data is not None}, replace=True)
-
-    def remove(self, folder: str) -> None:
-        """See `Place`."""
-        self.delete(list(self.sizes(folder)))
-
     def delete(self, names: Sequence[str]) -> None:
         """See `Place`; for good after `finish`."""
         self.repository.delete([self.prefix + name for name in names])
 
     def append(self, name: str, line: bytes) -> None:
-        """See `Place`."""
         self.write({name: [self.read(name) if self.exists(name) else b"", line]}, replace=True)
 
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """See `Place`; whoever commits second is told."""
-        return nullcontext()
-
-    def discard(self, folder: str) -> None:
-        """See `Place`; what has no name yet is nobody's."""
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`; there are none."""
-
     def finish(self) -> None:
-        """See `Place`."""
         self.repository.commit_waiting()
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from cache.places.files import BeforeCommit, Buffers, FileDigest
-from cache.places.locks import OnWait
-from cache.places.place import Change, Place
+from cache.places.place import Place
 
 
 class ListedPlace(Place):
@@ -30,13 +27,11 @@ class ListedPlace(Place):
         return self.prefix + name in self.listing()
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
         skip = len(self.prefix)
         return {name[skip:]: size for name, size in self.listing().items() if name.startswith(prefix)}
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
         skip = len(folder.strip("/")) + 1 if folder else 0
         below = (name[skip:].partition("/") for name in self.sizes(folder))
         return sorted({first for first, slash, _ in below if slash})
@@ -49,34 +44,8 @@ class ReadOnlyPlace(Place):
     def check_writable(self) -> NoReturn:
         """Raise BadInput, which says where to write instead."""
 
-    def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
-    ) -> dict[str, FileDigest]:
-        """Refused, as all that writes."""
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """All that writes is refused, a lock, too: whoever locks is about to write."""
         self.check_writable()
 
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def remove(self, folder: str) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def delete(self, names: Sequence[str]) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def append(self, name: str, line: bytes) -> None:
-        """Refused."""
-        self.check_writable()
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """Refused: whoever locks is about to write."""
-        self.check_writable()
-
-    def discard(self, folder: str) -> None:
-        """See `Place`; there is nothing to."""
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`; there are none."""
+    write = update = remove = delete = append = lock = _refuse

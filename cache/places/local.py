@@ -23,7 +23,7 @@ from cache.places.files import (
 )
 from cache.places.locks import OnWait, file_lock
 from cache.places.open_files import DirectFile, LocalFile, OpenFile
-from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
+from cache.places.place import MOST_READ_BYTES, Place, check_size
 
 
 class LocalPlace(Place):
@@ -42,14 +42,12 @@ class LocalPlace(Place):
         self._plain: set[str] = set()
         """Folders below that no link leads to."""
 
-    def child(self, name: str) -> LocalPlace:
-        """See `Place`."""
+    def __truediv__(self, name: str) -> LocalPlace:
         place = LocalPlace(self.path / name, self.direct)
         place.shown = str(Path(self.shown) / name)
         return place
 
     def zarr(self) -> Any:
-        """See `Place`."""
         from zarr.storage import LocalStore
 
         return LocalStore(self.path, read_only=True)
@@ -81,7 +79,6 @@ class LocalPlace(Place):
             self._plain.add(folder)
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        """See `Place`."""
         with open(self._inside(name), "rb", buffering=0) as file:  # noqa: PTH123
             check_size(os.fstat(file.fileno()).st_size, most)
             return file.readall()
@@ -109,12 +106,10 @@ class LocalPlace(Place):
         return sorted(path.name for path in start.iterdir() if path.is_dir()) if start.is_dir() else []
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
-        """See `Place`."""
         path = self._inside(name)
         return DirectFile(path, num_bytes) if self.direct else LocalFile(path, num_bytes)
 
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
-        """See `Place`."""
         path = self._inside(name)
         if most is not None and (size := os.stat(path).st_size) > most:  # noqa: PTH116
             return FileDigest(size, "")
@@ -128,18 +123,11 @@ class LocalPlace(Place):
             self._inside(name)
         return write_files(self.path, files, before_commit)
 
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """See `Place`."""
-        new = {name: change(self.read(name)) for name, change in changes.items()}
-        self.write({name: [data] for name, data in new.items() if data is not None})
-
     def remove(self, folder: str) -> None:
-        """See `Place`."""
         self._check_way(folder)
         shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def delete(self, names: Sequence[str]) -> None:
-        """See `Place`."""
         for name in names:
             self._check_way(name.rpartition("/")[0])
             (self.path / name).unlink(missing_ok=True)
@@ -148,7 +136,6 @@ class LocalPlace(Place):
                 fsync_directory(folder)
 
     def append(self, name: str, line: bytes) -> None:
-        """See `Place`."""
         descriptor = os.open(self._inside(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             os.write(descriptor, line)
@@ -156,15 +143,12 @@ class LocalPlace(Place):
             os.close(descriptor)
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """See `Place`."""
         return file_lock(Path(self._inside(name)), what, wait, on_wait)
 
     def discard(self, folder: str) -> None:
-        """See `Place`."""
         self.remove(folder)
 
     def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`."""
         for folder in folders:
             self._check_way(folder)
         remove_temporaries([self.path / folder for folder in folders])

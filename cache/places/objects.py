@@ -8,17 +8,15 @@ the provider's own tools read (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``GO
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cache.errors import AlreadyThere, BadInput, WriteFailed
 from cache.places.files import BeforeCommit, Buffers, FileDigest, digest_of
-from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile, Range, fill
 from cache.places.place import MOST_READ_BYTES, Change, Place, check_size
 from sak_common.errors import first_line
@@ -79,24 +77,20 @@ class ObjectPlace(Place):
         return ObjectPlace.at, (self.shown,)  # keys and endpoints stay in the environment
 
     def zarr(self) -> Any:
-        """See `Place`."""
         from zarr.storage import ObjectStore as ZarrStore
         from zarr.storage import StorePath
 
         return StorePath(ZarrStore(self.store, read_only=True), self.prefix.rstrip("/"))
 
-    def child(self, name: str) -> ObjectPlace:
-        """See `Place`."""
+    def __truediv__(self, name: str) -> ObjectPlace:
         return ObjectPlace(self.store, f"{self.prefix}{name}/", f"{self.shown.rstrip('/')}/{name}")
 
     # -- reading ----------------------------------------------------------------------------------
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        """See `Place`."""
         return _whole(self.store, self.prefix + name, most)
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
         import obstore
 
         try:
@@ -106,7 +100,6 @@ class ObjectPlace(Place):
         return True
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
         import obstore
 
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
@@ -114,7 +107,6 @@ class ObjectPlace(Place):
         return {item["path"].removeprefix(self.prefix): item["size"] for item in sorted(found, key=_path)}
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
         import obstore
 
         prefix = self.prefix + (f"{folder.strip('/')}/" if folder else "")
@@ -126,18 +118,13 @@ class ObjectPlace(Place):
         return ObjectFile(self.store, self.prefix + name, self.show(name), num_bytes)
 
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
-        """See `Place`."""
         import obstore
 
         def once() -> FileDigest:
             answer = obstore.get(self.store, self.prefix + name)
             if most is not None and answer.meta["size"] > most:
                 return FileDigest(answer.meta["size"], "")
-            sha, size = hashlib.sha256(), 0
-            for piece in answer.stream(min_chunk_size=4 << 20):
-                sha.update(piece)
-                size += len(piece)
-            return FileDigest(size, sha.hexdigest())
+            return digest_of(answer.stream(min_chunk_size=4 << 20))
 
         found = _again(once)
         if progress is not None:
@@ -149,7 +136,6 @@ class ObjectPlace(Place):
     def write(
         self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
     ) -> dict[str, FileDigest]:
-        """See `Place`."""
         with ThreadPoolExecutor(min(_NUM_WRITERS, len(files))) as pool:
             digests = dict(zip(files, pool.map(digest_of, files.values()), strict=True))
             if before_commit is not None:
@@ -211,12 +197,7 @@ class ObjectPlace(Place):
             except OSError as error:
                 raise WriteFailed(f"cannot write {self.show(name)}: {error}. Nothing of it was committed") from error
 
-    def remove(self, folder: str) -> None:
-        """See `Place`."""
-        self.delete(list(self.sizes(folder)))
-
     def delete(self, names: Sequence[str]) -> None:
-        """See `Place`."""
         import obstore
 
         for first in range(0, len(names), 1000):
@@ -231,16 +212,6 @@ class ObjectPlace(Place):
 
         before = self.read(name) if self.exists(name) else b""
         _again(lambda: obstore.put(self.store, self.prefix + name, before + line))
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """See `Place`."""
-        return nullcontext()
-
-    def discard(self, folder: str) -> None:
-        """See `Place`."""
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`; there are none."""
 
 
 class NoRanges(OSError):
@@ -260,13 +231,11 @@ class ObjectFile(OpenFile):
         return _whole(self._store, self._path, self._num_bytes)
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         import obstore
 
         return _again(lambda: bytes(obstore.get_range(self._store, self._path, start=start, length=num_bytes)))
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         import obstore
 
         starts = [start for start, _ in ranges]

@@ -84,11 +84,9 @@ class LocalFile(OpenFile):
             os.close(self._descriptor)
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         return os.pread(self._descriptor, num_bytes, start)
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         for start, targets in ranges:
             count = os.preadv(self._descriptor, targets, start)
             wanted = sum(map(len, targets))
@@ -118,11 +116,9 @@ class DirectFile(LocalFile):
             raise BadInput(f"{path}: this file system cannot read past the page cache; leave direct out") from error
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         return bytes(self._sectors(start, num_bytes, memoryview(bytearray())))
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         for start, targets in ranges:
             first = memoryview(targets[0])
             is_aligned = start % self._sector == 0 and _address(first) % self._sector == 0

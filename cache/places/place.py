@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from cache.errors import CorruptFile
 from cache.places.files import BeforeCommit, Buffers, FileDigest
 from cache.places.locks import OnWait
 from cache.places.open_files import OpenFile
@@ -44,9 +45,6 @@ class Place(ABC):
     name: str
     num_readers: int
 
-    def __truediv__(self, name: str) -> Place:
-        return self.child(name)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shown!r})"
 
@@ -60,7 +58,7 @@ class Place(ABC):
         return None
 
     @abstractmethod
-    def child(self, name: str) -> Place:
+    def __truediv__(self, name: str) -> Place:
         """The place below this one."""
 
     @abstractmethod
@@ -73,6 +71,13 @@ class Place(ABC):
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
         """A whole file. Raises OSError (FileNotFoundError where there is none), also where it has more bytes than
         `most`, of which none is read then."""
+
+    def read_committed(self, name: str, most: int) -> bytes:
+        """As `read`, of a file that must be there. Raises CorruptFile where it cannot be read."""
+        try:
+            return self.read(name, most)
+        except OSError as error:
+            raise CorruptFile(self.show(name), f"it cannot be read: {error}") from error
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -129,7 +134,6 @@ class Place(ABC):
             StoreFull, WriteFailed: the bytes were refused.
         """
 
-    @abstractmethod
     def update(self, changes: Mapping[str, Change]) -> None:
         """Replace files by what is made of their present bytes; all are durable when this returns.
 
@@ -142,10 +146,12 @@ class Place(ABC):
             StoreFull, WriteFailed: the bytes were refused.
             OSError: a file cannot be read.
         """
+        new = {name: change(self.read(name)) for name, change in changes.items()}
+        self.write({name: [data] for name, data in new.items() if data is not None}, replace=True)
 
-    @abstractmethod
     def remove(self, folder: str) -> None:
         """Delete a folder with everything below it; it is no error where there is none."""
+        self.delete(list(self.sizes(folder)))
 
     @abstractmethod
     def delete(self, names: Sequence[str]) -> None:
@@ -155,22 +161,21 @@ class Place(ABC):
     def append(self, name: str, line: bytes) -> None:
         """Add a line to a file that is outside of every digest."""
 
-    @abstractmethod
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """Be the only writer of `what` while the block runs, see `cache.places.locks.file_lock`.
 
-        Object storage needs no lock: equal inputs give equal bytes, and `write` compares.
+        Object storage needs no lock: equal inputs give equal bytes, and `write` compares; the hub tells whoever commits
+        second.
         """
+        return nullcontext()
 
-    @abstractmethod
-    def discard(self, folder: str) -> None:
+    def discard(self, folder: str) -> None:  # noqa: B027  (elsewhere than in folders, what has no name yet is nobody's)
         """Delete what a killed writer left below `folder`, of which nothing is committed; called under the lock.
 
         In object storage other writers may be at work there, and what they write is the same.
         """
 
-    @abstractmethod
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
+    def remove_temporaries(self, folders: Sequence[str]) -> None:  # noqa: B027  (folders alone have some)
         """Delete the half-written files that killed writers left directly in `folders`."""
 
     def finish(self) -> None:  # noqa: B027  (most places have nothing left to do)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from cache.places.files import BeforeCommit, Buffers, FileDigest
-from cache.places.locks import OnWait
+from cache.errors import BadInput
+from cache.places.files import FileDigest
+from cache.places.listed import ReadOnlyPlace
 from cache.places.open_files import OpenFile, Range, Target
-from cache.places.place import MOST_READ_BYTES, Change, Place
+from cache.places.place import MOST_READ_BYTES, Place
 from cache.places.stage import BLOCK, Stage, blocks
 
 
-class StagedPlace(Place):
+class StagedPlace(ReadOnlyPlace):
     """Another place, whose rows are kept in a stage when they are first read, and read from there afterwards.
 
     Only files that a reader has told of (`will_read`) are kept, under their committed digest: rows of shards. What is
@@ -36,19 +37,16 @@ class StagedPlace(Place):
 
     @property
     def pinned(self) -> str | None:
-        """See `Place`."""
         return self.far.pinned
 
-    def child(self, name: str) -> StagedPlace:
-        """See `Place`."""
-        return StagedPlace(self.far.child(name), self.stage)
+    def __truediv__(self, name: str) -> StagedPlace:
+        return StagedPlace(self.far / name, self.stage)
 
     def zarr(self) -> Any:
         """See `Place`; reads from afar."""
         return self.far.zarr()
 
     def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:
-        """See `Place`."""
         self._files.update(files)
         self.stage.will_read(map(self.staged_name, self._files.values()))
 
@@ -60,8 +58,6 @@ class StagedPlace(Place):
         """How many bytes of the files that readers have told of the stage holds."""
         return sum(self.stage.held_bytes(self.staged_name(file), file.num_bytes) for file in self._files.values())
 
-    # -- reading ----------------------------------------------------------------------------------
-
     def open(self, name: str, num_bytes: int) -> OpenFile:
         """See `Place`; asks the other place for nothing while the stage has what is read."""
         committed = self._files.get(name)
@@ -70,64 +66,22 @@ class StagedPlace(Place):
         return StagedFile(self.show(name), num_bytes, descriptor, self.stage, partial(self.far.open, name, num_bytes))
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        """See `Place`."""
         return self.far.read(name, most)
 
     def exists(self, name: str) -> bool:
-        """See `Place`."""
         return self.far.exists(name)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """See `Place`."""
         return self.far.sizes(folder)
 
     def folders(self, folder: str = "") -> list[str]:
-        """See `Place`."""
         return self.far.folders(folder)
 
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
-        """See `Place`."""
         return self.far.digest(name, progress, most)
 
-    # -- writing ----------------------------------------------------------------------------------
-
-    def check_writable(self) -> None:
-        """See `Place`; all that writes goes to the other place."""
-        self.far.check_writable()
-
-    def write(
-        self, files: Mapping[str, Buffers], *, replace: bool = False, before_commit: BeforeCommit | None = None
-    ) -> dict[str, FileDigest]:
-        """See `Place`."""
-        return self.far.write(files, replace=replace, before_commit=before_commit)
-
-    def update(self, changes: Mapping[str, Change]) -> None:
-        """See `Place`."""
-        self.far.update(changes)
-
-    def remove(self, folder: str) -> None:
-        """See `Place`."""
-        self.far.remove(folder)
-
-    def delete(self, names: Sequence[str]) -> None:
-        """See `Place`."""
-        self.far.delete(names)
-
-    def append(self, name: str, line: bytes) -> None:
-        """See `Place`."""
-        self.far.append(name, line)
-
-    def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
-        """See `Place`."""
-        return self.far.lock(name, what, wait, on_wait)
-
-    def discard(self, folder: str) -> None:
-        """See `Place`."""
-        self.far.discard(folder)
-
-    def remove_temporaries(self, folders: Sequence[str]) -> None:
-        """See `Place`."""
-        self.far.remove_temporaries(folders)
+    def check_writable(self) -> NoReturn:
+        raise BadInput(f"{self.shown}: a stage is for what is read; write to the place itself")
 
 
 class StagedFile(OpenFile):
@@ -157,19 +111,16 @@ class StagedFile(OpenFile):
             os.close(self._descriptor)
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """See `OpenFile`."""
         buffer = bytearray(max(0, min(num_bytes, self._num_bytes - start)))
         self.read_into([(start, [buffer])])
         return bytes(buffer)
 
     def read_into(self, ranges: Sequence[Range]) -> None:
-        """See `OpenFile`."""
         missing = [wanted for wanted in ranges if not self._read_near(*wanted)]
         if missing:
             self._read_far(missing)
 
     def distrust(self, ranges: Sequence[Range]) -> bool:
-        """See `OpenFile`."""
         with suppress(OSError):
             for start, targets in ranges:
                 self._mark(*blocks(start, start + sum(map(len, targets))), b"\0")

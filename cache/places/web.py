@@ -178,12 +178,10 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
     def __reduce__(self) -> tuple[Any, ...]:
         return WebPlace.at, (self.shown,)
 
-    def child(self, name: str) -> WebPlace:
-        """See `Place`."""
+    def __truediv__(self, name: str) -> WebPlace:
         return WebPlace(self.store, f"{self.prefix}{name}/", f"{self.shown}/{name}", self._catalogue)
 
     def listing(self) -> Mapping[str, int]:
-        """See `ListedPlace`."""
         return self._catalogue.sizes()
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
@@ -191,7 +189,6 @@ class WebPlace(ReadOnlyPlace, ListedPlace, ObjectPlace):
         return _WebFile(self.store, self.prefix + name, self.show(name), num_bytes)
 
     def check_writable(self) -> NoReturn:
-        """See `Place`."""
         raise BadInput(f"{self.shown}: a web server is only read from; write to a folder or a bucket")
 
 

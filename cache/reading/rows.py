@@ -103,7 +103,7 @@ class RowReader:
         """Every file of the first views by its name, with what is committed of it."""
         for view in range(min(num_views, self.num_views)):
             entries = self.manifest.view(view)
-            for shard in range(-(-self.num_samples // self.rows_per_shard)):
+            for shard in range(self.manifest.metadata.num_shards):
                 yield self.array.file(view, shard), entries.file(shard, self.array.path)
 
     def check_bounds(self, sample: int, view: int) -> None:
@@ -207,24 +207,20 @@ class RowReader:
         Raises:
             CorruptFile: its file cannot be read, has another size, or fails its checksum.
         """
-        first = shard * self.rows_per_shard
-        count = min(self.rows_per_shard, self.num_samples - first)
+        samples = self.manifest.metadata.rows(shard)
         if self.array.sharded:
-            return np.stack([self.read(first + row, view) for row in range(count)])
-        self._check_committed(first if sample is None else sample, view, shard)
+            return np.stack([self.read(one, view) for one in samples])
+        self._check_committed(samples.start if sample is None else sample, view, shard)
         name = self.array.file(view, shard)
         path = self.place.show(name)
-        try:
-            raw = self.place.read(name, self.array.file_bytes(count, self.rows_per_shard))
-        except OSError as error:
-            raise CorruptFile(path, f"it cannot be read: {error}") from error
+        raw = self.place.read_committed(name, self.array.file_bytes(len(samples), self.rows_per_shard))
         data, crc = raw[:-CRC_BYTES], raw[-CRC_BYTES:]
         if len(data) != self._row_bytes * self.rows_per_shard:
             raise CorruptFile(path, f"it has {len(raw)} bytes")
         if not matches(data, crc):
             raise CorruptFile(path, "it fails its crc32c")
         rows = np.frombuffer(data, np.dtype(self.array.dtype).newbyteorder("<"))
-        return rows.reshape(self.rows_per_shard, *self.array.row_shape)[:count].astype(self.array.dtype)
+        return rows.reshape(self.rows_per_shard, *self.array.row_shape)[: len(samples)].astype(self.array.dtype)
 
     def _check_committed(self, sample: int, view: int, shard: int) -> None:
         if not self.manifest.is_committed(view, shard):
@@ -285,6 +281,6 @@ class RowReader:
     def _is_as_laid_out(self, index: Array, shard: int) -> bool:
         if self._coder is not None:
             return False
-        count = min(self.rows_per_shard, self.num_samples - shard * self.rows_per_shard)
+        count = len(self.manifest.metadata.rows(shard))
         starts = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
         return bool((index[:count, 0] == starts).all() and (index[:count, 1] == self._row_bytes + CRC_BYTES).all())

@@ -31,17 +31,10 @@ class SourceWriter:
     def __init__(self, store: Store, helps: bool = False) -> None:
         self.store = store
         self._manifest = store.part(SOURCE)
+        self.pending = self._manifest.pending  # the (view, shard) of so many views that are not committed
         if not helps:
             with store.lock(SOURCE):
                 clean_part(store, self._manifest)
-
-    def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order.
-
-        Raises:
-            CorruptFile: a manifest file is damaged.
-        """
-        return self._manifest.pending(num_views)
 
     def write_shard(
         self,

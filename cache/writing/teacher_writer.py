@@ -93,6 +93,7 @@ class TeacherWriter:
             raise BadInput(f"teacher {self.name}: levels {numbers} are not one or more different ones")
         self._part = teacher_part(self.name)
         self._manifest = store.part(self._part)
+        self.pending = self._manifest.pending  # the (view, shard) of so many views that are not committed
         asked = {
             "format": FORMAT_VERSION,
             "provenance": to_plain(f"provenance of {self.name}", provenance),
@@ -189,14 +190,6 @@ class TeacherWriter:
 
     # -- shards -----------------------------------------------------------------------------------
 
-    def pending(self, num_views: int) -> list[tuple[int, int]]:
-        """The (view, shard) of the first `num_views` views that are not committed, in order.
-
-        Raises:
-            CorruptFile: a manifest file is damaged.
-        """
-        return self._manifest.pending(num_views)
-
     def write_shard(self, view: int, shard: int, levels: Sequence[Array]) -> dict[str, int]:
         """Encode, write and commit one shard; returns when it is durable.
 
@@ -205,11 +198,7 @@ class TeacherWriter:
             levels: float32 (n, h, w, C) for the shard's n rows, a level each, in the order of `self.levels`;
                 (n, 1, P, C) for prefix tokens.
 
-        Returns:
-            array of a level -> how many values were clipped (always 0 for float codecs).
-
-        Raises:
-            as `encode` and `write_encoded`.
+        Returns what `write_encoded` does, and raises what that and `encode` do.
         """
         return self.write_encoded(view, shard, [self.encode(view, self.store.spec.rows(shard), levels)])
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands.options import JSON, show
+from pipeline.commands.options import JSON, PATH, show
 
 
 @click.command()
-@click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("truths", type=click.Path(path_type=Path))
+@click.argument("predictions", type=PATH)
+@click.argument("truths", type=PATH)
 @click.option(
     "--max-dist",
     type=click.FloatRange(0, 1, min_open=True),
@@ -27,12 +28,12 @@ from pipeline.commands.options import JSON, show
     show_default=True,
     help="Number of thresholds N, at k/(N+1) for k = 1..N.",
 )
-@click.option("--nms", is_flag=True, help="Non-maximum suppression before thinning, as published scores have it.")
+@click.option(
+    "--nms", "suppress", is_flag=True, help="Non-maximum suppression before thinning, as published scores have it."
+)
 @click.option("--workers", type=click.IntRange(1), help="Images scored side by side; all cores when absent.")
 @JSON
-def boundary(
-    predictions: Path, truths: Path, max_dist: float, thresholds: int, nms: bool, workers: int | None, as_json: bool
-) -> None:
+def boundary(predictions: Path, truths: Path, as_json: bool, **options: Any) -> None:
     """Score the boundary maps of folder PREDICTIONS against the annotations of folder TRUTHS, as BSDS does.
 
     Predictions are 8-bit grey PNGs, NAME.png, 255 being 1. Annotations are PNGs of the same names (boundaries where
@@ -40,5 +41,4 @@ def boundary(
     """
     from pipeline.boundary_scores import BoundaryRequest, score_folders, scores_text
 
-    request = BoundaryRequest(max_dist, thresholds, nms, workers)
-    show(score_folders(predictions, truths, request), as_json, scores_text)
+    show(score_folders(predictions, truths, BoundaryRequest(**options)), as_json, scores_text)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, IMAGES, JSON, OUT, PLACES, SET, WHERE, numbers, show
+from pipeline.commands.options import CODE, DRY, IMAGES, JSON, OUT, PATH, PLACES, SET, WHERE, numbers, show
 from pipeline.errors import UserError
 
 _OPTIONS = (
@@ -18,7 +18,7 @@ _OPTIONS = (
     ),
     click.option("--dataset", default="rooms", show_default=True, help="A data set of docs/datasets.md."),
     click.option("--split", default="train", show_default=True, help="Split of the data set."),
-    click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one."),
+    click.option("--root", type=PATH, help="Folder of the data set, where it has one."),
     IMAGES,
     click.option("--size", help="S or HxW in px; the data set's own when absent."),
     click.option(
@@ -61,7 +61,7 @@ _OPTIONS = (
     ),
     click.option(
         "--weights",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE[::KEY]",
         help="The teacher's weights (.safetensors or .pth), under any wrapper or prefix; KEY says which.",
     ),

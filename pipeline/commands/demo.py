@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, show
+from pipeline.commands.options import JSON, PATH, show
 
 
 @click.command()
-@click.option("--out", "folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where the demo lives.")
+@click.option("--out", "folder", type=PATH, default=Path("demo"), help="Where the demo lives.")
 @click.option("--small", is_flag=True, help="A trial of every step: seconds, not minutes; its scores mean nothing.")
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Teachers, then runs, side by side."

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands.options import DRY, JSON, RUNS, show
+from pipeline.commands.options import DRY, JSON, PATH, RUNS, asking, show
 
 
 @click.command()
 @click.argument("run", metavar="RUN_OR_FOLDER_OR_HUB_ID")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option("--onnx", is_flag=True, help="Write model.onnx, too: pixels in, raw outputs out, any batch.")
 @click.option("--torch-export", is_flag=True, help="Write model.pt2, too: a torch.export program.")
 @click.option(
     "--size", metavar="HxW", help="Size of images for --onnx and --torch-export; by default that of the training views."
 )
 @click.option("--half", is_flag=True, help="Keep the weights as fp16: half the bytes. Computing stays in fp32.")
-@click.option("--push", "model_id", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
+@click.option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face hub, too.")
 @click.option("--public", is_flag=True, help="If --push makes a repository, make it public, not private.")
 @click.option(
     "--licence",
@@ -30,46 +29,18 @@ from pipeline.commands.options import DRY, JSON, RUNS, show
 @click.option("--yes", is_flag=True, help="Do not ask where --licence allows more than the teachers' licences.")
 @RUNS
 @JSON
-def export(
-    run: str,
-    out: Path,
-    onnx: bool,
-    torch_export: bool,
-    size: str | None,
-    half: bool,
-    model_id: str | None,
-    public: bool,
-    licence: str | None,
-    yes: bool,
-    runs: Path,
-    as_json: bool,
-) -> None:
+def export(run: str, out: Path, yes: bool, as_json: bool, **options: Any) -> None:
     """Write a trained student as a folder that `Student.from_pretrained` and `sak predict` load."""
     from pipeline import api
 
-    def confirm(question: str) -> bool:
-        return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
-
-    result = api.export(
-        run,
-        out,
-        onnx=onnx,
-        torch_export=torch_export,
-        size=size,
-        half=half,
-        push=model_id,
-        public=public,
-        licence=licence,
-        confirm=confirm,
-        runs=runs,
-    )
+    result = api.export(run, out, confirm=asking(yes), **options)
     show(result, as_json, lambda r: r.get("pushed", r["folder"]))
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, metavar="RUN_OR_FOLDER_OR_HUB_ID", help="A run, an exported folder, a hub id.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
+@click.option("--out", type=PATH, required=True, help="Folder for the pictures.")
 @click.option(
     "--size", type=click.IntRange(8), help="Longer side, px, that larger images are scaled down to before predicting."
 )
@@ -83,26 +54,12 @@ def export(
 @RUNS
 @DRY
 @JSON
-def predict(
-    sources: tuple[Path, ...],
-    model: str,
-    out: Path,
-    size: int | None,
-    tile: int | None,
-    every: int,
-    raw: bool,
-    batch_size: int,
-    overwrite: bool,
-    runs: Path,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def predict(sources: tuple[Path, ...], model: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
     from pipeline import api
     from pipeline.prediction.predict import predict_text
 
-    settings = {"size": size, "tile": tile, "raw": raw, "batch_size": batch_size, "overwrite": overwrite}
-    result = api.predict(sources, model, out, every=every, runs=runs, dry_run=dry_run, **settings)
+    result = api.predict(sources, model, out, dry_run=dry_run, **options)
     show(result, as_json, _would if dry_run else predict_text)
 
 

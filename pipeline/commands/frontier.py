@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, show
+from pipeline.commands.options import JSON, PATH, show
 
 
 @click.command()
@@ -29,7 +29,7 @@ from pipeline.commands.options import JSON, show
     help="Token cosine for codecs with a rate; several are gone through.",
 )
 @click.option("--probes", is_flag=True, help="Tell what tasks lose, by linear heads on a labelled cache's levels.")
-@click.option("--save", type=click.Path(path_type=Path), help="Folder for every setting's coded and decoded rows.")
+@click.option("--save", type=PATH, help="Folder for every setting's coded and decoded rows.")
 @JSON
 def frontier(
     sources: tuple[Path, ...],

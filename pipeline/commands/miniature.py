@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, show
-from pipeline.errors import UserError
+from pipeline.commands.options import JSON, PATH, show
 
 
 @click.group()
@@ -18,11 +17,7 @@ def miniature() -> None:
 @miniature.command("train")
 @click.argument("name")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/miniatures"),
-    show_default=True,
-    help="Folder for weights, card and log.",
+    "--out", type=PATH, default=Path("runs/miniatures"), show_default=True, help="Folder for weights, card and log."
 )
 @click.option("--steps", type=click.IntRange(1), help="Length of the run; by default as the weights that ship.")
 @click.option(
@@ -32,21 +27,13 @@ def miniature_train(name: str, out: Path, steps: int | None, num_scenes: int) ->
     """Train a miniature teacher or the stem, mini-vit, again, from rendered scenes; goes on where it stopped."""
     from pipeline.console import say
     from pipeline.miniature.trainer import train
-    from sak_common.names import unknown
-    from sak_core.miniature.network import SHIPPED
 
-    if name not in SHIPPED:
-        raise UserError(unknown("miniature", name, SHIPPED))
     print(train(name, out, num_scenes=num_scenes, num_steps=steps, report=say))
 
 
 @miniature.command("probe")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/miniatures/probe"),
-    show_default=True,
-    help="Folder for the scores.",
+    "--out", type=PATH, default=Path("runs/miniatures/probe"), show_default=True, help="Folder for the scores."
 )
 @JSON
 def miniature_probe(out: Path, as_json: bool) -> None:

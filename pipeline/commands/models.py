@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import JSON, PLACES, RUNS, SET, show
+from pipeline.commands.options import JSON, PATH, PLACES, RUNS, SET, show
 
 if TYPE_CHECKING:
     from pipeline.recipes.config import Stage
@@ -44,8 +44,8 @@ def params(
 
 
 @click.command("import-reference")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
+@click.argument("out", type=PATH)
 @click.option("--size", metavar="HxW", help="Image size of the position embedding, where its length does not tell.")
 @JSON
 def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: bool) -> None:
@@ -58,8 +58,8 @@ def import_reference(checkpoint: Path, out: Path, size: str | None, as_json: boo
 
 
 @click.command("export-reference")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
+@click.argument("out", type=PATH)
 @RUNS
 @JSON
 def export_reference(run: Path, out: Path, runs: Path, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ class Where(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """See click."""
         return value if isinstance(value, Path) or "://" in value else Path(value)
 
 
 WHERE = Where()
+PATH = click.Path(path_type=Path)
 
 OUT = click.option(
     "--out",
@@ -38,7 +39,7 @@ PLACES = click.option(
     default=("features",),
     help="Folder of the caches, or an address such as s3://bucket/features; several, each teacher read where it is.",
 )
-RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+RUNS = click.option("--runs", type=PATH, default=Path("runs"), help="Folder of the runs.")
 ROOTS = click.option(
     "--root",
     "roots",
@@ -79,6 +80,11 @@ CODE = click.option(
     help="Let teachers of your own, module:build or package.module:build, be imported and run.",
 )
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
+
+
+def asking(yes: bool) -> Callable[[str], bool]:
+    """Asks a question on a terminal: whether the answer is yes, which `yes` says beforehand."""
+    return lambda question: yes or (sys.stdin.isatty() and click.confirm(question, err=True))
 
 
 def numbers(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands.options import DRY, JSON, WHERE, show
+from pipeline.commands.options import DRY, JSON, PATH, WHERE, asking, show
 
 
 @click.command()
@@ -19,13 +20,7 @@ from pipeline.commands.options import DRY, JSON, WHERE, show
 @DRY
 @JSON
 def publish(
-    stores: tuple[Path | str, ...],
-    target: Path | str,
-    without_pixels: bool,
-    data_licence: str | None,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
+    stores: tuple[Path | str, ...], target: Path | str, without_pixels: bool, yes: bool, as_json: bool, **options: Any
 ) -> None:
     """Copy STORES, stores or folders of stores, to where others read them: TARGET, a folder or an address.
 
@@ -35,18 +30,13 @@ def publish(
     from pipeline import api
     from pipeline.maintenance.publish import publish_text
 
-    def confirm(question: str) -> bool:
-        return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
-
-    result = api.publish(
-        stores, target, pixels=not without_pixels, data_licence=data_licence, confirm=confirm, dry_run=dry_run
-    )
+    result = api.publish(stores, target, pixels=not without_pixels, confirm=asking(yes), **options)
     show(result, as_json, publish_text)
 
 
 @click.command()
 @click.argument("features", type=WHERE)
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data set, where it has one.")
+@click.option("--root", type=PATH, help="Folder of the data set, where it has one.")
 @click.option("--out", type=WHERE, help="Folder of caches for the whole stores; by default they stay where they are.")
 @JSON
 def join(features: Path | str, root: Path | None, out: Path | str | None, as_json: bool) -> None:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, RUNS, WHERE, show
+from pipeline.commands.options import JSON, PATH, RUNS, WHERE, show
 
 
 @click.command()
-@click.argument("names", metavar="STUDY_OR_RUNS...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page's file."
-)
+@click.argument("names", metavar="STUDY_OR_RUNS...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, default=Path("report.html"), show_default=True, help="The page's file.")
 @click.option(
     "--features",
     "places",
@@ -39,7 +37,7 @@ def report(
 
 
 @click.command()
-@click.argument("names", metavar="STUDY_OR_RUNS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("names", metavar="STUDY_OR_RUNS...", nargs=-1, required=True, type=PATH)
 @click.option("--every", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Look once, and end.")
 @RUNS

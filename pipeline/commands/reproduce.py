@@ -7,32 +7,20 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import JSON, show
+from pipeline.commands.options import JSON, PATH, show
 
 
 @click.command()
 @click.argument("studies", nargs=-1)
 @click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path("reproduction"),
-    show_default=True,
-    help="Folder of the caches and runs.",
+    "--folder", type=PATH, default=Path("reproduction"), show_default=True, help="Folder of the caches and runs."
 )
-@click.option(
-    "--docs",
-    type=click.Path(path_type=Path),
-    default=Path("docs/reproduction"),
-    show_default=True,
-    help="Folder for the records.",
-)
+@click.option("--docs", type=PATH, default=Path("docs/reproduction"), show_default=True, help="Folder for the records.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs side by side.")
 @click.option("--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs a worker, on one read.")
 @click.option("--small", is_flag=True, help="A trial of every step in seconds; its numbers mean nothing.")
 @JSON
-def reproduce(
-    studies: tuple[str, ...], folder: Path, docs: Path, workers: int, share_reads: int, small: bool, as_json: bool
-) -> None:
+def reproduce(studies: tuple[str, ...], folder: Path, docs: Path, as_json: bool, **options: Any) -> None:
     """Run the published STUDIES again, all by default: claim, parts, views, scale, rivals, proxy.
 
     Caches and runs lie below --folder; tables, JSON and a report of each go to --docs. What is interrupted goes on with
@@ -45,7 +33,7 @@ def reproduce(
     def text(found: list[dict[str, Any]]) -> str:
         return "\n".join(page(one) for one in found)
 
-    found = run(studies, folder, docs, workers=workers, share_reads=share_reads, small=small)
+    found = run(studies, folder, docs, **options)
     for one in found:
         name = one["study"]["name"]
         api.report(folder / "runs" / name, to=docs / f"{name}.html", out=folder / "features", runs=folder / "runs")

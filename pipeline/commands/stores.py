@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands.options import CODE, DRY, JSON, WEIGHTS, WHERE, paths_by_name, show
+from pipeline.commands.options import CODE, DRY, JSON, PATH, WEIGHTS, WHERE, paths_by_name, show
 
-ROOT = click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the data set, for damaged pixels and labels."
-)
+ROOT = click.option("--root", type=PATH, help="Folder of the data set, for damaged pixels and labels.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="Where teachers run.")
 
 
@@ -35,19 +34,11 @@ def info(store: Path | str, as_json: bool) -> None:
 @DEVICE
 @CODE
 @JSON
-def verify(
-    store: Path | str,
-    live: int | None,
-    probes: Path | str | None,
-    weights: tuple[str, ...],
-    device: str,
-    allow_code: bool,
-    as_json: bool,
-) -> None:
+def verify(store: Path | str, weights: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Check every digest and checksum of STORE; exit code 1 if anything is wrong."""
     from pipeline.maintenance import inspect
 
-    result = inspect.verify(store, live or 0, paths_by_name(weights), device, allow_code, probes)
+    result = inspect.verify(store, weights=paths_by_name(weights), **options)
     show(result, as_json, inspect.verify_text)
     if not inspect.is_well(result):
         sys.exit(1)
@@ -61,19 +52,11 @@ def verify(
 @CODE
 @DRY
 @JSON
-def repair(
-    store: Path | str,
-    root: Path | None,
-    weights: tuple[str, ...],
-    device: str,
-    allow_code: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def repair(store: Path | str, weights: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Make again what is damaged in STORE, byte for byte; exit code 1 if something cannot be."""
     from pipeline.maintenance.repair import RepairRequest, repair_store, repair_text
 
-    result = repair_store(store, RepairRequest(root, paths_by_name(weights), device, allow_code, dry_run))
+    result = repair_store(store, RepairRequest(weights=paths_by_name(weights), **options))
     show(result, as_json, repair_text)
     if result["left"]:
         sys.exit(1)

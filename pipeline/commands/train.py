@@ -26,7 +26,7 @@ from pipeline.commands.options import (
 )
 from pipeline.console import red
 from pipeline.errors import UserError
-from pipeline.results import RunResult, ScoreResult, Training, scores_text
+from pipeline.results import RunResult, ScoreResult, Training, score_lines
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _show_plan(asked: Training, as_json: bool) -> None:
 
 def _scored(made: RunResult | ScoreResult) -> str:
     """A line a task, and the run's folder."""
-    return "\n".join(filter(None, [scores_text(made.scores), str(made.path)]))
+    return "\n".join([*score_lines(made.scores), str(made.path)])
 
 
 @click.command()

@@ -53,7 +53,7 @@ class Problem:
 
 def check_dataset(
     name: str,
-    root: Path | None,
+    root: Path | None = None,
     splits: Sequence[str] = (),
     limit: int | None = None,
     sheet: Path | None = None,
@@ -142,9 +142,9 @@ def _left(opened: Iterable[Dataset]) -> dict[str, int]:
 
 def _are_the_same(one: Dataset, other: Dataset) -> bool:
     """Whether two unlabelled splits are the same images under two names. Ids alone may be row numbers."""
-    if one.tasks or len(one.ids) != len(other.ids):
+    if one.tasks or list(one.ids) != list(other.ids):
         return False
-    return list(one.ids) == list(other.ids) and list(one.fingerprints) == list(other.fingerprints)
+    return list(one.fingerprints) == list(other.fingerprints)
 
 
 def _described_splits(root: Path | None) -> tuple[str, ...]:

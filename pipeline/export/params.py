@@ -12,7 +12,7 @@ from pipeline import runs
 from pipeline.console import say, table
 from pipeline.errors import UserError
 from pipeline.recipes.arms import SINGLE_TASK, find_arm, model_of, parts_read, teachers_built
-from pipeline.recipes.config import Recipe, Stage, load_recipe, recipe_stages
+from pipeline.recipes.config import Recipe, Stage, load_recipe, some_stages
 from pipeline.recipes.stores import parse_size, store_tasks, training_store
 from pipeline.runs import lineage
 from sak_common.names import part_name, unknown
@@ -50,7 +50,7 @@ def recipe_parameters(name: str, stage: Stage | None, overrides: dict[str, Any],
     Raises:
         UserError: neither says; the cache to make is named.
     """
-    recipe = _load(name, stage, overrides)
+    recipe = load_recipe(name, stage or some_stages(name)[-1], overrides)
     if find_arm(recipe.arm).derived:
         raise UserError(f"arm {recipe.arm} has no parameters of its own")
     try:
@@ -119,10 +119,3 @@ def _counted(model: nn.Module, trains: str) -> dict[str, Any]:
     freeze(model, trains)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {**count_parameters(model), "trained": learn}
-
-
-def _load(name: str, stage: Stage | None, overrides: dict[str, Any]) -> Recipe:
-    stages = recipe_stages(name)
-    if not stages:
-        raise UserError(f"recipe {name!r} describes no stage")
-    return load_recipe(name, stage or stages[-1], overrides)

@@ -19,6 +19,7 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from sak_common.extras import how_to_install
 from sak_core.student.pretrained import Student
+from sak_core.weights.hub import quiet
 
 OPSET = 20
 TOLERANCE = 1e-3
@@ -168,11 +169,6 @@ def _check(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' accounts of themselves, which would also land on stdout."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with quiet(logging.WARNING), warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield

@@ -132,18 +132,14 @@ def _check_disk(
 
 def _is_measurable(request: CacheRequest, teachers: Sequence[RunningTeacher] | Sequence[Described]) -> bool:
     """Whether a few rows tell what coding leaves: not where it hangs on a promise about tasks."""
-    return is_coded(teachers) and not request.options.promised
+    is_coded = any(get_codec(level.codec).coder is not None for teacher in teachers for level in teacher.levels)
+    return is_coded and not request.options.promised
 
 
 def _measure(request: CacheRequest, teachers: Sequence[RunningTeacher]) -> Mapping[str, TeacherSample]:
     from pipeline.extraction.sampling import measure_teachers
 
     return measure_teachers(request, source_spec(request.source.open(), request.source), teachers)
-
-
-def is_coded(teachers: Sequence[RunningTeacher] | Sequence[Described]) -> bool:
-    """Whether the bytes of some level can only be told by coding it."""
-    return any(get_codec(level.codec).coder is not None for teacher in teachers for level in teacher.levels)
 
 
 def _calibration_samples(spec: SourceSpec) -> list[int]:
@@ -267,7 +263,7 @@ def dry_run(request: CacheRequest) -> dict[str, Any]:
 def summary(request: CacheRequest, spec: SourceSpec, amounts: Sequence[PartAmount]) -> dict[str, Any]:
     """What a run of `request` would write, beside what the disk has free, JSON-able."""
     return {
-        "store": as_place(request.features).child(spec.store_name).shown,
+        "store": (as_place(request.features) / spec.store_name).shown,
         "rows": spec.num_samples * request.views,
         "views": request.views,
         "teachers": list(request.teachers),

@@ -97,7 +97,6 @@ class Setup(WorkerPlugin):
         self.is_child = is_child
 
     def setup(self, worker: Any) -> None:
-        """See distributed."""
         silence()
         if self.is_child:
             start_worker()

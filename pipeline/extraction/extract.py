@@ -101,7 +101,8 @@ def extract(source: Source, running: RunningTeacher) -> Timing | None:
         say(f"{request.name}: at most {amount(memory_bytes(store.spec, running))} of pixels and features in memory")
         if writer.calibration() is None:
             writer.write_calibration(calibration or calibrate_and_probe(store, running, source.validity()))
-            say_losses(store, writer.name)
+            for task, loss in kept_losses(store, writer.name).items():
+                say(f"{writer.name}: {task} {loss}")
         writer.ensure_views(source.num_views)  # here, by the thread that holds the lock: shards are written by another
         timing = write_shards(source, writer, running, [place for place in source.order if place in left])
     running.teacher.to("cpu")
@@ -150,12 +151,6 @@ def keep_promise(store: Store, running: RunningTeacher, valid: Validity) -> tupl
     return running, arrays | _probes(running, probing, arrays)
 
 
-def say_losses(store: Store, teacher: str) -> None:
-    """Say what tasks lose to the teacher's codec, where it has probes."""
-    for task, loss in kept_losses(store, teacher).items():
-        say(f"{teacher}: {task} {loss}")
-
-
 def _probing(store: Store, running: RunningTeacher, valid: Validity | None) -> Probing:
     rows = labelled_rows(running.request.probes or "own", store, valid)
     return probe_teacher(rows, running.forward, running.levels, running.request.batch_size)
@@ -176,8 +171,7 @@ def _observed(store: Store, running: RunningTeacher, valid: Validity | None) -> 
         for rows, use in ((fitted, calibrator.fit), (measured, calibrator.measure)):
             for start in range(0, len(rows), request.batch_size):
                 chosen = rows[start : start + request.batch_size]
-                pixels = np.stack([store.pixels[int(sample), 0] for sample in chosen])
-                features = running.forward(pixels)
+                features = running.forward(store.pixels[chosen, 0])
                 for level, maps in zip(running.levels, features, strict=True):
                     check_storable(store, running.provenance["name"], 0, chosen, level, maps)
                 use(features)

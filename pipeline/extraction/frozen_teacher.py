@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.recipes.config import load_recipe, recipe_stages
+from pipeline.recipes.config import load_recipe, some_stages
 from pipeline.recipes.frozen import PREFIXES, STEM, frozen_digest
 from pipeline.runs import lineage
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, freeze, prefix_as_map
@@ -124,10 +124,7 @@ def _of_recipe(name: str, size: tuple[int, int]) -> StudentNetwork:
     """The stem of a recipe before any training; teachers and tasks have no part in it."""
     from pipeline.recipes.arms import initialize, stem_of
 
-    stages = recipe_stages(name)
-    if not stages:
-        raise UserError(f"recipe {name!r} describes no stage")
-    recipe = load_recipe(name, stages[0])
+    recipe = load_recipe(name, some_stages(name)[0])
     student = stem_of(recipe, size)
     initialize(recipe, student)
     return student

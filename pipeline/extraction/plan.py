@@ -270,9 +270,6 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     if not plan["fits"]:
         lines += [f"would fit: {p['change']} ({amount(p['pending_bytes'])}; {p['cost']})" for p in plan["proposals"]]
-        lines += (
-            []
-            if plan["proposals"]
-            else ["no smaller views, codec or grid fits: take fewer samples (--limit) or another --out"]
-        )
+        if not plan["proposals"]:
+            lines.append("no smaller views, codec or grid fits: take fewer samples (--limit) or another --out")
     return "\n".join(lines)

@@ -31,6 +31,8 @@ from sak_core.tasks import Task as DatasetTask
 ROWS_PER_SHARD = 64
 ROWS_PER_BLOCK = 8
 """Samples that a decoding process takes at a time."""
+FEW_SHARDS = 8
+"""So many are decoded sooner than processes start."""
 MEMORY_BYTES = 2_000_000_000
 """Pixels and labels that preparing may hold at once. Where all pending views of a shard do not fit, it is decoded
 once for as many of them as do."""
@@ -249,9 +251,14 @@ def _prepare(
 
 
 def shards(
-    request: DatasetRequest, spec: SourceSpec, pending: Sequence[tuple[int, int]], decoders: int
+    request: DatasetRequest, spec: SourceSpec, pending: Sequence[tuple[int, int]], decoders: int | None = None
 ) -> Generator[tuple[int, list[Block]]]:
-    """Each shard's blocks, complete: of all its `pending` views together, or of as many as `MEMORY_BYTES` allows."""
+    """Each shard's blocks, complete: of all its `pending` views together, or of as many as `MEMORY_BYTES` allows.
+
+    decoders: processes; when None as many as there are cores, or this one for `FEW_SHARDS`.
+    """
+    if decoders is None:
+        decoders = num_decoders(None) if len(pending) > FEW_SHARDS else 0
     tasks = list(_tasks(spec, pending, decoders))
     with closing(make_blocks(request, spec, tasks, decoders)) as made:
         blocks: list[Block] = []

@@ -64,19 +64,15 @@ class LabelledRows:
         valid = store.valid(1) if valid is None else valid
         self.fit, self.scored = calibration_rows(valid, store.spec.seed, PROBE_ROWS)
 
-    def pixels(self, samples: Int64) -> Array:
-        """uint8 (n, H, W, 3)."""
-        return np.stack([self.store.pixels[int(sample), 0] for sample in samples])
-
     def label(self, task: Task, sample: int) -> Tensor:
         """As stored: (H, W) or (H, W, 3)."""
-        return torch.from_numpy(np.array(self.store.labels[task.name][int(sample), 0]))
+        return torch.from_numpy(self.store.labels[task.name][sample, 0])
 
     def scales(self, task: Task, sample: int) -> Tensor:
         """(1, 2) float64: how much larger than in its image the view shows things, along y and x."""
         if not are_scaled([task]):
             return torch.ones(1, 2, dtype=torch.float64)
-        boxes = np.array(self.store.views["box"][int(sample), 0], np.float32)[None]
+        boxes = self.store.views["box"][[sample], 0]
         return torch.from_numpy(view_scales(boxes, self.store.spec.size))
 
     def seen_label(self, task: Task, sample: int) -> Tensor:
@@ -227,7 +223,7 @@ def probe_teacher(
         def features(samples: Int64) -> Iterator[tuple[Int64, Sequence[Array]]]:
             for start in range(0, len(samples), batch_size):
                 chosen = samples[start : start + batch_size]
-                yield chosen, forward(rows.pixels(chosen))[:num_maps]
+                yield chosen, forward(rows.store.pixels[chosen, 0])[:num_maps]
                 advance(len(chosen))
 
         if kept is None:

@@ -22,7 +22,7 @@ from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.student_teacher import build_student_teacher
 from pipeline.machine import processor
 from pipeline.recipes.frozen import cached_name, is_output, is_own
-from pipeline.recipes.stores import REGISTERS, understood
+from pipeline.recipes.stores import REGISTERS, are_random, understood
 from sak_common.names import part_name
 from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers import build_teacher
@@ -258,7 +258,7 @@ def request_of(
             prefix=bool(provenance.get("prefix", False)),
             grid=None if provenance["grid"] == "native" else (provenance["grid"][0], provenance["grid"][1]),
             weights=weights,
-            random_weights=weights is None and teacher["weights"].startswith("random:"),
+            random_weights=weights is None and are_random(teacher["weights"]),
             allow_code=allow_code,
             device=device,
             precision=provenance["precision"],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.calibration.statistics import FittedTokens, calibration_rows, fit_level, level_constants
+from cache.calibration.statistics import FittedTokens, calibration_rows, fit_level
 from cache.codecs import Codec, Sample, Target, get_codec
 from cache.codecs.coders import get_coder
 from cache.codecs.fidelity import Fidelity, FidelityMeter
@@ -220,8 +220,8 @@ def _fit(
         target = fidelity
         for _ in range(4):
             done = fit_level(level, sample, Target(target, centred=False), statistics, lower)
-            constants = _constants(level, done, statistics)
-            decoded = _decoded(level, constants, _encoded(level, constants, source.report, below)[0], below)
+            coded, _ = _encoded(level, done.constants, source.report, below)
+            decoded = _decoded(level, done.constants, coded, below)
             meter = FidelityMeter(sample.mean)
             meter.update(source.report, decoded)
             missing = fidelity - meter.compute().cosine
@@ -230,11 +230,6 @@ def _fit(
             target = min(target + missing + 1e-6, 1 - 1e-7)
         fitted.append(done)
     return fitted
-
-
-def _constants(level: LevelSpec, done: FittedTokens, statistics: Mapping[str, Array]) -> dict[str, Array]:
-    named = {f"{level.array}/{name}": array for name, array in done.tables.items()}
-    return level_constants(level, {**statistics, **named})
 
 
 def _predicted(level: LevelSpec, constants: Mapping[str, Array], below: Array | None, rows: slice) -> Array:
@@ -298,7 +293,6 @@ def _report(
     decoded: Array | None = None
     maps: list[Array] = []
     for place, (level, source, sample, done) in enumerate(zip(levels, sources, samples, fitted, strict=True)):
-        constants = _constants(level, done, statistics)
         spec = ArraySpec(
             level.array,
             codec.stored_dtype,
@@ -310,14 +304,14 @@ def _report(
         )
         below, num_rows = decoded, len(source.report)
         started = time.process_time()
-        stored, num_clipped = _encoded(level, constants, source.report, below)
+        stored, num_clipped = _encoded(level, done.constants, source.report, below)
         clipped += num_clipped
         shard = b"".join(shard_buffers(spec, [stored], num_rows))
         encode_s += time.process_time() - started
         back, seconds = _read(spec, shard, num_rows)
         decode_s += seconds
         assert np.array_equal(back, stored), f"{setting}: decoded integers differ"
-        decoded = _decoded(level, constants, back, below)
+        decoded = _decoded(level, done.constants, back, below)
         if probing is not None:
             maps.append(decoded.reshape(-1, *source.grid, level.width))
         meter = FidelityMeter(sample.mean)

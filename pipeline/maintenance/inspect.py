@@ -242,7 +242,7 @@ def problem_dict(problem: Problem) -> dict[str, Any]:
 
 def verify(
     path: Path | str,
-    live: int = 0,
+    live: int | None = None,
     weights: Mapping[str, Path] | None = None,
     device: str = "auto",
     allow_code: bool = False,
@@ -256,17 +256,18 @@ def verify(
     result: dict[str, Any] = {"store": str(path)}
     path = pinned(path)
     problems = result["problems"] = [problem_dict(problem) for problem in find_problems(path)]
-    if not problems and (left_out := Store.open(path).left_out):
-        result["left_out"] = sorted(left_out)
-    if live and not problems:
+    if problems:
+        return result
+    store = Store.open(path)
+    if store.left_out:
+        result["left_out"] = sorted(store.left_out)
+    if live:
         from pipeline.maintenance.recheck import recheck
 
-        store = Store.open(path)
         result["live"] = recheck(store, live, weights_of(store, weights or {}), device, allow_code)
-    if probes and not problems:
+    if probes:
         from pipeline.maintenance.task_losses import task_losses
 
-        store = Store.open(path)
         result["probes"] = task_losses(store, probes, weights_of(store, weights or {}), device, allow_code)
     return result
 

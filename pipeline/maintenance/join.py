@@ -22,7 +22,7 @@ from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.amounts import check_disk
 from pipeline.extraction.prepare import shards, source_spec
-from pipeline.extraction.samples import Block, DatasetRequest, num_decoders
+from pipeline.extraction.samples import Block, DatasetRequest
 from pipeline.extraction.samples import join as joined
 from pipeline.extraction.unchanged import open_again
 from pipeline.maintenance.copy_caches import make_copies, stores_at
@@ -30,8 +30,6 @@ from pipeline.maintenance.store_card import carry_card
 from sak_common.differences import first_difference
 from sak_core.interfaces.dataset import Dataset, FirstSamples
 
-_FEW_SHARDS = 8
-"""So many are decoded sooner than processes start."""
 _MOST_SHOWN = 20
 """Images that `join_text` lists."""
 
@@ -166,9 +164,8 @@ def _render(store: Store, asked: DatasetRequest) -> tuple[int, dict[str, str], l
     todo = sorted(missing, key=lambda place: place[::-1])
     writer = SourceWriter(store)
     rows, images, files = 0, dict[str, str](), list[str]()
-    decoders = num_decoders(None) if len(todo) > _FEW_SHARDS else 0
     with progress(f"join {store.name}", len(todo), "shards") as advance:
-        for shard, blocks in shards(asked, store.spec, todo, decoders):
+        for shard, blocks in shards(asked, store.spec, todo):
             wrong = {name: why for block in blocks for name, why in _differing(store, block).items()}
             images |= wrong
             for view in blocks[0].task.views:

@@ -44,8 +44,7 @@ def recheck(
 
     Args:
         weights: teacher -> file, for teachers that were extracted with one.
-        device: where teachers run.
-        allow_code: whether teachers of a user's own module may run.
+        device, allow_code: as of `request_of`.
 
     Returns:
         teacher -> ``rows`` (sample, view), ``differences`` of provenance (field, stored, now), ``levels`` with token
@@ -53,11 +52,8 @@ def recheck(
     """
     rng = np.random.default_rng()
     given = weights or {}
-
-    def request(name: str) -> TeacherRequest:
-        return request_of(store.teacher(name).provenance, given.get(name), device, allow_code)
-
-    return {name: _teacher(store, name, num_rows, request(name), rng) for name in store.teachers}
+    asked = {n: request_of(store.teacher(n).provenance, given.get(n), device, allow_code) for n in store.teachers}
+    return {name: _teacher(store, name, num_rows, request, rng) for name, request in asked.items()}
 
 
 def _teacher(

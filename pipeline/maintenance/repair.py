@@ -22,16 +22,13 @@ from pipeline.advice import advised
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
 from pipeline.extraction.prepare import shards
-from pipeline.extraction.samples import join, num_decoders
+from pipeline.extraction.samples import join
 from pipeline.extraction.unchanged import unchanged_dataset
 from pipeline.maintenance.inspect import find_problems, problem_dict
 from pipeline.recipes.stores import weights_of
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
 from sak_core.errors import DatasetError
-
-_FEW_SHARDS = 8
-"""So many are decoded sooner than processes start."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,8 @@ def _remake_source(store: Store, damage: _Damage, request: RepairRequest) -> Non
     _forget(store, SOURCE, damage)
     writer = SourceWriter(store)
     todo = _todo(store, SOURCE, damage)
-    decoders = num_decoders(None) if len(todo) > _FEW_SHARDS else 0
     with progress("source, again", len(todo), "shards") as advance:
-        for shard, blocks in shards(asked, store.spec, todo, decoders):
+        for shard, blocks in shards(asked, store.spec, todo):
             invalid = {sample: why for block in blocks for sample, why in block.invalid.items()}
             for view in blocks[0].task.views:
                 writer.write_shard(view, shard, join(blocks, view), invalid)

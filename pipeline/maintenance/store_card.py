@@ -135,6 +135,7 @@ def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
     together = strictest(licences)
     samples = sum(store.spec.num_samples for store in stores)
     only = {licence for _, licence in licences}
+    teachers = sorted({name for store in stores for name in store.teachers})
     free = next(iter(only)).lower() if len(only) == 1 and {licence.lower() for licence in only} <= _ON_THE_HUB else None
     data = DatasetCardData(
         license=free or "other",
@@ -142,7 +143,7 @@ def store_card(place: Place, stores: Sequence[Store], terms: Mapping[str, DataTe
         pretty_name=", ".join(dict.fromkeys(f"{store.spec.dataset} {store.spec.split}" for store in stores)),
         size_categories=[next((words for most, words in _SIZES if samples < most), _LARGEST)],
         task_categories=["image-feature-extraction"],
-        tags=["knowledge-distillation", "features", "zarr", *_teachers(stores)],
+        tags=["knowledge-distillation", "features", "zarr", *teachers],
         viewer=False,  # nothing of it is a table
     )
     parts = [
@@ -199,10 +200,6 @@ def _text(place: Place, name: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _teachers(stores: Sequence[Store]) -> list[str]:
-    return sorted({name for store in stores for name in store.teachers})
 
 
 def _store(place: Place, store: Store) -> list[str]:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cache.errors import CacheError
 from cache.format.manifest import teacher_part
 from cache.format.spec import LevelSpec
@@ -86,5 +84,4 @@ def _decoded(
 ) -> list[Array]:
     if rows.store.place.shown != store.place.shown:
         return coded(maps_of(levels), store.calibration(name) or {}, probing.raw)
-    samples = [int(sample) for sample in probing.scored]
-    return [np.stack([store.features(name, level.level)[sample, 0] for sample in samples]) for level in maps_of(levels)]
+    return [store.features(name, level.level)[probing.scored, 0] for level in maps_of(levels)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +20,14 @@ from torch import Tensor
 
 from pipeline.console import spread, worker_pool
 from pipeline.miniature.head import outputs, train_head
-from sak_core.boundary import even_thresholds
+from pipeline.miniature.trainer import versions
+from pipeline.probes.losses import coarse_metric
 from sak_core.datasets import open_dataset
-from sak_core.metrics import BoundaryMetric
 from sak_core.miniature.network import MINIATURES, build_miniature
 from sak_core.tasks import Task
 
 UNTRAINED = "untrained"
 TOGETHER = "all three side by side"
-NUM_THRESHOLDS = 19
 CLEAR_LEAD = 2.0
 """Pooled standard deviations by which a teacher must lead to be called the best."""
 
@@ -145,11 +143,7 @@ def probe(
         "command": "sak miniature probe",
         "config": vars(config),
         "weights": used,
-        "versions": {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(sum(os.times()[:4]) - cpu_before, 1),
         "columns": [vars(column) for column in table],
@@ -240,9 +234,7 @@ def _score(folder: Path, tasks: Sequence[Task], config: ProbeConfig, job: tuple[
         labels = torch.from_numpy(np.load(folder / f"train-{task.name}.npy"))
         head = train_head(task, train, labels, num_epochs=config.num_epochs, seed=seed)
         predicted = outputs(head, test, (truth.shape[1], truth.shape[2]))
-        # A fifth of the benchmark's thresholds: they move odsF by less than the seeds do, and cost most of it.
-        coarse = BoundaryMetric(task.max_dist, even_thresholds(NUM_THRESHOLDS))
-        metric = coarse if task.kind == "boundary" else task.metric()
+        metric = coarse_metric(task)  # more thresholds move odsF by less than the seeds do, and cost most of it
         for output, label in zip(predicted, torch.split(truth, 50), strict=True):
             metric.update(output, label)
         found[task.name] = float(metric.compute()[task.score])

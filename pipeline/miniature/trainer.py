@@ -53,6 +53,11 @@ def learning_rate(config: MiniatureConfig, step: int, num_steps: int) -> float:
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def versions() -> dict[str, str]:
+    """Of what decides numbers."""
+    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
 class MiniatureTraining:
     """A miniature in training: network, objective, optimizer, step and CPU-seconds spent.
 
@@ -162,11 +167,7 @@ class MiniatureTraining:
             "num_images": self.step * self.config.batch_size,
             "training": asdict(self.config) | {"precision": "float32", "threads": torch.get_num_threads()},
             "scenes": {"dataset": "rooms"} | self.scenes.header,
-            "versions": {
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "command": f"sak miniature train {self.name}",
         }
         path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")

@@ -40,7 +40,7 @@ class Loss:
     @property
     def unit(self) -> str:
         """Of all of these numbers."""
-        return unit_of(self.score)
+        return _UNITS.get(_KIND_OF_SCORE[self.score].name, "points")
 
     def __str__(self) -> str:
         return (
@@ -68,8 +68,3 @@ class Loss:
             raise UserError(f"{score} {values.shape} is no score of a probe, raw and decoded")
         raw, decoded, loss, low, high, images = (float(value) for value in values)
         return cls(score, raw, decoded, loss, low, high, int(images))
-
-
-def unit_of(score: str) -> str:
-    """The unit of a kind's primary score."""
-    return _UNITS.get(_KIND_OF_SCORE[score].name, "points")

@@ -28,7 +28,7 @@ Images = Mapping[str, Tensor]
 """What a metric sums up, of each image by itself: name of the state -> (N, ...)."""
 
 
-def _metric(task: Task) -> TaskMetric:
+def coarse_metric(task: Task) -> TaskMetric:
     """The task's metric; of boundaries one with fewer thresholds, as each of them takes its time on each image."""
     if task.kind == "boundary":
         return BoundaryMetric(task.max_dist, even_thresholds(BOUNDARY_THRESHOLDS))
@@ -42,7 +42,7 @@ def image_sums(task: Task, outputs: Iterable[Tensor], labels: Iterable[Tensor]) 
         outputs: raw, (C, H, W) each.
         labels: (H, W) or (H, W, 3) each; both in the images' own units.
     """
-    metric = _metric(task)
+    metric = coarse_metric(task)
     rows: list[dict[str, Tensor]] = []
     for output, label in zip(outputs, labels, strict=True):
         if not is_labelled(task, label):
@@ -67,7 +67,7 @@ def num_images(images: Images) -> int:
 
 def scores(task: Task, images: Images, counts: Tensor) -> npt.NDArray[np.float64]:
     """The task's primary score (n,) over images that count so often, counts (n, N)."""
-    metric = _metric(task)
+    metric = coarse_metric(task)
     # whole numbers below 2^53 are exact in float64, whose product is the fast one
     sums = {name: torch.tensordot(counts.double(), state.double(), 1).to(state.dtype) for name, state in images.items()}
     found = np.empty(len(counts))

@@ -110,6 +110,11 @@ def teachers_read(recipe: Recipe) -> tuple[str, ...]:
     return recipe.teachers if needed else ()
 
 
+def features_read(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers whose cached features take the student's place, where the recipe's arm is of that kind."""
+    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
+
+
 def decoder_of(recipe: Recipe) -> DecoderConfig | None:
     """What decodes all tasks of a recipe together; None where each has a head.
 
@@ -300,18 +305,8 @@ def stem_of(recipe: Recipe, size: tuple[int, int]) -> StudentNetwork:
 
 
 def _stem_config(recipe: Recipe, size: tuple[int, int]) -> StemConfig:
-    options = recipe.student.stem
-    return StemConfig(
-        name=options.name,
-        image_size=size,
-        patch_size=options.patch_size,
-        width=options.width,
-        depth=options.depth,
-        heads=options.heads,
-        checkpointing=recipe.student.checkpointing,
-        class_token=options.class_token,
-        drop_path=options.drop_path,
-    )
+    options = recipe.student.stem.model_dump(exclude={"weights"})
+    return StemConfig(image_size=size, checkpointing=recipe.student.checkpointing, **options)
 
 
 def initialize(recipe: Recipe, model: nn.Module) -> None:

@@ -264,6 +264,13 @@ def recipe_stages(name: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage in table)
 
 
+def some_stages(name: str) -> tuple[Stage, ...]:
+    """As `recipe_stages`; raises `UserError` where there is none."""
+    if stages := recipe_stages(name):
+        return stages
+    raise UserError(f"recipe {name!r} describes no stage")
+
+
 def load_study(name: str) -> Study:
     """Read the study `name` (one that ships, or a path to a TOML file)."""
     path = _find(name, "recipes/studies", "study")

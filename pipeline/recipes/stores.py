@@ -227,11 +227,16 @@ def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
     return weights
 
 
+def are_random(weights: object) -> bool:
+    """Whether a teacher's `weights`, as a provenance names them, were never trained."""
+    return isinstance(weights, str) and weights.startswith("random:")
+
+
 def random_teachers(store: Store, teachers: Sequence[str]) -> list[str]:
     """Those of `teachers` whose cached features come from untrained weights; shown wherever they are used."""
     made = {name: store.teacher(name).provenance.get("teacher") for name in teachers}
     weights = {name: teacher.get("weights") for name, teacher in made.items() if isinstance(teacher, dict)}
-    return [name for name, told in weights.items() if isinstance(told, str) and told.startswith("random:")]
+    return [name for name, told in weights.items() if are_random(told)]
 
 
 def warn_of_random(what: str, teachers: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def answer_panel(found: StudyFacts) -> Panel:
         blocks += [Text(_winner(found, ranked), "lead"), _standings_table(found, ranked)]
         if len(ranked) > 2:
             blocks.append(_lead_table(ranked))
-    blocks += [Text(remark, "warning") for remark in found.remarks if remark]
+    blocks += [Text(remark, "warning") for remark in found.remarks]
     if found.scored and not why and len(ranked) > 1:
         blocks.append(_pareto(found, ranked))
     blocks.append(Text(_paid(reuse(found))))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.answer import comparison_cells
+from pipeline.report.answer import comparison_cells, comparison_columns
 from pipeline.report.comparison import gain_of, no_gain, standings, versus
 from pipeline.report.drawing import INK, QUIET, colour, css_colour, draw, glyph, heat, marker
 from pipeline.report.elements import (
@@ -158,8 +158,7 @@ def _dot_rows(axes: Axes, found: StudyFacts, task: TaskFacts) -> None:
 
 
 def _differences(found: StudyFacts) -> Table:
-    columns = [Column("arm", numeric=False), Column("task", numeric=False), Column("difference"), Column("from")]
-    columns += [Column("to"), Column("verdict", numeric=False)]
+    columns = [Column("arm", numeric=False), Column("task", numeric=False), *comparison_columns("difference")]
     rows = [
         [
             name(arm.label),
@@ -219,7 +218,12 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
     some = shares[np.ix_(present, present)]
     labels = [keys[place] for place in present]
     side = 90 + 27 * len(present)
-    svg = draw(f"confusion {task.name}", side, lambda axes: _shades(axes, some, labels), max(side + 30, 260))
+    svg = draw(
+        f"confusion {task.name}",
+        side,
+        lambda axes: heat(axes, some, labels, labels, 0, percent=True),
+        max(side + 30, 260),
+    )
     picture = Picture(
         f"Confusion of {task.name}: rows are the truth, shades are shares; the worst in the table", svg=svg
     )
@@ -231,10 +235,6 @@ def _confusion(run: RunFacts, task: TaskFacts, details: Mapping[str, Any]) -> Bl
         [picture],
         table,
     )
-
-
-def _shades(axes: Axes, shares: Any, labels: Sequence[str]) -> None:
-    heat(axes, shares, labels, labels, 0, percent=True)
 
 
 def _image_scores(arms: Sequence[ArmFacts], task: TaskFacts) -> dict[str, dict[str, float]]:

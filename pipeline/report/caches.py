@@ -60,9 +60,8 @@ def _together(one: CacheFacts | None, other: CacheFacts) -> CacheFacts:
 def _named(run: RunFacts) -> Iterator[str]:
     """The caches that a run's results and scores name."""
     yield from run.results.get("caches", ())
-    yield from run.results.get("made_from", {}).get("caches", {})
-    if run.on is not None:
-        yield from run.on.made_from.get("caches", {})
+    for origin in run.origins:
+        yield from origin.get("caches", {})
 
 
 def _asked(data: Mapping[str, Any]) -> tuple[str, str, str]:

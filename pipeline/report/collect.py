@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.recipes.config import load_study, recipe_names
+from pipeline.recipes.config import STAGES, load_study, recipe_names
 from pipeline.recipes.stores import parse_size
 from pipeline.report.caches import caches_read
 from pipeline.report.facts import ArmFacts, RunFacts, StudyFacts, TaskFacts
@@ -21,8 +21,6 @@ from pipeline.studies.jobs import PLAN
 from pipeline.studies.study_table import CONSTANT
 from sak_common.names import part_name, unknown
 from sak_core.tasks import KINDS
-
-STAGES = ("distill", "finetune")
 
 
 def collect(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from pipeline.console import duration
-from pipeline.report.costs import arm_cost, reuse
+from pipeline.report.costs import Reuse, arm_cost, reuse
 from pipeline.report.drawing import colour, css_colour, draw
 from pipeline.report.elements import (
     Block,
@@ -38,7 +38,7 @@ def cost_panel(found: StudyFacts) -> Panel:
     blocks: list[Block] = [_training(found), _steps(found)]
     saved = reuse(found)
     if saved:
-        blocks.append(_reuse_table(found))
+        blocks.append(_reuse_table(saved))
     if found.caches:
         blocks += [_caches(found), _teachers(found), *_waits(found)]
     else:
@@ -155,9 +155,7 @@ def _bars(axes: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_axisbelow(True)
 
 
-def _reuse_table(found: StudyFacts) -> Table:
-    saved = reuse(found)
-    assert saved
+def _reuse_table(saved: Reuse) -> Table:
     rows = [
         [name("teachers' one pass, paid once"), figure(saved.paid_seconds), name(duration(saved.paid_seconds))],
         [

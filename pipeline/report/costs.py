@@ -77,8 +77,7 @@ def reuse(found: StudyFacts) -> Reuse | None:
 
 def parts_read(found: StudyFacts, run: RunFacts) -> Iterator[tuple[Extraction, int]]:
     """The teachers' parts that a run read of the caches that are known, and how many rows of each, repeats counted."""
-    trained = run.results.get("made_from", {}).get("caches", {})
-    scored = run.on.made_from.get("caches", {}) if run.on else {}
+    trained, scored = (origin.get("caches", {}) for origin in run.origins)
     for caches, is_training in ((trained, True), (scored, False)):
         for store, parts in caches.items():
             if store not in found.caches:
@@ -94,8 +93,7 @@ def parts_read(found: StudyFacts, run: RunFacts) -> Iterator[tuple[Extraction, i
 
 def stores_read(run: RunFacts) -> set[str]:
     """The caches that a run was trained and scored on."""
-    scored = run.on.made_from.get("caches", {}) if run.on else {}
-    return {*run.results.get("made_from", {}).get("caches", {}), *scored}
+    return {name for origin in run.origins for name in origin.get("caches", {})}
 
 
 def _total(parts: Sequence[Extraction]) -> float | None:

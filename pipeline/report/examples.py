@@ -10,7 +10,7 @@ from torch import nn
 from cache.store import Store
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import build_model, find_arm, parts_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import Caches, joined, store_tasks, training_store
 from pipeline.report.facts import CacheFacts, RunFacts, StudyFacts
@@ -51,8 +51,3 @@ def split_cache(found: StudyFacts) -> CacheFacts | None:
 def open_cache(cache: CacheFacts, teachers: Sequence[str]) -> Store:
     """A cache with `teachers`, each read where it lies."""
     return joined([Store.open(path) for path in (cache.path, *cache.others)], teachers, 1)
-
-
-def features_read(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers whose cached features an arm's model takes in place of an image."""
-    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()

@@ -100,6 +100,11 @@ class RunFacts:
         return told
 
     @property
+    def origins(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What it was trained from, and what its scores come from; empty where nothing tells (`pipeline.runs`)."""
+        return self.results.get("made_from", {}), self.on.made_from if self.on else {}
+
+    @property
     def rows(self) -> int:
         """Rows that it was trained on, over all its steps."""
         return self.steps * int(self.recipe.get("batch_size", 0))

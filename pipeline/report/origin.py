@@ -139,10 +139,8 @@ def _shown(value: Any) -> str:
 
 def _digests(found: StudyFacts) -> list[Block]:
     digests: dict[tuple[str, str, str], list[str]] = {}
-    origins = []
     for run in found.runs:
-        for origin in (run.results.get("made_from", {}), run.on.made_from if run.on else {}):
-            origins.append(origin)
+        for origin in run.origins:
             for store, parts in origin.get("caches", {}).items():
                 for part, digest in parts.items():
                     digests.setdefault((store, part, digest), []).append(run.name)
@@ -154,14 +152,12 @@ def _digests(found: StudyFacts) -> list[Block]:
         for (store, part, digest), names in sorted(digests.items())
     ]
     table = Table("digests", "What was read: SHA-256 over the digests of a part's files", columns, rows)
+    origins = [origin for run in found.runs for origin in run.origins]
     read_at = sorted({address for origin in origins for address in addresses(origin).values()})
     return [table, *([Text(f"Read from the hub, at these commits: {', '.join(read_at)}.", "note")] if read_at else [])]
 
 
 def _commands(found: StudyFacts) -> Sequence[Block]:
-    commands = {run.name: run.command for run in found.runs if run.command}
-    if not commands:
-        return []
     by_command: dict[str, list[RunFacts]] = {}
     for run in found.runs:
         if run.command:
@@ -169,4 +165,4 @@ def _commands(found: StudyFacts) -> Sequence[Block]:
     lines = []
     for command, runs in by_command.items():
         lines += [f"# {', '.join(run.name for run in runs)}", command]
-    return [Listing("The commands that began these runs", lines)]
+    return [Listing("The commands that began these runs", lines)] if lines else []

@@ -124,6 +124,13 @@ def _pictured_store(found: StudyFacts, opened: Opened | None) -> tuple[Store | N
     return None, [f"{opened.trained_on.name} does not hold every teacher of {opened.run.name}."]
 
 
+def _aligned(opened: Opened, pixels: Tensor) -> dict[str, list[Tensor]]:
+    assert isinstance(opened.model, StudentNetwork)
+    with torch.inference_mode():
+        aligned: dict[str, list[Tensor]] = opened.model(normalize(pixels), tasks=False).aligned
+    return aligned
+
+
 # -- pictures ----------------------------------------------------------------------------------------
 
 
@@ -131,9 +138,7 @@ def _pictures(opened: Opened, store: Store, live: bool) -> list[Block]:
     samples = spread_over(store, PICTURED)
     teachers = opened.recipe.teachers
     batch = few_rows(store, samples, teachers)
-    assert isinstance(opened.model, StudentNetwork)
-    with torch.inference_mode():
-        aligned = opened.model(normalize(batch.pixels), tasks=False).aligned
+    aligned = _aligned(opened, batch.pixels)
     seen = "which it was trained on" if store.name == opened.trained_on.name else "which it never saw in stage 1"
     blocks: list[Block] = []
     for teacher in teachers:
@@ -154,7 +159,7 @@ def _live(store: Store, teacher: str, samples: Sequence[int]) -> tuple[Tensor | 
 
     try:
         running = start_teacher(request_of(store.teacher(teacher).provenance, None, "auto", False), store.spec.size)
-        maps = running.forward(np.stack([store.pixels[sample, 0] for sample in samples]))
+        maps = running.forward(store.pixels[list(samples), 0])
     except (TeacherUnavailable, UserError, ValueError, ImportError, OSError) as error:
         return None, str(error)
     deepest = max(range(len(running.levels)), key=lambda place: -1 if running.levels[place].prefix else place)
@@ -224,10 +229,8 @@ def held_out(opened: Opened, store: Store) -> dict[str, float]:
     recipe = opened.recipe
     targets = Targets(recipe, opened.trained_on, recipe.teachers)
     batch = few_rows(store, spread_over(store, HELD_OUT), recipe.teachers)
-    assert isinstance(opened.model, StudentNetwork)
-    with torch.inference_mode():
-        aligned = opened.model(normalize(batch.pixels), tasks=False).aligned
-        return {key: float(value) for key, value in cosines(aligned, targets.balanced(batch.features)).items()}
+    found = cosines(_aligned(opened, batch.pixels), targets.balanced(batch.features))
+    return {key: float(value) for key, value in found.items()}
 
 
 def arm_curves(arm: ArmFacts) -> tuple[Curves, Curves]:

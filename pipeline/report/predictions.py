@@ -15,11 +15,11 @@ from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.pictures import Picture as Pixels
 from pipeline.pictures import colour_classes, colour_normals, palette
-from pipeline.recipes.arms import find_arm, run_model
+from pipeline.recipes.arms import features_read, find_arm, run_model
 from pipeline.recipes.stores import Caches
 from pipeline.report.comparison import standings
 from pipeline.report.elements import Block, Column, Figure, Key, Panel, Picture, Table, Text, figure, image, name
-from pipeline.report.examples import Opened, features_read, open_cache, open_run, split_cache
+from pipeline.report.examples import Opened, open_cache, open_run, split_cache
 from pipeline.report.facts import RunFacts, StudyFacts, TaskFacts
 from pipeline.training.few_rows import few_rows
 from pipeline.training.scales import stored_scales
@@ -140,9 +140,10 @@ def _figure(facts: TaskFacts, task: Task, shown: Sequence[Example]) -> Figure:
         mean = float(error[valid].mean()) if valid.any() else None
         score = figure(one.score, facts.digits, facts.after)
         told = _error_text(task.kind, mean)
+        scale = f"{span[0]:.2f} m (bright) to {span[1]:.2f} m" if task.kind == "depth" else ""
         pictures += [
             image(one.image, f"image {one.id}", f"{one.place}: {one.id}"),
-            image(_coloured(task, one.truth, span), f"truth of {one.id}", _span_text(task.kind, span), flat=True),
+            image(_coloured(task, one.truth, span), f"truth of {one.id}", scale, flat=True),
             image(
                 _coloured(task, one.prediction, span),
                 f"prediction for {one.id}",
@@ -200,10 +201,6 @@ def _error_picture(kind: str, error: Label, valid: npt.NDArray[np.bool_], most: 
         colours = colormaps["magma"]((error / max(most, 1e-6)).clip(0, 1))[..., :3] * 255
     drawn: Pixels = np.where(valid[..., None], colours, 127).round().astype(np.uint8)
     return drawn
-
-
-def _span_text(kind: str, span: tuple[float, float]) -> str:
-    return f"{span[0]:.2f} m (bright) to {span[1]:.2f} m" if kind == "depth" else ""
 
 
 def _error_text(kind: str, mean: float | None) -> str:

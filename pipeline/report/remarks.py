@@ -30,14 +30,13 @@ def _states(found: StudyFacts) -> Iterator[str]:
         mine = [run for run in found.runs if run.state == state]
         if not mine:
             continue
-        whys = {run.why for run in mine}
         if state in ("failed", "broken"):
             yield from (f"{run.name} {told}: {run.why}." for run in mine)
         elif state in ("running", "stopped"):
             steps = ", ".join(f"{run.name} (step {run.step} of {run.steps})" for run in mine)
             yield f"{_count(mine, told)}: {steps}."
         else:
-            yield f"{_count(mine, told)}: {', '.join(run.name for run in mine)}." if whys else ""
+            yield f"{_count(mine, told)}: {', '.join(run.name for run in mine)}."
     unscored = [
         run.name for run in found.runs if run.stage == "finetune" and run.state == "finished" and run.on is None
     ]
@@ -66,17 +65,15 @@ def _seeds(found: StudyFacts) -> Iterator[str]:
 def _caches(found: StudyFacts) -> Iterator[str]:
     """Runs that read other bytes: other stores, or the same part of a store with another digest."""
     finals = [run for arm in found.arms for run in arm.runs.values()]
-    yield from _different(
-        "trained on different caches", {run.name: tuple(_trained(run)) for run in finals if _trained(run)}
-    )
+    trained = {run.name: tuple(caches) for run in finals if (caches := run.origins[0].get("caches"))}
+    yield from _different("trained on different caches", trained)
     yield from _different(
         "scored on different caches",
         {run.name: tuple(run.on.made_from.get("caches", {})) for run in finals if run.on and run.on.made_from},
     )
     digests: dict[tuple[str, str], dict[str, list[str]]] = {}
     for run in found.runs:
-        origins = [run.results.get("made_from", {}), run.on.made_from if run.on else {}]
-        for origin in origins:
+        for origin in run.origins:
             for store, parts in origin.get("caches", {}).items():
                 for part, digest in parts.items():
                     digests.setdefault((store, part), {}).setdefault(digest, []).append(run.name)
@@ -85,11 +82,6 @@ def _caches(found: StudyFacts) -> Iterator[str]:
             views = " (or in another number of views)"
             groups = "; ".join(", ".join(dict.fromkeys(names)) for names in by_digest.values())
             yield f"NOT COMPARABLE as they stand: {part} of {store} was read with other bytes{views} by: {groups}."
-
-
-def _trained(run: RunFacts) -> Mapping[str, object]:
-    caches: Mapping[str, object] = run.results.get("made_from", {}).get("caches", {})
-    return caches
 
 
 def _different(what: str, by_run: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

@@ -15,9 +15,9 @@ from torch import nn
 from cache.errors import CacheError
 from cache.store import Store
 from pipeline.errors import UserError
-from pipeline.recipes.arms import run_model
+from pipeline.recipes.arms import features_read, run_model
 from pipeline.recipes.stores import Caches
-from pipeline.report.answer import comparison_cells
+from pipeline.report.answer import comparison_cells, comparison_columns
 from pipeline.report.arms import best_arm
 from pipeline.report.comparison import versus
 from pipeline.report.drawing import INK, draw, heat
@@ -36,7 +36,7 @@ from pipeline.report.elements import (
     name,
     without_empty_spread,
 )
-from pipeline.report.examples import Opened, features_read, open_cache, open_run, split_cache
+from pipeline.report.examples import Opened, open_cache, open_run, split_cache
 from pipeline.report.facts import ArmFacts, StudyFacts
 from pipeline.studies.findings import lacking_teacher
 from pipeline.studies.router_weights import router_weights
@@ -169,7 +169,7 @@ def _left_out(found: StudyFacts, arm: ArmFacts, weights: Mapping[tuple[str, int,
             weight = figure(mean(known) if known else None, 3)
             table_rows.append([name(teacher), name(f"{task.name} {task.score}"), weight, *cells_])
     columns = [Column("left out", numeric=False), Column("task", numeric=False), Column("its weight")]
-    columns += [Column("difference"), Column("from"), Column("to"), Column("verdict", numeric=False)]
+    columns += comparison_columns("difference")
     caption = (
         f"What leaving a teacher out costs: its mean weight in {arm.label}, and the score without it against "
         f"{arm.label}, paired by seed, in the score's unit"

@@ -20,7 +20,7 @@ from pipeline.console import is_silent
 from pipeline.errors import UserError
 from pipeline.probes.kept import kept_losses
 from pipeline.recipes.config import Recipe
-from pipeline.recipes.stores import understood
+from pipeline.recipes.stores import are_random, understood
 from pipeline.recipes.strict import Strict
 from sak_core.student.network import StudentNetwork
 
@@ -34,7 +34,15 @@ class ProbedFeatures(Strict):
     losses: dict[str, dict[str, Any]]
 
 
-class TeacherOrigin(Strict):
+class Origin(Strict):
+    """Written without what is None: as it was before there were probes, or caches on the hub."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in as_it_is(self).items() if value is not None}
+
+
+class TeacherOrigin(Origin):
     """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs.
 
     probed: where its cache has probes. read_at: where its features lie on the hub, with the commit, where that is
@@ -49,19 +57,13 @@ class TeacherOrigin(Strict):
     probed: ProbedFeatures | None = None
     read_at: str | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As before there were probes and the hub, where there are none."""
-        values: dict[str, Any] = as_it_is(self)
-        return {key: value for key, value in values.items() if value is not None}
-
     @property
     def is_random(self) -> bool:
         """Whether it was never trained."""
-        return self.weights.startswith("random:")
+        return are_random(self.weights)
 
 
-class DataOrigin(Strict):
+class DataOrigin(Origin):
     """A cache the model was trained on. size: of its views, HxW px. views: that the epochs cycled through.
 
     read_at: its address with the commit, where it was read from the hub.
@@ -75,12 +77,6 @@ class DataOrigin(Strict):
     views: int
     cache: str
     read_at: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, as_it_is: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As before there was the hub, where it was not."""
-        values: dict[str, Any] = as_it_is(self)
-        return values if self.read_at else {key: value for key, value in values.items() if key != "read_at"}
 
 
 class Lineage(Strict):

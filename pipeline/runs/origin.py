@@ -19,7 +19,7 @@ from cache.places.files import canonical_json, digest_of_file
 from cache.store import Store
 from pipeline import __version__
 from pipeline.errors import UserError
-from pipeline.recipes.arms import find_arm, parts_read, teachers_read
+from pipeline.recipes.arms import features_read, parts_read, teachers_read
 from pipeline.recipes.config import Recipe
 from pipeline.recipes.stores import Caches, digest, find_store, training_store
 from pipeline.runs import checkpoint
@@ -46,21 +46,13 @@ def origin_of_run(recipe: Recipe, features: Caches, stage1: Path | None = None) 
     """
     parts = parts_read(recipe)
     store = training_store(features, recipe, parts)
-    is_live = recipe.source == "live"
     origin = {
-        "caches": {store.name: digest(store, () if is_live else parts, recipe.data.views)},
-        "facts": {store.name: _facts(store, parts)},
-        **_read_at(store, parts),
+        **_read(store, parts, recipe.data.views, recipe.source == "live"),
         **_begins_with(recipe, stage1),
         CODE: {"sak": __version__, "torch": torch.__version__},
     }
     if (validated := validation_store(recipe, features)) is not None:
-        read = validation_teachers(recipe)
-        origin["validation"] = {
-            "caches": {validated.name: digest(validated, read, 1)},
-            "facts": {validated.name: _facts(validated, read)},
-            **_read_at(validated, read),
-        }
+        origin["validation"] = _read(validated, validation_teachers(recipe), 1)
     return origin
 
 
@@ -72,9 +64,7 @@ def trained_from(recipe: Recipe, origin: Origin) -> Origin:
 def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin:
     """What the scores of `run` on `store`, of which `teachers` are read, are computed from."""
     return {
-        "caches": {store.name: digest(store, teachers, 1)},
-        "facts": {store.name: _facts(store, teachers)},
-        **_read_at(store, teachers),
+        **_read(store, teachers, 1),
         "weights": _digest_of(checkpoint.scored_weights(run)),
         CODE: {"sak": __version__},
     }
@@ -94,8 +84,7 @@ def is_validated(recipe: Recipe) -> bool:
 
 def validation_teachers(recipe: Recipe) -> tuple[str, ...]:
     """The teachers whose cached features the validation of a recipe reads."""
-    reads = recipe.stage == "distill" or find_arm(recipe.arm).frozen_features
-    return teachers_read(recipe) if reads else ()
+    return teachers_read(recipe) if recipe.stage == "distill" else features_read(recipe)
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any], code: bool = False) -> list[str]:
@@ -142,9 +131,7 @@ def changed_caches(run: Path, recipe: Recipe, features: Caches) -> list[str]:
         store = training_store(features, recipe, parts)
     except UserError:
         return []
-    read = () if recipe.source == "live" else parts
-    now = {"caches": {store.name: digest(store, read, recipe.data.views)}, "facts": {store.name: _facts(store, parts)}}
-    return changes(finished_from(run), now)
+    return changes(finished_from(run), _read(store, parts, recipe.data.views, recipe.source == "live"))
 
 
 def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
@@ -153,6 +140,15 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
     file = student_folder(recipe.init) / WEIGHTS if recipe.init else stem_file(recipe.student.stem.weights or "")
     # the hub's do not change under their name
     return {"begins_with": _digest_of(file)} if file.is_file() else {}
+
+
+def _read(store: Store, parts: Sequence[str], views: int, is_live: bool = False) -> Origin:
+    """What of an origin says which of a store's parts were read, and in how many views. is_live: its pixels alone."""
+    return {
+        "caches": {store.name: digest(store, () if is_live else parts, views)},
+        "facts": {store.name: _facts(store, parts)},
+        **_read_at(store, parts),
+    }
 
 
 def _read_at(store: Store, teachers: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -22,7 +22,7 @@ FILES = """\
 
 
 def run_readme(
-    run: Path, recipe: Recipe, made_from: Mapping[str, Any] | None = None, results: Mapping[str, Any] | None = None
+    run: Path, recipe: Recipe, made_from: Mapping[str, Any], results: Mapping[str, Any] | None = None
 ) -> str:
     """The README as Markdown; without results, of a run that is not finished."""
     lines = [
@@ -40,12 +40,11 @@ def run_readme(
             "computes other losses.",
             "",
         ]
-    if made_from:
-        lines += ["Made from", ""]
-        for store, parts in made_from["caches"].items():
-            lines.append(f"- `{store}`: " + ", ".join(f"{part} {digest[:12]}" for part, digest in parts.items()))
-        lines += [f"- read at `{address}`" for address in addresses(made_from).values()]
-        lines += [f"- {', '.join(f'{name} {version}' for name, version in made_from['code'].items())}", ""]
+    lines += ["Made from", ""]
+    for store, parts in made_from["caches"].items():
+        lines.append(f"- `{store}`: " + ", ".join(f"{part} {digest[:12]}" for part, digest in parts.items()))
+    lines += [f"- read at `{address}`" for address in addresses(made_from).values()]
+    lines += [f"- {', '.join(f'{name} {version}' for name, version in made_from['code'].items())}", ""]
     lines += _results(results) if results else ["Not finished; the command above goes on where it stopped.", ""]
     return "\n".join([*lines, FILES])
 

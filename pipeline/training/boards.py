@@ -66,27 +66,24 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     for line in lines:
-        try:
-            values = json.loads(line)
-            step = int(values["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        by_step[step] = {**by_step.get(step, {}), **values}
+        if values := _parsed(line):
+            by_step.setdefault(values["step"], {}).update(values)
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _leave_out_after(step: int, path: Path) -> None:
     """Leave out of a log the lines of later steps, and what a kill cut short."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+    kept = [line for line in lines if line.endswith("\n") and (values := _parsed(line)) and values["step"] <= step]
     if kept != lines:
         write_atomically(path, "".join(kept))
 
 
-def _step_of(line: str) -> int | None:
-    """A whole line's step."""
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line's values; None of one that was cut short."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+        values = json.loads(line)
+        return {**values, "step": int(values["step"])}
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -18,12 +18,13 @@ from cache.store import Store
 from pipeline import runs
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError
-from pipeline.recipes.arms import build_model, check_decoder, find_arm, run_model, teachers_read
+from pipeline.recipes.arms import build_model, check_decoder, features_read, find_arm, run_model, teachers_read
 from pipeline.recipes.config import Data, Recipe
 from pipeline.recipes.stores import find_store, row_of, staged, store_tasks, training_store, warn_of_random
+from pipeline.results import Scores
 from pipeline.runs.origin import Origin, changed_caches, changes, origin_of_scores
 from pipeline.training.scales import stored_scales
-from pipeline.training.scoring import Details, Scores, is_distributed, metric_of, score
+from pipeline.training.scoring import Details, is_distributed, metric_of, score
 from sak_common.differences import differences
 from sak_core.tasks import Task
 from sak_core.tasks.constant import ConstantPredictor
@@ -47,7 +48,7 @@ def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     tasks = store_tasks(trained_on, recipe.tasks, recipe.loss.task_weights)
     check_scorable(recipe, tasks, trained_on, data, places)
     _check_up_to_date(run, recipe, places)
-    teachers = _features_read(recipe)
+    teachers = features_read(recipe)
     store = find_store(places.features, data, teachers)
     origin = origin_of_scores(run, store, teachers)
     if kept := read_scores(run, store.spec):
@@ -83,7 +84,7 @@ def _evaluate_parts(run: Path, data: Data, places: runs.Places) -> dict[str, Any
 def is_scored(run: Path, data: Data, places: runs.Places) -> bool:
     """Whether a run's scores on `data` are there, and come from its weights and from the cache that is there now."""
     recipe = runs.read_recipe(run)
-    teachers = _features_read(recipe)
+    teachers = features_read(recipe)
     store = find_store(places.features, data, teachers)
     kept = read_scores(run, store.spec)
     if kept is None:
@@ -133,7 +134,7 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
                 f"in {loader.store.name} ({there.kind}, {len(there.classes)} classes): classes must agree in order"
             )
         metric_of(task, recipe.boundary, row_of(loader.store.spec))
-    check_same_teachers(trained_on, loader.store, _features_read(recipe))
+    check_same_teachers(trained_on, loader.store, features_read(recipe))
     check_decoder(recipe, trained_on, tasks, loader.store)
 
 
@@ -239,15 +240,10 @@ def _labels(store: Store, labels: Sequence[str]) -> Iterator[Batch]:
 
 def open_evaluation(recipe: Recipe, tasks: Sequence[Task], data: Data, places: runs.Places, batch_size: int) -> Loader:
     """The samples of `data` in order, with the tasks' labels and the features that a frozen arm reads."""
-    teachers = _features_read(recipe)
+    teachers = features_read(recipe)
     store = staged(find_store(places.features, data, teachers), recipe)
     store_tasks(store, [task.name for task in tasks])  # says which labels are missing
     return evaluation_loader(store, teachers, [task.name for task in tasks], batch_size)
-
-
-def _features_read(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers whose cached features take the student's place, where the recipe's arm is of that kind."""
-    return teachers_read(recipe) if find_arm(recipe.arm).frozen_features else ()
 
 
 def evaluation_loader(
@@ -278,12 +274,4 @@ def without_padding(batch: Batch) -> Batch:
     keep = batch.weights > 0
     if bool(keep.all()):
         return batch
-    return Batch(
-        samples=batch.samples[keep],
-        views=batch.views[keep],
-        weights=batch.weights[keep],
-        pixels=batch.pixels[keep],
-        features={name: [level[keep] for level in levels] for name, levels in batch.features.items()},
-        labels={name: label[keep] for name, label in batch.labels.items()},
-        prefixes={name: [level[keep] for level in levels] for name, levels in batch.prefixes.items()},
-    )
+    return batch.each(lambda tensor: tensor[keep])

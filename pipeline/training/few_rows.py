@@ -13,27 +13,20 @@ from pipeline.errors import UserError
 
 def few_rows(store: Store, samples: Sequence[int], teachers: Sequence[str] = (), labels: Sequence[str] = ()) -> Batch:
     """View 0 of these samples, with features of `teachers` and labels of these tasks."""
+    chosen = list(samples)
     return Batch(
-        samples=torch.tensor(samples),
+        samples=torch.tensor(chosen),
         views=torch.zeros(len(samples), dtype=torch.int64),
         weights=torch.ones(len(samples)),
-        pixels=torch.stack([torch.from_numpy(store.pixels[sample, 0]) for sample in samples]),
+        pixels=torch.from_numpy(store.pixels[chosen, 0]),
         features={
             name: [
-                torch.stack(
-                    [
-                        torch.from_numpy(store.features(name, level.level)[sample, 0]).permute(2, 0, 1)
-                        for sample in samples
-                    ]
-                )
+                torch.from_numpy(store.features(name, level.level)[chosen, 0]).permute(0, 3, 1, 2).contiguous()
                 for level in store.teacher(name).maps
             ]
             for name in teachers
         },
-        labels={
-            name: torch.stack([torch.from_numpy(store.labels[name][sample, 0]) for sample in samples])
-            for name in labels
-        },
+        labels={name: torch.from_numpy(store.labels[name][chosen, 0]) for name in labels},
     )
 
 

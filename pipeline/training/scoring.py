@@ -16,6 +16,7 @@ from cache.store import Store
 from pipeline.console import warn, worker_pool
 from pipeline.recipes.stores import row_of
 from pipeline.recipes.tables import Boundary
+from pipeline.results import Scores
 from pipeline.training.scales import stored_scales
 from sak_core.boundary import even_thresholds
 from sak_core.metrics import BoundaryMetric, TaskMetric
@@ -25,9 +26,6 @@ from sak_core.tasks.own_units import own_label, own_output
 
 POOL_FROM = 500_000_000
 """Pixels times thresholds from which on boundaries are scored by several processes: 20 s of one."""
-Scores = dict[str, dict[str, float | None]]
-"""Every score of every task: {task: {score: value}}; the primary one is `task.score`. None where it is no number: no
-pixel has a label, or the model gives none."""
 Details = dict[str, dict[str, Any]]
 """What a report can draw, by task: "per_image" {sample id: its own primary score, None without valid pixels}, and for
 classes "per_class" {name: IoU in percent} and "confusion" (pixels, rows the truth)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -164,6 +164,6 @@ def _first_rows(batch: Batch, outputs: Mapping[str, Tensor]) -> tuple[Batch, dic
     def first(tensor: Tensor) -> Tensor:
         return tensor[:PICTURED_ROWS].detach().clone()
 
-    labels = {task: first(label) for task, label in batch.labels.items()}
-    kept = Batch(first(batch.samples), first(batch.views), first(batch.weights), first(batch.pixels), {}, labels)
-    return kept, {task: first(output) for task, output in outputs.items()}
+    return replace(batch, features={}, prefixes={}).each(first), {
+        task: first(output) for task, output in outputs.items()
+    }

@@ -29,10 +29,10 @@ def hub_or_local() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a library's log messages down, where this project says the same in its own words."""
+def quiet(level: int = logging.ERROR) -> Iterator[None]:
+    """Keep a library's log messages up to `level` down, where this project says the same in its own words."""
     before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    logging.disable(level)
     try:
         yield
     finally:
