@@ -14,10 +14,6 @@ from cache.maintenance.verification import Problem, verify_store
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_whole_store_has_no_problems(whole: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert verify_store(whole, lambda done, total: seen.append((done, total))) == []
-    assert unlisted_files(whole) == []
+    assert toy.unlisted_files(whole) == []
     assert seen[-1][0] == seen[-1][1] == seen[0][1]
     with pytest.raises(StoreNotFound):
         verify_store(whole / "pixels")
@@ -194,7 +190,7 @@ def test_strangers_are_noted(store: Path) -> None:
     (store / "pixels/.c.0.9.0.0.0.123.tmp").write_bytes(b"x")
     (store / "notes.txt").write_text("mine")
     Store.open(store).log({"a": 1})
-    assert unlisted_files(store) == ["notes.txt", "pixels/.c.0.9.0.0.0.123.tmp"]
+    assert toy.unlisted_files(store) == ["notes.txt", "pixels/.c.0.9.0.0.0.123.tmp"]
     assert verify_store(store) == []
 
 
