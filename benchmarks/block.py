@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.harness import Result, Side, SlowPlace, measure
-from benchmarks.read import make_store
+from benchmarks.read import epoch, feature_loader, make_store
 from cache.loading.loader import Loader
 from cache.loading.sampler import epoch_requests
 from cache.store import Store
 
 GOAL = "faster than exact order at 20 ms a request, with 4 threads and with 32; how far rows travel is printed"
 DELAY_S = 0.02
-BATCH = 64
 THREADS = (4, 32)
 BUFFER_ROWS = 256
 Order = Literal["exact", "block"]
@@ -49,20 +47,13 @@ def run(quick: bool) -> Result:
 def loader(store: Store, order: Order, threads: int) -> Loader:
     """Whole epochs in an order; in block order blocks are shards, and 256 rows are shuffled at once."""
     shuffle: bool | Literal["block"] = "block" if order == "block" else True
-    options: dict[str, Any] = {"batch_size": BATCH, "num_views": 1, "pixels": False, "pin": False}
-    options["buffer_rows"] = BUFFER_ROWS
-    return Loader(store, ["t"], shuffle=shuffle, num_threads=threads, **options)
+    return feature_loader(store, shuffle=shuffle, num_threads=threads, buffer_rows=BUFFER_ROWS)
 
 
 def side(order: Order, store: Store, threads: int, where: str) -> Side:
     """One order, on one kind of store."""
     reading = loader(store, order, threads)
-
-    def batches(number: int) -> Iterator[Any]:
-        reading.set_epoch(number)
-        return (batch.features["t"][0] for batch in reading)
-
-    return Side(f"{order}, {where}", batches)
+    return Side(f"{order}, {where}", lambda number: epoch(reading, number))
 
 
 def travel(store: Store, order: Order) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.extract import make_photographs
 from benchmarks.harness import Result, Row, installed
 from benchmarks.step import SMALL_STEM
-from benchmarks.training import DEVICE, Trainee, add_checksum, endless, make_trainee, plain_batches, time_steps
+from benchmarks.training import DEVICE, FILL, Trainee, add_checksum, endless, make_trainee, plain_batch, time_steps
 from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.store import Store, find_stores
@@ -61,7 +61,7 @@ def run(quick: bool) -> Result:
         live = endless(LiveBatches(FreshBatches(pixels, (), root), teachers))  # its decoders start once
         note = f"{DEVICE.type}, batch {case.batch_size}, {case.size} px, {', '.join(case.teachers)}"
         rows = [Row(name, installed("torch"), note, unit="steps/s") for name in ("student alone", "cache", "live")]
-        (resident,) = plain_batches(store, cached(shuffle=False), 1)
+        resident = plain_batch(store, cached(shuffle=False))
         # in the order of extraction, and as the codec holds them: a row's last bits depend on its batch
         rows[2].note += "; JPEGs decoded and views drawn by processes beside the step"
         for row, batch in zip(rows, (resident, next(endless(cached(shuffle=False))), next(live)), strict=True):
@@ -78,7 +78,7 @@ def run(quick: bool) -> Result:
     return Result("live", GOAL, value, value["of_limit"] >= LEAST, rows)
 
 
-def _time(row: Row, trainee: Trainee, next_batch: Callable[[], Batch], steps: int, fill: int | None = None) -> None:
+def _time(row: Row, trainee: Trainee, next_batch: Callable[[], Batch], steps: int, fill: int = FILL) -> None:
     row.amount = steps
     row.seconds.append(time_steps(trainee, next_batch, steps, fill=fill))
 

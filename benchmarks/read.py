@@ -141,16 +141,22 @@ def preadv_limit(name: str, store: Store, folder: Path) -> Side:
 
 def this_cache(name: str, store: Store, folder: Path) -> Side:
     """Our loader as training uses it, every row checked."""
-    loader = Loader(store, ["t"], batch_size=BATCH, num_views=1, pixels=False, num_threads=NUM_THREADS, pin=False)
-
-    def batches(number: int) -> Iterator[Any]:
-        loader.set_epoch(number)
-        return (batch.features["t"][0] for batch in loader)
-
-    return Side(name, batches, note=f"{NUM_THREADS} threads, crc32c checked")
+    loader = feature_loader(store, num_threads=NUM_THREADS)
+    return Side(name, lambda number: epoch(loader, number), note=f"{NUM_THREADS} threads, crc32c checked")
 
 
-def _zarr(name: str, package: str, store: Store, pipeline: str, note: str) -> Side:
+def feature_loader(store: Store, **options: Any) -> Loader:
+    """Whole epochs of the features alone, any row after any unless `options` say so."""
+    return Loader(store, ["t"], batch_size=BATCH, num_views=1, pixels=False, pin=False, **options)
+
+
+def epoch(loader: Loader, number: int) -> Iterator[Any]:
+    """The features of an epoch's batches."""
+    loader.set_epoch(number)
+    return (batch.features["t"][0] for batch in loader)
+
+
+def _zarr(name: str, package: str, store: Store, pipeline: str) -> Side:
     import zarr
 
     def batches(number: int) -> Iterator[Any]:
@@ -162,17 +168,17 @@ def _zarr(name: str, package: str, store: Store, pipeline: str, note: str) -> Si
                     out[place] = array[0, row]
                 yield out
 
-    return Side(name, batches, package, note)
+    return Side(name, batches, package, "a slice a row")
 
 
 def zarr_python(name: str, store: Store, folder: Path) -> Side:
     """zarr-python, a slice a row."""
-    return _zarr(name, "zarr", store, "zarr.core.codec_pipeline.BatchedCodecPipeline", "a slice a row")
+    return _zarr(name, "zarr", store, "zarr.core.codec_pipeline.BatchedCodecPipeline")
 
 
 def zarrs(name: str, store: Store, folder: Path) -> Side:
     """zarr-python over the zarrs pipeline."""
-    return _zarr(name, "zarrs", store, "zarrs.ZarrsCodecPipeline", "a slice a row")
+    return _zarr(name, "zarrs", store, "zarrs.ZarrsCodecPipeline")
 
 
 def tensorstore(name: str, store: Store, folder: Path) -> Side:

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.block import Order, loader
 from benchmarks.harness import Result, Side, measure
-from benchmarks.read import make_store
+from benchmarks.read import epoch, make_store
 from cache.format.layout import ALIGNMENT
 from cache.places.local import LocalPlace
 from cache.store import Store
@@ -99,11 +99,7 @@ def sequential(store: Store, threads: int, direct: bool) -> Side:
 def ours(store: Store, order: Order, threads: int, direct: bool = False) -> Side:
     """Our loader in one of its orders."""
     reading = loader(Store.open(LocalPlace(store.path, direct)), order, threads)
-
-    def batches(number: int) -> Iterator[Any]:
-        reading.set_epoch(number)
-        return (batch.features["t"][0] for batch in reading)
-
     note = "single rows in random order" if order == "exact" else "runs of neighbours through a buffer"
     how = "O_DIRECT" if direct else "buffered"
-    return Side(f"this cache, {order}, {how}, {threads} threads", batches, note=note, before=dropper(store))
+    side = f"this cache, {order}, {how}, {threads} threads"
+    return Side(side, lambda number: epoch(reading, number), note=note, before=dropper(store))

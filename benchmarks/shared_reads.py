@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from benchmarks.harness import Result, Row, SlowPlace, checksum, installed
 from benchmarks.training import DEVICE, Trainee, make_trainee, random_store, wait
 from cache.format.spec import LevelSpec
-from cache.loading.batch import Batch
 from cache.loading.loader import Loader
 from cache.store import Store
 from pipeline.training.loop import endless
@@ -60,7 +58,7 @@ def _train(store: Store, teachers: list[str], students: list[Trainee], steps: in
             for _ in range(steps):
                 student.step(lambda: next(batches).to(DEVICE))
             wait()
-            _close(batches)
+            batches.close()  # which ends what reads ahead
 
         return train
 
@@ -70,12 +68,6 @@ def _train(store: Store, teachers: list[str], students: list[Trainee], steps: in
         return
     for train in works:
         train(lambda loader: loader)
-
-
-def _close(batches: Iterator[Batch]) -> None:
-    """End what reads ahead."""
-    if hasattr(batches, "close"):
-        batches.close()
 
 
 def _weights(students: list[Trainee]) -> list[Any]:

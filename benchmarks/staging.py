@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Result, Side, SlowPlace, measure
-from benchmarks.read import make_store
-from cache.loading.loader import Loader
+from benchmarks.read import epoch, feature_loader, make_store
 from cache.places.objects import ObjectPlace
 from cache.places.stage import Stage
 from cache.places.staged import StagedPlace
@@ -20,7 +19,6 @@ from cache.store import Store
 GOAL = "epochs after the first at 0.9 or more of the local disk's rate, the first at 0.95 or more of the rate without"
 DELAY_S = 0.02
 NOTE = "20 ms a request"
-BATCH = 64
 
 
 class FarPlace(SlowPlace):
@@ -39,14 +37,14 @@ def run(quick: bool) -> Result:
         empty = Path(folder) / "empty"
 
         def first(number: int) -> Iterator[Any]:
-            return epoch(loader(staged(store, empty)), number)
+            return epoch(feature_loader(staged(store, empty)), number)
 
-        filled = loader(staged(store, Path(folder) / "filled"))
-        local = loader(store)
+        filled = feature_loader(staged(store, Path(folder) / "filled"))
+        local = feature_loader(store)
         sides = [
             Side("local disk", lambda number: epoch(local, number)),
             Side("stage, later epochs", lambda number: epoch(filled, number), note=NOTE),
-            Side("far away", lambda number: epoch(loader(Store.open(FarPlace(store.path))), number), note=NOTE),
+            Side("far away", lambda number: epoch(feature_loader(Store.open(FarPlace(store.path))), number), note=NOTE),
             Side("stage, first epoch", first, note=NOTE, before=lambda: shutil.rmtree(empty, ignore_errors=True)),
         ]
         rows = measure(sides, rounds)
@@ -63,14 +61,3 @@ def run(quick: bool) -> Result:
 def staged(store: Store, folder: Path) -> Store:
     """The store as from far away, through a stage in `folder` that holds it all."""
     return Store.open(StagedPlace(FarPlace(store.path), Stage(folder, 10**12)))
-
-
-def loader(store: Store) -> Loader:
-    """Whole epochs, any row after any."""
-    return Loader(store, ["t"], batch_size=BATCH, num_views=1, pixels=False, pin=False)
-
-
-def epoch(reading: Loader, number: int) -> Iterator[Any]:
-    """The features of an epoch's batches."""
-    reading.set_epoch(number)
-    return (batch.features["t"][0] for batch in reading)

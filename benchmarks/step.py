@@ -15,7 +15,7 @@ from benchmarks.training import (
     add_checksum,
     endless,
     make_trainee,
-    plain_batches,
+    plain_batch,
     random_store,
     time_steps,
 )
@@ -56,7 +56,7 @@ def run(quick: bool) -> Result:
             return Loader(store, list(levels), batch_size=case.batch_size, num_views=1)
 
         trainee = make_trainee(store, case.stem)
-        (resident,) = plain_batches(store, loader(), 1)
+        resident = plain_batch(store, loader())
         note = f"{DEVICE.type}, batch {case.batch_size}, {case.size} px"
         rows = [
             Row(name, installed("torch"), note, unit="steps/s", amount=case.steps)

@@ -100,10 +100,10 @@ def endless(loader: Any) -> Iterator[Batch]:
 
 
 def time_steps(
-    trainee: Trainee, next_batch: Callable[[], Batch], steps: int, by_phase: bool = False, fill: int | None = None
+    trainee: Trainee, next_batch: Callable[[], Batch], steps: int, by_phase: bool = False, fill: int = FILL
 ) -> float:
-    """Seconds of `steps` steps, after `fill` untimed ones (`FILL` unless said) that fill what reads ahead."""
-    for _ in range(FILL if fill is None else fill):
+    """Seconds of `steps` steps, after `fill` untimed ones that fill what reads ahead."""
+    for _ in range(fill):
         trainee.step(next_batch)
     wait()
     start = time.perf_counter()
@@ -123,21 +123,17 @@ def add_checksum(row: Row, batches: Sequence[Batch], half: bool = False) -> None
     row.checksum, row.num_bytes = checksum(arrays)
 
 
-def plain_batches(store: Store, loader: Loader, number: int) -> list[Batch]:
-    """The first batches that `loader` gives, read row by row through the plain reader instead, on the device."""
-    found = []
-    for stored, _ in zip(loader, range(number), strict=False):
-        rows = list(zip(stored.samples.tolist(), stored.views.tolist(), strict=True))
-        features = {
-            name: [
-                _maps([store.features(name, level.level)[row] for row in rows]) for level in store.teacher(name).levels
-            ]
-            for name in store.teachers
-        }
-        pixels = torch.from_numpy(np.stack([store.pixels[row] for row in rows]))
-        batch = Batch(stored.samples.clone(), stored.views.clone(), stored.weights.clone(), pixels, features, {})
-        found.append(batch.to(DEVICE))
-    return found
+def plain_batch(store: Store, loader: Loader) -> Batch:
+    """The first batch that `loader` gives, read row by row through the plain reader instead, on the device."""
+    stored = next(iter(loader))
+    rows = list(zip(stored.samples.tolist(), stored.views.tolist(), strict=True))
+    features = {
+        name: [_maps([store.features(name, level.level)[row] for row in rows]) for level in store.teacher(name).levels]
+        for name in store.teachers
+    }
+    pixels = torch.from_numpy(np.stack([store.pixels[row] for row in rows]))
+    batch = Batch(stored.samples.clone(), stored.views.clone(), stored.weights.clone(), pixels, features, {})
+    return batch.to(DEVICE)
 
 
 def _maps(rows: Sequence[Any]) -> torch.Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from cache.calibration.statistics import calibrated, calibration_rows
 from cache.format.manifest import FOLDER, LOG, SOURCE, PartManifest, teacher_part
@@ -24,14 +22,6 @@ Array = npt.NDArray[Any]
 LEVELS = (LevelSpec(0, (5, 4), 6, "fp16"), LevelSpec(1, (5, 4), 6, "int8"), LevelSpec(3, (3, 2), 8, "bf16"))
 OTHER_LEVELS = (LevelSpec(0, (2, 2), 5, "fp32"),)
 INVALID = {4: "truncated", 10: "zero bytes"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """For tests that import it: nothing here survives a power cut, and nothing needs to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def toy_spec(num_samples: int = 13, rows_per_shard: int = 4, **fields: Any) -> SourceSpec:
@@ -120,6 +110,22 @@ def make_store(root: Place | Path, num_views: int = 2, **fields: Any) -> Store:
     write_teacher(store, num_views)
     write_teacher(store, num_views, "mini-clip", OTHER_LEVELS)
     return store
+
+
+def same_batches(one: Store, other: Store) -> None:
+    """That a pass over both stores gives the same rows in the same order."""
+    from cache.loading.loader import Loader  # torch, which not every process that imports this needs
+
+    options: dict[str, Any] = {"batch_size": 2, "num_views": 2, "seed": 4}
+    loaders = (Loader(store, store.teachers, ("semseg", "normals"), **options) for store in (one, other))
+    for mine, theirs in zip(*loaders, strict=True):
+        assert mine.samples.tolist() == theirs.samples.tolist()
+        np.testing.assert_array_equal(mine.pixels, theirs.pixels)
+        for task in ("semseg", "normals"):
+            np.testing.assert_array_equal(mine.labels[task], theirs.labels[task])
+        for teacher in one.teachers:
+            for left, right in zip(mine.features[teacher], theirs.features[teacher], strict=True):
+                np.testing.assert_array_equal(left, right)
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from cache.store import Store
+from tests import cache_toy as toy
 from tests import ready
 from tests.small_images import cache_arguments, make_images
 
@@ -85,6 +90,66 @@ def program(source: str, *arguments: str | Path, env: dict[str, str] | None = No
     return ready.run(words, {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=280, program=source)
 
 
+def start(*words: str | Path, module: str = "pipeline") -> subprocess.Popen[str]:
+    """`python -m MODULE WORDS`, else the command line, in a group of its own; the test goes on beside it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ready.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_until(reached: Callable[[], bool], *processes: subprocess.Popen[Any], seconds: float = 240) -> None:
+    """Until `reached`; fails once one of the processes has ended, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not reached() and time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+    assert reached(), [process.communicate() for process in processes if process.poll() is not None] or "too slow"
+
+
+def in_a_terminal(*words: str | Path) -> str:
+    """What the command line shows on a terminal."""
+    leader, follower = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *map(str, words)],
+        stdout=follower,
+        stderr=follower,
+        cwd=ready.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert done.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def train(stage: str, settings: Sequence[str], features: Path, run: Path) -> None:
+    """A stage of the demo in this process, without validation."""
+    from pipeline.recipes.config import load_recipe, parse_set
+    from pipeline.runs import Places
+    from pipeline.training.distill import distill
+    from pipeline.training.finetune import finetune
+
+    recipe = load_recipe("demo", stage, parse_set(settings)).model_copy(update={"validation": None})  # type: ignore[arg-type]
+    if stage == "distill":
+        distill(recipe, run, Places(features))
+    else:
+        finetune(recipe, run, None, Places(features))
+
+
 def cache_split(features: Path, split: str, *extra: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """`sak cache` of one small rooms split."""
     samples, views = SIZES[split]
@@ -95,6 +160,14 @@ def cache_split(features: Path, split: str, *extra: str, check: bool = True) -> 
 def logged(run: Path) -> list[dict[str, Any]]:
     """The lines that training logged."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here survives a power cut, and nothing needs to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +215,12 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("module")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A toy store on this machine's disk, to be compared with and not changed."""
+    return toy.make_store(tmp_path_factory.mktemp("local"))
 
 
 @pytest.fixture(scope="module")

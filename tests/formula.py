@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,3 +38,13 @@ def parameter(name: str, shape: tuple[int, ...]) -> Float32:
     if "pos_embed" in name or "cls_token" in name:
         return 0.5 * u
     return u * np.float32(2.4 / np.sqrt(np.prod(shape[1:])))
+
+
+def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """A state dict of the reference, from the shapes of its entries."""
+    return {
+        name: torch.zeros(tuple(shape), dtype=torch.int64)
+        if name.endswith("num_batches_tracked")
+        else torch.from_numpy(parameter(name, tuple(shape)))
+        for name, shape in shapes.items()
+    }

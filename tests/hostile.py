@@ -111,6 +111,10 @@ def other_content(path: Path, state: State) -> None:
     torch.save({"epoch": 3}, path)
 
 
+def a_list(path: Path, state: State) -> None:
+    torch.save([*state.values()], path)
+
+
 def honest(path: Path, state: State) -> None:
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in state.items()}, path)
@@ -125,6 +129,6 @@ SAFETENSORS: tuple[Callable[[Path, State], None], ...] = (
 
 TORCH: tuple[Callable[[Path, State], None], ...] = (
     pickled, bare_pickle, truncated, empty, not_finite, climbing_entry, bomb, expanded, sparse, scripted,
-    other_content,
+    other_content, a_list,
 )  # fmt: skip
 """What a `.pth` file may turn out to be."""

@@ -30,7 +30,8 @@ def nginx() -> str | None:
     return shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -40,7 +41,7 @@ def serve(root: Path, own: Path) -> Iterator[tuple[int, int]]:
     """Serve `root`, with the server's own files in the folder `own`; yields two ports, see `CONFIG`."""
     program = nginx()
     assert program
-    port, whole = _free_port(), _free_port()
+    port, whole = free_port(), free_port()
     user = "user root; " if os.getuid() == 0 else ""  # else its workers may not look into a folder of ours
     (own / "nginx.conf").write_text(user + CONFIG.format(own=own, port=port, whole=whole, root=root))
     server = subprocess.Popen([program, "-c", own / "nginx.conf", "-p", own], stderr=subprocess.DEVNULL)

@@ -8,7 +8,7 @@ are made. Exit status 0 only if every key of every case was compared and is with
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ def task_of(name: str, dataset: str) -> Task:
     return reference_task(name, NUM_CLASSES.get(name, {}).get(dataset, 1), nyud=dataset == "nyud")
 
 
-def student_for(case: Mapping[str, Any]) -> StudentNetwork:
-    """The student of a model case in evaluation mode, its weights loaded through the importer."""
+def untrained(case: Mapping[str, Any]) -> StudentNetwork:
+    """The student of a model case as it is made."""
     widths = {name: w if isinstance(w, int) else tuple(w) for name, w in case["teachers"].items()}
     config = StudentConfig(
         stem=StemConfig(f"{case['stem']}_patch16_384", image_size=tuple(case["image"])),
@@ -66,14 +66,13 @@ def student_for(case: Mapping[str, Any]) -> StudentNetwork:
         router=case["router"],
         tasks=tuple(task_of(name, case["dataset"]) for name in case["tasks"]),
     )
-    student = StudentNetwork(config)
-    state = {
-        name: torch.zeros(shape, dtype=torch.int64)
-        if name.endswith("num_batches_tracked")
-        else torch.from_numpy(formula.parameter(name, tuple(shape)))
-        for name, shape in case["shapes"].items()
-    }
-    import_reference(student, state)
+    return StudentNetwork(config)
+
+
+def student_for(case: Mapping[str, Any]) -> StudentNetwork:
+    """The student of a model case in evaluation mode, its weights loaded through the importer."""
+    student = untrained(case)
+    import_reference(student, formula.state(case["shapes"]))
     return student.eval()
 
 
@@ -101,6 +100,18 @@ def label_shape(task: Task, batch: int, size: tuple[int, int]) -> tuple[int, ...
     return (batch, 3 if task.kind == "normals" else 1, *size)
 
 
+def labels_of(case: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Tensor]:
+    """The labels of a model case, by task."""
+    return {
+        task.name: label_like(
+            task,
+            formula.tensor(f"{case['name']}/label/{task.name}", label_shape(task, case["batch"], tuple(case["image"]))),
+            model_case=True,
+        )
+        for task in tasks
+    }
+
+
 @torch.inference_mode()
 def model_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
     """What this project computes for a model case, under the fixture's keys."""
@@ -117,12 +128,7 @@ def model_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
         ]
         for teacher, maps in out.aligned.items()
     }
-    labels = {
-        task.name: label_like(
-            task, formula.tensor(f"{name}/label/{task.name}", label_shape(task, batch, size)), model_case=True
-        )
-        for task in tasks
-    }
+    labels = labels_of(case, tasks)
     values = {f"aligned/{teacher}/{i}": m for teacher, maps in out.aligned.items() for i, m in enumerate(maps)}
     values |= {f"output/{task}": value for task, value in out.outputs.items()}
     for kind in ("cos+l1", "cos", "l2") if targets else ():
@@ -157,11 +163,7 @@ def compare_model_case(case: Mapping[str, Any], expected: Mapping[str, Tensor]) 
             comparisons.append(Comparison(case["name"], key, float("inf"), float("inf")))
             continue
         error = (got - want).abs()
-        if key.startswith("metric/"):
-            tolerance = torch.full_like(want, METRIC_TOLERANCE)
-        else:
-            rms = want.square().mean().sqrt()
-            tolerance = (1e-4 * torch.maximum(want.abs(), rms)).clamp_min(1e-5)
+        tolerance = torch.full_like(want, METRIC_TOLERANCE) if key.startswith("metric/") else tolerance_of(want)
         comparisons.append(comparison_of(case["name"], key, error, tolerance))
     return comparisons
 
@@ -238,6 +240,11 @@ def report(comparisons: list[Comparison]) -> str:
     compared = f"{len(comparisons) - missing} of {len(comparisons)} keys compared"
     lines.append(f"{compared}; the worst, {worst.case} {worst.key}, is at {worst.share:.2%} of its tolerance")
     return "\n".join(lines)
+
+
+def tolerance_of(want: Tensor) -> Tensor:
+    """How far each number of a tensor may be off."""
+    return (1e-4 * torch.maximum(want.abs(), want.square().mean().sqrt())).clamp_min(1e-5)
 
 
 def comparison_of(case: str, key: str, error: Tensor, tolerance: Tensor) -> Comparison:

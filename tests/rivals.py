@@ -17,7 +17,7 @@ from sak_core.student.decoders.release import read_release
 from sak_core.student.reference_config import reference_task
 from sak_core.tasks import Task
 from tests import formula
-from tests.parity import Comparison, comparison_of, label_like, label_shape
+from tests.parity import Comparison, comparison_of, labels_of, tolerance_of
 
 NUM_LEVELS = 4
 GRADIENT_TOLERANCE = {"invpt": 1e-3, "mlore": 2e-3}
@@ -32,16 +32,6 @@ def decoder_of(case: Mapping[str, Any]) -> str:
 def tasks_of(case: Mapping[str, Any]) -> tuple[Task, ...]:
     """The case's tasks, in its order."""
     return tuple(reference_task(name, case["channels"][name], nyud=case["dataset"] == "nyud") for name in case["tasks"])
-
-
-def release_state(case: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The release's state dict of a case."""
-    return {
-        name: torch.zeros(shape, dtype=torch.int64)
-        if name.endswith("num_batches_tracked")
-        else torch.from_numpy(formula.parameter(name, tuple(shape)))
-        for name, shape in case["shapes"].items()
-    }
 
 
 def build(case: Mapping[str, Any]) -> tuple[JointDecoder, list[str]]:
@@ -60,7 +50,7 @@ def build(case: Mapping[str, Any]) -> tuple[JointDecoder, list[str]]:
         )
     decoder = config.build(tasks, case["width"], NUM_LEVELS, tuple(case["grid"]))
     own = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
-    state, unused = read_release(kind, own, release_state(case), case["tasks"])
+    state, unused = read_release(kind, own, formula.state(case["shapes"]), case["tasks"])
     decoder.load_state_dict({name.removeprefix("decoder."): value for name, value in state.items()})
     return decoder.eval(), unused
 
@@ -69,15 +59,7 @@ def inputs(case: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """A case's four levels, which ask for gradients, and its labels."""
     name, shape = case["name"], (case["batch"], case["width"], *case["grid"])
     levels = [torch.from_numpy(formula.tensor(f"{name}/level/{i}", shape)).requires_grad_() for i in range(NUM_LEVELS)]
-    labels = {
-        task.name: label_like(
-            task,
-            formula.tensor(f"{name}/label/{task.name}", label_shape(task, case["batch"], tuple(case["image"]))),
-            model_case=True,
-        )
-        for task in tasks_of(case)
-    }
-    return levels, labels
+    return levels, labels_of(case, tasks_of(case))
 
 
 def rival_case_values(case: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -191,11 +173,10 @@ def compare_rival_case(case: Mapping[str, Any], expected: Mapping[str, Tensor]) 
             comparisons.append(Comparison(case["name"], key, float("inf"), float("inf")))
             continue
         want = want.double().flatten()
-        rms = want.square().mean().sqrt()
+        tolerance = tolerance_of(want)
         if key in gradients:
             # where nothing is expected, nothing else will do
+            rms = want.square().mean().sqrt()
             tolerance = torch.full_like(want, float(GRADIENT_TOLERANCE[decoder_of(case)] * rms)).clamp_min(1e-12)
-        else:
-            tolerance = (1e-4 * torch.maximum(want.abs(), rms)).clamp_min(1e-5)
         comparisons.append(comparison_of(case["name"], key, (stored(got) - want).abs(), tolerance))
     return comparisons

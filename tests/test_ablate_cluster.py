@@ -6,19 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import logged, sak
+from tests.conftest import logged, sak, start, wait_until
 from tests.fields import cache_fields, make_fields, write_recipe, write_study
-from tests.test_cluster import (
-    scheduler,  # noqa: F401 (a fixture)
-    start,
-)
+from tests.test_cluster import scheduler  # noqa: F401 (a fixture)
 
 ARMS = ("multi-task", "low", "high")
 
@@ -44,14 +39,6 @@ def without_seconds(table: dict[str, object]) -> str:
     return re.sub(r'"seconds[^,}]*[,}]', "", json.dumps(table))
 
 
-def wait_until(reached: object, process: subprocess.Popen[str], seconds: float = 200) -> None:
-    assert callable(reached)
-    deadline = time.monotonic() + seconds
-    while not reached() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert reached(), process.communicate()[1] if process.poll() is not None else "too slow"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_on_workers_is_the_one_of_this_process(
@@ -64,13 +51,13 @@ def test_a_study_on_workers_is_the_one_of_this_process(
     study = study_of(tmp_path, 60)
     sak("ablate", study, "--out", fields, "--runs", tmp_path / "here")
     runs = tmp_path / "there" / "study"
-    words = ["pipeline", "ablate", str(study), "--out", str(fields), "--runs", str(tmp_path / "there"), "--json"]
+    words = ["ablate", study, "--out", fields, "--runs", tmp_path / "there", "--json"]
 
     def begun(least: int) -> list[str]:
         return [arm for arm in ARMS if (runs / f"{arm}-seed0-finetune/metrics.jsonl").exists()
                 and len(logged(runs / f"{arm}-seed0-finetune")) >= least]  # fmt: skip
 
-    process = start([*words, "--scheduler", address])
+    process = start(*words, "--scheduler", address)
     wait_until(lambda: len(begun(10)) >= 2, process)
     trains = [worker for worker in workers if worker.children()]
     orphan = trains[0].children()[0]
@@ -81,13 +68,10 @@ def test_a_study_on_workers_is_the_one_of_this_process(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130 and "Traceback" not in err, err
-    deadline = time.monotonic() + 60
     left = next(worker for worker in workers if worker is not trains[0])
-    while left.children() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left.children(), "nobody waits for what it trains: it ends, with a checkpoint"
+    wait_until(lambda: not left.children())  # nobody waits for what it trains: it ends, with a checkpoint
     assert not (tmp_path / "there/study/table.json").exists()
-    again = sak("ablate", study, "--out", fields, "--runs", tmp_path / "there", "--json", "--scheduler", address)
+    again = sak(*words, "--scheduler", address)
     assert "ended at tcp://127.0.0.1:" in again.stderr
     here, there = (json.loads((tmp_path / name / "study/table.json").read_text()) for name in ("here", "there"))
     assert without_seconds(here) == without_seconds(there)

@@ -50,13 +50,16 @@ def several(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("suppress", [False, True])
 def test_scores_of_two_folders_are_the_benchmarks(single, max_dist, suppress):
     expected = ONE["nms_sets" if suppress else "sets"][max_dist]
-    flags = ["--nms"] if suppress else []
-    done = sak("boundary", *single, "--max-dist", max_dist, "--thresholds", "24", "--json", "--workers", "2", *flags)
-    scores = json.loads(done.stdout)
+    scores = score_folders(*single, BoundaryRequest(float(max_dist), 24, suppress, workers=0))
     assert list(scores) == ["odsF", "threshold", "oisF", "AP"]
     assert scores["odsF"] == pytest.approx(expected["odsF"], abs=0.003)
     assert scores["threshold"] == pytest.approx(expected["threshold"], abs=0.0401)
     assert scores["odsF"] <= scores["oisF"] < 1 and 0 < scores["AP"] < 1
+
+
+def test_the_command_prints_the_scores_of_its_workers(single):
+    done = sak("boundary", *single, "--max-dist", "0.02", "--thresholds", "24", "--json", "--workers", "2", "--nms")
+    assert json.loads(done.stdout) == score_folders(*single, BoundaryRequest(0.02, 24, suppress=True, workers=0))
     assert "3/3 images" in done.stderr
 
 

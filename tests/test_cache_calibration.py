@@ -18,7 +18,6 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from cache.writing.source_writer import TeacherWriter
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 LEVEL = LevelSpec(0, (6, 5), 16, "fp16")
 

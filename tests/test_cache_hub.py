@@ -15,7 +15,6 @@ import pytest
 
 import cache.places.hub
 from cache.errors import AlreadyThere, BadInput, StoreNotFound, WriteFailed
-from cache.loading.loader import Loader
 from cache.maintenance.store_copy import copy_store, plan_copy, select
 from cache.maintenance.verification import verify_store
 from cache.places import hub_draft
@@ -31,19 +30,10 @@ from pipeline.recipes.stores import at_commits, commits_now, find_store
 from pipeline.runs.origin import _read_at
 from tests import cache_toy as toy
 from tests import hub
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 from tests.conftest import sak
 from tests.hub import Answer, DataSet, Hub
 
 ADDRESS = "hf://datasets/me/toy"
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return toy.make_store(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -88,14 +78,8 @@ def test_it_is_found_read_and_verified(given: Hub, local: Store) -> None:
     [store] = find_stores(ADDRESS, "toy", "train")
     assert str(store) == f"{ADDRESS}/{local.name}" and store.teachers == local.teachers and store.ids() == local.ids()
     assert given.counts["tree"] > 1, "lists come in pages"
-    mine, theirs = (
-        Loader(one, one.teachers, ("normals",), batch_size=3, num_views=2, seed=4) for one in (local, store)
-    )
-    for ours, far in zip(mine, theirs, strict=True):
-        np.testing.assert_array_equal(ours.pixels, far.pixels)
-        for left, right in zip(ours.features["mini-dino"], far.features["mini-dino"], strict=True):
-            np.testing.assert_array_equal(left, right)
-    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    toy.same_batches(local, store)
+    assert verify_store(store.place) == [] and toy.unlisted_files(store.place) == []
     assert find_stores(f"{ADDRESS}/nothing") == []
     with pytest.raises(StoreNotFound, match=r"none\.zarr is no store: nothing there"):
         Store.open(f"{ADDRESS}/none.zarr")
@@ -372,13 +356,6 @@ def test_why_it_cannot_be_written(given: Hub, local: Store, monkeypatch: pytest.
 
 
 # ---- the line --------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_from_a_folder_says_nothing_of_commits() -> None:
-    from pipeline.runs.lineage import DataOrigin
-
-    told = DataOrigin(stage="distill", dataset="toy", split="train", size="6x7", samples=13, views=2, cache="toy.zarr")
-    assert "read_at" not in told.model_dump() and '"read_at"' not in told.model_dump_json()
 
 
 def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:

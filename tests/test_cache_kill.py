@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,32 +72,6 @@ def test_killed_and_resumed_is_byte_identical(tmp_path: Path, undisturbed: dict[
     assert toy.tree(tmp_path) == undisturbed
     for path, before in stamps.items():  # committed shards are not written again
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_killed_again_and_again(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    kills = 0
-    while make(tmp_path, "commit:3") == -signal.SIGKILL:
-        kills += 1
-        assert kills < 20
-    assert kills >= 7  # 8 source shards and 16 of teachers, at most two committed a run
-    assert toy.tree(tmp_path) == undisturbed
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    moments = random.Random(3)
-    kills = 0
-    while kills < 30:
-        process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], cwd=ROOT)
-        try:
-            process.wait(timeout=moments.uniform(0.2, 1.2))
-            shutil.rmtree(tmp_path)  # it came through: begin again
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert make(tmp_path) == 0
-    assert toy.tree(tmp_path) == undisturbed
 
 
 def test_the_fault_is_named_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

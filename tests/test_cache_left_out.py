@@ -27,10 +27,6 @@ from cache.places.place import Place
 from cache.store import Store
 from cache.writing.source_writer import SourceWriter
 from tests import cache_toy as toy
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 
 LEFT_OUT = {"pixels", "labels/semseg", "labels/normals"}
 
@@ -71,7 +67,7 @@ def test_what_was_left_out_comes_back_byte_for_byte(
         gone = {path for path in whole.part(SOURCE).metadata.arrays if path == "pixels" or path.startswith("labels/")}
         assert features.left_out == gone
         assert not [file for file in features.place.sizes() if file.rpartition("/")[0] in gone]
-        assert verify_store(features.place) == [] and unlisted_files(features.place) == []
+        assert verify_store(features.place) == [] and toy.unlisted_files(features.place) == []
         back = copy_store(plan_copy(features, folder / "back", select(features)))
         assert back.left_out == features.left_out
         render(back)

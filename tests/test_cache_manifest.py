@@ -12,7 +12,6 @@ from cache.places.files import FileDigest
 from cache.places.local import LocalPlace
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 
 class _Unwritten(LocalPlace):

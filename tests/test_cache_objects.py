@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,12 @@ import pytest
 from obstore.store import MemoryStore
 
 from cache.errors import BadInput, CacheError, CorruptFile, RemadeDiffers, StoreNotFound, UncommittedRow, WriteFailed
-from cache.loading.loader import Loader
 from cache.maintenance.verification import verify_store
 from cache.places.addresses import as_place
 from cache.places.objects import ObjectPlace
 from cache.store import Store, find_stores
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 
 
 @pytest.fixture
@@ -30,17 +24,12 @@ def bucket() -> ObjectPlace:
     return ObjectPlace(MemoryStore(), "features/", "s3://bucket/features")
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return toy.make_store(tmp_path_factory.mktemp("local"))
-
-
 def test_a_store_has_the_same_bytes_wherever_it_lies(bucket: ObjectPlace, local: Store) -> None:
     store = toy.make_store(bucket)
     store.log({"stage": "test"})
     assert str(store) == f"s3://bucket/features/{local.name}" and store.name == local.name
     assert toy.content(store.place) == toy.content(local.path)
-    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    assert verify_store(store.place) == [] and toy.unlisted_files(store.place) == []
     with pytest.raises(CacheError, match="not a folder of this machine"):
         _ = store.path
 
@@ -57,17 +46,8 @@ def test_it_is_found_and_read(bucket: ObjectPlace, local: Store) -> None:
         Store.open(bucket / "none.zarr")
 
 
-def batches(store: Store, **options: Any) -> Iterator[Any]:
-    for batch in Loader(store, store.teachers, ("semseg",), batch_size=3, num_views=2, seed=1, **options):
-        ready = batch.to("cpu")
-        yield ready.samples, ready.pixels, ready.labels["semseg"], *ready.features["mini-dino"]
-
-
 def test_batches_are_those_of_the_local_store(bucket: ObjectPlace, local: Store) -> None:
-    store = toy.make_store(bucket)
-    for ours, theirs in zip(batches(local), batches(store), strict=True):
-        for left, right in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(left, right)
+    toy.same_batches(local, toy.make_store(bucket))
 
 
 def test_zarr_python_opens_it_through_its_own_object_store(bucket: ObjectPlace, local: Store) -> None:

@@ -14,7 +14,6 @@ from cache.format.spec import LevelSpec
 from cache.store import Store
 from tests import cache_toy as toy
 from tests import stranger
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.stranger import Stranger
 
 WIDE = (LevelSpec(0, (40, 30), 28, "fp16"), LevelSpec(1, (40, 30), 28, "bf16"))  # rows over 64 kB: padded to 4 KiB

@@ -21,7 +21,6 @@ from cache.places.local import LocalPlace
 from cache.reading.rows import OpenShards
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 WIDE = (LevelSpec(0, (40, 30), 28, "fp16"),)  # rows of 67,200 bytes: padded to 4 KiB
 

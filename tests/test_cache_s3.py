@@ -8,21 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cache.errors import WriteFailed
-from cache.loading.loader import Loader
-from cache.maintenance.store_copy import copy_store, plan_copy, select
 from cache.maintenance.verification import verify_store
 from cache.places.addresses import as_place
 from cache.places.place import Place
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 from tests.conftest import answer, refusal, sak
 from tests.s3 import Proxy, environment, serve_s3
 
@@ -47,11 +40,6 @@ def proxy(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture
 def root(proxy: Proxy, request: pytest.FixtureRequest) -> Place:
     return as_place(f"s3://bucket/{request.node.name.partition('[')[0]}")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return toy.make_store(tmp_path_factory.mktemp("local"))
 
 
 def now_and_then(*faults: str, every: int = 5) -> Callable[[str, int], str | None]:
@@ -82,15 +70,8 @@ def test_views_that_several_machines_append_at_once(proxy: Proxy, root: Place) -
 def test_written_and_read_through_a_bad_network(proxy: Proxy, root: Place, local: Store) -> None:
     proxy.faults = now_and_then(*Proxy.FAULTS, every=13)
     store = toy.make_store(root)
-    loader = Loader(store, store.teachers, ("normals",), batch_size=2, num_views=2, seed=4)
-    ours = Loader(local, local.teachers, ("normals",), batch_size=2, num_views=2, seed=4)
-    for theirs, mine in zip(loader, ours, strict=True):
-        assert theirs.samples.tolist() == mine.samples.tolist()
-        np.testing.assert_array_equal(theirs.pixels, mine.pixels)
-        np.testing.assert_array_equal(theirs.labels["normals"], mine.labels["normals"])
-        for left, right in zip(theirs.features["mini-dino"], mine.features["mini-dino"], strict=True):
-            np.testing.assert_array_equal(left, right)
-    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    toy.same_batches(local, store)
+    assert verify_store(store.place) == [] and toy.unlisted_files(store.place) == []
     assert all(proxy.counts[fault] >= 3 for fault in Proxy.FAULTS), proxy.counts  # the faults were real
     proxy.faults = lambda method, number: None
     assert toy.content(store.place) == toy.content(local.path)
@@ -125,7 +106,7 @@ def test_dasks_workers_extract_onto_a_bucket(root: Place, tmp_path: Path) -> Non
     done = sak("cache", *arguments, "--out", root.shown, "--workers", "2", "--json")
     store = Store.open(json.loads(done.stdout)["store"])
     assert store.place.shown.startswith("s3://")
-    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    assert verify_store(store.place) == [] and toy.unlisted_files(store.place) == []
     sak("cache", *arguments, "--out", tmp_path, "--decoders", "0")
     assert toy.content(store.place) == toy.content(next(tmp_path.glob("*.zarr")))
     again = sak("cache", *arguments, "--out", root.shown, "--workers", "2")
@@ -187,19 +168,3 @@ def test_copy_there_and_back_by_command(proxy: Proxy, root: Place, local: Store,
     said = refusal("copy", there, tmp_path / "x", "--teacher", "mini-dno")
     assert "did you mean mini-dino" in said
     assert "is no store, and no folder that holds one" in refusal("copy", tmp_path, tmp_path / "x")
-
-
-def test_a_copy_killed_on_the_way_is_gone_on_with(root: Place, local: Store) -> None:
-    plan = plan_copy(local, root, select(local))
-    told: list[int] = []
-
-    def stop(num_bytes: int) -> None:
-        told.append(num_bytes)
-        if len(told) == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        copy_store(plan, stop)
-    left = plan_copy(local, root, select(local))
-    assert 0 < left.num_shards <= plan.num_shards - 5
-    assert toy.content(copy_store(left).place) == toy.content(local.path)

@@ -26,7 +26,6 @@ from cache.places.stage import Stage
 from cache.places.staged import StagedPlace
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.conftest import logged, sak
 from tests.mounts import mounted
 from tests.test_nodes import TINY

@@ -23,7 +23,6 @@ from cache.writing.source_writer import SourceWriter, TeacherWriter
 from sak_common.differences import first_difference
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from cache.errors import BadInput, CorruptFile, PlaceWarning, StoreNotFound
-from cache.loading.loader import Loader
 from cache.maintenance.store_copy import plan_copy, select
 from cache.maintenance.verification import verify_store
 from cache.places import web
@@ -21,10 +19,6 @@ from cache.places.web import CATALOGUE, read_catalogue, write_catalogue
 from cache.store import Store, find_stores
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import (
-    no_fsync,  # noqa: F401 (an autouse fixture)
-    unlisted_files,
-)
 from tests.conftest import answer, logged, refusal, sak
 from tests.nginx import nginx, serve
 from tests.s3 import Proxy
@@ -69,22 +63,11 @@ def address(ports: tuple[int, int]) -> str:
     return f"http://127.0.0.1:{ports[0]}/features"
 
 
-def same_batches(store: Store, local: Store) -> None:
-    mine, theirs = (
-        Loader(one, one.teachers, ("normals",), batch_size=3, num_views=2, seed=4) for one in (local, store)
-    )
-    for ours, far in zip(mine, theirs, strict=True):
-        assert ours.samples.tolist() == far.samples.tolist()
-        np.testing.assert_array_equal(ours.pixels, far.pixels)
-        for left, right in zip(ours.features["mini-dino"], far.features["mini-dino"], strict=True):
-            np.testing.assert_array_equal(left, right)
-
-
 def test_it_is_found_read_and_verified(address: str, local: Store) -> None:
     [store] = find_stores(address, "toy", "train")
     assert str(store) == f"{address}/{local.name}" and store.teachers == local.teachers and store.ids() == local.ids()
-    same_batches(store, local)
-    assert verify_store(store.place) == [] and unlisted_files(store.place) == []
+    toy.same_batches(store, local)
+    assert verify_store(store.place) == [] and toy.unlisted_files(store.place) == []
     one = Store.open(f"{address}/{local.name}/")
     assert one.is_complete("source", 2) and pickle.loads(pickle.dumps(one)).teachers == local.teachers
     import zarr
@@ -198,22 +181,8 @@ def test_the_commands(address: str, local: Store, tmp_path: Path) -> None:
     assert toy.content(copy.path) == toy.content(local.path)
 
 
-def test_training_reads_it(features: Path, tmp_path: Path) -> None:
-    sak("copy", features, features)
-    own = tmp_path / "nginx"
-    own.mkdir()
-    run = ["--set", "steps=1", "--set", "batch_size=4", "--json"]
-    with serve(features, own) as (port, _):
-        far = sak("distill", "demo", "--out", f"http://127.0.0.1:{port}", "--run", tmp_path / "far", *run)
-    near = sak("distill", "demo", "--out", features, "--run", tmp_path / "near", *run)
-    left, right = (
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("far", "near")
-    )
-    assert far.returncode == near.returncode == 0 and left["loss"] == right["loss"]
-
-
 def test_a_stage_keeps_what_training_reads(small: Path, tmp_path: Path) -> None:
-    """The first run asks the server for its rows, the second for none, and both learn the same."""
+    """The first run asks the server for its rows, the second for none, and both learn what a folder's run does."""
     sak("copy", small, small)
     own = tmp_path / "nginx"
     own.mkdir()
@@ -224,4 +193,5 @@ def test_a_stage_keeps_what_training_reads(small: Path, tmp_path: Path) -> None:
             sak("distill", "demo", "--out", f"http://127.0.0.1:{port}", "--run", tmp_path / run, *settings)
             asked.append(sum("/c." in line for line in (own / "access.log").read_text().splitlines()))
     assert 0 < asked[0] == asked[1]
-    assert logged(tmp_path / "one") == logged(tmp_path / "two")
+    sak("distill", "demo", "--out", small, "--run", tmp_path / "near", *settings)
+    assert logged(tmp_path / "one") == logged(tmp_path / "two") == logged(tmp_path / "near")

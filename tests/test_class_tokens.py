@@ -24,7 +24,7 @@ from sak_core.student.network import StudentNetwork
 from sak_core.student.stem import normalize
 from sak_core.teachers import build_teacher
 from tests.conftest import TINY, answer, cache_split, logged, sak
-from tests.towers import exactly, normalise, pixels
+from tests.towers import exactly, normalise, outputs_of, pixels
 
 VIT = "timm:test_vit"
 NAME = "timm-test_vit"
@@ -48,9 +48,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_timm_gives_its_own_prefix_tokens() -> None:
     teacher = build_teacher("dinov2-reg-small", (96, 96), random_weights=True, prefix=True, levels=(0, 1))
     assert teacher.num_prefix == 5 and teacher.has_class_token, "a class token and four registers"
-    outputs: list[torch.Tensor] = []
-    for block in teacher.net.blocks:
-        block.register_forward_hook(lambda module, given, out: outputs.append(out))
+    outputs = outputs_of(teacher.net.blocks)
     found = teacher(pixels(96, 96))
     tokens = outputs[:2]
     exactly(found[2:], [t[:, :5].transpose(1, 2)[:, :, None] for t in tokens])
@@ -181,9 +179,7 @@ def test_open_clip_and_transformers_give_their_class_tokens(tmp_path: Path) -> N
     from sak_core.weights.teacher_weights import BuildOptions
 
     clip = build_teacher("open_clip:ViT-B-32", (64, 64), random_weights=True, prefix=True, levels=(0, 1))
-    outputs: list[torch.Tensor] = []
-    for block in clip.net.transformer.resblocks:
-        block.register_forward_hook(lambda module, given, out: outputs.append(out))
+    outputs = outputs_of(clip.net.transformer.resblocks)
     found = clip(pixels(64, 64))
     exactly(
         found,

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +15,9 @@ import pytest
 from cache.maintenance.verification import verify_store
 from cache.store import find_stores
 from tests.cache_toy import content
-from tests.conftest import answer, refusal, sak
+from tests.conftest import answer, refusal, sak, start, wait_until
 
 ARGUMENTS = ["--teacher", "mini-dino,mini-sam", "--split", "train", "--limit", "150", "--views", "3", "--threads", "1"]
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +29,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def kill_in_the_middle(out: Path, process: subprocess.Popen[str], workers: list[psutil.Process]) -> None:
     """SIGKILL a worker once a teacher's shard is written, before all are; then let the run end."""
-    first = "*.zarr/teachers/*/level_0/c.*"
-    deadline = time.monotonic() + 120
-    while not any(out.glob(first)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: any(out.glob("*.zarr/teachers/*/level_0/c.*")), process)
     victim = workers[0] if workers else local_workers(process)[0]
     victim.kill()
     assert len(list(out.glob("*.zarr/teachers/*/level_3/c.*"))) < 18, "it was in the middle"
@@ -58,7 +46,7 @@ def local_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_worker_loses_nothing(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(tmp_path), "--workers", "2"])
+    process = start("cache", *ARGUMENTS, "--out", tmp_path, "--workers", "2")
     kill_in_the_middle(tmp_path, process, [])
     assert content(tmp_path) == undisturbed
     assert verify_store(find_stores(tmp_path)[0].path) == []
@@ -69,10 +57,8 @@ def test_a_killed_worker_loses_nothing(undisturbed: dict[str, bytes], tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ctrl_c_ends_the_workers_too(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(tmp_path), "--workers", "2"])
-    deadline = time.monotonic() + 120
-    while not any(tmp_path.glob("*.zarr/teachers/*/level_0/c.*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start("cache", *ARGUMENTS, "--out", tmp_path, "--workers", "2")
+    wait_until(lambda: any(tmp_path.glob("*.zarr/teachers/*/level_0/c.*")), process)
     workers = local_workers(process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     _, err = process.communicate(timeout=60)
@@ -86,16 +72,14 @@ def test_ctrl_c_ends_the_workers_too(undisturbed: dict[str, bytes], tmp_path: Pa
 def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     """A scheduler and two workers as a person starts them on a LAN, here all on the loopback."""
     file = tmp_path / "scheduler.json"
-    own = ["--scheduler-file", str(file)]
-    started = [start(["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *own,
-                      "--dashboard-address", "127.0.0.1:0"])]  # fmt: skip
+    own = ["--scheduler-file", file]
+    started = [start("--host", "127.0.0.1", "--port", "0", *own, "--dashboard-address", "127.0.0.1:0",
+                     module="distributed.cli.dask_scheduler")]  # fmt: skip
     for number in range(2):
-        directory = str(tmp_path / f"worker-{number}")
-        started.append(start(["distributed.cli.dask_worker", *own, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                              "--local-directory", directory, "--memory-limit", "0"]))  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        directory = tmp_path / f"worker-{number}"
+        started.append(start(*own, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", directory,
+                             "--memory-limit", "0", module="distributed.cli.dask_worker"))  # fmt: skip
+    wait_until(file.exists, *started)
     yield json.loads(file.read_text())["address"], [psutil.Process(process.pid) for process in started[1:]]
     for process in started:
         process.kill()
@@ -111,7 +95,7 @@ def test_workers_of_a_scheduler_do_the_same(
     said = refusal("cache", *ARGUMENTS, "--out", tmp_path / "x", "--scheduler", address, "--device", "cuda")
     assert "none does" in said and "--resources GPU=1" in said
     out = tmp_path / "features"
-    process = start(["pipeline", "cache", *ARGUMENTS, "--out", str(out), "--scheduler", address])
+    process = start("cache", *ARGUMENTS, "--out", out, "--scheduler", address)
     kill_in_the_middle(out, process, workers)
     assert content(out) == undisturbed
 

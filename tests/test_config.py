@@ -30,11 +30,6 @@ def test_every_shipped_recipe_reads_in_some_stage(name: str) -> None:
     assert stages
 
 
-@pytest.mark.parametrize("name", recipe_names("recipes/studies"))
-def test_every_shipped_study_reads(name: str) -> None:
-    assert load_study(name).arms
-
-
 def test_a_stage_table_lies_over_common_keys_and_set_over_both() -> None:
     plain = load_recipe("demo", "distill")
     changed = load_recipe("demo", "distill", parse_set(["optimizer.lr=1e-4", "arm=many-to-one"]))

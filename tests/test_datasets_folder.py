@@ -234,6 +234,7 @@ def test_every_dataset_opens_without_torch():
 
     script = (
         "import sys, sak_core.datasets, sak_core.interfaces.dataset, sak_core.datasets.folder, sak_core.views.view\n"
+        "import sak_core.miniature.rooms.scene\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

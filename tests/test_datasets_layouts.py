@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +29,10 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FIXTURES, tmp_path / "layouts"))
 
 
-def test_every_split_and_id_is_read_as_the_reference_reads_it():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.layouts", str(FIXTURES)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+def test_every_split_and_id_is_read_as_the_reference_reads_it(capsys):
+    right = layouts.main(FIXTURES)
+    lines = capsys.readouterr().out.splitlines()
+    assert right == 0, lines
     assert lines[-1] == "layouts: all within tolerance"
     labels = {line.split(":")[0] for line in lines[:-1]}
     assert labels == {

@@ -15,9 +15,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline.training.sync_norm import synchronise_norms
-from tests.conftest import answer, logged, refusal, sak
+from tests.conftest import answer, logged, refusal, sak, start, wait_until
 from tests.test_training import STEPS as TRAINING_STEPS
-from tests.test_training import begin
 
 STEPS = ["--set", "steps=20", "--set", "threads=1", "--set", "log_every=1"]
 
@@ -91,7 +90,8 @@ def test_two_processes_fine_tune_as_one(features: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_with_another_number_of_processes(features: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--set", "steps=20", "--set", "batch_size=8", "--set", "log_every=1", "--set", "accumulate=2"]
-    process = begin(features, two, (two / "metrics.jsonl").exists, *options)
+    process = start("distill", "demo", "--out", features, "--run", two, *TRAINING_STEPS, *options)
+    wait_until((two / "metrics.jsonl").exists, process)
     process.terminate()
     assert process.wait(60) == 143 and 0 < len(logged(two)) < 20
     sak("distill", "demo", "--out", features, "--run", one, "--set", "threads=1", *options)

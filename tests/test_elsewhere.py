@@ -26,7 +26,6 @@ from cache.reading.arrays import FeatureArray
 from cache.store import Store
 from cache.writing.teacher_writer import TeacherWriter
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 
 class Features(Dataset[torch.Tensor]):

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter, namedtuple
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from pipeline.extraction.caching import run_cache
 from pipeline.extraction.request import CacheRequest, TeacherOptions
 from pipeline.extraction.samples import DatasetRequest
 from tests.cache_toy import content, tree
-from tests.conftest import sak
+from tests.conftest import sak, start, wait_until
 
 ROOMS = ["--split", "unlabelled", "--limit", "80", "--threads", "1"]
 
@@ -116,7 +114,8 @@ def test_the_disk_must_hold_what_is_still_to_be_written(monkeypatch: pytest.Monk
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_000_000))
     assert run_cache(request(tmp_path, ["mini-dino"], 2)) == {**done, "timings": {}}, "nothing is left to write"
-    with pytest.raises(UserError, match=r"pixels, labels and features need .* free"):
+    short = r"pixels, labels and features need [\d.]+ .B more, but the disk of .* has 1\.0 MB free"
+    with pytest.raises(UserError, match=short):
         run_cache(request(tmp_path, ["mini-dino"], 3))
     assert Store.open(done["store"]).num_views == 2, "said before anything is prepared"
     # the source of two teachers fits, the second teacher does not: said before the first one runs
@@ -125,19 +124,13 @@ def test_the_disk_must_hold_what_is_still_to_be_written(monkeypatch: pytest.Monk
     assert Store.open(done["store"]).teachers == ["mini-dino"]
 
 
-def start(out: Path, *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline", "cache", "--out", str(out), *ROOMS, *extra]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)  # fmt: skip
-
-
 @pytest.mark.parametrize("part", ["source", "teachers/mini-dino"])
 def test_a_second_process_says_what_it_waits_for(part: str, tmp_path: Path) -> None:
     arguments = ("--teacher", "mini-dino", "--views", "1", "--decoders", "0")
     cache(tmp_path, *arguments)
     store = find_stores(tmp_path)[0]
     with store.lock(part):
-        process = start(tmp_path, *arguments)
+        process = start("cache", "--out", tmp_path, *ROOMS, *arguments)
         assert process.stderr is not None
         for line in process.stderr:
             if "another process works on" in line:
@@ -162,11 +155,9 @@ def test_ctrl_c_leaves_no_traceback_and_a_store_that_goes_on(
     stage: str, decoders: str, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     arguments = (*TEACHER, "--views", "4", "--decoders", decoders)
-    process = start(tmp_path, *arguments)
+    process = start("cache", "--out", tmp_path, *ROOMS, *arguments)
     written = {"source": "*.zarr/pixels/c.*", "mini-dino": "*.zarr/teachers/mini-dino/level_0/c.*"}[stage]
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(written)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: any(tmp_path.glob(written)), process)
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the decoding processes too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

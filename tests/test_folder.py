@@ -50,12 +50,6 @@ def test_bad_files_keep_their_rows_and_are_listed(photographs: Path, tmp_path: P
     assert store.features("mini-sam", level=3)[1, 1].shape == (8, 12, 128)
 
 
-def test_strict_stops_and_names_the_file(photographs: Path, tmp_path: Path) -> None:
-    said = refusal("cache", "--dataset", "folder", "--root", photographs, "--out", tmp_path, "--strict", "--size", "64",
-               "--decoders", "0")  # fmt: skip
-    assert "empty.png" in said and "--strict" in said
-
-
 def test_a_teacher_without_weights_says_how_to_get_them(photographs: Path, tmp_path: Path) -> None:
     options = ["--root", photographs, "--out", tmp_path, "--size", "64", "--views", "1", "--decoders", "0"]
     said = refusal("cache", "--teacher", "dinov2-small", "--dataset", "folder", *options, env={"HF_HUB_OFFLINE": "1"})

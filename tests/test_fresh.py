@@ -18,14 +18,11 @@ from cache.loading.loader import Loader
 from cache.store import Store, find_stores
 from pipeline.errors import UserError
 from pipeline.extraction import samples
-from pipeline.recipes.config import load_recipe, parse_set
-from pipeline.runs import Places
 from pipeline.training import fresh
-from pipeline.training.distill import distill
-from pipeline.training.finetune import finetune
 from pipeline.training.fresh import FreshBatches
 from pipeline.training.watch import Watch
-from tests.conftest import answer, logged, refusal, sak
+from tests.conftest import answer, logged, refusal, sak, train
+from tests.test_training import Killed
 
 V = 2
 """Views that training is told of; the stores hold twice as many, to hold the fresh ones to."""
@@ -203,10 +200,6 @@ def test_distilling_a_folder_live(photographs: tuple[Path, Path], tmp_path: Path
     assert "--root" in said and "source = 'live'" in said
 
 
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing may be saved on its way."""
-
-
 @pytest.mark.parametrize("stage", ["distill", "finetune"])
 def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
     stage: str, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,9 +208,6 @@ def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
     monkeypatch.setattr(fresh, "num_decoders", lambda asked: 0)
     data = "data={dataset='rooms', split='train', size='96x96', views=2}"
     settings = [*SETTINGS, data, "steps=10", "checkpoint_every=1", "stage1=off"]
-    recipe = load_recipe("demo", stage, parse_set(settings)).model_copy(update={"validation": None})  # type: ignore[arg-type]
-    assert recipe.loss.alpha > 0
-
     views: list[list[int]] = []
 
     def trained(run: Path, kill_at: int | None = None) -> dict[str, torch.Tensor]:
@@ -230,10 +220,7 @@ def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
         real = Watch.add
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Watch, "add", add)
-            if stage == "distill":
-                distill(recipe, run, Places(rooms))
-            else:
-                finetune(recipe, run, None, Places(rooms))
+            train(stage, settings, rooms, run)
         return load_file(run / "last" / "model.safetensors")
 
     whole = trained(tmp_path / "whole")

@@ -17,7 +17,6 @@ from cache.maintenance.verification import verify_store
 from cache.places.objects import ObjectPlace
 from cache.store import Store
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 
 
 def bucket_of(num_views: int) -> tuple[MemoryStore, str]:

@@ -27,7 +27,6 @@ from pipeline.extraction.running import request_of
 from pipeline.recipes.stores import store_tasks
 from sak_common.names import UnknownName
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.conftest import refusal, sak
 from tests.fuzz_mutations import Mutator
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cache.store import Store
 from sak_core.teachers import build_teacher
-from tests.conftest import answer, sak
+from tests.conftest import answer, in_a_terminal, sak
 from tests.small_images import NUM_IMAGES, cache_arguments
 
 
@@ -80,19 +76,7 @@ def test_info_reads_well(path: Path) -> None:
 
 
 def test_random_weights_are_red_on_a_terminal(path: Path) -> None:
-    parent, child = pty.openpty()
-    command = [sys.executable, "-m", "pipeline", "info", str(path)]
-    process = subprocess.Popen(command, stdout=child, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-    os.close(child)
-    shown = b""
-    try:
-        while piece := os.read(parent, 4096):
-            shown += piece
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(parent)
-    assert process.wait() == 0
-    assert b"\x1b[31m, RANDOM WEIGHTS\x1b[0m" in shown
+    assert "\x1b[31m, RANDOM WEIGHTS\x1b[0m" in in_a_terminal("info", path)
 
 
 def test_a_half_finished_store_says_how_far_it_is(images: Path, tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from pipeline.recipes.stores import digest, find_store
 from pipeline.runs.checkpoint import scored_weights
 from sak_core.weights.tensor_files import read_tensors
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.conftest import answer, refusal, sak
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,6 @@ from cache.store import Store
 from cache.writing.source_writer import TeacherWriter
 from pipeline.cli import sak
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.plain_klt import decode
 from tests.trained_like import trained_like
 
@@ -225,25 +224,6 @@ def test_a_calibration_of_before_the_grid_transform_is_repaired_as_far_as_it_goe
 
 def test_equal_features_give_equal_bytes(store: Store, tmp_path: Path) -> None:
     assert toy.tree(make(tmp_path).path) == toy.tree(store.path)
-
-
-def test_a_flipped_bit_is_found_named_and_kept_from_readers(tmp_path: Path) -> None:
-    store = Store.create(tmp_path, toy.toy_spec(num_samples=SAMPLES, rows_per_shard=16))
-    toy.write_source(store, VIEWS)
-    write(store, "alone", TEACHERS["alone"])
-    file = store.path / "teachers/alone/level_1/c.1.0.0.0"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 3] ^= 4
-    file.write_bytes(data)
-    (problem,) = verify_store(store.path)
-    assert (problem.level, problem.view, problem.shard, len(problem.rows)) == ("level_1", 1, 0, 1)
-    fresh = Store.open(store.path).features("alone", 1)
-    for sample in range(SAMPLES):
-        if sample in problem.rows:
-            with pytest.raises(CorruptFile, match=f"sample {sample}, view 1 fails its crc32c"):
-                fresh[sample, 1]
-        else:
-            fresh[sample, 1]
 
 
 def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:

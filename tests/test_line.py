@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
-from cache.store import Store, find_stores
-from tests.conftest import TINY, answer, cache_split, refusal, sak
+from cache.store import find_stores
+from tests.conftest import TINY, answer, refusal, sak
 
 
 def test_distill_finetune_evaluate_without_teachers(
@@ -53,15 +52,6 @@ def test_ablate_without_teachers_skips_what_is_finished(
         assert (tmp_path / "runs" / "tiny" / name).is_file()
 
 
-def test_a_store_opens_in_plain_zarr_and_in_three_lines(features: Path) -> None:
-    store = Store.open(find_stores(features, "rooms", "train")[0].path)
-    level = store.features("mini-dino", level=2)
-    plain = zarr.open_array(store.path / "teachers" / "mini-dino" / "level_2", mode="r")
-    np.testing.assert_array_equal(level[5, 1], np.asarray(plain[1, 5], np.float32))
-    pixels = zarr.open_array(store.path / "pixels", mode="r")
-    np.testing.assert_array_equal(store.pixels[5, 1], pixels[1, 5])
-
-
 def test_cached_features_are_the_teachers_own(features: Path) -> None:
     import torch
 
@@ -74,28 +64,6 @@ def test_cached_features_are_the_teachers_own(features: Path) -> None:
     for level, maps in enumerate(expected):
         found = np.stack([store.features("mini-sam", level=level)[i, 0] for i in range(16)])
         np.testing.assert_allclose(found, maps.permute(0, 2, 3, 1).numpy(), rtol=1e-3, atol=1e-3)
-
-
-def test_info_and_verify(features: Path) -> None:
-    store = find_stores(features, "rooms", "val")[0].path
-    info = answer("info", store)
-    assert set(info["teachers"]) == {"mini-dino", "mini-clip", "mini-sam"}
-    assert all(t["pending_shards"] == 0 and t["fidelity"] for t in info["teachers"].values())
-    assert answer("verify", store)["problems"] == []
-
-
-def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
-    cache_split(tmp_path, "val", "--teacher", "mini-clip")
-    store = find_stores(tmp_path, "rooms", "val")[0].path
-    shard = next(
-        p for p in sorted((store / "teachers/mini-clip/level_1").rglob("*")) if p.is_file() and p.name != "zarr.json"
-    )
-    raw = bytearray(shard.read_bytes())
-    raw[1000] ^= 4
-    shard.write_bytes(raw)
-    done = sak("verify", store, check=False)
-    assert done.returncode == 1
-    assert "mini-clip" in done.stdout and "level_1" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -117,25 +85,3 @@ def test_bad_requests_end_in_one_clear_line(arguments: list[str], hint: str, tmp
     if arguments[0] == "cache":
         arguments = [*arguments, "--out", str(tmp_path)]
     assert hint in refusal(*arguments)
-
-
-def test_another_setting_is_refused_by_name_with_both_values(tmp_path: Path) -> None:
-    cache_split(tmp_path, "val", "--teacher", "mini-dino")
-    said = refusal(
-        "cache", "--teacher", "mini-dino", "--split", "val", "--limit", "16", "--views", "1", "--out", tmp_path,
-        "--threads", "1", "--batch-size", "4",
-    )  # fmt: skip
-    assert "batch_size" in said and "16" in said and "4" in said
-
-
-def test_too_small_a_disk_is_said_before_the_teacher_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import shutil
-    from collections import namedtuple
-
-    from pipeline.errors import UserError
-    from pipeline.extraction.amounts import check_disk
-
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 1000))
-    with pytest.raises(UserError, match=r"need 5\.0 kB more, but the disk of .* has 1\.0 kB free"):
-        check_disk(tmp_path / "not" / "yet", 5000, "features")

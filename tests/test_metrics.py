@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from sak_core.boundary.labelled import valid_box
 from sak_core.labels import IGNORE
 from sak_core.metrics import delta_m
 from sak_core.tasks import Task
@@ -197,13 +196,6 @@ def test_delta_m_signs_and_names():
         delta_m(base, {"semseg": 50.0, "depth": 0.0}, senses)
 
 
-def test_valid_box():
-    valid = np.zeros((5, 6), dtype=bool)
-    assert valid_box(valid) is None
-    valid[1, 2] = valid[3, 4] = True
-    assert valid_box(valid) == (slice(1, 4), slice(2, 5))
-
-
 def fitted(labels) -> ConstantPredictor:
     predictor = ConstantPredictor(students.TASKS)
     for part in labels:
@@ -322,20 +314,3 @@ def test_two_processes_with_uneven_parts_score_as_one(tmp_path):
             for key, value in details.items():
                 same = told[task.name]["details"][key]
                 assert same == value if key == "confusion" else same == pytest.approx(value, abs=1e-3), task.name
-
-
-def test_delta_m_knows_each_metrics_direction():
-    """Every kind's primary score: better by a tenth is + 10 % whichever way it points."""
-    tasks = students.TASKS
-    base = {task.name: 40.0 for task in tasks}
-    better = {task.name: 44.0 if task.higher_is_better else 36.0 for task in tasks}
-    senses = {task.name: task.higher_is_better for task in tasks}
-    assert delta_m(better, base, senses) == pytest.approx(10)
-    assert delta_m(base, better, senses) < 0 and delta_m(base, base, senses) == 0
-    assert {task.kind: task.higher_is_better for task in tasks} == {
-        "classes": True,
-        "saliency": True,
-        "normals": False,
-        "depth": False,
-        "boundary": True,
-    }

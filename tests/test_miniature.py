@@ -17,7 +17,6 @@ from pipeline.miniature.clip import PhraseTower, box_coverage
 from pipeline.miniature.dino import patch_histogram
 from pipeline.miniature.objectives import LESSONS
 from pipeline.miniature.pixels import PixelNet
-from pipeline.miniature.probe import Column, ProbeConfig, exact_boundary_f, probe, render_table, verdicts
 from pipeline.miniature.sam import neighbours_differ, regions
 from pipeline.miniature.scenes import (
     TRAINING_SEED,
@@ -29,6 +28,7 @@ from pipeline.miniature.scenes import (
 )
 from pipeline.miniature.trainer import MiniatureConfig, MiniatureTraining, learning_rate, train
 from pipeline.miniature.vit import STEM, normalized, patches
+from pipeline.studies.redundancy import r_squared
 from sak_core.errors import TeacherUnavailable
 from sak_core.miniature.network import (
     MINIATURES,
@@ -38,7 +38,7 @@ from sak_core.miniature.network import (
     position_grid,
     shipped_weights,
 )
-from sak_core.miniature.rooms import CLASSES, COLORS, PARTS, PLACES, render_scene
+from sak_core.miniature.rooms import CLASSES, COLORS, PLACES, render_scene
 from sak_core.student.initial_weights import load_vit
 from sak_core.student.stem import Stem, normalize
 from sak_core.weights.digests import state_digest
@@ -109,32 +109,30 @@ def test_the_stem_that_ships_is_what_its_card_says_and_had_no_longer_than_a_teac
     assert state_digest(state) == card["state"]
 
 
-def test_the_stem_that_ships_resamples_its_positions_and_refuses_other_widths() -> None:
-    load_vit(Stem(replace(STEM, image_size=(64, 128))), "mini-vit")
-    with pytest.raises(ValueError, match=r"pos_embed|shape"):
-        load_vit(Stem(replace(STEM, width=192)), "mini-vit")
-
-
 def test_the_stem_that_ships_knows_more_of_classes_than_an_untrained_one() -> None:
     """A ridge regression of patches' class shares on its tokens, on scenes that it was not fitted to."""
     seen = [render_scene(5, i) for i in range(60)]
     pixels = normalize(torch.stack([torch.from_numpy(scene.image) for scene in seen]))
     semseg = torch.stack([torch.from_numpy(scene.semseg.astype(np.int64)) for scene in seen])
-    target = patch_histogram(semseg, len(CLASSES)).flatten(2).transpose(1, 2).flatten(0, 1).double()
-    errors = []
+    target = patch_histogram(semseg, len(CLASSES))
+    known = []
     for trained in (True, False):
         torch.manual_seed(0)
         stem = Stem(STEM).eval()
         if trained:
             load_vit(stem, "mini-vit")
         with torch.no_grad():
-            tokens = torch.nn.functional.layer_norm(stem(pixels)[-1][:, 1:].flatten(0, 1), (96,)).double()
-        tokens = torch.cat([tokens, torch.ones(len(tokens), 1, dtype=torch.float64)], 1)
-        fitted, held_out = tokens[: 40 * 144], tokens[40 * 144 :]
-        gram = fitted.T @ fitted + 1.0 * torch.eye(97, dtype=torch.float64)
-        weight = torch.linalg.solve(gram, fitted.T @ target[: 40 * 144])
-        errors.append(float((held_out @ weight - target[40 * 144 :]).square().mean()))
-    assert errors[0] < 0.9 * errors[1], errors
+            tokens = torch.nn.functional.layer_norm(stem(pixels)[-1][:, 1:], (96,))
+        known.append(r_squared(tokens.transpose(1, 2).unflatten(2, (12, 12)), target))
+    assert 1 - known[0] < 0.9 * (1 - known[1]), known
+
+
+def test_the_documented_table_is_of_the_shipped_weights() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "miniatures.md").read_text()
+    for name in NAMES:
+        card = shipped_card(name)
+        assert card["state"].removeprefix("sha256:")[:12] in text
+        assert f"| {card['num_steps']} | {card['cpu_seconds']} |" in text
 
 
 # The network and the teacher
@@ -170,9 +168,6 @@ def test_levels_are_a_choice() -> None:
     )
     assert some.spec.levels == (1, 3) and some.spec.widths == (128, 128)
     torch.testing.assert_close(some(pixels), [every(pixels)[i] for i in (1, 3)])
-    for wrong in ((), (3, 1), (4,), (1, 1)):
-        with pytest.raises(ValueError, match="levels of mini-clip"):
-            build_miniature("mini-clip", (96, 96), levels=wrong)
 
 
 def test_random_weights_are_said_to_be_so() -> None:
@@ -194,9 +189,6 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(TeacherUnavailable, match="mask_token"):
         build_miniature("mini-dino", (96, 96), weights=tmp_path / "other.safetensors")
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    with pytest.raises(TeacherUnavailable, match="junk"):
-        build_miniature("mini-dino", (96, 96), weights=tmp_path / "junk.safetensors")
     with pytest.raises(ValueError, match="did you mean mini-dino"):
         build_miniature("mini-dyno", (96, 96))
 
@@ -363,74 +355,6 @@ def test_objectives_draw_from_their_generator_only(batch: SceneBatch) -> None:
         net = PixelNet(lesson.network(), SHIPPED[name]).eval()
         one, two = (sum(objective(net, batch, generator()).values()) for _ in range(2))
         assert isinstance(one, Tensor) and torch.equal(one, two), name
-
-
-# The probe
-
-
-def test_exact_boundary_f() -> None:
-    truth = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    truth[0, 1] = 1
-    assert exact_boundary_f(truth.float(), truth) == pytest.approx(100)
-    assert exact_boundary_f(truth.float().roll(1, 1), truth) == pytest.approx(200 * 4 / 20)
-    half = truth.float().clone()
-    half[0, 1, :2] = 0
-    half[0, 3, 0] = 0.5
-    assert exact_boundary_f(half, truth) == pytest.approx(200 * 2 / (2 + 4))
-    ignored = truth.clone()
-    ignored[0, 1, :2] = 255
-    assert exact_boundary_f(half, ignored) == pytest.approx(100)
-
-
-def test_verdicts_compare_teachers_only() -> None:
-    scores = {
-        "mini-dino": {"semseg": [30.0, 31.0, 32.0], "depth": [0.5, 0.5, 0.5]},
-        "mini-clip": {"semseg": [20.0, 21.0, 22.0], "depth": [0.4, 0.42, 0.38]},
-        "mini-sam": {"semseg": [27.0, 28.0, 29.0], "depth": [0.6, 0.6, 0.6]},
-        "untrained": {"semseg": [90.0] * 3, "depth": [0.0] * 3},
-    }
-    first, second = verdicts(scores, [Column("semseg", "mIoU", True), Column("depth", "RMSE", False)])
-    assert (first.best, first.runner_up, first.lead) == ("mini-dino", "mini-sam", pytest.approx(3.0))
-    assert (second.best, second.runner_up) == ("mini-clip", "mini-dino")
-    assert second.lead == pytest.approx(0.1 / (0.02 / 2**0.5))
-
-
-def test_every_class_and_part_has_room() -> None:
-    assert len(CLASSES) < 255 and len(PARTS) < 255
-
-
-def test_only_a_clear_lead_is_bold() -> None:
-    def score(mean: float) -> dict[str, float]:
-        return {"mean": mean, "std": 1.0}
-
-    rows = ("untrained", *NAMES, "all three side by side")
-    result = {
-        "columns": [{"name": "semseg", "score": "mIoU", "higher_is_better": True}],
-        "scores": {row: {"semseg": score(float(i))} for i, row in enumerate(rows)},
-        "verdicts": [{"column": "semseg", "best": "mini-sam", "runner_up": "mini-clip", "lead": 2.5}],
-    }
-    assert "| mini-sam | **3.0 ± 1.0** |" in render_table(result)
-    result["verdicts"][0]["lead"] = 1.5
-    assert "| mini-sam | 3.0 ± 1.0 |" in render_table(result) and "no clear lead" in render_table(result)
-
-
-@pytest.mark.slow
-def test_a_small_probe_runs(tmp_path: Path) -> None:
-    config = ProbeConfig(num_train=16, num_test=8, num_seeds=2, num_epochs=1)
-    result = probe(tmp_path, config=config, report=lambda line: None)
-    assert json.loads((tmp_path / "probe.json").read_text()) == json.loads(json.dumps(result))
-    assert set(result["scores"]) == {"untrained", *NAMES, "all three side by side"}
-    for by_column in result["scores"].values():
-        assert all(np.isfinite(score["mean"]) and len(score["seeds"]) == 2 for score in by_column.values())
-    assert result["weights"]["mini-sam"] == shipped_card("mini-sam")["state"]
-
-
-def test_the_documented_table_is_of_the_shipped_weights() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "miniatures.md").read_text()
-    for name in NAMES:
-        card = shipped_card(name)
-        assert card["state"].removeprefix("sha256:")[:12] in text
-        assert f"| {card['num_steps']} | {card['cpu_seconds']} |" in text
 
 
 def test_neighbouring_large_seeds_order_scenes_differently(scenes: SceneStore) -> None:

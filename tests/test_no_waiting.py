@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.recipes.config import load_recipe, parse_set
-from pipeline.runs import Places
-from pipeline.training.distill import distill
-from pipeline.training.finetune import finetune
 from pipeline.training.watch import Watch
+from tests.conftest import train
 
 SHORT = ["steps=4", "log_every=4", "batch_size=4", "threads=1"]
 SETTINGS = ["teachers=['mini-dino']", "stage1=off", "optimizer.clip=10.0", *SHORT]
@@ -43,17 +40,9 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trained(stage: Literal["distill", "finetune"], features: Path, run: Path) -> None:
-    recipe = load_recipe("demo", stage, parse_set(SETTINGS)).model_copy(update={"validation": None})
-    if stage == "distill":
-        distill(recipe, run, Places(features))
-    else:
-        finetune(recipe, run, None, Places(features))
-
-
 @pytest.mark.parametrize("stage", ["distill", "finetune"])
 def test_no_step_between_logs_asks_for_a_number(
-    stage: Literal["distill", "finetune"], features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, inside = Asked(), []
     add, log = Watch.add, Watch.log
@@ -70,15 +59,13 @@ def test_no_step_between_logs_asks_for_a_number(
 
     monkeypatch.setattr(Watch, "add", added)
     monkeypatch.setattr(Watch, "log", logged)
-    trained(stage, features, tmp_path / "run")
+    train(stage, SETTINGS, features, tmp_path / "run")
     assert len(inside) == 4 and asked.where == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: whether the host waits for one is unmeasured")
 @pytest.mark.parametrize("stage", ["distill", "finetune"])
-def test_a_gpu_is_not_waited_for(
-    stage: Literal["distill", "finetune"], features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_not_waited_for(stage: str, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch raises at every synchronising call from the first step to the log."""
     add, log = Watch.add, Watch.log
 
@@ -93,6 +80,6 @@ def test_a_gpu_is_not_waited_for(
     monkeypatch.setattr(Watch, "add", added)
     monkeypatch.setattr(Watch, "log", logged)
     try:
-        trained(stage, features, tmp_path / "run")
+        train(stage, SETTINGS, features, tmp_path / "run")
     finally:
         torch.cuda.set_sync_debug_mode("default")

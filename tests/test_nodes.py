@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.training.devices import Execution, is_follower, placed, started_together
-from tests.conftest import logged, refusal, sak
+from tests.conftest import logged, refusal, sak, wait_until
 from tests.fields import cache_fields, make_fields, write_recipe
+from tests.nginx import free_port
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -33,14 +31,6 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in filter(ELSEWHERE.match, list(os.environ)):
         monkeypatch.delenv(name)
     return monkeypatch
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 def torchrun(node: int, port: int, devices: int = 2) -> list[str]:
@@ -59,13 +49,6 @@ def begin(command: list[str], log: Path, **env: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**others, "OMP_NUM_THREADS": "1", **env}
         )
-
-
-def wait_for(reached: Callable[[], bool], processes: list[subprocess.Popen[bytes]], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached() and time.monotonic() < deadline and all(p.poll() is None for p in processes):
-        time.sleep(0.02)
-    assert reached()
 
 
 def assert_same_steps(one: Path, other: Path) -> None:
@@ -110,7 +93,7 @@ def ended_on_the_second_node(words: list[str], folder: Path) -> int:
     command = ["pipeline", *words, "--run", str(run), "--json"]
     nodes = [begin([*torchrun(node, port), *command], folder / f"node{node}") for node in (0, 1)]
     try:
-        wait_for(lambda: (run / "metrics.jsonl").exists() and len(logged(run)) >= 2, nodes)
+        wait_until(lambda: (run / "metrics.jsonl").exists() and len(logged(run)) >= 2, *nodes)
         nodes[1].terminate()
         codes = [node.wait(240) for node in nodes]
     finally:

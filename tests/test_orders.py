@@ -23,7 +23,6 @@ from pipeline.runs import Places
 from pipeline.training.distill import open_loader
 from pipeline.training.loop import _restore_position
 from tests import cache_toy as toy
-from tests.cache_toy import no_fsync  # noqa: F401 (an autouse fixture)
 from tests.mounts import mounted
 
 DATA = {

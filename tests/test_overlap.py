@@ -88,8 +88,12 @@ def test_precision_and_batch_size_are_provenance(tmp_path: Path) -> None:
     assert half.teacher("mini-dino").provenance["precision"] == "bf16"
     difference = abs(half.features("mini-dino", 3)[4, 0] - full.features("mini-dino", 3)[4, 0]).max()
     assert 0 < difference < 0.2 * abs(full.features("mini-dino", 3)[4, 0]).max()
-    for option, name in ((["--precision", "fp16"], "precision"), (["--precision", "bf16", "--compile"], "compile")):
-        said = refusal("cache", *arguments, "--batch-size", "7", *option, "--views", "1", "--out", tmp_path)
+    for name, *option in (
+        ("precision", "--precision", "fp16", "--batch-size", "7"),
+        ("compile", "--precision", "bf16", "--batch-size", "7", "--compile"),
+        ("batch_size", "--precision", "bf16", "--batch-size", "4"),
+    ):
+        said = refusal("cache", *arguments, *option, "--views", "1", "--out", tmp_path)
         assert f"provenance.{name}" in said
 
 

@@ -8,10 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sak_core.student.config import StudentConfig
-from sak_core.student.network import StudentNetwork
 from sak_core.student.reference import export_reference
-from sak_core.student.stem import StemConfig
 from tests import formula, method, parity
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
@@ -99,15 +96,11 @@ def test_cases_without_a_fixture_equal_an_independent_rewrite(name):
     case = {"name": name, "image": [64, 96], "batch": 2, "stem": "vit_small", "dataset": "nyud", **UNSEEN[name]}
     width = {"vit_small": 384, "vit_base": 768}[case["stem"]]
     case["aligner"] = set(case["teachers"].values()) != {width}
-    shapes = export_reference(untrained(case), stage=2 if case["tasks"] else 1)
+    shapes = export_reference(parity.untrained(case), stage=2 if case["tasks"] else 1)
     case["shapes"] = {key: list(value.shape) for key, value in shapes.items()}
     ours = parity.model_case_values(case)
 
-    state = {
-        key: torch.from_numpy(formula.parameter(key, tuple(shape)))
-        for key, shape in case["shapes"].items()
-        if not key.endswith("num_batches_tracked")
-    }
+    state = formula.state(case["shapes"])
     image = torch.from_numpy(formula.tensor(f"{name}/image", (2, 3, 64, 96)))
     aligned, outputs = method.Forward(state, width // 64, case["teachers"], case["tasks"], case["router"])(image)
     theirs = {f"aligned/{t}/{i}": m for t, maps in aligned.items() for i, m in enumerate(maps)}
@@ -123,17 +116,4 @@ def test_cases_without_a_fixture_equal_an_independent_rewrite(name):
         theirs[f"distill/{kind}/total"] = torch.stack(list(terms.values())).sum()
     assert {k for k in ours if k.startswith(("aligned", "output", "distill"))} == set(theirs)
     for key, want in theirs.items():
-        tolerance = (1e-4 * torch.maximum(want.abs(), want.square().mean().sqrt())).clamp_min(1e-5)
-        assert ((ours[key] - want).abs() <= tolerance).all(), key
-
-
-def untrained(case: dict) -> StudentNetwork:
-    return StudentNetwork(
-        StudentConfig(
-            stem=StemConfig(f"{case['stem']}_patch16_384", image_size=tuple(case["image"])),
-            teachers=case["teachers"],
-            aligner=case["aligner"],
-            router=case["router"],
-            tasks=tuple(parity.task_of(task, case["dataset"]) for task in case["tasks"]),
-        )
-    )
+        assert ((ours[key] - want).abs() <= parity.tolerance_of(want)).all(), key

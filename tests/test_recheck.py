@@ -117,14 +117,6 @@ def test_a_change_that_provenance_does_not_show_is_found_in_the_numbers(
         assert "level 0: the stored features have a token cosine of 0." in teacher["problems"][0]
 
 
-def test_random_weights_are_drawn_again_from_their_seed(images: Path, tmp_path: Path) -> None:
-    arguments = cache_arguments(images, tmp_path, teachers=["mini-clip"], views=1)
-    sak(*arguments, "--random-weights")
-    (path,) = tmp_path.glob("*.zarr")
-    done = sak("verify", path, "--live", "4")
-    assert "4 rows computed again agree" in done.stdout
-
-
 def test_a_damaged_store_is_repaired_before_it_is_recomputed(images: Path, tmp_path: Path) -> None:
     sak(*cache_arguments(images, tmp_path, teachers=["mini-clip"], views=1))
     (path,) = tmp_path.glob("*.zarr")

@@ -15,7 +15,6 @@ from sak_core.student.reference import export_reference, import_reference
 from sak_core.student.reference_config import reference_config
 from sak_core.student.stem import Stem, StemConfig
 from sak_core.weights.positions import resample_positions
-from sak_core.weights.tensor_files import RefusedFile, read_tensors
 from tests import students
 from tests.parity import student_for
 
@@ -139,15 +138,6 @@ def test_timms_weights_load_into_the_stem(tmp_path, suffix):
         load_vit(small, path)
     with pytest.raises(FileNotFoundError, match="no weights file"):
         load_vit(small, tmp_path / "nothing.pth")
-
-
-def test_no_pickled_object_is_loaded(tmp_path):
-    torch.save({"model": students.config()}, tmp_path / "a.pth")
-    with pytest.raises(RefusedFile, match="nothing in it was executed"):
-        read_tensors(tmp_path / "a.pth")
-    torch.save({"epoch": 3}, tmp_path / "b.pth")
-    with pytest.raises(RefusedFile, match="holds no state dict"):
-        read_tensors(tmp_path / "b.pth")
 
 
 def test_positions_of_as_many_patches_on_another_grid_are_resampled(tmp_path):

@@ -22,7 +22,6 @@ from pipeline.maintenance.repair import RepairRequest, repair_store
 from tests import cache_toy as toy
 from tests.conftest import answer, sak
 from tests.fields import make_fields
-from tests.small_images import NUM_IMAGES
 
 
 def repaired(store: Path, **request: object) -> dict[str, object]:
@@ -269,7 +268,3 @@ def test_a_committed_shard_is_written_again_only_as_it_was(tmp_path: Path) -> No
         writer.write_shard(0, 1, changed, {4: toy.INVALID[4]})
     writer.write_shard(0, 1, toy.source_arrays(store.spec, 0, 1), {4: toy.INVALID[4]})
     assert toy.tree(store.path) == before
-
-
-def test_the_small_cache_has_an_invalid_row(whole: Path) -> None:
-    assert list(Store.open(whole).invalid(2)) == [NUM_IMAGES - 1]

@@ -18,7 +18,7 @@ from sak_core.student.decoders import DECODERS, DecoderConfig, InvPTConfig, Leve
 from sak_core.student.decoders.mlore import Block, ExpertRouter
 from sak_core.student.decoders.release import read_release, write_release
 from sak_core.weights.tensor_files import Misfit
-from tests import parity, rivals, students
+from tests import formula, parity, rivals, students
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rivals"
 CASES = sorted(path.stem for path in FIXTURES.glob("*.json"))
@@ -245,7 +245,7 @@ def test_all_names_of_the_releases_are_known_there_and_back(name: str) -> None:
     assert sorted(unused) == sorted(made.get("unused", []))
     own = {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
     written = write_release(rivals.decoder_of(made), own, made["tasks"])
-    state = rivals.release_state(made)
+    state = formula.state(made["shapes"])
     assert {*written, *unused} == set(state)
     assert all(torch.equal(value, state[key]) for key, value in written.items())
 
@@ -256,7 +256,7 @@ def test_checkpoints_that_do_not_fit_are_refused_by_the_release_s_names(name: st
     kind, tasks = rivals.decoder_of(made), made["tasks"]
     decoder, _ = rivals.build(made)
     own = {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
-    state = rivals.release_state(made)
+    state = formula.state(made["shapes"])
     del state["heads.depth.linear_pred.bias"]
     state["heads.extra.bias"] = torch.zeros(1)
     with pytest.raises(Misfit, match=r"missing: heads.depth.linear_pred.bias; left over: heads.extra.bias"):
@@ -266,9 +266,9 @@ def test_checkpoints_that_do_not_fit_are_refused_by_the_release_s_names(name: st
     by_name = {f"decoder.{key}": value for key, value in other.state_dict().items()}
     if kind == "invpt":
         with pytest.raises(Misfit, match="order semseg, depth, normals, edge, the student's in edge, normals"):
-            read_release(kind, by_name, rivals.release_state(made), order)
+            read_release(kind, by_name, formula.state(made["shapes"]), order)
     else:  # nothing is numbered by tasks
-        assert read_release(kind, by_name, rivals.release_state(made), order)[1] == []
+        assert read_release(kind, by_name, formula.state(made["shapes"]), order)[1] == []
     # a safetensors file has its names in the alphabet's order, which says nothing
-    alphabetical = dict(sorted(rivals.release_state(made).items()))
+    alphabetical = dict(sorted(formula.state(made["shapes"]).items()))
     assert read_release(kind, own, alphabetical, tasks)[0].keys() == own.keys()

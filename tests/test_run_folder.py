@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.recipes.config import load_recipe
 from pipeline.runs.holder import alone_in
+from pipeline.runs.lineage import DataOrigin
 from pipeline.training.before import odd_settings
 from tests.conftest import refusal, sak
 from tests.fields import cache_fields, make_fields, write_recipe, write_study
@@ -151,3 +152,8 @@ def test_keys_that_change_no_number_may_change(fields: Path, tmp_path: Path) -> 
     (run / "results.json").unlink()  # as a run that was stopped
     assert "fine-tuned in" in sak(*asked, *other).stderr
     assert json.loads((run / "recipe.json").read_text())["log_every"] == 1
+
+
+def test_a_run_from_a_folder_says_nothing_of_commits() -> None:
+    told = DataOrigin(stage="distill", dataset="toy", split="train", size="6x7", samples=13, views=2, cache="toy.zarr")
+    assert "read_at" not in told.model_dump() and '"read_at"' not in told.model_dump_json()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from sak_core.errors import TeacherUnavailable
 from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.facts import known_facts, measure
-from tests.conftest import TINY, answer, refusal, sak
+from tests.conftest import SIZES, TINY, answer, cache_split, in_a_terminal, refusal, sak
 from tests.towers import OPENAI, pixels
 
 # --- the list
@@ -159,52 +156,12 @@ def test_what_is_wrong_with_code_of_ones_own_is_said(own, monkeypatch):
 # --- untrained teachers
 
 
-def in_a_terminal(*arguments: str | Path) -> str:
-    """What `sak` shows on a terminal."""
-    leader, follower = pty.openpty()
-    done = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)],
-        stdout=follower,
-        stderr=follower,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    assert done.wait() == 0, shown.decode()
-    return shown.decode()
-
-
 @pytest.mark.slow
 def test_random_weights_are_red_wherever_they_are_used(tmp_path):
     out, runs = tmp_path / "features", tmp_path / "runs"
-    for split, views in (("unlabelled", "2"), ("train", "2"), ("val", "1"), ("test", "1")):
-        options = [
-            "--split",
-            split,
-            "--limit",
-            "8",
-            "--views",
-            views,
-            "--out",
-            out,
-            "--decoders",
-            "0",
-            "--threads",
-            "1",
-        ]
-        sak("cache", "--teacher", "mini-dino", "--random-weights", *options)
+    for split in SIZES:
+        cache_split(out, split, "--teacher", "mini-dino", "--random-weights")
     red = "\033[31m"
-    (store, *_) = sorted(out.glob("*train*"))
-    assert f"{red}, RANDOM WEIGHTS" in in_a_terminal("info", store)
     places = ["--out", out, "--runs", runs]
     options = ["--set", 'arm="teacher:mini-dino"', *TINY, "--run", runs / "r"]
     assert f"{red}r: mini-dino ran with RANDOM WEIGHTS" in in_a_terminal("finetune", "demo", *options, *places)

@@ -12,7 +12,7 @@ from sak_core.teachers import TEACHERS, build_teacher
 from sak_core.teachers.open_clip_models import _transformer
 from sak_core.weights.positions import resample_positions
 from sak_core.weights.teacher_weights import BuildOptions, seeded
-from tests.towers import IMAGENET, exactly, normalise, pixels
+from tests.towers import IMAGENET, exactly, normalise, outputs_of, pixels
 
 
 @torch.no_grad()
@@ -22,9 +22,7 @@ def test_clip_gives_open_clips_blocks_with_quickgelu():
     upstream = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).eval().visual
     upstream.load_state_dict(teacher.net.state_dict())
     seen = pixels(224, 224, 1)
-    maps = []
-    for i in (2, 5, 8, 11):
-        upstream.transformer.resblocks[i].register_forward_hook(lambda m, a, out: maps.append(out))
+    maps = outputs_of(upstream.transformer.resblocks[i] for i in (2, 5, 8, 11))
     upstream(normalise(seen, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     exactly(teacher(seen), [m[:, 1:].transpose(1, 2).reshape(1, 768, 7, 7) for m in maps])
     plain = open_clip.create_model("ViT-B-32", pretrained=None).eval().visual
@@ -50,9 +48,7 @@ def test_clip_at_another_size_has_its_positions_resampled():
     assert torch.equal(positions[0], native["positional_embedding"][0])  # the class token's stays
     upstream.load_state_dict({**native, "positional_embedding": positions})
     seen = pixels(80, 96)
-    maps = []
-    for i in (0, 2):
-        upstream.transformer.resblocks[i].register_forward_hook(lambda m, a, out: maps.append(out))
+    maps = outputs_of(upstream.transformer.resblocks[i] for i in (0, 2))
     upstream(normalise(seen, *IMAGENET))
     exactly(teacher(seen), [m[:, 1:].transpose(1, 2).reshape(2, 48, 5, 6) for m in maps])
 
@@ -75,9 +71,7 @@ def test_siglip_gives_open_clips_blocks():
     teacher = build_teacher("open_clip:ViT-B-16-SigLIP/webli", (224, 224), random_weights=True, levels=(0, 1))
     upstream = open_clip.create_model("ViT-B-16-SigLIP", pretrained=None).eval().visual
     upstream.trunk.load_state_dict(teacher.net.state_dict())
-    maps = []
-    for block in upstream.trunk.blocks[:2]:
-        block.register_forward_hook(lambda m, a, out: maps.append(out))
+    maps = outputs_of(upstream.trunk.blocks[:2])
     seen = pixels(224, 224, 1)
     upstream(normalise(seen, (0.5,) * 3, (0.5,) * 3))
     exactly(teacher(seen), [m.transpose(1, 2).reshape(1, 768, 14, 14) for m in maps])

@@ -11,7 +11,7 @@ from sak_core.teachers import build_teacher
 from sak_core.teachers.sam import MEAN, STD, fit_longer_side, sam_teacher
 from sak_core.weights.digests import state_digest
 from sak_core.weights.teacher_weights import BuildOptions, seeded
-from tests.towers import exactly, pixels
+from tests.towers import exactly, outputs_of, pixels
 
 
 def small_sam(**changes) -> ImageEncoderViT:
@@ -50,9 +50,7 @@ def test_sam_gives_its_blocks_on_the_views_cells(size):
     x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     canvas = torch.zeros(2, 3, 128, 128)
     canvas[:, :, :height, :width] = x
-    maps = []
-    for i in (0, 1, 3):
-        encoder.blocks[i].register_forward_hook(lambda m, a, out: maps.append(out))
+    maps = outputs_of(encoder.blocks[i] for i in (0, 1, 3))
     encoder(canvas)
     h, w = teacher.spec.grid
     assert (h, w) == (height // 16, width // 16)

@@ -18,7 +18,7 @@ from sak_core.student.initial_weights import load_vit
 from sak_core.student.stem import Stem, StemConfig
 from sak_core.teachers import build_teacher
 from sak_core.weights.digests import state_digest
-from sak_core.weights.teacher_weights import read_state, seeded
+from sak_core.weights.teacher_weights import seeded
 from sak_core.weights.tensor_files import RefusedFile, State, read_tensors
 from tests.conftest import answer, refusal, sak
 from tests.test_teachers_hf import hf_folder
@@ -168,13 +168,13 @@ def test_files_that_are_read_for_their_names_are_unwrapped(state: State, tmp_pat
         [under("module.", state), {"teacher": state}, {"model": under("_orig_mod.", state)}]
     ):
         torch.save(content, tmp_path / f"{number}.pth")
-        assert read_state(tmp_path / f"{number}.pth").keys() == state.keys()
+        assert read_tensors(tmp_path / f"{number}.pth").keys() == state.keys()
     save_file(under("module.", state), tmp_path / "w.safetensors")
-    assert read_state(tmp_path / "w.safetensors").keys() == state.keys()
+    assert read_tensors(tmp_path / "w.safetensors").keys() == state.keys()
     for twins in ({"model": state, "model_ema": {**state}}, {"a": state, "b": {**state}}, {**state, "ema": state}):
         torch.save(twins, tmp_path / "w.pth")
-        with pytest.raises(TeacherUnavailable, match="several state dicts"):
-            read_state(tmp_path / "w.pth")
+        with pytest.raises(RefusedFile, match="several state dicts"):
+            read_tensors(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.vision_tower."])

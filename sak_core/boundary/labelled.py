@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import find_objects
 
 from sak_core.boundary.counts import Counts, boundary_counts
 from sak_core.boundary.suppression import nms
@@ -34,20 +35,12 @@ class Rule:
         """Counts (4, T) of an image cut to the bounding box of its valid pixels, so that padding changes nothing;
         pixels ignored inside count as no boundary. None where no pixel is valid.
         """
-        cut = valid_box(image.label != IGNORE)
-        if cut is None:
+        boxes = find_objects((image.label != IGNORE).astype(np.uint8))
+        if not boxes:
             return None
-        label = image.label[cut]
+        label = image.label[boxes[0]]
         valid = label != IGNORE
-        strength = np.where(valid, image.strength[cut], 0).astype(np.uint8)
+        strength = np.where(valid, image.strength[boxes[0]], 0).astype(np.uint8)
         if self.suppress:
             strength = nms(strength)
         return boundary_counts(strength, [(label > 0) & valid], self.thresholds, self.max_dist)
-
-
-def valid_box(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """The bounding box of a mask (h, w), None where it is empty."""
-    rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))
-    if not len(rows):
-        return None
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -7,14 +7,15 @@ Needs pyarrow, not the `datasets` library; nothing is downloaded and no code of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from sak_core.datasets.folder import check_root
-from sak_core.datasets.published import Stage1Images
+from sak_core.datasets.published import ChosenImages
 from sak_core.datasets.shards import SPLIT_WORDS, files_ending, files_of_split, locate, of_split
 from sak_core.datasets.tables import ArrowTable, open_table, outer_file, read_arrow
 from sak_core.errors import DatasetError, NoSuchSplit, UnreadableSample
@@ -28,7 +29,7 @@ _INFO = "dataset_info.json"
 
 
 @dataclass(frozen=True)
-class HuggingFaceFolder(Stage1Images):
+class HuggingFaceFolder(ChosenImages):
     """One split of a dataset on disk; ids are row numbers.
 
     Args:
@@ -63,11 +64,6 @@ class HuggingFaceFolder(Stage1Images):
     def __reduce__(self) -> tuple[type[HuggingFaceFolder], tuple[Path, str, str | None]]:
         # open tables do not travel to worker processes
         return type(self), (self.root, self.split, self.images)
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Which column was asked for, where one was."""
-        return {"images": self.images} if self.images else {}
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -120,10 +116,7 @@ class HuggingFaceFolder(Stage1Images):
 
     @cached_property
     def _starts(self) -> list[int]:
-        starts = [0]
-        for table in self._tables[:-1]:
-            starts.append(starts[-1] + table.num_rows)
-        return starts
+        return list(accumulate((table.num_rows for table in self._tables[:-1]), initial=0))
 
 
 def _saved_folder(root: Path, split: str) -> Path | None:

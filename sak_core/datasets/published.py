@@ -48,6 +48,17 @@ class Stage1Images(FilesAlone):
         return STAGE1 if self.split == "train" else EVALUATION
 
 
+class ChosenImages(Stage1Images):
+    """Stage-1 images out of files that may hold several kinds of them; `images` says which, where it was asked."""
+
+    images: str | None
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """Which images were asked for, where they were."""
+        return {"images": self.images} if self.images else {}
+
+
 class Stage2Benchmark(SizesOfFiles, FilesAlone):
     """A labelled benchmark of the field."""
 

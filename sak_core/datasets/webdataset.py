@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sak_core.datasets.folder import as_text, check_root
 from sak_core.datasets.labels import check_unique
-from sak_core.datasets.published import Stage1Images
+from sak_core.datasets.published import ChosenImages
 from sak_core.datasets.shards import files_of_split
 from sak_core.datasets.tars import Member, read_members
 from sak_core.errors import DatasetError, SeveralInputs
@@ -32,7 +32,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class TarFolder(Stage1Images):
+class TarFolder(ChosenImages):
     """One split of a folder of tars; ids are the tar's relative path and the member's name.
 
     Args:
@@ -64,11 +64,6 @@ class TarFolder(Stage1Images):
         object.__setattr__(self, "_members", tuple(chosen))
         object.__setattr__(self, "left_alone", {f".{ending}": others[ending] for ending in sorted(others)})
         check_unique(self.ids, self.root)
-
-    @property
-    def info(self) -> Mapping[str, object]:
-        """Which images were asked for, where they were."""
-        return {"images": self.images} if self.images else {}
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sak_common.names import UnknownName, unknown
-from sak_core.errors import BadTeacherOptions, TeacherUnavailable
+from sak_core.errors import TeacherUnavailable
 from sak_core.interfaces.teacher import Teacher, TeacherSpec, fit_to_patch, freeze
 from sak_core.weights.digests import state_digest
 from sak_core.weights.prefixes import split_choice
-from sak_core.weights.teacher_weights import found_in
+from sak_core.weights.teacher_weights import choose_levels, found_in, seeded
 from sak_core.weights.tensor_files import State, check_state
 
 ARCHITECTURE_VERSION = 1
@@ -206,18 +206,8 @@ def build_miniature(
     random_weights: bool = False,
     seed: int = 0,
 ) -> MiniatureTeacher:
-    """Build a miniature teacher with the weights that ship, those of a file, or random ones.
-
-    Args:
-        name: `mini-dino`, `mini-clip` or `mini-sam`.
-        size: (H, W) of the pixels it will be given, at least 8 each.
-        levels: blocks whose outputs are given, 0 ... 3 ascending; all four by default.
-        weights: a safetensors file, instead of the one that ships.
-        random_weights: leave the network untrained, its start drawn from `seed`.
-        seed: of random weights.
-
-    Returns:
-        The teacher, in evaluation mode, without gradients.
+    """Build a miniature teacher with the weights that ship, those of a file, or random ones; arguments are those of
+    `sak_core.teachers.build_teacher`.
 
     Raises:
         UnknownName: there is no such miniature teacher.
@@ -226,11 +216,8 @@ def build_miniature(
     """
     if name not in MINIATURES:
         raise UnknownName(unknown("miniature teacher", name, MINIATURES))
-    chosen = tuple(range(NUM_BLOCKS)) if levels is None else tuple(levels)
-    if not chosen or list(chosen) != sorted(set(chosen) & set(range(NUM_BLOCKS))):
-        raise BadTeacherOptions(f"levels of {name} must ascend within 0 ... {NUM_BLOCKS - 1}, got {list(chosen)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    chosen = choose_levels(name, levels, NUM_BLOCKS)
+    with seeded(seed):
         net = MiniatureNet()
     identity, weights_from = f"random:{seed}", ""
     if not random_weights:

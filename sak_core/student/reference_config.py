@@ -9,13 +9,13 @@ from torch import Tensor
 from sak_core.student.config import StudentConfig
 from sak_core.student.decoders import InvPTConfig, MLoREConfig
 from sak_core.student.stem import StemConfig
-from sak_core.tasks import Task, published_weight
+from sak_core.tasks import Task, published_max_dist, published_weight
+from sak_core.views.policies import NYUD_SIZE
 
 STEMS = {192: "vit_tiny", 384: "vit_small", 768: "vit_base", 1024: "vit_large"}
 """timm's stems by width, all of patch 16."""
 
 PATCH = 16
-NYUD_SIZE = (448, 576)
 PUBLISHED_ORDERS = (("semseg", "depth", "normals", "edge"), ("semseg", "human_parts", "sal", "normals", "edge"))
 """Tasks as the releases order them on NYUD-v2 and PASCAL-Context."""
 KIND_OF = {
@@ -44,7 +44,7 @@ def reference_task(name: str, channels: int, *, nyud: bool) -> Task:
         raise ValueError(f"the release has no task {name!r}, it has {', '.join(KIND_OF)}")
     kind = KIND_OF[name]
     classes = tuple(f"class{i}" for i in range(channels)) if kind == "classes" else ()
-    return Task(name, kind, classes, published_weight(name), 0.011 if nyud else 0.0075)
+    return Task(name, kind, classes, published_weight(name), published_max_dist("nyud" if nyud else "pascal"))
 
 
 def reference_config(state: Mapping[str, Tensor], image_size: tuple[int, int] | None = None) -> StudentConfig:

@@ -16,7 +16,7 @@ from sak_core.interfaces.teacher import Size
 from sak_core.weights.digests import state_digest
 from sak_core.weights.hub import hub_or_local, hub_reason
 from sak_core.weights.prefixes import Found, find_state
-from sak_core.weights.tensor_files import Misfit, RefusedFile, State, check_state, read_tensors
+from sak_core.weights.tensor_files import Misfit, RefusedFile, State, check_state
 
 T = TypeVar("T")
 
@@ -69,40 +69,13 @@ def hub(teacher: str, what: str = "weights", kind: type[TeacherUnavailable] = No
         raise kind(f"no {what} for {teacher}: the hub did not give them ({hub_reason(error)})") from error
 
 
-def read_state(path: Path) -> State:
-    """The tensors of a `.safetensors` file, or of a torch file (`.pth`, `.pt`, `.bin`), for those who rename them.
-
-    Raises:
-        TeacherUnavailable: no such file, or one that `read_tensors` refuses.
-    """
-    try:
-        return read_tensors(path)
-    except (FileNotFoundError, RefusedFile) as error:
-        raise TeacherUnavailable(str(error)) from None
-
-
-def load_exactly(net: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: Sequence[str] = ()) -> None:
-    """Load `state`, read from `path`, into `net`, float16 and others as the network's own dtype.
-
-    Args:
-        ignore: prefixes of keys in `state` that the tower does without (a classifier, a text tower).
-
-    Raises:
-        TeacherUnavailable: keys missing, left over or of other shapes, named.
-    """
-    try:
-        net.load_state_dict(_fitting(net, state, ignore))
-    except Misfit as error:
-        raise TeacherUnavailable(f"{path} does not fit the network: {error}") from None
-
-
 def load_weights(
     net: nn.Module, path: Path, ignore: Sequence[str] = (), rename: Callable[[State], State] | None = None
 ) -> str:
     """Load what of the file `path` (or `FILE::KEY`) is `net`'s, under whatever wrapper and prefix it lies there.
 
     Args:
-        ignore: as `load_exactly`, without the prefix.
+        ignore: prefixes of keys that the tower does without (a classifier, a text tower).
         rename: a release's names to the network's.
 
     Returns:

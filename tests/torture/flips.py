@@ -24,6 +24,7 @@ from pipeline.api import cache_request
 from pipeline.commands.cache import cache
 from pipeline.extraction.caching import run_cache
 from pipeline.maintenance.repair import RepairRequest, repair_store
+from tests.cache_toy import flip
 from tests.small_images import cache_arguments, make_images
 
 NUM_IMAGES, ROWS_PER_SHARD = 10, 4
@@ -44,9 +45,7 @@ class Flip:
 
     def apply(self, store: Path) -> None:
         """Turn it over."""
-        data = bytearray((store / self.file).read_bytes())
-        data[self.byte] ^= 1 << self.bit
-        (store / self.file).write_bytes(data)
+        flip(store / self.file, self.byte, self.bit)
 
 
 @dataclass(frozen=True)

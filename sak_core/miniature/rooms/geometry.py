@@ -8,14 +8,11 @@ pixels that its bounding box covers.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from sak_core.miniature.rooms.arrays import Float64, Int
 from sak_core.miniature.rooms.solids import BOX, ELLIPSOID, FACES, FRUSTUM, Solid, Thing
 
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-
-_CORNERS: Float = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
+_CORNERS: Float64 = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
 _NEAR_M = 0.05
 
 
@@ -26,8 +23,8 @@ class Camera:
     The field of view is that of the picture's shorter side.
     """
 
-    eye: Float
-    axes: Float
+    eye: Float64
+    axes: Float64
     view_rad: float
 
     @staticmethod
@@ -42,11 +39,11 @@ class Camera:
         """Focal length in pixels at this size (height, width)."""
         return min(size) / (2.0 * float(np.tan(self.view_rad / 2)))
 
-    def rays(self, size: tuple[int, int]) -> tuple[Float, Float]:
+    def rays(self, size: tuple[int, int]) -> tuple[Float64, Float64]:
         """Slopes of the pixels' centres: u (W,) to the right and w (H,) upwards."""
         focal = self.focal_px(size)
-        u: Float = (np.arange(size[1], dtype=np.float64) + 0.5 - size[1] / 2) / focal
-        w: Float = -(np.arange(size[0], dtype=np.float64) + 0.5 - size[0] / 2) / focal
+        u: Float64 = (np.arange(size[1], dtype=np.float64) + 0.5 - size[1] / 2) / focal
+        w: Float64 = -(np.arange(size[0], dtype=np.float64) + 0.5 - size[0] / 2) / focal
         return u, w
 
 
@@ -61,21 +58,21 @@ class SolidTable:
 
     kind: Int
     """(N,)"""
-    centre: Float
+    centre: Float64
     """(N, 3)"""
-    matrix: Float
+    matrix: Float64
     """(N, 3, 3)"""
-    half: Float
+    half: Float64
     """(N, 3) half sizes of the bounding box in the solid's unscaled frame."""
-    rotation: Float
+    rotation: Float64
     """(N, 3, 3) world to the solid's unscaled frame."""
-    middle: Float
+    middle: Float64
     """(N,)"""
-    slope: Float
+    slope: Float64
     """(N,)"""
 
 
-def tabulate(room_centre: Float, room_half: Float, things: list[Thing]) -> SolidTable:
+def tabulate(room_centre: Float64, room_half: Float64, things: list[Thing]) -> SolidTable:
     """The table of the shell's and of all things' solids, in the order of the things."""
     solids: list[Solid] = [solid for thing in things for solid in thing.solids]
     count = len(solids) + 1
@@ -117,7 +114,7 @@ def tabulate(room_centre: Float, room_half: Float, things: list[Thing]) -> Solid
     )
 
 
-def cast(table: SolidTable, camera: Camera, size: tuple[int, int]) -> tuple[Float, Int]:
+def cast(table: SolidTable, camera: Camera, size: tuple[int, int]) -> tuple[Float64, Int]:
     """Cast one ray through the centre of every pixel.
 
     Returns:
@@ -149,11 +146,11 @@ def cast(table: SolidTable, camera: Camera, size: tuple[int, int]) -> tuple[Floa
     return depth, facet
 
 
-def _directions(axes: Float, u: Float, w: Float) -> Float:
+def _directions(axes: Float64, u: Float64, w: Float64) -> Float64:
     """Ray directions in a solid's frame, (3, h, w); axes (3, 3) has columns right, up, forward."""
     columns = axes[:, 0, None] * u + axes[:, 2, None]
     rows = axes[:, 1, None] * w
-    result: Float = columns[:, None, :] + rows[:, :, None]
+    result: Float64 = columns[:, None, :] + rows[:, :, None]
     return result
 
 
@@ -176,7 +173,7 @@ def _windows(table: SolidTable, camera: Camera, size: tuple[int, int]) -> list[l
     return windows
 
 
-def _cast_shell(origin: Float, direction: Float, half: Float) -> tuple[Float, Int]:
+def _cast_shell(origin: Float64, direction: Float64, half: Float64) -> tuple[Float64, Int]:
     """The inside of a box: faces are numbered as a box's, normals point inwards."""
     inverse = 1.0 / direction
     exits = half[:, None, None] * np.abs(inverse) - origin[:, None, None] * inverse
@@ -186,7 +183,7 @@ def _cast_shell(origin: Float, direction: Float, half: Float) -> tuple[Float, In
     return depth, 2 * axis + upper
 
 
-def _cast_box(origin: Float, direction: Float, half: Float) -> tuple[Float, Int]:
+def _cast_box(origin: Float64, direction: Float64, half: Float64) -> tuple[Float64, Int]:
     """Slabs; face 2 * axis + 1 has its normal along the axis, face 2 * axis against it."""
     inverse = 1.0 / direction
     middle = -origin[:, None, None] * inverse
@@ -201,8 +198,8 @@ def _cast_box(origin: Float, direction: Float, half: Float) -> tuple[Float, Int]
 
 
 def _cast_frustum(
-    origin: Float, direction: Float, middle: float, slope: float, half_height: float
-) -> tuple[Float, Int]:
+    origin: Float64, direction: Float64, middle: float, slope: float, half_height: float
+) -> tuple[Float64, Int]:
     """The side x^2 + y^2 = (middle + slope * z)^2 and the cap that faces the eye."""
     ox, oy, oz = (float(value) for value in origin)
     dx, dy, dz = direction
@@ -231,7 +228,7 @@ def _cast_frustum(
     return distance, face
 
 
-def _cast_ellipsoid(origin: Float, direction: Float) -> tuple[Float, Int]:
+def _cast_ellipsoid(origin: Float64, direction: Float64) -> tuple[Float64, Int]:
     """The unit sphere in the solid's frame."""
     dx, dy, dz = direction
     ox, oy, oz = (float(value) for value in origin)
@@ -242,7 +239,7 @@ def _cast_ellipsoid(origin: Float, direction: Float) -> tuple[Float, Int]:
     return np.where(squared > 0, distance, np.inf), np.zeros(distance.shape, dtype=np.int64)
 
 
-def facet_normals(table: SolidTable) -> Float:
+def facet_normals(table: SolidTable) -> Float64:
     """Outward world normals of flat facets, (N * FACES, 3); of the shell inward; curved ones hold zeros."""
     signs = np.array([-1.0, 1.0])
     normals = np.einsum("naj,s->nasj", table.rotation, signs).reshape(-1, FACES, 3)
@@ -252,11 +249,11 @@ def facet_normals(table: SolidTable) -> Float:
     normals[round_, 0] = 0
     normals[round_, 1], normals[round_, 2] = -axis[round_], axis[round_]
     normals[table.kind == ELLIPSOID] = 0
-    result: Float = normals.reshape(-1, 3)
+    result: Float64 = normals.reshape(-1, 3)
     return result
 
 
-def curved_normals(table: SolidTable, solid: Int, points: Float) -> Float:
+def curved_normals(table: SolidTable, solid: Int, points: Float64) -> Float64:
     """Outward unit normals of the curved sides of solids (n,) at world points (n, 3)."""
     matrix = table.matrix[solid]
     local = np.einsum("nij,nj->ni", matrix, points - table.centre[solid])
@@ -264,5 +261,5 @@ def curved_normals(table: SolidTable, solid: Int, points: Float) -> Float:
     slope = table.slope[solid]
     local[:, 2] = np.where(frustum, -slope * (table.middle[solid] + slope * local[:, 2]), local[:, 2])
     normals = np.einsum("nij,ni->nj", matrix, local)
-    result: Float = normals / np.sqrt((normals * normals).sum(1, keepdims=True))
+    result: Float64 = normals / np.sqrt((normals * normals).sum(1, keepdims=True))
     return result

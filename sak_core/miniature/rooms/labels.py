@@ -4,9 +4,8 @@ Every pixel has a class and a part, and every part belongs to exactly one class 
 """
 
 import numpy as np
-import numpy.typing as npt
 
-UInt8 = npt.NDArray[np.uint8]
+from sak_core.miniature.rooms.arrays import UInt8
 
 _PARTS_OF: dict[str, tuple[str, ...]] = {
     "wall": ("wall",),

@@ -1,11 +1,9 @@
 """Which thing draws the eye: contrast with its surroundings, size and place in the picture."""
 
 import numpy as np
-import numpy.typing as npt
+from scipy.ndimage import find_objects
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
+from sak_core.miniature.rooms.arrays import Float32, Int
 
 CLEAR_RATIO = 1.6
 """The salient thing's score is this many times the runner-up's, in the first attempts at a scene."""
@@ -34,14 +32,14 @@ def scores(picture: Float32, instances: Int, candidates: list[int]) -> dict[int,
     flat = instances.reshape(-1)
     size = int(max(flat.max(), max(candidates, default=0))) + 1
     area = np.bincount(flat, minlength=size)
-    seen = np.flatnonzero(area)
-    rows, columns = _extents(instances, seen)
+    boxes = find_objects(instances)
     result: dict[int, float] = {}
     for number in candidates:
         if not area[number]:
             result[number] = 0.0
             continue
-        (top, bottom), (left, right) = rows[number], columns[number]
+        rows, columns = boxes[number - 1]
+        top, bottom, left, right = rows.start, rows.stop, columns.start, columns.stop
         margin_y = max(2, round((bottom - top) * _MARGIN))
         margin_x = max(2, round((right - left) * _MARGIN))
         box = (
@@ -63,20 +61,6 @@ def scores(picture: Float32, instances: Int, candidates: list[int]) -> dict[int,
         centrality = float(np.exp(-0.6 * (x * x + y * y)))
         result[number] = contrast * (count / flat.size) ** 0.3 * centrality
     return result
-
-
-def _extents(
-    instances: Int, numbers: npt.NDArray[np.intp]
-) -> tuple[dict[int, tuple[int, int]], dict[int, tuple[int, int]]]:
-    """First and one past the last row, and column, of every instance."""
-    rows: dict[int, tuple[int, int]] = {}
-    columns: dict[int, tuple[int, int]] = {}
-    for number in numbers.tolist():
-        mask = instances == number
-        down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        rows[number] = int(down[0]), int(down[-1]) + 1
-        columns[number] = int(across[0]), int(across[-1]) + 1
-    return rows, columns
 
 
 def _colour_distance(one: Float32, other: Float32) -> float:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import find_objects
 
 from sak_core.miniature.rooms import salience
+from sak_core.miniature.rooms.arrays import Float32, Float64, Int, UInt8, UInt16
 from sak_core.miniature.rooms.draws import Draws
 from sak_core.miniature.rooms.geometry import SolidTable, cast, tabulate
 from sak_core.miniature.rooms.labels import (
@@ -25,11 +27,6 @@ from sak_core.miniature.rooms.shading import (
     quantise,
     surfaces,
 )
-
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
-UInt16 = npt.NDArray[np.uint16]
-Int = npt.NDArray[np.int64]
 
 RENDERER_VERSION = 1
 """Grows with every change of a pixel or a label."""
@@ -105,7 +102,7 @@ class _Attempt:
     room: Room
     table: SolidTable
     finish: Finish
-    depth: npt.NDArray[np.float64]
+    depth: Float64
     facet: Int
     seen: Surfaces
     picture: Float32
@@ -186,7 +183,7 @@ def _attempt(seed: int, index: int, number: int) -> _Attempt | None:
 
 def _scene(
     kept: _Attempt,
-    depth: npt.NDArray[np.float64],
+    depth: Float64,
     seen: Surfaces,
     picture: Float32,
     noise: np.random.Generator,
@@ -225,13 +222,12 @@ def _objects(kept: _Attempt, instances: UInt8) -> tuple[SceneObject, ...]:
     """Describe every thing that has a visible pixel."""
     found = []
     canonical = kept.seen.thing.reshape(CANONICAL_SIZE)
-    for number in np.flatnonzero(np.bincount(instances.reshape(-1))).tolist():
-        if number == 0:
+    for number, extent in enumerate(find_objects(instances), start=1):
+        if extent is None:
             continue
         thing = kept.room.things[number - 1]
-        mask = instances == number
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+        rows, columns = extent
+        box = (rows.start, columns.start, rows.stop, columns.stop)
         place = _place(kept, canonical == number, thing.position)
         score = kept.scores.get(number, 0.0)
         found.append(SceneObject(number, thing.name, thing.color, box, score, place))

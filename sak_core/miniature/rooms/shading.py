@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from sak_core.miniature.rooms.arrays import Float32, Float64, Int, UInt8
 from sak_core.miniature.rooms.draws import Draws
 from sak_core.miniature.rooms.geometry import (
     Camera,
@@ -17,11 +17,6 @@ from sak_core.miniature.rooms.materials import Material
 from sak_core.miniature.rooms.shadows import floor_shadows
 from sak_core.miniature.rooms.solids import FACES
 from sak_core.miniature.rooms.textures import mixture
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 

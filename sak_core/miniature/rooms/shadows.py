@@ -1,13 +1,10 @@
 """Soft shadows of things on what carries them: under them, and away from the bulb."""
 
 import numpy as np
-import numpy.typing as npt
 
+from sak_core.miniature.rooms.arrays import Float32, Int
 from sak_core.miniature.rooms.layout import Room
 from sak_core.miniature.rooms.solids import Thing
-
-Float32 = npt.NDArray[np.float32]
-Int = npt.NDArray[np.int64]
 
 _FLOOR_FACE = 4
 _ROUND = frozenset({"lamp", "plant", "vase", "ball", "person"})

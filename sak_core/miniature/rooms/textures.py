@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from sak_core.miniature.rooms.arrays import Float32, Int
 from sak_core.miniature.rooms.materials import (
     CHECKS,
     MOTTLE,
@@ -14,9 +14,6 @@ from sak_core.miniature.rooms.materials import (
     STRIPES,
     WOOD,
 )
-
-Float32 = npt.NDArray[np.float32]
-Int = npt.NDArray[np.int64]
 
 _TAU = np.float32(math.tau)
 
