@@ -297,7 +297,7 @@ def test_probes_of_another_cache(images: Path, labels: Path, tmp_path: Path) -> 
 
 def test_a_card_tells_what_caching_cost(kept: Path) -> None:
     """Of probed caches; what a run keeps of others, and their students' cards, are as they were."""
-    origin = lineage._teacher(Store.open(kept), "mini-dino")
+    origin = lineage._teacher(Store.open(kept), "mini-dino", None)
     told = shown(kept)
     assert origin.probed is not None and origin.probed.losses == {
         task: {key: value for key, value in loss.items() if key != "promised"} for task, loss in told["probes"].items()

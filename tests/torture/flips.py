@@ -78,10 +78,9 @@ def make_store(folder: Path, codec: Sequence[str] = ()) -> tuple[Path, Path]:
     options = cache.make_context("cache", arguments[1:]).params
     options.pop("as_json")
     options.pop("dry_run")
-    out = options.pop("features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.extraction.prepare, "ROWS_PER_SHARD", ROWS_PER_SHARD)
-        run_cache(cache_request(**{**options, "levels": None}, out=out))
+        run_cache(cache_request(**{**options, "levels": None}))
     return next((folder / "out").glob("*.zarr")), images
 
 
