@@ -21,6 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+import cache.places.hub
+from cache.store import Store
+from tests import cache_toy as toy
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
 PAGE = 50
@@ -347,3 +353,27 @@ def _commit(hub: Hub, path: str, lines: list[dict[str, Any]]) -> Answer:
             del files[value["path"]]
     made = data.commit(files) if data is not None else COMMIT
     return Answer(200, {"commitUrl": f"{hub.address}/{name}/commit/{made}", "commitOid": made, "success": True})
+
+
+@contextmanager
+def reached(home: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run the stand-in, which this process's huggingface_hub talks to; it keeps its files in `home`."""
+    from huggingface_hub import HfFileSystem, constants, file_download
+
+    with serve() as there:
+        for name, value in there.environment(home).items():
+            patch.setenv(name, value)
+        patch.setattr(constants, "ENDPOINT", there.address)
+        template = f"{there.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for module in (constants, file_download):  # older ones have a copy there
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        patch.setattr(cache.places.hub, "_FIRST_WAIT_S", 0.01)
+        cache.places.hub._files.cache_clear()
+        HfFileSystem.clear_instance_cache()
+        yield there
+
+
+def files_of(store: Store) -> dict[str, bytes]:
+    """A store's files as a repository has them."""
+    return {f"{store.name}/{name}": raw for name, raw in toy.tree(store.path).items() if not name.endswith("/lock")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,24 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cache.places.hub
 from cache.errors import AlreadyThere, BadInput, StoreNotFound, WriteFailed
 from cache.maintenance.store_copy import copy_store, plan_copy, select
 from cache.maintenance.verification import verify_store
 from cache.places import hub_draft
 from cache.places.addresses import as_place, as_target, pinned
 from cache.places.files import FileDigest
-from cache.places.hub import HubAddress, _files, coalesced
+from cache.places.hub import HubAddress, coalesced
 from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
-from pipeline import api
-from pipeline.maintenance.store_card import is_ours
-from pipeline.recipes.config import load_recipe
-from pipeline.recipes.stores import at_commits, commits_now, find_store
-from pipeline.runs.origin import _read_at
 from tests import cache_toy as toy
 from tests import hub
-from tests.conftest import sak
 from tests.hub import Answer, DataSet, Hub
 
 ADDRESS = "hf://datasets/me/toy"
@@ -39,32 +31,15 @@ ADDRESS = "hf://datasets/me/toy"
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The stand-in, which this process's huggingface_hub talks to."""
-    from huggingface_hub import HfFileSystem, constants, file_download
-
-    with hub.serve() as there:
-        for name, value in there.environment(tmp_path / "home").items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(constants, "ENDPOINT", there.address)
-        template = f"{there.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for module in (constants, file_download):  # older ones have a copy there
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-        monkeypatch.setattr(cache.places.hub, "_FIRST_WAIT_S", 0.01)
-        _files.cache_clear()
-        HfFileSystem.clear_instance_cache()
+    with hub.reached(tmp_path / "home", monkeypatch) as there:
         yield there
 
 
 @pytest.fixture
 def given(there: Hub, local: Store) -> Hub:
     """The stand-in with a copy of `local` at `ADDRESS`."""
-    there.data["me/toy"] = DataSet({"1" * 40: _public(local)})
+    there.data["me/toy"] = DataSet({"1" * 40: hub.files_of(local)})
     return there
-
-
-def _public(store: Store) -> dict[str, bytes]:
-    """A store's files as a repository has them."""
-    return {f"{store.name}/{name}": raw for name, raw in toy.tree(store.path).items() if not name.endswith("/lock")}
 
 
 def _copy(local: Store, address: str = ADDRESS) -> Store:
@@ -156,7 +131,7 @@ def test_a_copy_is_the_same_store_in_a_private_repository(there: Hub, local: Sto
     copy = _copy(local, f"{ADDRESS}/caches")
     made = there.data["me/toy"]
     assert made.private and len(made.commits) == 2, "the repository's own, and one for so few files"
-    assert {name.removeprefix("caches/"): raw for name, raw in made.files.items() if "/" in name} == _public(local)
+    assert {name.removeprefix("caches/"): raw for name, raw in made.files.items() if "/" in name} == hub.files_of(local)
     assert copy.is_complete("source", 2) and verify_store(f"{ADDRESS}/caches/{local.name}") == []
     write_catalogue(as_target(f"{ADDRESS}/caches"))
     assert local.name in json.loads(made.files[f"caches/{CATALOGUE}"])["stores"]
@@ -173,13 +148,13 @@ def test_one_that_is_killed_goes_on(there: Hub, local: Store, monkeypatch: pytes
     with pytest.raises(WriteFailed, match=r"me/toy.*again in 43 minutes"):
         _copy(local)
     made = there.data["me/toy"]
-    assert 20 <= len(made.files) < len(_public(local))
+    assert 20 <= len(made.files) < len(hub.files_of(local))
     assert verify_store(f"{ADDRESS}/{local.name}") == [], "what is committed names files that are there"
     before = set(there.sent)
     there.sent.clear()
     there.faults = lambda kind, number: None
     _copy(local)
-    assert {name: raw for name, raw in made.files.items() if "/" in name} == _public(local)
+    assert {name: raw for name, raw in made.files.items() if "/" in name} == hub.files_of(local)
     assert len(made.commits) > 4
     assert before and there.sent and not before & set(there.sent), "nothing is sent again"
 
@@ -353,79 +328,3 @@ def test_why_it_cannot_be_written(given: Hub, local: Store, monkeypatch: pytest.
     with pytest.raises(WriteFailed, match=r"has no data set me/new that everybody may read, and no token is set"):
         _copy(local, "hf://datasets/me/new")
     assert given.data["me/toy"].head == before and "me/new" not in given.data
-
-
-# ---- the line --------------------------------------------------------------------------------------------------------
-
-
-def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
-    with hub.serve() as there:
-        environment = there.environment(tmp_path / "home")
-        address = "hf://datasets/me/rooms-dino"
-        killed = sak("copy", small, address, env={**environment, "SAK_FAULT": "compact:1"}, check=False)
-        assert killed.returncode == -signal.SIGKILL and there.sent
-        before = set(there.sent)
-        there.sent.clear()
-        copied = json.loads(sak("copy", small, address, "--json", env=environment).stdout)
-        [store] = [one["copy"] for one in copied["stores"]]
-        assert not before & set(there.sent), "what the killed one had sent is not sent again"
-        commit = there.data["me/rooms-dino"].head
-        info = sak("info", store, env=environment).stdout
-        assert f"read at {address}@{commit}/" in info
-        run = tmp_path / "run"
-        where = ("--out", address, "--run", run, "--runs", tmp_path)
-        sak("distill", *where, "--set", "steps=1", "--set", "batch_size=4", env=environment)
-        read_at = f"{address}@{commit}/{store.rpartition('/')[2]}"
-        results, lineage = (json.loads((run / name).read_text()) for name in ("results.json", "model.json"))
-        assert list(results["made_from"]["read_at"].values()) == [read_at]
-        assert [data["read_at"] for data in lineage["data"]] == [read_at]
-        assert read_at in (run / "README.md").read_text()
-        sak("export", run, tmp_path / "exported", env=environment)
-        assert f"Read at `{read_at}`" in (tmp_path / "exported" / "README.md").read_text()
-        sak("report", run, "--features", address, "--out", tmp_path / "report.html", env=environment)
-        assert f"at these commits: {read_at}" in (tmp_path / "report.html").read_text()
-        [recipe] = tmp_path.glob("*.toml")  # that training wrote for what lies there
-        sak("copy", address, tmp_path / "back", "--recipe", recipe, env=environment)
-        assert _public(find_stores(tmp_path / "back")[0]) == _public(find_stores(small)[0])
-        refused = sak("cache", "--teacher", "mini-dino", "--limit", "2", "--out", address, env=environment, check=False)
-        assert refused.returncode == 2 and "write to a folder, then copy it there" in refused.stderr
-        assert there.data["me/rooms-dino"].head == commit
-
-
-def test_places_of_a_recipe_are_read_at_one_commit_that_is_told(given: Hub, local: Store, tmp_path: Path) -> None:
-    """Also where pixels are of another store than a teacher: of which commit its features were must be told."""
-    mine = Store.create(tmp_path, local.spec)
-    toy.write_source(mine, 2, toy.INVALID)
-    commit = given.data["me/toy"].head
-    asked = load_recipe("demo", "finetune", {"out": [ADDRESS], "data": {"dataset": "toy", "split": "train"}})
-    recipe = at_commits(asked, commits_now())
-    assert recipe.out == recipe.data.out == recipe.validation.out == (f"{ADDRESS}@{commit}",)
-    given.data["me/toy"].commit({"README.md": b"newer"})
-    data = recipe.data.model_copy(update={"size": None})
-    store = find_store(tmp_path, data, ["mini-dino"])
-    address = f"{ADDRESS}@{commit}/{local.name}"
-    assert _read_at(store, ["mini-dino"]) == {"read_at": {f"{local.name} (mini-dino)": address}}
-    assert _read_at(find_store(f"{ADDRESS}@{commit}", data), []) == {"read_at": {local.name: address}}
-    assert _read_at(find_store(tmp_path, data), []) == {}
-
-
-def test_a_join_onto_the_hub_is_committed(there: Hub, tmp_path: Path) -> None:
-    """What was rendered waited for a commit that never came, and the command said that the store was whole."""
-    api.cache((), "rooms", "train", limit=4, views=1, size=32, decoders=0, out=tmp_path / "own")
-    api.publish(tmp_path / "own", tmp_path / "there", pixels=False, confirm=lambda question: True)
-    (done,) = api.join(tmp_path / "there", out=ADDRESS)["stores"]
-    (mine,), (store,) = find_stores(tmp_path / "own"), find_stores(ADDRESS)
-    assert is_ours(as_place(ADDRESS).read("README.md").decode()), "its card came along"
-    assert done["joined"] and not store.left_out and verify_store(store.place) == []
-    np.testing.assert_array_equal(store.pixels[3, 0], mine.pixels[3, 0])
-
-
-def test_features_are_published_without_images_and_a_card(there: Hub, local: Store) -> None:
-    for licence in ("CC-BY-4.0", None):  # what was stated once is read from the card
-        done = api.publish(local.path, ADDRESS, pixels=False, data_licence=licence, confirm=lambda question: True)
-        assert (
-            done["card"] == f"{ADDRESS}/README.md"
-            and {"of": "images of toy", "licence": "CC-BY-4.0"} in done["licences"]
-        )
-    (store,) = find_stores(ADDRESS)
-    assert "pixels" in store.left_out and verify_store(store.place) == [] and store.ids() == local.ids()
