@@ -75,15 +75,17 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     own = ["--scheduler-file", file]
     started = [start("--host", "127.0.0.1", "--port", "0", *own, "--dashboard-address", "127.0.0.1:0",
                      module="distributed.cli.dask_scheduler")]  # fmt: skip
-    for number in range(2):
-        directory = tmp_path / f"worker-{number}"
-        started.append(start(*own, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", directory,
-                             "--memory-limit", "0", module="distributed.cli.dask_worker"))  # fmt: skip
-    wait_until(file.exists, *started)
-    yield json.loads(file.read_text())["address"], [psutil.Process(process.pid) for process in started[1:]]
-    for process in started:
-        process.kill()
-        process.wait()
+    try:
+        wait_until(lambda: file.exists() and file.read_text().rstrip().endswith("}"), *started)  # it is whole by then
+        for number in range(2):
+            directory = tmp_path / f"worker-{number}"
+            started.append(start(*own, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory",
+                                 directory, "--memory-limit", "0", module="distributed.cli.dask_worker"))  # fmt: skip
+        yield json.loads(file.read_text())["address"], [psutil.Process(process.pid) for process in started[1:]]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
