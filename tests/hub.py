@@ -12,12 +12,14 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -360,6 +362,7 @@ def _commit(hub: Hub, path: str, lines: list[dict[str, Any]]) -> Answer:
 def reached(home: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Run the stand-in, which this process's huggingface_hub talks to; it keeps its files in `home`."""
     from huggingface_hub import HfFileSystem, constants, file_download
+    from huggingface_hub.utils import _http
 
     with serve() as there:
         for name, value in there.environment(home).items():
@@ -370,6 +373,8 @@ def reached(home: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
             patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
         patch.setattr(cache.places.hub, "_FIRST_WAIT_S", 0.01)
+        at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # it waits seconds between attempts
+        patch.setattr(_http, "time", at_once, raising=False)
         cache.places.hub._files.cache_clear()
         HfFileSystem.clear_instance_cache()
         yield there
