@@ -80,6 +80,7 @@ def test_a_study_on_workers_is_the_one_of_this_process(
         assert one == other and len(one) == 60, "bit for bit, whoever trained it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -102,6 +102,7 @@ def test_workers_of_a_scheduler_do_the_same(
     assert content(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_workers_say_where_the_time_went_and_what_rows_are_worth(tmp_path: Path) -> None:
     arguments = ["--teacher", "mini-dino", "--limit", "70", "--views", "1", "--threads", "1", "--json"]
     done = sak("cache", *arguments, "--out", tmp_path / "two", "--workers", "2")

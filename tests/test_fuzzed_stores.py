@@ -29,6 +29,7 @@ def fuzzed(folder: Path, count: int, seed: int) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_few_hundred_mutations(tmp_path: Path) -> None:
     counts = fuzzed(tmp_path, 40, 7)
     assert {name.partition(":")[0] for name in counts} == KINDS

@@ -41,6 +41,7 @@ def recipe_of(stage: str, *changes: str):
     return load_recipe("demo", stage, parse_set([TEACHERS, "data.split=unlabelled", *changes]))
 
 
+@pytest.mark.slow
 def test_both_stages_and_every_arm_take_them(levels: Path, tmp_path: Path) -> None:
     done = sak("distill", "demo", "--out", levels, "--run", tmp_path / "one", *COMMON)
     for name, matched in MATCHES.items():

@@ -300,6 +300,7 @@ def _two_processes(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_parts_score_as_one(tmp_path):
     torch.multiprocessing.spawn(_two_processes, (str(tmp_path),), nprocs=2)
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]

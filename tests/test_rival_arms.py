@@ -117,6 +117,7 @@ def test_two_processes_train_as_one(arm: str, features: Path, tmp_path: Path) ->
         assert all(two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["invpt", "mlore"])
 def test_predictions_and_portable_files(arm: str, study: tuple[Path, dict], tmp_path: Path) -> None:
     run = study[0] / f"{arm}-seed0-finetune"

@@ -38,6 +38,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
             assert torch.equal(tensor, right[key]), f"{name} {key}"
 
 
+@pytest.mark.slow
 def test_a_study_side_by_side_is_the_study_alone_bit_for_bit(features: Path, tmp_path: Path) -> None:
     path = tmp_path / "four.toml"
     path.write_text(STUDY)

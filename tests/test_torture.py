@@ -11,6 +11,7 @@ from tests.torture.kills import PHASES, run_kills
 from tests.torture.maintenance import run_maintenance_kills
 
 
+@pytest.mark.slow
 def test_kills_cost_nothing_that_was_committed(tmp_path: Path) -> None:
     result = run_kills(tmp_path, a_phase=1, at_random=1)
     assert result["kills"] == len(PHASES) + 1
