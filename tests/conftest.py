@@ -22,7 +22,7 @@ import pytest
 
 from cache.store import Store
 from tests import cache_toy as toy
-from tests import ready
+from tests import hub, ready
 from tests.small_images import cache_arguments, make_images
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -221,6 +221,20 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A toy store on this machine's disk, to be compared with and not changed."""
     return toy.make_store(tmp_path_factory.mktemp("local"))
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]:
+    """The hub's stand-in, which this process's huggingface_hub talks to."""
+    with hub.reached(tmp_path / "home", monkeypatch) as there:
+        yield there
+
+
+@pytest.fixture
+def given(there: hub.Hub, local: Store) -> hub.Hub:
+    """The hub's stand-in with a copy of `local` at `hub.ADDRESS`."""
+    there.data["me/toy"] = hub.DataSet({"1" * 40: hub.files_of(local)})
+    return there
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from tests import cache_toy as toy
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
+ADDRESS = "hf://datasets/me/toy"
 PAGE = 50
 """Entries of a list that come at once."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,7 @@ from cache.places.web import CATALOGUE, write_catalogue
 from cache.store import Store, find_stores
 from tests import cache_toy as toy
 from tests import hub
-from tests.hub import Answer, DataSet, Hub
-
-ADDRESS = "hf://datasets/me/toy"
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The stand-in, which this process's huggingface_hub talks to."""
-    with hub.reached(tmp_path / "home", monkeypatch) as there:
-        yield there
-
-
-@pytest.fixture
-def given(there: Hub, local: Store) -> Hub:
-    """The stand-in with a copy of `local` at `ADDRESS`."""
-    there.data["me/toy"] = DataSet({"1" * 40: hub.files_of(local)})
-    return there
+from tests.hub import ADDRESS, Answer, Hub
 
 
 def _copy(local: Store, address: str = ADDRESS) -> Store:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from cache.maintenance.verification import verify_store
 from cache.places.addresses import as_place
@@ -21,16 +19,7 @@ from pipeline.runs.origin import _read_at
 from tests import cache_toy as toy
 from tests import hub
 from tests.conftest import sak
-from tests.hub import DataSet, Hub
-
-ADDRESS = "hf://datasets/me/toy"
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The stand-in, which this process's huggingface_hub talks to."""
-    with hub.reached(tmp_path / "home", monkeypatch) as there:
-        yield there
+from tests.hub import ADDRESS, Hub
 
 
 def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
@@ -67,16 +56,19 @@ def test_a_cache_is_given_and_used(small: Path, tmp_path: Path) -> None:
         assert there.data["me/rooms-dino"].head == commit
 
 
-def test_places_of_a_recipe_are_read_at_one_commit_that_is_told(there: Hub, local: Store, tmp_path: Path) -> None:
+def test_places_of_a_recipe_are_read_at_one_commit_that_is_told(
+    given: Hub,
+    local: Store,
+    tmp_path: Path,
+) -> None:
     """Also where pixels are of another store than a teacher: of which commit its features were must be told."""
-    there.data["me/toy"] = DataSet({"1" * 40: hub.files_of(local)})
     mine = Store.create(tmp_path, local.spec)
     toy.write_source(mine, 2, toy.INVALID)
-    commit = there.data["me/toy"].head
+    commit = given.data["me/toy"].head
     asked = load_recipe("demo", "finetune", {"out": [ADDRESS], "data": {"dataset": "toy", "split": "train"}})
     recipe = at_commits(asked, commits_now())
     assert recipe.out == recipe.data.out == recipe.validation.out == (f"{ADDRESS}@{commit}",)
-    there.data["me/toy"].commit({"README.md": b"newer"})
+    given.data["me/toy"].commit({"README.md": b"newer"})
     data = recipe.data.model_copy(update={"size": None})
     store = find_store(tmp_path, data, ["mini-dino"])
     address = f"{ADDRESS}@{commit}/{local.name}"
