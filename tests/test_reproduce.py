@@ -206,6 +206,13 @@ def test_probes_and_cosines_are_ranked_by_what_students_lose() -> None:
     assert found["ranks"]["semseg"] == {"cosine": pytest.approx(1.0), "probe": pytest.approx(0.5)}
     assert found["ranks"]["depth"] == {"cosine": pytest.approx(0.5), "probe": pytest.approx(-0.5)}
     assert foretold(runs, differences(pairs[:2], runs, COLUMNS), COLUMNS) is None
+    # a run that failed, and a task that one cache has no probe of, leave gaps
+    gone = [one if one["arm"] != "poor" else one | {"scores": {}} for one in runs]
+    found = foretold(gone, differences(pairs, gone, COLUMNS), COLUMNS)
+    assert found and found["ranks"]["semseg"]["cosine"] == pytest.approx(1.0) and len(found["cells"]) == 3
+    del runs[2]["coding"]["probes"]["depth"]
+    found = foretold(runs, differences(pairs, runs, COLUMNS), COLUMNS)
+    assert found and list(found["ranks"]) == ["semseg"]
 
 
 def test_probes_of_a_split_without_a_cache_are_refused(tmp_path: Path) -> None:

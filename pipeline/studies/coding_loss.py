@@ -37,8 +37,9 @@ def foretold(
     Returns:
         "cells", a pair each: "arm", "against", "cosine" (that of the arm's cache), and by task "probe", what its probes
         lose more than the other's, and "student", the `statistics.Comparison` of the two arms. "ranks": by task
-        Spearman's correlation over the cells of the students' mean loss with 1 - "cosine" and with "probe"; None where
-        one of the two does not vary. None of fewer than three such pairs.
+        Spearman's correlation over the cells of the students' mean loss, as far as it is known, with 1 - "cosine" and
+        with "probe"; None where one of the two does not vary; without tasks that some cache has no probe of. None of
+        fewer than three such pairs.
     """
     figures = {run["arm"]: run["coding"] for run in runs if run.get("coding")}
     cells = [
@@ -49,6 +50,7 @@ def foretold(
             "tasks": {
                 task: {"probe": probe - figures[one["against"]]["probes"][task], "student": one["tasks"][task]}
                 for task, probe in figures[one["arm"]]["probes"].items()
+                if task in figures[one["against"]]["probes"]
             },
         }
         for one in found
@@ -59,10 +61,13 @@ def foretold(
     ranks = {}
     for column in columns:
         task, sign = column["task"], -1 if column["higher_is_better"] else 1
-        lost = [sign * cell["tasks"][task]["student"]["difference"] for cell in cells]
+        if not all(task in cell["tasks"] for cell in cells):
+            continue
+        known = [cell for cell in cells if cell["tasks"][task]["student"]["difference"] is not None]
+        lost = [sign * cell["tasks"][task]["student"]["difference"] for cell in known]
         ranks[task] = {
-            "cosine": _rank_correlation([1 - cell["cosine"] for cell in cells], lost),
-            "probe": _rank_correlation([cell["tasks"][task]["probe"] for cell in cells], lost),
+            "cosine": _rank_correlation([1 - cell["cosine"] for cell in known], lost),
+            "probe": _rank_correlation([cell["tasks"][task]["probe"] for cell in known], lost),
         }
     return {"cells": cells, "ranks": ranks}
 

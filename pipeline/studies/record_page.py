@@ -134,6 +134,7 @@ def _foretold(found: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) ->
         "Linear probes, fitted on the teachers' raw features, lose so much on decoded ones (mean over the teachers); "
         "students lose so much that were trained from them [95 % interval]. Both in the score's unit, more is worse."
     )
+    columns = [c for c in columns if c["task"] in found["ranks"]]
     lines = []
     for cell in found["cells"]:
         losses = []
