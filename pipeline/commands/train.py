@@ -15,6 +15,7 @@ from pipeline.commands.options import (
     DRY,
     JSON,
     NODES,
+    PATH,
     PLACES,
     ROOTS,
     RUNS,
@@ -72,7 +73,7 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
         shared = {field.name: options.pop(field.name) for field in fields(Asked)}
         command(recipe, Asked(**shared), **options)
 
-    run = click.option("--run", type=click.Path(path_type=Path), help="The run's folder; else named after the recipe.")
+    run = click.option("--run", type=PATH, help="The run's folder; else named after the recipe.")
     found: Callable[..., None] = with_asked
     for option in reversed((DATASET, run, SET, PLACES, RUNS, ROOTS, WEIGHTS, DEVICES, NODES, WANDB, DRY, JSON)):
         found = option(found)
@@ -94,9 +95,7 @@ def distill(recipe: str | None, asked: Asked) -> None:
 
 @click.command()
 @_trains
-@click.option(
-    "--from", "stage1", type=click.Path(path_type=Path), help="The distilled run; the recipe's own when absent."
-)
+@click.option("--from", "stage1", type=PATH, help="The distilled run; the recipe's own when absent.")
 def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
     """Stage 2: train routers, heads and student on a labelled cache, by RECIPE or one written for the caches."""
     from pipeline import api
@@ -134,7 +133,7 @@ def _scored(made: RunResult | ScoreResult) -> str:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--split", default="test", show_default=True)
 @click.option("--dataset", help="The recipe's own when absent.")
 @PLACES
@@ -198,7 +197,7 @@ def ablate(
 
 @click.command("recipe")
 @click.option("--dataset", help="With caches of several data sets: which to train on.")
-@click.option("--to", type=click.Path(path_type=Path), help="The file; one below runs/ if absent.")
+@click.option("--to", type=PATH, help="The file; one below runs/ if absent.")
 @PLACES
 @JSON
 def recipe(dataset: str | None, to: Path | None, places: tuple[Path | str, ...], as_json: bool) -> None:

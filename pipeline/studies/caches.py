@@ -22,7 +22,11 @@ def prepare_caches(caches: Sequence[StudyCache], features: Path | str) -> None:
 
 def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: int) -> None:
     """Every teacher over every cache, whose sources must be there; `workers` teachers at once, a core each."""
-    requests = [_request(cache, teacher, features, caches) for cache in caches for teacher in cache.teachers]
+    probed = {cache.probes for cache in caches}
+    labelled = {cache.split: _address(cache, features) for cache in reversed(caches) if cache.split in probed}
+    requests = [
+        _request(cache, teacher, features, labelled.get(cache.probes)) for cache in caches for teacher in cache.teachers
+    ]
     for _ in each_in_worker(run_cache, requests, workers):
         pass
 
@@ -32,8 +36,7 @@ def _source(cache: StudyCache) -> DatasetRequest:
     return DatasetRequest(cache.dataset, cache.split, size, limit=cache.limit)
 
 
-def _request(cache: StudyCache, teacher: str, features: Path | str, caches: Sequence[StudyCache]) -> CacheRequest:
-    probes = next((_address(one, features) for one in caches if one.split == cache.probes), None)
+def _request(cache: StudyCache, teacher: str, features: Path | str, probes: str | None) -> CacheRequest:
     options = TeacherOptions(codec=cache.codec, fidelity=cache.fidelity, threads=1, probes=probes)
     below = caches_below(features, cache.folder)
     return CacheRequest(_source(cache), (teacher,), cache.views, below, options, decoders=0, strict=True)
