@@ -182,7 +182,7 @@ class SlowPlace(LocalPlace):
         super().__init__(path)
         self.delay_s = delay_s
 
-    def child(self, name: str) -> SlowPlace:
+    def __truediv__(self, name: str) -> SlowPlace:
         """See `Place`."""
         return SlowPlace(self.path / name, self.delay_s)
 

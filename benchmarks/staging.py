@@ -24,9 +24,10 @@ NOTE = "20 ms a request"
 class FarPlace(SlowPlace):
     """A slow folder that is read by as many threads as a bucket."""
 
+    num_readers = ObjectPlace.num_readers
+
     def __init__(self, path: Path, delay_s: float = DELAY_S) -> None:
         super().__init__(path, delay_s)
-        self.num_readers = ObjectPlace.num_readers
 
 
 def run(quick: bool) -> Result:

@@ -39,8 +39,9 @@ class FarPlace(LocalPlace):
     """A folder that counts what is asked of its rows."""
 
     reads: int = 0
+    num_readers = 8
 
-    def child(self, name: str) -> FarPlace:
+    def __truediv__(self, name: str) -> FarPlace:
         return FarPlace(self.path / name)
 
     def open(self, name: str, num_bytes: int) -> OpenFile:
@@ -131,6 +132,19 @@ def test_only_what_is_read_is_fetched(store: Store, tmp_path: Path) -> None:
     assert isinstance(one.place, StagedPlace) and size <= one.place.held_bytes() <= size + 3 * 4096
     taken = sum(512 * path.stat().st_blocks for path in staged_files(tmp_path))
     assert 0 < taken <= size + 8 * 4096
+
+
+def test_it_is_read_as_from_far_away_until_the_stage_has_it_all(tmp_path: Path) -> None:
+    """Many threads wait for a slow place; a disk near by they would only keep from each other."""
+    store = Store.create(tmp_path / "far", toy.toy_spec(num_samples=40))
+    toy.write_source(store, 2)
+    toy.write_teacher(store, 2, "wide", [WIDE])
+    one = far(store, tmp_path)
+    counts = [one.place.num_readers]
+    for epoch in range(2):
+        batches(one, epoch, teachers=["wide"], drop_last=False)
+        counts.append(one.place.num_readers)
+    assert counts == [8, 8, store.place.num_readers]
 
 
 def spoil_bytes(path: Path) -> None:

@@ -49,7 +49,8 @@ class Loader:
         buffer_rows: rows that are shuffled among each other, then; twice as many are in memory, one half of them
             being read while the other is given out.
         pixels: whether pixels are read.
-        num_threads: that read; by default 2, or where requests mostly wait, 16 past the page cache and 32 from buckets.
+        num_threads: that read; by default 2, or where requests mostly wait, 16 past the page cache and 32 from buckets
+            until the stage has it all.
         prefetch: batches read ahead; with ``shuffle="block"`` half the buffer is.
         pin: pinned memory; by default where CUDA is there.
         debug: a stale batch's tensors raise `StaleBatch` when used; slower.
@@ -82,9 +83,7 @@ class Loader:
         pin: bool | None = None,
         debug: bool = False,
     ) -> None:
-        if num_threads is None:
-            num_threads = max(one.place.num_readers for one in store.stores)
-        if min(num_threads, prefetch) < 1:
+        if prefetch < 1 or (num_threads is not None and num_threads < 1):
             raise BadInput("num_threads and prefetch must be at least 1")
         self.store = store
         self.config = SamplerConfig(
@@ -255,13 +254,12 @@ class Loader:
 
     def _read_ahead(self, requests: Requests, start: int) -> Prefetch | WindowPrefetch:
         free = list(self._slots)
+        num_threads = self._num_threads or max(one.place.num_readers for one in self.store.stores)
         if self.config.shuffle == "block":
             windows, size = self._windows, self.config.window_batches
-            return WindowPrefetch(free, windows, self._readers, requests, start, size, self._num_threads)
+            return WindowPrefetch(free, windows, self._readers, requests, start, size, num_threads)
         batches = range(start, self._num_batches)
-        return Prefetch(
-            free, self._readers, lambda n: (requests.samples[n], requests.views[n]), batches, self._num_threads
-        )
+        return Prefetch(free, self._readers, lambda n: (requests.samples[n], requests.views[n]), batches, num_threads)
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:
         tensors = list(slot.tensors)

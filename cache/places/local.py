@@ -25,6 +25,9 @@ from cache.places.locks import OnWait, file_lock
 from cache.places.open_files import DirectFile, LocalFile, OpenFile
 from cache.places.place import MOST_READ_BYTES, Place, check_size
 
+DISK_READERS = 2
+"""Threads that read a disk of this machine well: the page cache answers most of what they ask."""
+
 
 class LocalPlace(Place):
     """A folder of this machine, or of a file system it has mounted.
@@ -37,7 +40,6 @@ class LocalPlace(Place):
 
     def __init__(self, path: Path, direct: bool = False) -> None:
         self.path, self.direct = path.absolute(), direct  # as it is now, wherever the process goes later
-        self.num_readers = 16 if direct else 2
         self.shown, self.name = str(path), self.path.name
         self._plain: set[str] = set()
         """Folders below that no link leads to."""
@@ -46,6 +48,10 @@ class LocalPlace(Place):
         place = LocalPlace(self.path / name, self.direct)
         place.shown = str(Path(self.shown) / name)
         return place
+
+    @property
+    def num_readers(self) -> int:
+        return 16 if self.direct else DISK_READERS
 
     def zarr(self) -> Any:
         from zarr.storage import LocalStore

@@ -38,12 +38,10 @@ class Place(ABC):
     Attributes:
         shown: its path or address, for messages and for `cache.places.addresses.as_place`.
         name: the last part of that.
-        num_readers: threads that read it well at once, unless asked otherwise.
     """
 
     shown: str
     name: str
-    num_readers: int
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shown!r})"
@@ -51,6 +49,11 @@ class Place(ABC):
     def show(self, name: str) -> str:
         """The path or address of a file, for messages."""
         return f"{self.shown}/{name}"
+
+    @property
+    @abstractmethod
+    def num_readers(self) -> int:
+        """Threads that read it well at once, unless asked otherwise."""
 
     @property
     def pinned(self) -> str | None:

@@ -12,9 +12,13 @@ from typing import Any, NoReturn
 from cache.errors import BadInput
 from cache.places.files import FileDigest
 from cache.places.listed import ReadOnlyPlace
+from cache.places.local import DISK_READERS
 from cache.places.open_files import OpenFile, Range, Target
 from cache.places.place import MOST_READ_BYTES, Place
 from cache.places.stage import BLOCK, Stage, blocks
+
+_HELD = 0.99
+"""Share of the wanted bytes from which on a stage has them all: the tables at the ends of shards are not read."""
 
 
 class StagedPlace(ReadOnlyPlace):
@@ -32,8 +36,14 @@ class StagedPlace(ReadOnlyPlace):
 
     def __init__(self, far: Place, stage: Stage) -> None:
         self.far, self.stage = far, stage
-        self.shown, self.name, self.num_readers = far.shown, far.name, far.num_readers
+        self.shown, self.name = far.shown, far.name
         self._files: dict[str, FileDigest] = {}
+
+    @property
+    def num_readers(self) -> int:
+        """As many as the other place takes well, until the stage holds what readers have told of."""
+        wanted = sum(file.num_bytes for file in self._files.values())
+        return DISK_READERS if 0 < _HELD * wanted <= self.held_bytes() else self.far.num_readers
 
     @property
     def pinned(self) -> str | None:
