@@ -84,7 +84,7 @@ class Loader:
         debug: bool = False,
     ) -> None:
         if prefetch < 1 or (num_threads is not None and num_threads < 1):
-            raise BadInput("num_threads and prefetch must be at least 1")
+            raise BadInput(f"num_threads = {num_threads}, prefetch = {prefetch}: both must be at least 1")
         self.store = store
         self.config = SamplerConfig(
             batch_size,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,8 +54,27 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 """By a recipe's `optimizer.kind`."""
+
+
+@dataclass
+class Reached:
+    """How far a run has come, as its checkpoints say.
+
+    Attributes:
+        step: the last that was done, counted from 1.
+        seconds: of training, all sessions together.
+        seconds_by_part: of them by part of a step (`clock.PARTS`).
+        best: step and values of the best validation so far.
+        probed: step and value of the best probe so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    seconds_by_part: Mapping[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    probed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,44 +116,30 @@ def train(
 ) -> Trained:
     """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
 
-    loader: this process's share; `recipe.accumulate` of its batches make a step. made_from: the caches and the code
-    that the numbers depend on; a checkpoint belongs to them. tasks: whose predictions are shown. validation: what
-    chooses the best checkpoint. probing: what is watched besides, and changes nothing. wandb: whether Weights &
-    Biases is told.
     `model` ends with the weights to be scored: the best or the last, averaged ones where the recipe has them.
 
-    Raises `UserError` for a loss that is not finite (naming step, term and rows, the last checkpoint kept) and where
-    the checkpoint was made from something else, naming it; `Interrupted`, after saving, where a signal asks to stop.
+    Args:
+        loader: this process's share; `recipe.accumulate` of its batches make a step.
+        made_from: the caches and the code that the numbers depend on; a checkpoint belongs to them.
+        tasks: whose predictions are shown.
+        validation: what chooses the best checkpoint.
+        probing: what is watched besides, and changes nothing.
+        wandb: whether Weights & Biases is told.
+
+    Raises:
+        UserError: a loss is not finite (step, term and rows are named, the last checkpoint is kept); or the checkpoint
+            was made from something else, which is named.
+        Interrupted: a signal asks to stop; what was reached is saved.
     """
     if fabric.world_size > 1:
         model = synchronise_norms(model, fabric.device)
-    optimizer = OPTIMIZERS[recipe.optimizer.kind](
-        [p for p in model.parameters() if p.requires_grad],
-        lr=recipe.optimizer.lr,
-        betas=recipe.optimizer.betas,
-        weight_decay=recipe.optimizer.weight_decay,
-    )
+    optimizer = _optimizer(recipe, model)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     average = Ema(model, recipe.ema) if recipe.ema else None
+    scored = average.model if average else model
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     trained = checkpoint.Trainable(model, optimizer, average.model if average else None, scaler)
-    belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
-    scored = average.model if average else model
-    step, seconds = 0, 0.0
-    best: dict[str, Any] | None = None
-    probed: dict[str, Any] | None = None
-    spent: Mapping[str, float] = {}
-    found = checkpoint.find(run / checkpoint.LAST)
-    reached = checkpoint.read_state(found)["step"] if found else None
-    check_same(fabric, {"recipe": belongs_to["recipe"], "origin": made_from, "checkpoint": reached})
-    if found:
-        _check_origin(run, checkpoint.read_state(found), recipe, made_from)
-        kept = checkpoint.restore(found, trained)
-        step, seconds, best, probed = kept["step"], kept["seconds"], kept.get("best"), kept.get("probed")
-        spent = kept.get("seconds_by_part", {})
-        _restore_position(loader, kept["loader"])
-        if step < recipe.steps:
-            say(f"{run.name}: going on at step {step}")
+    reached = _resume(fabric, run, recipe, made_from, trained, loader)
     parts = recipe.accumulate
     if len(loader) < parts:
         raise UserError(f"a step of {recipe.batch_size} rows is more than the cache holds; lower batch_size")
@@ -142,29 +147,34 @@ def train(
     threads = torch.get_num_threads()
     say(f"{run.name}: device {fabric.device}, precision {recipe.precision}, {threads} threads{processes}")
 
-    resumed_at, began = seconds, time.monotonic()
+    clock = StepClock(fabric.device, reached.seconds_by_part)
+    resumed_at, began = reached.seconds, time.monotonic()
+
+    def save(name: str) -> None:
+        """Write a checkpoint; all processes wait until it is there."""
+        reached.seconds_by_part = clock.seconds()
+        if fabric.is_global_zero:
+            belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
+            checkpoint.save(run / name, trained, {**asdict(reached), "loader": loader.state_dict(), **belongs_to})
+        fabric.barrier()
+
     batches = endless(loader, parts)
     model.train()
     with (
-        progress(run.name, recipe.steps, "steps", step) as advance,
-        Watch(fabric, run, recipe, tasks, wandb, step) as watch,
+        progress(run.name, recipe.steps, "steps", reached.step) as advance,
+        Watch(fabric, run, recipe, tasks, wandb, reached.step) as watch,
         stop_requests() as request,
     ):
-        clock = StepClock(fabric.device, spent)
-
-        def state() -> dict[str, Any]:
-            found = {"step": step, "seconds": seconds, "seconds_by_part": clock.seconds(), "best": best}
-            return {**found, **({"probed": probed} if probed else {}), "loader": loader.state_dict(), **belongs_to}
-
-        while step < recipe.steps:
+        clock.lap(None)
+        while reached.step < recipe.steps:
+            step, number = reached.step, reached.step + 1
+            is_last = number == recipe.steps
+            validates = validation is not None and _is_due(number, recipe.validate_every, is_last)
+            saves = validates or _is_due(number, recipe.checkpoint_every, is_last)
+            logs = saves or _is_due(number, recipe.log_every, is_last)
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            number = step + 1
-            every = recipe.validate_every if validation else None
-            validates = every is not None and (number == recipe.steps or number % every == 0)
-            saves = number == recipe.steps or number % recipe.checkpoint_every == 0 or validates
-            logs = saves or number % recipe.log_every == 0
             for part in range(parts):
                 idle = loader.idle_s
                 batch = next(batches).to(fabric.device)
@@ -184,51 +194,59 @@ def train(
             if average:
                 average.update(model)
             clock.lap("optimizer")
-            step = number
+            reached.step = number
             stop = watch.agree(request.number, at=logs)
             if logs or stop:
-                watch.log(step, lr, advance)
+                watch.log(number, lr, advance)
             clock.lap("logging")
-            if probing and (step % probing.every == 0 or step == recipe.steps):
+            if probing and _is_due(number, probing.every, is_last):
                 paused = time.monotonic()
                 values = probing.measure(scored.eval())
                 model.train()
-                watch.scores(step, values, of="probe")
-                chosen_by = values[probing.chooses] if probing.chooses else None
-                if probing.is_better(chosen_by, probed["value"] if probed else None):
-                    probed = {"step": step, "value": chosen_by}
-                    _save(fabric, run / checkpoint.BEST_BY_PROBE, trained, state())
+                watch.scores(number, values, of="probe")
+                value = values[probing.chooses] if probing.chooses else None
+                if probing.is_better(value, reached.probed["value"] if reached.probed else None):
+                    reached.probed = {"step": number, "value": value}
+                    save(checkpoint.BEST_BY_PROBE)
                 began += time.monotonic() - paused  # a run's seconds are of its training
                 clock.lap(None)
             if saves or stop:
-                seconds = resumed_at + time.monotonic() - began - loader.idle_s
-                if validates:
-                    assert validation
+                reached.seconds = resumed_at + time.monotonic() - began - loader.idle_s
+                if validation and validates:
                     values = validation.measure(scored.eval())
                     model.train()
-                    watch.scores(step, values)
-                    if validation.is_better(values[validation.chooses], best[validation.chooses] if best else None):
-                        best = {"step": step, **values}
-                        _save(fabric, run / checkpoint.BEST, trained, state())
-                _save(fabric, run / checkpoint.LAST, trained, state())
+                    watch.scores(number, values)
+                    best = reached.best[validation.chooses] if reached.best else None
+                    if validation.is_better(values[validation.chooses], best):
+                        reached.best = {"step": number, **values}
+                        save(checkpoint.BEST)
+                save(checkpoint.LAST)
                 clock.lap("saving")
             advance(1)
-            if stop and step < recipe.steps:
-                say(f"{run.name}: stopped after step {step}, saved")
+            if stop and not is_last:
+                say(f"{run.name}: stopped after step {number}, saved")
                 raise Interrupted(stop)
-    if validation and best is None:
+    if validation and reached.best is None:
         warn(f"{run.name}: {validation.chooses} was a number in no validation: the last checkpoint is taken")
-    chosen = checkpoint.find(run / (checkpoint.BEST if best else checkpoint.LAST))
+    chosen = checkpoint.find(run / (checkpoint.BEST if reached.best else checkpoint.LAST))
     assert chosen
     model.load_state_dict(checkpoint.load_tensors(checkpoint.scored_file(chosen)))
-    return Trained(seconds, clock.seconds(), chosen, int(best["step"]) if best else recipe.steps)
+    return Trained(
+        reached.seconds, clock.seconds(), chosen, int(reached.best["step"]) if reached.best else recipe.steps
+    )
 
 
-def _save(fabric: Fabric, folder: Path, trained: checkpoint.Trainable, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; all processes wait until it is there."""
-    if fabric.is_global_zero:
-        checkpoint.save(folder, trained, state)
-    fabric.barrier()
+def _is_due(number: int, every: int | None, is_last: bool) -> bool:
+    return every is not None and (is_last or number % every == 0)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    return OPTIMIZERS[recipe.optimizer.kind](
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.optimizer.lr,
+        betas=recipe.optimizer.betas,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
 
 
 def endless(loader: Batches, parts: int) -> Iterator[Batch]:
@@ -237,6 +255,33 @@ def endless(loader: Batches, parts: int) -> Iterator[Batch]:
     while True:
         yield from islice(iter(loader), whole - loader.state_dict()["batch"])
         loader.set_epoch(loader.epoch + 1)
+
+
+def _resume(
+    fabric: Fabric,
+    run: Path,
+    recipe: Recipe,
+    made_from: Mapping[str, Any],
+    trained: checkpoint.Trainable,
+    loader: Batches,
+) -> Reached:
+    """Load the run's last checkpoint, where there is one, and go to its place in the data; how far the run had come.
+
+    All processes must find the same. Raises `UserError` otherwise, and as `_check_origin`.
+    """
+    found = checkpoint.find(run / checkpoint.LAST)
+    state = checkpoint.read_state(found) if found else None
+    step = state["step"] if state else None
+    check_same(fabric, {"recipe": recipe.model_dump(mode="json"), "origin": made_from, "checkpoint": step})
+    if found is None or state is None:
+        return Reached()
+    _check_origin(run, state, recipe, made_from)
+    kept = checkpoint.restore(found, trained)
+    _restore_position(loader, kept["loader"])
+    reached = Reached(**{field.name: kept[field.name] for field in fields(Reached) if field.name in kept})
+    if reached.step < recipe.steps:
+        say(f"{run.name}: going on at step {reached.step}")
+    return reached
 
 
 def _check_origin(run: Path, saved: Mapping[str, Any], recipe: Recipe, made_from: Mapping[str, Any]) -> None:

@@ -28,7 +28,10 @@ def reference_names(student: StudentNetwork, *, stage: int = 2) -> dict[str, str
         ValueError: the release cannot express the student: many-to-one, another head, another kind of router.
     """
     if not student.config.paths or student.config.head != "sak" or student.config.router not in ("mor", "none"):
-        raise ValueError("the release knows students with paths, head 'sak' and router 'mor' or 'none' only")
+        raise ValueError(
+            "the release knows students with paths, head 'sak' and router 'mor' or 'none' only, not one with "
+            f"paths = {student.config.paths}, head {student.config.head!r} and router {student.config.router!r}"
+        )
     for teacher, levels in student.matches.items():
         if levels != tuple(range(len(student.levels))):
             raise ValueError(

@@ -37,10 +37,11 @@ class StemConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = (self.patch_size, self.width, self.depth, self.heads)
-        if self.name == "custom" and None in sizes:
-            raise ValueError("a custom stem needs patch_size, width, depth and heads")
-        if self.name != "custom" and sizes != (None,) * 4:
+        sizes = {name: getattr(self, name) for name in ("patch_size", "width", "depth", "heads")}
+        missing = [name for name, size in sizes.items() if size is None]
+        if self.name == "custom" and missing:
+            raise ValueError(f"a custom stem needs {', '.join(sizes)}: there is no {' and no '.join(missing)}")
+        if self.name != "custom" and len(missing) < len(sizes):
             raise ValueError(f"patch_size, width, depth and heads belong to name='custom', not to {self.name!r}")
         height, width = self.image_size
         object.__setattr__(self, "image_size", (height, width))

@@ -47,7 +47,10 @@ class MLoREConfig:
         if self.width < NARROWEST:
             raise ValueError(f"mlore: width is at least {NARROWEST}, not {self.width}")
         if len(self.ranks) < 2 or min(*self.ranks, self.task_rank) < 1:
-            raise ValueError("mlore: at least two experts are needed, each of a rank of at least 1, as task_rank is")
+            raise ValueError(
+                f"mlore: ranks = {self.ranks}, task_rank = {self.task_rank}: at least two experts are needed, "
+                "each of a rank of at least 1, as task_rank is"
+            )
         if not 1 <= self.top_k <= len(self.ranks):
             raise ValueError(
                 f"mlore: top_k = {self.top_k}, but there are {len(self.ranks)} experts to keep 1 or more of"
