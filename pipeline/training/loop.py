@@ -97,14 +97,20 @@ def train(
 ) -> Trained:
     """Train `model` for `recipe.steps` steps, going on from the run's last checkpoint where there is one.
 
-    loader: this process's share; `recipe.accumulate` of its batches make a step. made_from: the caches and the code
-    that the numbers depend on; a checkpoint belongs to them. tasks: whose predictions are shown. validation: what
-    chooses the best checkpoint. probing: what is watched besides, and changes nothing. wandb: whether Weights &
-    Biases is told.
     `model` ends with the weights to be scored: the best or the last, averaged ones where the recipe has them.
 
-    Raises `UserError` for a loss that is not finite (naming step, term and rows, the last checkpoint kept) and where
-    the checkpoint was made from something else, naming it; `Interrupted`, after saving, where a signal asks to stop.
+    Args:
+        loader: this process's share; `recipe.accumulate` of its batches make a step.
+        made_from: the caches and the code that the numbers depend on; a checkpoint belongs to them.
+        tasks: whose predictions are shown.
+        validation: what chooses the best checkpoint.
+        probing: what is watched besides, and changes nothing.
+        wandb: whether Weights & Biases is told.
+
+    Raises:
+        UserError: a loss is not finite (step, term and rows are named, the last checkpoint is kept), or the checkpoint
+            was made from something else, which is named.
+        Interrupted: after saving, where a signal asks to stop.
     """
     if fabric.world_size > 1:
         model = synchronise_norms(model, fabric.device)
@@ -240,7 +246,7 @@ def endless(loader: Batches, parts: int) -> Iterator[Batch]:
 
 
 def _check_origin(run: Path, saved: Mapping[str, Any], recipe: Recipe, made_from: Mapping[str, Any]) -> None:
-    """Raises `UserError` naming where a checkpoint was made from something else than what there is now."""
+    """Refuse a checkpoint that was made from something else than what there is now, which is named."""
     changed = recipe_differences(saved["recipe"], recipe.model_dump(mode="json")) + changes(saved, made_from, code=True)
     if changed:
         raise UserError(
