@@ -46,7 +46,9 @@ def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
 
 
 def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
-    """`read_image`, upright, and the EXIF orientation (1..8) that it was turned by; 1 where it was not."""
+    """`read_image`, upright, (h, w, 3) uint8 RGB, and the EXIF orientation (1..8) that it was turned by; 1 where it was
+    not. Errors as `read_image`.
+    """
     with open_image(path) as image:
         turned = _orientation(image)
         return _decode(path, _upright(image)), turned if isinstance(turned, int) and turned in _TURNS else 1

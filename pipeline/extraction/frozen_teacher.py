@@ -59,7 +59,7 @@ class OwnTeacher(Teacher):
         self.student = student
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """As the student takes them in training."""
+        """Views (B, H, W, 3) uint8 as the student takes them in training, (B, 3, H, W)."""
         return normalize(pixels)
 
 

@@ -78,7 +78,7 @@ class LabelledRows:
         return torch.from_numpy(view_scales(boxes, self.store.spec.size))
 
     def seen_label(self, task: Task, sample: int) -> Tensor:
-        """What a network that sees the view is to say, as in training."""
+        """What a network that sees the view is to say, as in training: (H, W) or (H, W, 3)."""
         label = self.label(task, sample)
         if task.kind != "normals" or not ViewPolicy.from_dict(self.store.spec.policy).stretches:
             return label
