@@ -31,7 +31,14 @@ TASK = Task("depth", "depth")
 
 @dataclass(frozen=True)
 class Case:
-    """size: px. stem: the student's. widths: of its teachers. rounds: of every side."""
+    """What is timed.
+
+    Attributes:
+        size: side of the square views, px.
+        stem: the student's.
+        widths: of its teachers.
+        rounds: of every side.
+    """
 
     size: int
     stem: StemConfig

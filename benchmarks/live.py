@@ -27,8 +27,16 @@ LEAST = 0.97
 
 @dataclass(frozen=True)
 class Case:
-    """size: px. teachers: their names. options: of `sak cache`. stem: timm's name, or a custom one's dimensions.
-    rows: in the store. steps, live_steps: timed a round, and with live teachers."""
+    """What is timed.
+
+    Attributes:
+        size: side of the square views, px.
+        teachers: their names.
+        options: of `sak cache`.
+        stem: timm's name, or a custom one's dimensions.
+        rows: in the store.
+        steps, live_steps: timed a round, and with live teachers.
+    """
 
     size: int
     teachers: tuple[str, ...]

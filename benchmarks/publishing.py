@@ -31,7 +31,12 @@ PATCH = 16
 
 @dataclass(frozen=True)
 class Published:
-    """A published data set. size: (H, W) of its views, px. splits: samples and views of each."""
+    """A published data set.
+
+    Attributes:
+        size: (H, W) of its views, px.
+        splits: samples and views of each.
+    """
 
     title: str
     row: str
@@ -55,7 +60,11 @@ def shapes(teacher: str, size: tuple[int, int]) -> tuple[tuple[tuple[int, int], 
 
 
 def levels(teacher: str, size: tuple[int, int], codec: str, grid: tuple[int, int] | None) -> list[LevelSpec]:
-    """A teacher's levels as they would be stored; grid: None is its own."""
+    """A teacher's levels as they would be stored.
+
+    Args:
+        grid: None is its own.
+    """
     numbered = enumerate(shapes(teacher, size))
     return [LevelSpec(number, grid or own, width, codec) for number, (own, width) in numbered]
 

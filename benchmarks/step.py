@@ -28,8 +28,15 @@ MOST = 1.02
 
 @dataclass(frozen=True)
 class Case:
-    """size: px. teachers: (grid, width) of four levels by name. stem: timm's name, or a custom one's dimensions.
-    rows: in the store. steps: timed a round and side."""
+    """What is timed.
+
+    Attributes:
+        size: side of the square views, px.
+        teachers: (grid, width) of four levels by name.
+        stem: timm's name, or a custom one's dimensions.
+        rows: in the store.
+        steps: timed a round and side.
+    """
 
     size: int
     teachers: Mapping[str, tuple[int, int]]

@@ -89,7 +89,11 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Its folder. Raises NotLocal where it is no folder of this machine."""
+        """Its folder.
+
+        Raises:
+            NotLocal: it is no folder of this machine.
+        """
         if isinstance(self.place, LocalPlace):
             return self.place.path
         raise NotLocal(f"{self} is not a folder of this machine")
@@ -113,8 +117,9 @@ class Store:
     ) -> Store:
         """The store for `spec` below `root`: a new one without views, or the one that is there already.
 
-        `on_wait` is told once, in words, if another process works on its source, which this waits for.
-        `left_out`: what it may be without, and a new one is, see `Store.left_out`.
+        Args:
+            on_wait: is told once, in words, if another process works on its source, which this waits for.
+            left_out: what it may be without, and a new one is, see `Store.left_out`.
 
         Raises:
             LeftOut: it is without more.
@@ -173,14 +178,13 @@ class Store:
     @property
     def left_out(self) -> frozenset[str]:
         """``pixels`` and ``labels/<task>`` where they are committed and their files are not here: published without
-        them, a store raises `LeftOut` where they are read. Raises `CorruptFile` for damage."""
+        them, a store raises `LeftOut` where they are read. Errors as `num_views`.
+        """
         return self.part(SOURCE).left_out
 
     def ensure_views(self, num_views: int) -> None:
-        """Make room for `num_views` views in the source part; existing bytes of rows stay as they are.
-
-        More than the store has grows its arrays' shapes; fewer changes nothing. Teachers' arrays grow when
-        their views are written.
+        """Make room for `num_views` views in the source part; existing bytes of rows stay as they are. Fewer than there
+        are change nothing; teachers' arrays grow when their views are written.
 
         Raises:
             CorruptFile: the part's metadata is damaged.
@@ -281,9 +285,8 @@ class Store:
 
     @cached_property
     def views(self) -> ArrayTable:
-        """``store.views["box"|"flip"|"colour"][sample, view]``: float32 (4,) px, uint8 (), float32 (5,).
-
-        Errors as `labels`.
+        """``store.views["box"|"flip"|"colour"][sample, view]``: float32 (4,) px, uint8 (), float32 (5,). Errors as
+        `labels`.
         """
         return self._table("view field", "views", ("box", "flip", "colour"))
 
@@ -329,17 +332,12 @@ class Store:
             return self._features[teacher, level, prefix]
 
     def level(self, teacher: str, level: int, prefix: bool = False) -> LevelSpec:
-        """How a teacher's level (or its prefix tokens) is stored.
-
-        Raises:
-            UnknownName: the teacher or level is not in this store.
-            CorruptFile: its metadata is not what was committed.
-        """
+        """How a teacher's level (or its prefix tokens) is stored; errors as `teacher`."""
         levels = {str(spec.level): spec for spec in self.teacher(teacher).levels if spec.prefix == prefix}
         return find(f"level of {teacher}", str(level), levels)
 
     def is_complete(self, part: str, num_views: int) -> bool:
-        """Whether every shard of the part's first `num_views` views is committed; raises `CorruptFile` for damage."""
+        """Whether every shard of the part's first `num_views` views is committed; errors as `invalid`."""
         manifest = self.part(part)
         return manifest.exists and not manifest.pending(num_views)
 
@@ -368,7 +366,7 @@ class Store:
         return f"{FOLDER}/{LOG}" if CLOSED in self.part(SOURCE).metadata.files else LOG
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append a line to `log_file`: times, hosts, speeds. Outside of every digest. Raises OSError."""
+        """Append a line to `log_file`: times, hosts, speeds. Outside of every digest; errors as `Place.append`."""
         self.place.append(self.log_file, canonical_json(dict(event)))
 
 
@@ -381,7 +379,8 @@ def find_stores(
     """The stores below `root` that match what is given, by name; an empty list where none does.
 
     Raises:
-        BadInput: `root` is not a folder. CorruptFile: metadata of one of them is not what was committed.
+        BadInput: `root` is not a folder.
+        CorruptFile: metadata of one of them is not what was committed.
     """
     root = as_place(root)
     if isinstance(root, LocalPlace) and not root.path.is_dir():

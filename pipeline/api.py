@@ -122,9 +122,8 @@ def plan(teachers: Names = (), dataset: str = "rooms", split: str = "train", **o
 
 @with_advice
 def plan_training(recipe: str | Path, stage: Stage = "distill", **options: Any) -> dict[str, Any]:
-    """What a run of `recipe` reads and takes, measured by a few steps that nothing is kept of. JSON-able.
-
-    stage: "distill" or "finetune". options: overrides, and where things lie, as of `distill`.
+    """What a run of `recipe` reads and takes, measured by a few steps that nothing is kept of. JSON-able; options as of
+    `distill`.
     """
     from pipeline.studies.training_plan import plan_training as planned
 
@@ -140,8 +139,8 @@ def places(
 ) -> Places:
     """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`.
 
-    out: of one place of caches or several, each teacher is read from the first that has it whole. Those on the hub are
-    at one commit from here on, whoever commits meanwhile.
+    Of several places in `out`, each teacher is read from the first that has it whole. Those on the hub are at one
+    commit from here on, whoever commits meanwhile.
     """
     from pipeline.recipes.stores import caches_at
     from pipeline.runs import Places
@@ -151,9 +150,8 @@ def places(
 
 @with_advice
 def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Paths = "features") -> Path:
-    """Write a commented recipe for the caches below `out` and return its path; trains nothing.
-
-    dataset: needed where caches of several lie there. to: the file; below ``runs/`` when None.
+    """Write a commented recipe for the caches below `out`, those of `dataset` where there are several; trains nothing.
+    Returns its path, `to` or one below ``runs/``.
     """
     from pipeline.recipes.automatic import write_recipe
 
@@ -171,8 +169,8 @@ def training(
 ) -> Training:
     """What `distill` and `finetune` are asked for, checked; parameters as theirs.
 
-    Without a recipe, the one for the caches that are there is written. Raises `UserError` for a data set beside a
-    recipe, and for a stage 2 without labels.
+    Raises:
+        UserError: there is a data set beside a recipe, or stage 2 has no labels.
     """
     from pipeline.recipes.automatic import choose, missing_labels, save_recipe
     from pipeline.recipes.config import load_recipe
@@ -200,11 +198,11 @@ def distill(
 
     Args:
         recipe: a name or a TOML file; when None, one is written for the caches that are there.
-        devices: processes a machine, a GPU each or CPU cores. nodes: machines.
+        devices: processes a machine, a GPU each or CPU cores.
+        nodes: machines.
         wandb: whether Weights & Biases is told, too.
-        options: dataset (which, where caches of several are there and no recipe says), overrides (dotted keys of the
-            recipe to values), run (the run's folder; named after the recipe when None), and where things lie: out
-            (caches, of one place or several), runs (folder of the runs), roots, weights, see `places`.
+        options: dataset (where caches of several are there and no recipe says), overrides (dotted keys of the recipe to
+            values), run (its folder; named after the recipe when None), and, as of `places`, out, runs, roots, weights.
     """
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as train
@@ -214,10 +212,7 @@ def distill(
 
 
 def _stage1_run(asked: Training, given: Path | str | None, recipe: str | Path | None) -> Path | None:
-    """The finished stage-1 run that a stage-2 recipe starts from; None where it starts from none.
-
-    given: a run or its name. recipe: what was asked for, for the advice. Raises `UserError` where it is not finished.
-    """
+    """The finished stage-1 run that a stage-2 run starts from, if any: the `given` one, or the recipe's own."""
     from pipeline.recipes.arms import starts_from_stage1
     from pipeline.runs import find_run, run_name
 
@@ -244,9 +239,8 @@ def finetune(
     wandb: bool = False,
     **options: Any,
 ) -> RunResult:
-    """Stage 2: train routers, heads and student on a labelled cache.
-
-    stage1: the distilled run to start from; the recipe's own when None. The others as of `distill`.
+    """Stage 2: train routers, heads and student on a labelled cache; arguments as of `distill`. It starts from the
+    distilled run `stage1`, the recipe's own when None.
     """
     from pipeline.training.devices import Execution
     from pipeline.training.finetune import finetune as train
@@ -258,9 +252,8 @@ def finetune(
 
 @with_advice
 def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None, **where: Any) -> ScoreResult:
-    """Score a fine-tuned run on a labelled split.
-
-    run: a folder, or a name below ``runs``. dataset: the recipe's own when None. where: see `places`.
+    """Score a fine-tuned run, a folder or a name below ``runs``, on a labelled split, by default of the recipe's own
+    `dataset`.
     """
     from pipeline.recipes.config import Data
     from pipeline.runs import find_run, read_recipe
@@ -289,9 +282,11 @@ def ablate(
 
     Args:
         study: a name or a TOML file; when None, the arms that the caches allow, written as one below the runs.
-        workers: processes, a run each. share_reads: runs of a process that share one read of the cache.
-        devices: of each run. scheduler: address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``, on whose workers
-            the runs are made. dry_run: run nothing, and return the runs and what is left of them. where: as `distill`.
+        workers, share_reads: processes, a run each; runs of a process that share one read of the cache.
+        devices: of each run.
+        scheduler: address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``, on whose workers the runs are made.
+        dry_run: run nothing, and return the runs and what is left of them.
+        where: as of `places`.
     """
     from pipeline.recipes.config import load_study
     from pipeline.studies import ablate as studies
@@ -318,7 +313,9 @@ def ablate(
 def report(names: Paths, *, to: Path | str = "report.html", live: bool = False, **where: Any) -> dict[str, Any]:
     """Write a study's or runs' report, one HTML file, and return its path, bytes, remarks and every table's numbers.
 
-    names: a study by name, file or folder; or runs. live: whether teachers run on the pictured images, too.
+    Args:
+        names: a study by name, file or folder; or runs.
+        live: whether teachers run on the pictured images, too.
     """
     from pipeline.report.report import report as write
 
@@ -338,8 +335,11 @@ def predict(
 ) -> dict[str, Any]:
     """Draw a student's predictions for images, folders and videos into the folder `out`; returns counts and reasons.
 
-    model: a run, an exported folder or a hub id. every: of a video, each such frame. dry_run: count, and draw nothing.
-    settings: size, tile, raw, batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
+    Args:
+        model: a run, an exported folder or a hub id.
+        every: of a video, each such frame.
+        dry_run: count, and draw nothing.
+        settings: size, tile, raw, batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
     """
     from pipeline.export.models import open_model
     from pipeline.prediction import predict as prediction
@@ -367,9 +367,13 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained student as a folder that `Student.from_pretrained` loads; returns folder, files and checks.
 
-    run: a run, a folder or a hub id. onnx, torch_export: further files; size: of their images. half: keep the weights
-    as fp16. push: OWNER/NAME on the hub; public: make a new repository of it public. licence: of the student, on its
-    card; one that allows more than its teachers' do is refused, unless `confirm` says yes to the question.
+    Args:
+        run: a run, a folder or a hub id.
+        onnx, torch_export, size: further files, and of which images.
+        half: keep the weights as fp16.
+        push, public: OWNER/NAME on the hub; make a new repository of it public.
+        licence, confirm: of the student, on its card; one that allows more than its teachers' do is refused, unless
+            `confirm` says yes to the question.
     """
     from pipeline.export import model_folder
     from pipeline.export.models import open_model
@@ -381,7 +385,7 @@ def export(
 
 @with_advice
 def publish(stores: Paths, target: Path | str, **options: Any) -> dict[str, Any]:
-    """Copy stores, or folders of them, to where others read them; options: of `maintenance.publish.PublishRequest`."""
+    """Copy stores, or folders of them, for others to read; options as of `maintenance.publish.PublishRequest`."""
     from pipeline.maintenance import publish as publishing
 
     return publishing.publish(publishing.PublishRequest(stores, target, **options))

@@ -30,7 +30,8 @@ GPU = {"GPU": 1}
 def reached(scheduler: Any) -> Iterator[Client]:
     """A client of a scheduler, by its address or as an object of this process.
 
-    Raises `UserError` where it does not answer or has no workers.
+    Raises:
+        UserError: it does not answer or has no workers.
     """
     try:
         client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
@@ -65,7 +66,8 @@ def offer_gpus(client: Client) -> bool:
 def finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
     """Futures as they end, well or not.
 
-    Raises `UserError` where no worker has been there for `PATIENCE_S`, or the scheduler is gone.
+    Raises:
+        UserError: no worker has been there for `PATIENCE_S`, or the scheduler is gone.
     """
     left = as_completed(futures, loop=client.loop)
     last = time.monotonic()

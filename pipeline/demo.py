@@ -24,7 +24,10 @@ PICTURED = (192, 192)
 
 
 def run_demo(folder: Path, *, small: bool = False, workers: int = 2) -> dict[str, Any]:
-    """Run the demo below `folder`; what is cached or trained is skipped. Returns table, pictures and seconds.
+    """Run the demo below `folder`; what is cached or trained is skipped.
+
+    Returns:
+        Table, pictures and seconds.
 
     Raises:
         UserError: a trained arm does not beat the constant predictor by `MARGIN` on every task (not with `small`, whose

@@ -24,7 +24,11 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """number: of the signal that asked to stop, 0 while none did."""
+    """Whether a signal asked to stop.
+
+    Attributes:
+        number: of the signal, 0 while none did.
+    """
 
     number: int = 0
 

@@ -46,14 +46,23 @@ def read_image(path: Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
 
 
 def read_turned(path: Path) -> tuple[NDArray[np.uint8], int]:
-    """`read_image`, upright, and the EXIF orientation (1..8) that it was turned by; 1 where it was not."""
+    """`read_image`, upright, (h, w, 3) uint8 RGB, and the EXIF orientation (1..8) that it was turned by; 1 where it was
+    not. Errors as `read_image`.
+    """
     with open_image(path) as image:
         turned = _orientation(image)
         return _decode(path, _upright(image)), turned if isinstance(turned, int) and turned in _TURNS else 1
 
 
 def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
-    """`read_image` of a file's content; `where` names it in errors. Raises UnreadableSample."""
+    """`read_image` of a file's content; `where` names it in errors.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        UnreadableSample: as `read_image`.
+    """
     if not content:
         raise UnreadableSample(where, "is empty (0 bytes)")
     with _opened(content, where) as image:
@@ -61,7 +70,11 @@ def decode_image(content: bytes, where: Path | str) -> NDArray[np.uint8]:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """A picture in memory as `read_image` gives its file: upright, (h, w, 3) uint8 RGB. Raises UnreadableSample."""
+    """A picture in memory as `read_image` gives its file: upright, (h, w, 3) uint8 RGB.
+
+    Raises:
+        UnreadableSample: it cannot be decoded.
+    """
     return _decode("the image", _upright(image))
 
 
@@ -155,7 +168,11 @@ def _orientation(image: Image.Image) -> object:
 
 
 def check_file(path: Path) -> int:
-    """Size in bytes of a readable, non-empty, regular file; raises UnreadableSample otherwise."""
+    """Size in bytes of a readable, non-empty, regular file.
+
+    Raises:
+        UnreadableSample: it is none.
+    """
     try:
         facts = path.stat()
     except OSError as error:

@@ -205,7 +205,11 @@ def raw_output(task: Task, label: Tensor, noise: Tensor) -> Tensor:
 
 
 def compare_folder(folder: Path) -> list[Comparison]:
-    """Every key of every case in `folder`. Raises ValueError if it holds no case or a case without its tensors."""
+    """Every key of every case in `folder`.
+
+    Raises:
+        ValueError: it holds no case, or a case without its tensors.
+    """
     from tests.rivals import compare_rival_case
 
     comparisons: list[Comparison] = []

@@ -68,7 +68,7 @@ def values(names: str, word: str) -> dict[str, str]:
     ],
 )  # fmt: skip
 def test_each_variable_is_one_argument(target: str, names: str, right: list[str], word: str, tmp_path: Path) -> None:
-    """right: capitals stand for a variable's value, "=" for one that is not given."""
+    """Capitals in `right` stand for a variable's value, "=" for one that is not given."""
     wanted = [f"{part} {word}" if part.isupper() else part.removeprefix("=") for part in right]
     assert arguments(target, tmp_path, **values(names, word)) == wanted
 

@@ -74,7 +74,7 @@ class Fidelity:
 
     @classmethod
     def from_array(cls, values: Array) -> Fidelity:
-        """The inverse of `to_array`.
+        """The inverse of `to_array`, of (4,).
 
         Raises:
             BadInput: there are not four.

@@ -41,7 +41,7 @@ def to_frequencies(tokens: Array, y: Array, x: Array) -> Array:
 
 
 def from_frequencies(values: Array, y: Array, x: Array) -> Array:
-    """The inverse of `to_frequencies`."""
+    """The inverse of `to_frequencies`: (n*h*w, C) to tokens (n*h*w, C)."""
     height, width, channels = len(y), len(x), values.shape[-1]
     place = np.argsort(frequency_order(height, width))
     maps = values.reshape(-1, height * width, channels).take(place, axis=1)

@@ -129,7 +129,11 @@ class ViewEntries:
         )
 
     def file(self, shard: int, array: str) -> FileDigest:
-        """What is committed of an array's file. Raises KeyError where nothing is."""
+        """What is committed of an array's file.
+
+        Raises:
+            KeyError: nothing is.
+        """
         place = self.shards[shard]
         return FileDigest(self.sizes[array][place], self.digests[array][place])
 

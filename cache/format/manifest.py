@@ -98,7 +98,11 @@ class PartManifest:
 
     @property
     def metadata(self) -> PartMetadata:
-        """The part's committed metadata. Raises FileNotFoundError where there is none."""
+        """The part's committed metadata.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         if self._metadata is None:
             name = f"{self.folder}/metadata.json"
             shown = self.place.show(name)

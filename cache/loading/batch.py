@@ -46,7 +46,7 @@ class GuardedTensor(torch.Tensor):
 
 
 def guard(tensor: torch.Tensor, slot: Slot, generation: int) -> GuardedTensor:
-    """`tensor`, raising `StaleBatch` when used after `slot` has left `generation`; so do views of it."""
+    """`tensor`, which fails when used after `slot` has left `generation`, with `StaleBatch`; so do views of it."""
     guarded: GuardedTensor = tensor.as_subclass(GuardedTensor)
     guarded.__dict__.update(_slot=slot, _generation=generation)
     return guarded

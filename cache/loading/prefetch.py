@@ -44,7 +44,7 @@ class Prefetch:
             self.free(slot)
 
     def take(self) -> Slot:
-        """The slot of the next batch, when it is filled; raises what went wrong while it was read."""
+        """The slot of the next batch, when it is filled. What went wrong while it was read is raised here."""
         self.check_running()
         slot, jobs = self._filling.popleft()
         for job in jobs:
@@ -52,7 +52,11 @@ class Prefetch:
         return slot
 
     def check_running(self) -> None:
-        """Raise `CacheError` once `stop` was called."""
+        """Check that `stop` was not called.
+
+        Raises:
+            CacheError: it was: another iteration has begun.
+        """
         if self.stopped:
             raise CacheError("this iteration over the loader ended when another one began")
 

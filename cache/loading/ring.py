@@ -23,6 +23,9 @@ _ALIGNMENT = 4096
 class Slot:
     """Memory for one batch.
 
+    Args:
+        readers: of the arrays that a batch carries.
+
     Attributes:
         tensors: of each array that a batch carries, (B, *row_shape), views of this slot's memory.
         arrays: the same as numpy sees it.
@@ -32,7 +35,6 @@ class Slot:
     """
 
     def __init__(self, readers: Sequence[RowReader], batch_size: int, pin: bool) -> None:
-        """readers: of the arrays that a batch carries."""
         starts, size = [], 0
         for reader in readers:
             starts.append(size)

@@ -76,7 +76,8 @@ def views_of(store: Store, part: str, views: range) -> Iterator[str]:
 def settle_growth(store: Store) -> list[str]:
     """Finish what a killed growth or drop left: arrays whose ``zarr.json`` names more views than the manifest does.
 
-    Returns the parts in which there was something to finish.
+    Returns:
+        The parts in which there was something to finish.
     """
     parts = [teacher_part(name) for name in store.teachers] + [SOURCE]
     settled = []

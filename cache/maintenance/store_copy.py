@@ -171,7 +171,7 @@ def plan_copy(store: Store, root: Place | Path | str, selection: Selection) -> C
 
 
 def _check_same_source(store: Store, there: Store, selection: Selection, is_whole: bool) -> None:
-    """That the store in the copy's place has the images that are asked for, and the same; is_whole: and all of them."""
+    """That the store in the copy's place has the same images as are asked for; where `is_whole`, and all of them."""
     if there.spec != store.spec:  # creating the copy says so
         return
     if not there.left_out <= selection.left_out:

@@ -110,7 +110,11 @@ def warn_of_place(path: Path, what: str) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable; warns where its file system cannot. Raises OSError."""
+    """Make renames in `directory` durable; warns where its file system cannot.
+
+    Raises:
+        OSError: it cannot be opened, or the disk fails.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -127,7 +131,11 @@ def fsync_directory(directory: Path) -> None:
 
 
 def make_directories(directory: Path) -> None:
-    """Create `directory` and missing parents, each durable in its parent. Raises OSError."""
+    """Create `directory` and missing parents, each durable in its parent.
+
+    Raises:
+        OSError: one cannot be made.
+    """
     missing = []
     while not directory.is_dir():
         missing.append(directory)

@@ -43,8 +43,12 @@ _ASK_AGAIN = (408, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A folder of a data set's repository. revision: a branch, tag or commit; None: what is newest. folder: its path,
-    empty for all of it."""
+    """A folder of a data set's repository.
+
+    Attributes:
+        revision: a branch, tag or commit; None is what is newest.
+        folder: its path, empty for all of it.
+    """
 
     repo: str
     revision: str | None = None
@@ -52,7 +56,11 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """An address as a person writes it. Raises BadInput where it has another form."""
+        """An address as a person writes it.
+
+        Raises:
+            BadInput: it has another form.
+        """
         found = _ADDRESS.fullmatch(text)
         folder = (found[3] or "").strip("/") if found else ""
         if found is None or any(part in ("", ".", "..") for part in folder.split("/") if folder):
@@ -252,7 +260,7 @@ class HubFolder(ListedPlace):
         return digest_of((self.repository.read(self.prefix + name, start, _PIECE) for start in starts), progress)
 
     def _facts(self, name: str) -> HubFacts:
-        """Raises FileNotFoundError where the hub lists no such file."""
+        """What the hub lists of a file; FileNotFoundError where it lists none."""
         found = self.repository.files().get(self.prefix + name)
         if found is None:
             raise FileNotFoundError(f"{self.show(name)} is not there")
@@ -264,7 +272,11 @@ class HubPlace(ReadOnlyPlace, HubFolder):
 
     @classmethod
     def at(cls, address: str, commit: str | None = None) -> HubPlace:
-        """The folder at an address; asks nothing yet. Raises BadInput where that has another form."""
+        """The folder at an address; asks nothing yet.
+
+        Raises:
+            BadInput: the address has another form.
+        """
         parsed = HubAddress.parse(address)
         return cls(Repository(parsed, commit), parsed.folder, str(parsed))
 

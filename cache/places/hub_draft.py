@@ -138,7 +138,7 @@ class Draft(Repository):
             self._check(sent)
 
     def _check(self, contents: Mapping[str, bytes]) -> None:
-        """Raise WriteFailed where a file is not what was sent."""
+        """Refuse files that are not what was sent."""
         paths = list(contents)
         found: dict[str, HubFacts] = {}
         for first in range(0, len(paths), _ASKED_AT_ONCE):

@@ -20,7 +20,11 @@ class ListedPlace(Place):
 
     @abstractmethod
     def listing(self) -> Mapping[str, int]:
-        """Every file, path -> bytes, in order. Raises StoreNotFound where nothing can be listed."""
+        """Every file, path -> bytes, in order.
+
+        Raises:
+            StoreNotFound: nothing can be listed.
+        """
 
     def exists(self, name: str) -> bool:
         """See `Place`; asks the list alone."""
@@ -42,7 +46,11 @@ class ReadOnlyPlace(Place):
 
     @abstractmethod
     def check_writable(self) -> NoReturn:
-        """Raise BadInput, which says where to write instead."""
+        """See `Place`: nothing is ever written here.
+
+        Raises:
+            BadInput: always; it says where to write instead.
+        """
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         """All that writes is refused, a lock, too: whoever locks is about to write."""

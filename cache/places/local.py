@@ -72,7 +72,7 @@ class LocalPlace(Place):
         return path
 
     def _check_way(self, folder: str) -> None:
-        """Raises LeadsAway where a folder below this place, or one on the way to it, is a symbolic link."""
+        """Refuse a folder below this place that is a symbolic link, or has one on the way to it."""
         if folder in self._plain:
             return
         path, mode = str(self.path), None

@@ -227,7 +227,11 @@ class ObjectFile(OpenFile):
         self._store, self._path, self.shown, self._num_bytes = store, path, shown, num_bytes
 
     def whole(self) -> bytes:
-        """All its bytes. Raises OSError where it has more than it should."""
+        """All its bytes.
+
+        Raises:
+            OSError: it has more than it should.
+        """
         return _whole(self._store, self._path, self._num_bytes)
 
     def read(self, start: int, num_bytes: int) -> bytes:
@@ -248,7 +252,7 @@ class ObjectFile(OpenFile):
 
 
 def _whole(store: ObjectStore, path: str, most: int) -> bytes:
-    """An object's bytes. Raises OSError where there are more than `most`, of which none is fetched then."""
+    """An object's bytes; OSError where there are more than `most`, of which none is fetched then."""
     import obstore
 
     def once() -> bytes | int:

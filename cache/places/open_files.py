@@ -18,7 +18,11 @@ Range = tuple[int, Sequence[Target]]
 
 
 def fill(targets: Sequence[Target], data: memoryview) -> None:
-    """Copy `data` into the buffers, one after the other. Raises OSError where it is not as long as they are."""
+    """Copy `data` into the buffers, one after the other.
+
+    Raises:
+        OSError: `data` is not as long as they are.
+    """
     wanted = sum(map(len, targets))
     if len(data) != wanted:
         raise OSError(f"{len(data)} of {wanted} bytes are there")
@@ -39,7 +43,11 @@ class OpenFile(ABC):
 
     @abstractmethod
     def read(self, start: int, num_bytes: int) -> bytes:
-        """The bytes from `start` on; fewer than asked for where the file ends. Raises OSError."""
+        """The bytes from `start` on; fewer than asked for where the file ends.
+
+        Raises:
+            OSError: they cannot be read.
+        """
 
     @abstractmethod
     def read_into(self, ranges: Sequence[Range]) -> None:
@@ -52,7 +60,8 @@ class OpenFile(ABC):
     def distrust(self, ranges: Sequence[Range]) -> bool:
         """What was read of these ranges fails its checksum: forget any copy of it.
 
-        Returns whether there may have been one, so that it is worth reading them again.
+        Returns:
+            Whether there may have been one, so that it is worth reading them again.
         """
         return False
 

@@ -27,7 +27,11 @@ MOST_READ_BYTES = 1 << 30
 
 
 def check_size(num_bytes: int, most: int) -> None:
-    """Raises OSError where a file of `num_bytes` has more than its reader takes."""
+    """Check that a file of `num_bytes` has no more than its reader takes.
+
+    Raises:
+        OSError: it has more than `most`.
+    """
     if num_bytes > most:
         raise OSError(f"it has {num_bytes} bytes, of which at most {most} are read at once")
 
@@ -72,11 +76,19 @@ class Place(ABC):
 
     @abstractmethod
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        """A whole file. Raises OSError (FileNotFoundError where there is none), also where it has more bytes than
-        `most`, of which none is read then."""
+        """A whole file.
+
+        Raises:
+            OSError: it cannot be read (FileNotFoundError where there is none), or has more bytes than `most`, of which
+                none is read then.
+        """
 
     def read_committed(self, name: str, most: int) -> bytes:
-        """As `read`, of a file that must be there. Raises CorruptFile where it cannot be read."""
+        """As `read`, of a file that must be there.
+
+        Raises:
+            CorruptFile: it cannot be read.
+        """
         try:
             return self.read(name, most)
         except OSError as error:
@@ -105,9 +117,12 @@ class Place(ABC):
 
     @abstractmethod
     def digest(self, name: str, progress: Callable[[int], None] | None = None, most: int | None = None) -> FileDigest:
-        """Size and SHA-256 of a file; `progress` is told the bytes of each piece. Raises OSError.
+        """Size and SHA-256 of a file; `progress` is told the bytes of each piece.
 
         Of a file of more than `most` bytes nothing is read, and the SHA-256 is "".
+
+        Raises:
+            OSError: it cannot be read.
         """
 
     def will_read(self, files: Iterable[tuple[str, FileDigest]]) -> None:  # noqa: B027  (most places need not know)
@@ -116,7 +131,11 @@ class Place(ABC):
     # -- writing ----------------------------------------------------------------------------------
 
     def check_writable(self) -> None:  # noqa: B027  (most places can be written to)
-        """Raise BadInput where nothing can ever be written."""
+        """Check that something may be written here.
+
+        Raises:
+            BadInput: nothing ever can be.
+        """
 
     @abstractmethod
     def write(
@@ -162,7 +181,11 @@ class Place(ABC):
 
     @abstractmethod
     def append(self, name: str, line: bytes) -> None:
-        """Add a line to a file that is outside of every digest."""
+        """Add a line to a file that is outside of every digest.
+
+        Raises:
+            OSError: it cannot be written.
+        """
 
     def lock(self, name: str, what: str, wait: bool, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """Be the only writer of `what` while the block runs, see `cache.places.locks.file_lock`.

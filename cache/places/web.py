@@ -34,8 +34,11 @@ _RETRIES = 5
 
 
 def check_catalogue(root: Place) -> None:
-    """Raise `BadInput` where a folder of caches has a file of the catalogue's name that is none: nothing may be written
-    over it."""
+    """Check that a catalogue may be written into a folder of caches.
+
+    Raises:
+        BadInput: a file of its name is there that is none: nothing may be written over it.
+    """
     if not root.exists(CATALOGUE):
         return
     shown = root.show(CATALOGUE)

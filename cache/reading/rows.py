@@ -107,7 +107,11 @@ class RowReader:
                 yield self.array.file(view, shard), entries.file(shard, self.array.path)
 
     def check_bounds(self, sample: int, view: int) -> None:
-        """Raise IndexError unless 0 <= sample < N and 0 <= view < V."""
+        """Check that 0 <= sample < N and 0 <= view < V.
+
+        Raises:
+            IndexError: they are not.
+        """
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"{self.array.path}: sample {sample} is not in 0..{self.num_samples - 1}")
         if not 0 <= view < self.num_views:

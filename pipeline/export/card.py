@@ -22,7 +22,9 @@ from sak_core.tasks import Task
 class About(Strict):
     """Where a student comes from: `PretrainedConfig.about`, checked.
 
-    scores: {dataset-split: {task: {score: value}}}. recipe: the resolved recipe of its last stage.
+    Attributes:
+        scores: {dataset-split: {task: {score: value}}}.
+        recipe: the resolved recipe of its last stage.
     """
 
     run: str
@@ -38,7 +40,11 @@ class About(Strict):
 
 
 def terms_of(config: PretrainedConfig) -> Terms:
-    """What the licences of a student's teachers together allow. Raises `UserError` where it does not name them."""
+    """What the licences of a student's teachers together allow.
+
+    Raises:
+        UserError: `config` does not name them.
+    """
     return strictest((teacher.name, teacher.licence) for teacher in _about(config).teachers)
 
 
@@ -50,8 +56,12 @@ def _about(config: PretrainedConfig) -> About:
 
 
 def model_card(config: PretrainedConfig, model_id: str, licence: str | None = None) -> str:
-    """The card as Markdown with the hub's YAML head. model_id: what `from_pretrained` is to be given. licence: of the
-    student; what its teachers' licences allow together when absent."""
+    """The card as Markdown with the hub's YAML head.
+
+    Args:
+        model_id: what `from_pretrained` is to be given.
+        licence: of the student; what its teachers' licences allow together when absent.
+    """
     about, terms = _about(config), terms_of(config)
     licences = {teacher.licence for teacher in about.teachers}
     data = ModelCardData(

@@ -40,12 +40,15 @@ def export(
     licence: str | None = None,
     confirm: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
-    """Write `model` into the folder `out`, and read it back. Returns folder, files' bytes and `formats`' checks.
+    """Write `model` into the folder `out`, and read it back.
 
     Args:
         model_id: what the card tells people to load; the folder's name when absent.
         licence: of the student; what its teachers' allow together when absent.
         confirm: is asked where it allows more than they do.
+
+    Returns:
+        Folder, files' bytes and `formats`' checks.
 
     Raises:
         UserError: `out` holds anything but an earlier export, a format fails its check, or such a licence is not

@@ -54,7 +54,11 @@ class Portable(nn.Module):
         return [f"{part}_{level}" for part in parts for level in range(len(self.model.network.levels))]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """pixels: uint8 (B, H, W, 3)."""
+        """What the student gives for images, in the order of `names`.
+
+        Args:
+            pixels: uint8 (B, H, W, 3).
+        """
         images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         if self.model.config.student.tasks:
             return tuple(self.model.network(images * 2 - 1).outputs.values())
@@ -108,7 +112,7 @@ def write_onnx(model: Student, out: Path, size: tuple[int, int]) -> dict[str, An
 def write_program(model: Student, out: Path, size: tuple[int, int]) -> dict[str, Any]:
     """Write `model.pt2`, a `torch.export` program for images of `size` (H, W) px and any batch, and check it.
 
-    It is checked as it reads back. Returns and raises as `write_onnx`.
+    It is checked as it reads back. What it returns, and errors, as `write_onnx`.
     """
     portable, example = _prepare(model, size)
     path = out / PROGRAM

@@ -158,7 +158,14 @@ def _file_bytes(spec: SourceSpec, arrays: Sequence[ArraySpec], shards: Iterable[
 
 
 def check_disk(where: Path | str, needed_bytes: int, what: str, needed_files: int = 0) -> None:
-    """Raise `UserError` if the disk of `where` has not `needed_bytes` free, or takes fewer than `needed_files`."""
+    """Check that there is room on the disk of `where`.
+
+    Args:
+        what: it is for, in the plural, for the error.
+
+    Raises:
+        UserError: it has not `needed_bytes` free, or takes fewer than `needed_files`.
+    """
     left = files_left(where)
     if left is not None and needed_files > left:
         raise UserError(

@@ -117,8 +117,9 @@ def _check_disk(
     teachers: Sequence[RunningTeacher] | Sequence[Described],
     measure: Callable[[], Mapping[str, TeacherSample]],
 ) -> None:
-    """Raise `UserError` where the disk is too small. Where only the most that entropy coding can leave would not fit,
-    what it does leave is measured first, as `sak plan` does."""
+    """Refuse a disk that is too small. Where only the most that entropy coding can leave would not fit, what it does
+    leave is measured first, as `sak plan` does.
+    """
     amounts = planned_amounts(request, teachers)
     free = free_bytes(request.features)
     if free is not None and sum(part.needed_bytes for part in amounts) > free and _is_measurable(request, teachers):
@@ -190,7 +191,7 @@ def start_teachers(request: CacheRequest, untrained: bool = False) -> list[Runni
 def _as_promised(request: CacheRequest, running: RunningTeacher) -> RunningTeacher:
     """The teacher with the token cosine that its part in the store was given for the same promise about tasks.
 
-    Raises `UserError` where the part was made without this promise: features that are there keep their codec.
+    A part that was made without this promise is refused: features that are there keep their codec.
     """
     from pipeline.extraction.running import with_fidelity
     from pipeline.probes.kept import promised_of
@@ -211,7 +212,7 @@ def _as_promised(request: CacheRequest, running: RunningTeacher) -> RunningTeach
 
 
 def _refuse_finer_grid(running: RunningTeacher) -> None:
-    """Raise `UserError` where a grid is asked for that a level's own cells would have to be repeated for."""
+    """Refuse a grid that a level's own cells would have to be repeated for."""
     grid, own = running.request.grid, running.teacher.spec.level_grids()
     for level, (h, w) in enumerate(own):
         if grid and (grid[0] > h or grid[1] > w):
@@ -233,7 +234,8 @@ def planned_amounts(
 ) -> list[PartAmount]:
     """What each part of the store will take, and how much of it is still to be written.
 
-    Raises `SpecMismatch` where the store has one of the teachers with other levels, grids or codec.
+    Raises:
+        SpecMismatch: the store has one of the teachers with other levels, grids or codec.
     """
     spec = source_spec(request.source.open(), request.source)
     store = existing_store(request.features, spec)

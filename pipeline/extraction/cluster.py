@@ -43,7 +43,8 @@ _LOG_LEVEL = logging.CRITICAL  # what goes wrong comes back as an error of its t
 def connected(scheduler: str | None, workers: int, device: str) -> Iterator[Client]:
     """A client of the scheduler at an address, or of one with `workers` on this machine that ends with the block.
 
-    Raises `UserError` where the scheduler does not answer or has no workers.
+    Raises:
+        UserError: the scheduler does not answer or has no workers.
     """
     with ExitStack() as stack:
         client = stack.enter_context(reached(scheduler or stack.enter_context(_local_cluster(workers, device))))
@@ -70,7 +71,8 @@ def _local_cluster(workers: int, device: str) -> SpecCluster:
 def needed_resources(client: Client, device: str) -> dict[str, int]:
     """What a teacher's task takes of its worker.
 
-    Raises `UserError` where no worker offers it: Dask would wait for one in silence.
+    Raises:
+        UserError: no worker offers it: Dask would wait for one in silence.
     """
     has_gpus = offer_gpus(client)
     if device == "cpu" or (device == "auto" and not has_gpus):
@@ -90,8 +92,8 @@ def describe_teachers(
 ) -> list[Described]:
     """Load each teacher on the workers, and hear what its features would be made with.
 
-    Raises `UserError` where workers differ (device model, threads, versions, weights): bytes may depend on who made
-    them.
+    Raises:
+        UserError: workers differ (device model, threads, versions, weights): bytes may depend on who made them.
     """
     able = [
         address for address, offer in offers(client).items() if all(offer.get(k, 0) >= v for k, v in resources.items())
@@ -144,10 +146,7 @@ def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
 
 
 def _finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[tuple[Future[Any], Any]]:
-    """Futures with their results as they come.
-
-    Raises what a task raised; `UserError` where a task keeps killing its workers, or no worker has been there for long.
-    """
+    """Futures with their results as they come; an error of a task is raised here."""
     for future in finished(client, futures):
         try:
             yield future, future.result()
@@ -170,7 +169,8 @@ def extract_on_cluster(
 ) -> dict[str, Timing]:
     """Finish the store for `num_views` views: its source and each teacher, a task a shard.
 
-    Returns where the workers' time went, a teacher of which something was left to write.
+    Returns:
+        Where the workers' time went, by teacher; only of those of which something was left to write.
     """
     job = Job(uuid.uuid4().hex, tasks.portable(str(store)), _everywhere(source), strict)
     spec = store.spec
@@ -240,7 +240,8 @@ def _follow(
 ) -> dict[str, list[ShardWork]]:
     """Show the progress of each part until all tasks are done; on an error drop those that have not begun.
 
-    Returns what workers say of each teacher's shards.
+    Returns:
+        What workers say of each teacher's shards.
     """
     unreadable: dict[str, str] = {}
     done: dict[str, list[ShardWork]] = {}

@@ -11,11 +11,13 @@ from pipeline.extraction.samples import Block
 
 
 def check_contents(store: Store, block: Block) -> None:
-    """Raise `UserError` where an image or a label that was decoded again is not the one that `store` was made from,
-    naming it.
+    """Check that images and labels that were decoded again are those that `store` was made from.
 
     Images are held to their digests; labels to the rows of those of the block's views that are committed. A sample that
     could not be read when the store was made has nothing to be compared with.
+
+    Raises:
+        UserError: one is not; it is named.
     """
     samples = list(block.task.samples)
     was_readable = dict(zip(samples, store.samples["valid"][samples].astype(bool).tolist(), strict=True))

@@ -77,7 +77,8 @@ class Timing:
 def extract(source: Source, running: RunningTeacher) -> Timing | None:
     """Write the part of one teacher for the source's views: calibration first, then every shard not yet committed.
 
-    Returns where the time went, or None where nothing was left to write.
+    Returns:
+        Where the time went, or None where nothing was left to write.
 
     Raises:
         NonFiniteFeature: a feature is NaN or infinite; sample, view and level are named.

@@ -21,7 +21,14 @@ from sak_core.student.stem import normalize
 
 
 class OwnTeacher(Teacher):
-    """A student of this project as a teacher: it sees pixels as in training, bit for bit."""
+    """A student of this project as a teacher: it sees pixels as in training, bit for bit.
+
+    Args:
+        name: as asked for.
+        size: (H, W) of the views in px.
+        blocks: a level each.
+        weights: what they are.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,6 @@ class OwnTeacher(Teacher):
         weights: str,
         licence: str = "its weights' own",
     ) -> None:
-        """name: as asked for. size: (H, W) of the views in px. blocks: a level each. weights: what they are."""
         super().__init__(
             TeacherSpec(
                 name=name,
@@ -53,17 +59,21 @@ class OwnTeacher(Teacher):
         self.student = student
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """As the student takes them in training."""
+        """Views (B, H, W, 3) uint8 as the student takes them in training, (B, 3, H, W)."""
         return normalize(pixels)
 
 
 class FrozenTeacher(OwnTeacher):
     """A student's frozen parts. Under `trains = "adapters"` every block's tokens x_0 .. x_depth, maps first, then
     prefix tokens; under "routers" the stem's tapped maps, then each path's, without prefix tokens.
+
+    Args:
+        student: whose parts.
+        size: (H, W) of the views in px.
+        kind: a key of sak_core.student.parts.TRAINS.
     """
 
     def __init__(self, name: str, student: StudentNetwork, size: tuple[int, int], kind: str) -> None:
-        """student: whose parts. size: (H, W) of the views in px. kind: a key of sak_core.student.parts.TRAINS."""
         whole = kind == "adapters"
         blocks = tuple(range(student.stem.depth + 1)) if whole else student.levels * student.num_experts
         super().__init__(name, student, size, blocks, frozen_digest(student, kind))

@@ -62,7 +62,7 @@ class Behind:
         self._jobs: deque[Future[object]] = deque()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Hand a job over; raises what an earlier one raised."""
+        """Hand a job over. What an earlier one raised is raised here."""
         while len(self._jobs) >= self._depth:
             self._wait()
         self._jobs.append(self._pool.submit(job))

@@ -116,7 +116,8 @@ class Source:
     def wait_for(self, view: int, shard: int) -> None:
         """Return when a shard is committed.
 
-        Raises what stopped the thread where the shard never will be, and `InterruptedError` after `stop`.
+        Raises:
+            InterruptedError: after `stop`. Where the shard never will be, what stopped the thread is raised.
         """
 
         def is_decided() -> bool:
@@ -133,7 +134,7 @@ class Source:
         return _Validity(self)
 
     def finish(self) -> None:
-        """Wait for everything; raises what stopped the thread."""
+        """Wait for everything. What stopped the thread is raised here."""
         if self._job is not None:
             self._job.result()
 
@@ -255,7 +256,8 @@ def shards(
 ) -> Generator[tuple[int, list[Block]]]:
     """Each shard's blocks, complete: of all its `pending` views together, or of as many as `MEMORY_BYTES` allows.
 
-    decoders: processes; when None as many as there are cores, or this one for `FEW_SHARDS`.
+    Args:
+        decoders: processes; when None as many as there are cores, or this one for `FEW_SHARDS`.
     """
     if decoders is None:
         decoders = num_decoders(None) if len(pending) > FEW_SHARDS else 0

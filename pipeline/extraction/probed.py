@@ -53,13 +53,15 @@ Forward = Callable[[Array], Sequence[Array]]
 class LabelledRows:
     """Rows of view 0 with labels, drawn by the store's seed.
 
+    Args:
+        valid: which samples are, where the store is still being prepared.
+
     Attributes:
         store: whose pixels and labels.
         fit, scored: int64 samples, ascending: what probes are fitted on, and what they are scored on.
     """
 
     def __init__(self, store: Store, valid: Validity | None = None) -> None:
-        """valid: which samples are, where the store is still being prepared."""
         self.store = store
         valid = store.valid(1) if valid is None else valid
         self.fit, self.scored = calibration_rows(valid, store.spec.seed, PROBE_ROWS)
@@ -76,7 +78,7 @@ class LabelledRows:
         return torch.from_numpy(view_scales(boxes, self.store.spec.size))
 
     def seen_label(self, task: Task, sample: int) -> Tensor:
-        """What a network that sees the view is to say, as in training."""
+        """What a network that sees the view is to say, as in training: (H, W) or (H, W, 3)."""
         label = self.label(task, sample)
         if task.kind != "normals" or not ViewPolicy.from_dict(self.store.spec.policy).stretches:
             return label
@@ -84,17 +86,23 @@ class LabelledRows:
 
 
 def labelled_rows(asked: Path | str, store: Store, valid: Validity | None = None) -> LabelledRows:
-    """The rows that `--probes` names: "own", those of `store`, or those of the cache at a path.
-
-    Raises as `check_asked`.
+    """The rows that `--probes` names: "own", those of `store`, or those of the cache at a path; errors as
+    `check_asked`.
     """
     check_asked(asked, store.spec)
     return LabelledRows(store, valid) if str(asked) == OWN else LabelledRows(Store.open(asked))
 
 
 def check_asked(asked: Path | str, spec: SourceSpec, promised: Iterable[str] = ()) -> None:
-    """Raise `UserError` where `--probes` names rows without labels (of a `promised` task), or views of another size
-    than those of the store of `spec`."""
+    """Check that `--probes` names labelled rows that go with the store of `spec`.
+
+    Args:
+        promised: tasks that must have labels there.
+
+    Raises:
+        UserError: there are no labels, or none of a promised task, or views are of another size than those of the
+            store.
+    """
     if str(asked) == OWN and not spec.labels:
         raise UserError(
             f"{spec.store_name} has no labels to fit probes on: name a labelled cache of views of the same size, "
@@ -115,6 +123,9 @@ def check_asked(asked: Path | str, spec: SourceSpec, promised: Iterable[str] = (
 class Probing:
     """A teacher's probes and what they need to tell losses: raw features of the rows to score, and labels.
 
+    Args:
+        raw: of the first of `rows.scored`, or all of them.
+
     Attributes:
         probes: by task; only tasks that a probe could be fitted for.
         missing: task -> why it has no probe.
@@ -123,7 +134,6 @@ class Probing:
     """
 
     def __init__(self, rows: LabelledRows, probes: Mapping[str, Probe], raw: Sequence[Array]) -> None:
-        """raw: of the first of `rows.scored`, or all of them."""
         self.rows, self.raw = rows, raw
         self.probes: dict[str, Probe] = {}
         self.missing: dict[str, str] = {}
@@ -257,7 +267,11 @@ def maps_of(levels: Sequence[LevelSpec]) -> list[LevelSpec]:
 
 
 def check_promised(probing: Probing, promised: Mapping[str, float]) -> None:
-    """Raise `UserError` where a promised task has no probe."""
+    """Check that every promised task has a probe.
+
+    Raises:
+        UserError: one has none; it says why.
+    """
     for task in promised:
         if task in probing.missing:
             raise UserError(f"nothing can be promised of {probing.missing[task]}")

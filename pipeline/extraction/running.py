@@ -119,8 +119,7 @@ def _build(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
 
 
 def _build_own(request: TeacherRequest, size: tuple[int, int]) -> Teacher:
-    """A frozen part, or an output of a student; raises `UserError` for options that it has no use for, which would
-    otherwise be passed over."""
+    """A frozen part, or an output of a student. Options that it has no use for, and would pass over, are refused."""
     what, is_whole = ("a student's output", False) if is_output(request.name) else ("a frozen part", True)
     if request.grid and is_whole:
         raise UserError(f"{request.name}: frozen parts are read token by token; leave --grid out")

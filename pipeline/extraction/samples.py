@@ -42,7 +42,12 @@ class DatasetRequest:
     images: str | None = None
 
     def open(self) -> Dataset:
-        """The data set. Raises `sak_core` errors for unknown names and missing folders."""
+        """The data set.
+
+        Raises:
+            UnknownName: there is none of that name.
+            DatasetError: its folder is missing, or is not what it should be.
+        """
         return open_dataset(self.name, self.split, self.root, self.size, self.limit, self.images)
 
 
@@ -157,10 +162,14 @@ def blocks_in_flight(decoders: int) -> int:
 
 
 class BlockMaker:
-    """A data set opened by `decoders` processes, or by this one, to make blocks until `close`."""
+    """A data set opened by `decoders` processes, or by this one, to make blocks until `close`.
+
+    Args:
+        spec: what blocks hold; of its labels, those alone that it names.
+        decoders: see `num_decoders`.
+    """
 
     def __init__(self, request: DatasetRequest, spec: SourceSpec, decoders: int) -> None:
-        """spec: what blocks hold; of its labels, those alone that it names. decoders: see `num_decoders`."""
         self._spec, self._pool = spec, None
         if not decoders:
             self._dataset = request.open()

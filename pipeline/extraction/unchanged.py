@@ -23,9 +23,13 @@ from sak_core.interfaces.dataset import Dataset
 def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequest:
     """How to open the data set that `store` was made from; a store with a limit takes as many samples again.
 
-    root: the data set's folder, where it has one. what: of the store that comes from the data set, in the plural, for
-    errors. Raises `UserError` where the data set is not there, or its samples, sizes of files, view policy or labels
-    are no longer those of the store.
+    Args:
+        root: the data set's folder, where it has one.
+        what: of the store that comes from the data set, in the plural, for errors.
+
+    Raises:
+        UserError: the data set is not there, or its samples, sizes of files, view policy or labels are no longer those
+            of the store.
     """
     spec = store.spec
     asked, dataset = open_again(store, root, what)
@@ -42,7 +46,11 @@ def unchanged_dataset(store: Store, root: Path | None, what: str) -> DatasetRequ
 def open_again(store: Store, root: Path | None, what: str) -> tuple[DatasetRequest, Dataset]:
     """How to open the data set that `store` was made from, and that data set; nothing of it is compared.
 
-    root, what: as of `unchanged_dataset`. Raises `UserError` where the data set is not there.
+    Args:
+        root, what: as of `unchanged_dataset`.
+
+    Raises:
+        UserError: the data set is not there.
     """
     spec = store.spec
     images = spec.dataset_info.get("images")

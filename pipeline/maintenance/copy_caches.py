@@ -28,8 +28,9 @@ from sak_common.names import unknown
 class CopyRequest:
     """What `sak copy` was asked for; what is None or empty is not narrowed.
 
-    source: a store, or a folder of stores.
-    target: the folder of caches that the copies go into.
+    Attributes:
+        source: a store, or a folder of stores.
+        target: the folder of caches that the copies go into.
     """
 
     source: Path | str
@@ -113,7 +114,11 @@ def _copy(plan: CopyPlan) -> None:
 
 
 def stores_at(source: Path | str) -> list[Store]:
-    """The store at a path or address, or those of the folder of caches there; raises `UserError` where none is."""
+    """The store at a path or address, or those of the folder of caches there.
+
+    Raises:
+        UserError: there is none.
+    """
     place = as_place(source)
     if PartManifest(place, SOURCE).exists:
         return [Store.open(place)]

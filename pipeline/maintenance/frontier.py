@@ -61,7 +61,8 @@ class Source:
 def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
     """A store's level, or an array file (rows, tokens, C); one half of the rows to fit on, the other to report on.
 
-    Raises `UserError` for what is neither, and for less than two rows.
+    Raises:
+        UserError: it is neither, or has less than two rows.
     """
     if path.suffix != ".npy":
         return _read_store(path, teacher, level)
@@ -109,7 +110,8 @@ def read_probing(path: Path, sources: Sequence[Source]) -> Probing:
     """Probes on the rows of `sources`, all of them levels of a teacher in the labelled cache at `path`: fitted on those
     that codecs are, to be scored on those that are reported on.
 
-    Raises `UserError` where the cache has no labels, or none for a probe.
+    Raises:
+        UserError: the cache has no labels, or none for a probe.
     """
     if path.suffix == ".npy":
         raise UserError(f"--probes goes with a cache: the array {path} has no labels")
@@ -174,7 +176,7 @@ def frontier(
 
 
 def _check_storable(codec: Codec, sources: Sequence[Source]) -> None:
-    """Raises CacheError where a value is beyond what the codec can hold."""
+    """Refuse values that are beyond what the codec can hold."""
     for source in sources:
         for features in (source.fit, source.report):
             refused = codec.find_unstorable(features)

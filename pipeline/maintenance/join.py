@@ -124,7 +124,7 @@ def _join(published: Store, request: JoinRequest) -> dict[str, Any]:
 def _ended(
     store: Store, rows: int = 0, images: Mapping[str, str] | None = None, files: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """How joining a store ended. rows: rendered. images: not the recorded ones, and why. files: not as published."""
+    """How joining a store ended: rows rendered, images that differ and why, files that are not as published."""
     is_whole = not store.left_out
     return {"store": str(store), "joined": is_whole, "rows": rows, "images": dict(images or {}), "files": list(files)}
 
@@ -145,7 +145,7 @@ def _absent(store: Store, dataset: Dataset) -> dict[str, str]:
 
 
 def _check_labels(store: Store, now: SourceSpec) -> None:
-    """Raise `UserError` where a data set has other tasks than a store; say what else is not as it was."""
+    """Refuse a data set that has other tasks than a store; say what else is not as it was."""
     was, name = store.spec, store.spec.dataset
     if difference := first_difference(was.to_dict()["labels"], now.to_dict()["labels"]):
         field, stored, found = difference

@@ -110,8 +110,9 @@ def _stores(sources: Path | str | Sequence[Path | str]) -> list[Store]:
 
 
 def _check(stores: Sequence[Store], place: Place, request: PublishRequest) -> None:
-    """Raise `UserError` for what is not to be handed out: half of a store, images where they were to stay; and where
-    one licence is stated for several data sets, or there is no room for card or catalogue."""
+    """Refuse what is not to be handed out: half of a store, images where they were to stay; and one licence stated for
+    several data sets, and a place without room for card or catalogue.
+    """
     datasets = sorted({store.spec.dataset for store in stores})
     if request.data_licence and len(datasets) > 1:
         raise UserError(

@@ -155,7 +155,7 @@ def _tidy(path: Path | str, parts: Sequence[str]) -> None:
 
 
 def _refuse_hopeless(part: str, damage: _Damage) -> None:
-    """Raise `UserError` where nothing here can make what is damaged of a part again."""
+    """Refuse a part of which nothing here can make what is damaged again."""
     if damage.hopeless:
         files = ", ".join(problem.file for problem in damage.hopeless)
         name = part.removeprefix("teachers/")

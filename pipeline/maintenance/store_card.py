@@ -37,7 +37,8 @@ _LARGEST = "1M<n<10M"
 def write_card(place: Place, stated: Mapping[str, str]) -> str:
     """Write the card of the stores in the folder `place` beside them; returns its file's name, as of `card_name`.
 
-    stated: licences of images, by a store's name.
+    Args:
+        stated: licences of images, by a store's name.
     """
     name, stores = card_name(place), find_stores(place)
     terms = {store.name: data_terms(store.spec, stated.get(store.name)) for store in stores}

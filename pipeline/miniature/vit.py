@@ -34,7 +34,7 @@ def patches(pixels: Tensor, side: int) -> Tensor:
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Each patch with its own mean and deviation removed, as masked autoencoders predict them."""
+    """Patches (B, n, values), each with its own mean and deviation removed, as masked autoencoders predict them."""
     return (values - values.mean(2, keepdim=True)) / (values.var(2, keepdim=True) + 1e-3).sqrt()
 
 

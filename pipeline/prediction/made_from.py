@@ -23,7 +23,11 @@ Stamp = tuple[int, int, int]
 
 
 def stamp_of(file: Path) -> Stamp:
-    """Size and times of a file. Raises OSError."""
+    """Size (bytes) and times (ns; of contents and of the entry) of a file.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

@@ -63,7 +63,10 @@ def predict(model: Student, sources: Sequence[Source], out: Path, settings: Sett
 
     Makes `<task>/<name>.png` a task, `raw/<name>.npz` where asked, and a contact sheet; what is there already is left,
     so that a run that was interrupted goes on, unless its picture is another one now. Pictures that cannot be read are
-    listed and left out. Returns counts, the unreadable with reasons, and the model's seconds an image.
+    listed and left out.
+
+    Returns:
+        Counts, the unreadable with reasons, and the model's seconds an image.
 
     Raises:
         UserError: the model has no tasks, or `out` holds another model's predictions.

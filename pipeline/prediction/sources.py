@@ -95,7 +95,7 @@ def _image_names(relative: Sequence[str]) -> list[str]:
 
 
 def _check_names(named: Sequence[tuple[str, Path]]) -> None:
-    """Raise UserError where the predictions of one file would be written over another's."""
+    """Refuse files whose predictions would be written over each other."""
     paths: dict[str, list[Path]] = {}
     for name, path in named:
         paths.setdefault(name, []).append(path)

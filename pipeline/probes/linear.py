@@ -60,12 +60,14 @@ def side_by_side(maps: Sequence[Tensor]) -> Tensor:
 class ProbeFitter:
     """Sums, in float64, over the labelled cells of a task.
 
+    Args:
+        task: what the probe is to predict.
+
     Attributes:
         num_images: with a labelled pixel, so far.
     """
 
     def __init__(self, task: Task) -> None:
-        """task: what the probe is to predict."""
         self.task, self.num_images = task, 0
         self._weight = torch.zeros((), dtype=torch.float64)
         self._sums: list[Tensor] = []

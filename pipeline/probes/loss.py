@@ -63,7 +63,11 @@ class Loss:
 
     @classmethod
     def from_array(cls, score: str, values: npt.NDArray[Any]) -> Loss:
-        """The inverse of `to_array`. Raises `UserError` where these are no such numbers: anyone may have written it."""
+        """The inverse of `to_array`.
+
+        Raises:
+            UserError: these are no such numbers: anyone may have written them.
+        """
         if values.shape != (6,) or score not in _KIND_OF_SCORE:
             raise UserError(f"{score} {values.shape} is no score of a probe, raw and decoded")
         raw, decoded, loss, low, high, images = (float(value) for value in values)

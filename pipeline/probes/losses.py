@@ -85,10 +85,11 @@ def draws(number: int) -> Tensor:
 
 
 def compare(task: Task, raw: npt.NDArray[Any], decoded: npt.NDArray[Any], images: int) -> Loss:
-    """What is lost.
+    """What is lost: of all images at once, and the interval over the draws.
 
     Args:
-        raw, decoded: `scores` over the same `draws`.
+        raw, decoded: `scores` over the same `draws`, (1 + DRAWS,) each.
+        images: how many were scored.
     """
     lost = (raw - decoded) if task.higher_is_better else (decoded - raw)
     low, high = np.nanpercentile(lost[1:], INTERVAL)

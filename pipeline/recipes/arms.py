@@ -199,8 +199,15 @@ def build_model(recipe: Recipe, store: Store, tasks: Sequence[Task]) -> nn.Modul
 
 
 def check_decoder(recipe: Recipe, trained_on: Store, tasks: Sequence[Task], seen: Store | None = None) -> None:
-    """Raise `UserError` where a recipe's decoder of all tasks cannot be built for the views of the store `trained_on`,
-    or, built for them, cannot see those of `seen`."""
+    """Check that a recipe's decoder of all tasks fits the views.
+
+    Args:
+        trained_on: the store for whose views it is built.
+        seen: a store whose views it is to see, too.
+
+    Raises:
+        UserError: it cannot be built for the ones, or, built for them, cannot see the others.
+    """
     if decoder_of(recipe) is None or not tasks:
         return
     with torch.device("meta"):

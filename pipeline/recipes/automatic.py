@@ -35,7 +35,8 @@ Asked = tuple[str, str, tuple[int, int]]
 class Source:
     """A cache to train on, the views that are complete, and the teachers that are complete in them.
 
-    stores: of one data set, split and size, a place each; all but teachers is read from the first.
+    Attributes:
+        stores: of one data set, split and size, a place each; all but teachers is read from the first.
     """
 
     stores: tuple[Store, ...]
@@ -158,8 +159,7 @@ def _say_left_out(chosen: Source) -> None:
 
 
 def _refuse_several(places: Mapping[Path | str, Sequence[Store]], chosen: Source) -> None:
-    """Raise `UserError` where a place has several stores of the same split at the same size: a recipe could mean any
-    of them."""
+    """Refuse a place with several stores of the same split at the same size: a recipe could mean any of them."""
     spec = chosen.store.spec
     for place, stores in places.items():
         alike = [one for one in stores if one in chosen.stores]
@@ -270,10 +270,13 @@ def is_edited(text: str) -> bool:
 
 
 def write_recipe(features: Caches, path: Path | None = None, dataset: str | None = None) -> Path:
-    """Write the recipe for the caches below `features`, and say what was chosen. Returns its path.
+    """Write the recipe for the caches below `features`, and say what was chosen.
 
     Args:
         path: `runs/<data set>-<size>-<teachers>.toml` when None. A file that was edited is left as it is and used.
+
+    Returns:
+        Its path.
 
     Raises:
         UserError: as `choose` does.

@@ -208,10 +208,14 @@ class Study(Strict):
 
 
 def load_recipe(name: str, stage: Stage, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read the recipe `name` (one that ships, a path to a TOML file, or a run's recipe.json) as it applies to `stage`.
+    """Read a recipe as it applies to `stage`.
 
-    `overrides` maps dotted keys to values and is laid over the file; `distill.steps` is stage 1's alone.
-    Raises `UserError` for an unknown recipe, an unknown key (with the nearest right one) or a value of the wrong kind.
+    Args:
+        name: one that ships, a path to a TOML file, or a run's recipe.json.
+        overrides: dotted keys to values, laid over the file; `distill.steps` is stage 1's alone.
+
+    Raises:
+        UserError: an unknown recipe, an unknown key (with the nearest right one) or a value of the wrong kind.
     """
     if name.endswith(".json"):
         return _resolved(Path(name), stage, overrides or {})
@@ -242,7 +246,11 @@ def _resolved(path: Path, stage: Stage, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def kept_recipe(path: Path) -> Recipe:
-    """The recipe that a run keeps. Raises `UserError` where it cannot be read, or another version of sak wrote it."""
+    """The recipe that a run keeps.
+
+    Raises:
+        UserError: it cannot be read, or another version of sak wrote it.
+    """
     return validated(Recipe, _kept(path), f"recipe {path} was not written by this version of sak", MOVED)
 
 
@@ -265,7 +273,11 @@ def recipe_stages(name: str) -> tuple[Stage, ...]:
 
 
 def some_stages(name: str) -> tuple[Stage, ...]:
-    """As `recipe_stages`; raises `UserError` where there is none."""
+    """As `recipe_stages`.
+
+    Raises:
+        UserError: there is none.
+    """
     if stages := recipe_stages(name):
         return stages
     raise UserError(f"recipe {name!r} describes no stage")
@@ -280,10 +292,11 @@ def load_study(name: str) -> Study:
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     """Parse `key=value` strings of `--set`; a value is read as TOML, or as a bare string.
 
-    Raises `UserError` for a string without a key.
-
     >>> parse_set(["optimizer.lr=1e-4", "arm=many-to-one"])
     {'optimizer.lr': 0.0001, 'arm': 'many-to-one'}
+
+    Raises:
+        UserError: a string has no key.
     """
     result: dict[str, Any] = {}
     for assignment in assignments:

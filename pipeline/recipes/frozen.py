@@ -77,7 +77,11 @@ def frozen_digest(model: StudentNetwork, kind: str) -> str:
 
 
 def check_frozen(recipe: Recipe, store: Store, model: nn.Module) -> None:
-    """Raise `UserError` unless the cached part was made with the very weights that `model` keeps frozen."""
+    """Check that the cached part was made with the very weights that `model` keeps frozen.
+
+    Raises:
+        UserError: it was not, or the recipe's arm has no student.
+    """
     name = frozen_part(recipe)
     if name is None:
         return

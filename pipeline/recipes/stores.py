@@ -40,10 +40,13 @@ DESCRIBED = "labelled"
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`S` or `HxW` in px to (H, W). Raises `UserError` for anything else.
+    """`S` or `HxW` in px to (H, W).
 
     >>> parse_size("448x576"), parse_size("96")
     ((448, 576), (96, 96))
+
+    Raises:
+        UserError: it is neither.
     """
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
@@ -115,9 +118,14 @@ def find_store(
     """The one store below `features` that holds `data`, with its views and `teachers` complete; where there are more
     places, here or named by `data`, those of its teachers that are there.
 
-    live: the teachers will run anew, so that knowing them is enough. Raises `UserError` where there is none, or more
-    than one in a place, or a teacher or view is missing, naming the command that makes it; and `LeftOut`, unless
-    `with_pixels` is false, of a store that was published without its images, where no place has them.
+    Args:
+        live: the teachers will run anew, so that knowing them is enough.
+        with_pixels: whether its images must be there.
+
+    Raises:
+        UserError: there is none, or more than one in a place, or a teacher or view is missing; it names the command
+            that makes it.
+        LeftOut: `with_pixels`, and it was published without its images, which no place has.
     """
     size = parse_size(data.size) if data.size else None
     want = f"{data.dataset}/{data.split}" + (f" at {data.size}" if data.size else "")
@@ -154,7 +162,8 @@ def find_store(
 
 def commits_now() -> Callable[[str], str]:
     """Places to the same at the commits that they stand for when they are first asked for; those that are not on the
-    hub to themselves. Raises what `pinned` raises."""
+    hub to themselves. Errors as `pinned`.
+    """
     return functools.cache(lambda place: str(pinned(place)))
 
 
@@ -214,7 +223,8 @@ def is_store_of(store: Store, data: Data) -> bool:
 def weights_of(store: Store, given: Mapping[str, Path]) -> dict[str, Path]:
     """Weights by the store's teachers; under the name "" is the file of its only one.
 
-    Raises `UserError` where that does not say which teacher is meant.
+    Raises:
+        UserError: it does not say which teacher is meant.
     """
     weights = dict(given)
     if "" in weights:
@@ -251,7 +261,10 @@ def store_tasks(
     """The tasks whose labels the store holds, or those of `names`, in that order; `weights` replace their own.
 
     Their own is what the data set's description says, or else what their kind says; on the published benchmarks, what
-    the paper says. Raises `UserError` for a store without labels, or without those of a task.
+    the paper says.
+
+    Raises:
+        UserError: the store has no labels, or none of a task.
     """
     have = {name: (label.kind, label.classes) for name, label in store.spec.labels.items()}
     if not have:

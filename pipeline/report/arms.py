@@ -59,7 +59,11 @@ def arms_panel(found: StudyFacts) -> Panel:
 
 
 def best_arm(found: StudyFacts, trained: bool = False) -> ArmFacts | None:
-    """The arm with the highest gain, or the first that has scores. trained: only of those with a student."""
+    """The arm with the highest gain, or the first that has scores.
+
+    Args:
+        trained: only of those with a student.
+    """
     ranked = [one.arm for one in standings(found)]
     if trained:
         ranked = [arm for arm in ranked if (run := arm.first()) and run.lineage and run.lineage.student]

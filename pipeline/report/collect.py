@@ -26,8 +26,11 @@ from sak_core.tasks import KINDS
 def collect(names: Sequence[Path | str], places: runs.Places) -> StudyFacts:
     """The facts of one study, or of runs.
 
-    names: a study's name, file or folder; or runs, by path or by name below the folder of runs. Raises `UserError`
-    where there is no such thing, or nothing in it.
+    Args:
+        names: a study's name, file or folder; or runs, by path or by name below the folder of runs.
+
+    Raises:
+        UserError: there is no such thing, or nothing in it.
     """
     found = runs_of(names, places)
     caches, troubles = caches_read(found.runs, places.features)

@@ -12,8 +12,11 @@ from sak_core.metrics import delta_m
 
 @dataclass(frozen=True)
 class Standing:
-    """An arm in the order of its mean gain over the baseline, percent. against_baseline, against_first: paired by seed,
-    None of the arm itself."""
+    """An arm in the order of its mean gain over the baseline, percent.
+
+    Attributes:
+        against_baseline, against_first: paired by seed, None of the arm itself.
+    """
 
     arm: ArmFacts
     gains: BySeed

@@ -14,10 +14,12 @@ TEACHERS = "teachers/"
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one trained system of an arm takes.
+    """What one trained system of an arm takes; None where nothing tells.
 
-    seconds: of training, both stages, mean over seeds. extraction_seconds: of the teachers' parts that it reads, paid
-    once for all runs. cache_bytes: of these parts with their pixels and labels. None where nothing tells.
+    Attributes:
+        seconds: of training, both stages, mean over seeds.
+        extraction_seconds: of the teachers' parts that it reads, paid once for all runs.
+        cache_bytes: of these parts with their pixels and labels.
     """
 
     seconds: float | None
@@ -30,8 +32,11 @@ class ArmCost:
 class Reuse:
     """The teachers' pass paid once, against running them in every training run.
 
-    paid_seconds: extraction of every part that some run read. live_seconds: of the teachers, had each run computed what
-    it read. runs: that read features. break_even: runs after which the pass has paid for itself.
+    Attributes:
+        paid_seconds: extraction of every part that some run read.
+        live_seconds: of the teachers, had each run computed what it read.
+        runs: that read features.
+        break_even: runs after which the pass has paid for itself.
     """
 
     paid_seconds: float

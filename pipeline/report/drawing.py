@@ -47,9 +47,12 @@ def glyph(index: int) -> str:
 
 
 def draw(salt: str, height_px: float, paint: Callable[[Axes], None], width_px: float = WIDTH_PX) -> str:
-    """An SVG of `width_px` x `height_px`, whose axes `paint` fills. salt: a text that no other drawing has.
+    """An SVG of `width_px` x `height_px`, whose axes `paint` fills.
 
     Text stays text, for screen readers and for the page's own font.
+
+    Args:
+        salt: a text that no other drawing has.
     """
     import matplotlib
     from matplotlib.figure import Figure

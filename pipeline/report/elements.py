@@ -29,7 +29,13 @@ WEBP_QUALITY = 82
 
 @dataclass(frozen=True)
 class Cell:
-    """value: what the JSON holds. text: what people read. tone: how it is set."""
+    """A value in a table.
+
+    Attributes:
+        value: what the JSON holds.
+        text: what people read.
+        tone: how it is set.
+    """
 
     value: Value
     text: str
@@ -43,7 +49,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column. sense: which way is better, where there is one."""
+    """A table's column.
+
+    Attributes:
+        sense: which way is better, where there is one.
+    """
 
     name: str
     numeric: bool = True
@@ -54,7 +64,9 @@ class Column:
 class Table:
     """Rows under columns; the first column names the row.
 
-    id: unique in the page, of its JSON, too. folded: whether it is shown when asked for.
+    Attributes:
+        id: unique in the page, of its JSON, too.
+        folded: whether it is shown when asked for.
     """
 
     id: str
@@ -76,8 +88,10 @@ class Table:
 class Picture:
     """An SVG drawing (`svg`) or an image (`source`, a data address).
 
-    alt: what it shows, for who cannot see it. size: (width, height) that the image is shown at, px. pixelated: whether
-    its pixels are cells of a map, to be seen as such.
+    Attributes:
+        alt: what it shows, for who cannot see it.
+        size: (width, height) that the image is shown at, px.
+        pixelated: whether its pixels are cells of a map, to be seen as such.
     """
 
     alt: str
@@ -116,7 +130,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. kind: "lead" is larger, "note" smaller, "warning" stands out."""
+    """A paragraph.
+
+    Attributes:
+        kind: "lead" is larger, "note" smaller, "warning" stands out.
+    """
 
     text: str
     kind: Literal["lead", "plain", "note", "warning"] = "plain"
@@ -135,7 +153,11 @@ Block = Table | Figure | Text | Listing
 
 @dataclass(frozen=True)
 class Panel:
-    """One part of the page. id: of its address."""
+    """One part of the page.
+
+    Attributes:
+        id: of its address.
+    """
 
     id: str
     title: str
@@ -188,7 +210,11 @@ def webp(picture: npt.NDArray[np.uint8], *, lossless: bool = False) -> str:
 
 
 def image(picture: npt.NDArray[np.uint8], alt: str, caption: str = "", *, flat: bool = False) -> Picture:
-    """A picture (H, W, 3), scaled down to `IMAGE_PX` where it is larger. flat: of few colours, which stay exact."""
+    """A picture (H, W, 3), scaled down to `IMAGE_PX` where it is larger.
+
+    Args:
+        flat: of few colours, which stay exact.
+    """
     height, width = picture.shape[:2]
     scale = min(1.0, IMAGE_PX / max(height, width))
     if scale < 1:

@@ -29,7 +29,11 @@ class Opened:
 
 
 def open_run(run: RunFacts, features: Caches) -> Opened:
-    """The model of a run, of either stage. Raises `UserError` where its cache or its weights are not there."""
+    """The model of a run, of either stage.
+
+    Raises:
+        UserError: its cache or its weights are not there.
+    """
     recipe = runs.read_recipe(run.folder)
     if find_arm(recipe.arm).per_task:
         raise UserError(f"{run.name} is one student a task")

@@ -19,7 +19,12 @@ BySeed = Mapping[int, float | None]
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A task as its scores name it. kind: of `sak_core.tasks.KINDS`; score: the primary one."""
+    """A task as its scores name it.
+
+    Attributes:
+        kind: of `sak_core.tasks.KINDS`.
+        score: the primary one.
+    """
 
     name: str
     kind: str
@@ -143,7 +148,11 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a teacher's part of a cache took. seconds: of all runs that the store's log tells of, None where none."""
+    """What a teacher's part of a cache took.
+
+    Attributes:
+        seconds: of all runs that the store's log tells of, None where none.
+    """
 
     store: str
     teacher: str
@@ -167,7 +176,9 @@ class Extraction:
 class CacheFacts:
     """A cache that runs of the report read.
 
-    path: where it lies. others: where it lies, too, with other teachers; `teachers` are those of all.
+    Attributes:
+        path: where it lies.
+        others: where it lies, too, with other teachers; `teachers` are those of all.
     """
 
     name: str

@@ -55,7 +55,11 @@ class Nearness:
 
 
 def paths_panel(found: StudyFacts, features: Caches, live: bool = False) -> Panel:
-    """live: whether the teachers are run on the pictured images, too, which needs their libraries and weights."""
+    """The panel of what the paths learned.
+
+    Args:
+        live: whether the teachers are run on the pictured images, too, which needs their libraries and weights.
+    """
     title, question = (
         "What the paths learned",
         "Does the student see what each teacher sees, and on images it never saw?",

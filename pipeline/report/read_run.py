@@ -19,9 +19,12 @@ FILES = ("recipe.json", "results.json", "model.json")
 
 
 def read_run(folder: Path, label: str, arm: str, seed: int, stage: str, failed: str = "") -> RunFacts:
-    """The facts of one run. failed: why it ended in an error, as its study's table says.
+    """The facts of one run.
 
     Never raises for what lies in the folder: what cannot be read makes the run "broken", and `why` says which file.
+
+    Args:
+        failed: why it ended in an error, as its study's table says.
     """
     troubles: list[str] = []
     recipe, results, model = (_checked_json(folder / name, troubles) for name in FILES)

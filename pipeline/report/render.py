@@ -17,7 +17,10 @@ FOLDER = "page"
 def page(title: str, made: str, footer: str, panels: Sequence[Panel]) -> str:
     """The page as HTML. Its policy allows no request, and no script but its own.
 
-    made: a line below the title. Every table's numbers stand in the page as JSON, too, under "json-<table's id>".
+    Every table's numbers stand in the page as JSON, too, under "json-<table's id>".
+
+    Args:
+        made: a line below the title.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 

@@ -23,9 +23,13 @@ from pipeline.report.routers import routers_panel
 
 
 def report(names: Sequence[Path | str], out: Path, places: runs.Places, live: bool = False) -> dict[str, Any]:
-    """Write the report of a study or of runs to the file `out`. Returns its path, bytes, remarks, and every table.
+    """Write the report of a study or of runs to the file `out`; errors as `collect`.
 
-    live: whether teachers are run on the images whose features are pictured. Raises what `collect` raises.
+    Args:
+        live: whether teachers are run on the images whose features are pictured.
+
+    Returns:
+        Its path, bytes, remarks, and every table.
     """
     found = collect(names, places)
     panels = [

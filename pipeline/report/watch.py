@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watched:
-    """One run now. rate: steps a second; left_seconds: of its own steps. None where nothing tells."""
+    """One run now; None where nothing tells.
+
+    Attributes:
+        rate: steps a second.
+        left_seconds: of its own steps.
+    """
 
     run: str
     state: str
@@ -34,7 +39,7 @@ class Watched:
 
 
 def watched(names: Sequence[Path | str], places: runs.Places) -> list[Watched]:
-    """The runs of a study, or these runs, as they are now. Raises what `runs_of` raises."""
+    """The runs of a study, or these runs, as they are now; errors as `runs_of`."""
     found = runs_of(names, places)
     return [_watched(found, run) for run in found.runs]
 
@@ -103,8 +108,11 @@ def as_table(title: str, rows: Sequence[Watched]) -> Table:
 
 
 def watch(names: Sequence[Path | str], places: runs.Places, every_s: float) -> list[Watched]:
-    """Show the table on a terminal, anew every `every_s` seconds, until no run is left that goes on. Returns the last
-    rows."""
+    """Show the table on a terminal, anew every `every_s` seconds, until no run is left that goes on.
+
+    Returns:
+        The last rows.
+    """
     from rich.console import Console
     from rich.live import Live
 

@@ -46,8 +46,11 @@ class Places:
 
 
 def check_live_options(recipes: Sequence[Recipe], places: Places) -> None:
-    """Raise `UserError` where a folder is given of a data set whose images none of the recipes reads, or weights where
-    none of them runs teachers."""
+    """Check that the folders and weights that are given are for live runs of `recipes`.
+
+    Raises:
+        UserError: a folder is given of a data set whose images none of them reads, or weights where none runs teachers.
+    """
     reads = {recipe.data.dataset for recipe in recipes if recipe.source == "live"}
     for dataset, folder in places.roots.items():
         if not reads:
@@ -95,7 +98,7 @@ def is_finished(run: Path, recipe: Recipe, made_from: Mapping[str, Any]) -> bool
 def begin(run: Path, recipe: Recipe, made_from: Mapping[str, Any]) -> bool:
     """Make the run's folder and store the resolved recipe; True if the run is already finished.
 
-    A process that trains beside another leaves the writing to that one. Raises what `is_finished` raises.
+    A process that trains beside another leaves the writing to that one. Errors as `is_finished`.
     """
     if is_finished(run, recipe, made_from):
         return True

@@ -23,8 +23,10 @@ BUSY_S = 60.0
 def alone_in(folder: Path) -> Iterator[None]:
     """Be the only process that writes into a run's or a study's folder while the block runs.
 
-    The kernel frees the lock when its process ends, however it ends. Raises `UserError` naming the process that
-    works there.
+    The kernel frees the lock when its process ends, however it ends.
+
+    Raises:
+        UserError: another process works there; it is named.
     """
     path = folder / "lock"
     try:

@@ -46,7 +46,11 @@ _HANDED_ON = re.compile(r"\bcc[- ]by\b(?!.*\bnd\b)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class DataTerms:
-    """The licence of a data set's images and labels. may_share: whether they may be handed on; None: not known."""
+    """The licence of a data set's images and labels.
+
+    Attributes:
+        may_share: whether they may be handed on; None where it is not known.
+    """
 
     dataset: str
     licence: str
@@ -55,7 +59,11 @@ class DataTerms:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a student may be used for. by: the teachers that decide it, with their licences; empty without teachers."""
+    """What a student may be used for.
+
+    Attributes:
+        by: the teachers that decide it, with their licences; empty without teachers.
+    """
 
     use: Use
     by: tuple[tuple[str, str], ...] = ()
@@ -96,7 +104,11 @@ def allows_more(licence: str, terms: Terms) -> bool:
 
 
 def data_terms(spec: SourceSpec, stated: str | None = None) -> DataTerms:
-    """What is known of the images of a store. stated: their licence, as whoever hands them on says."""
+    """What is known of the images of a store.
+
+    Args:
+        stated: their licence, as whoever hands them on says.
+    """
     row = DATASETS.get(row_of(spec))
     if stated is None:
         return DataTerms(spec.dataset, *((row.licence, row.may_share) if row else ("unknown", None)))

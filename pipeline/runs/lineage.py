@@ -26,8 +26,12 @@ from sak_core.student.network import StudentNetwork
 
 
 class ProbedFeatures(Strict):
-    """What caching a teacher's features costs. cosine: the lowest token cosine of a level, plain or with the mean
-    removed. losses: by task what its probe loses, `pipeline.probes.loss.Loss.to_dict`."""
+    """What caching a teacher's features costs.
+
+    Attributes:
+        cosine: the lowest token cosine of a level, plain or with the mean removed.
+        losses: by task what its probe loses, `pipeline.probes.loss.Loss.to_dict`.
+    """
 
     codec: str
     cosine: float
@@ -43,10 +47,13 @@ class Origin(Strict):
 
 
 class TeacherOrigin(Origin):
-    """A teacher whose features the model learned from. weights: "sha256:..." or "random:<seed>"; licence: theirs.
+    """A teacher whose features the model learned from.
 
-    probed: where its cache has probes. read_at: where its features lie on the hub, with the commit, where that is
-    another place than the data's.
+    Attributes:
+        weights: "sha256:..." or "random:<seed>".
+        licence: theirs.
+        probed: where its cache has probes.
+        read_at: where its features lie on the hub, with the commit, where that is another place than the data's.
     """
 
     name: str
@@ -64,9 +71,12 @@ class TeacherOrigin(Origin):
 
 
 class DataOrigin(Origin):
-    """A cache the model was trained on. size: of its views, HxW px. views: that the epochs cycled through.
+    """A cache the model was trained on.
 
-    read_at: its address with the commit, where it was read from the hub.
+    Attributes:
+        size: of its views, HxW px.
+        views: that the epochs cycled through.
+        read_at: its address with the commit, where it was read from the hub.
     """
 
     stage: str
@@ -82,7 +92,9 @@ class DataOrigin(Origin):
 class Lineage(Strict):
     """The model and what it was made of, earlier stages first.
 
-    student: `StudentConfig.to_dict`, None for arms without a student. stem_weights: where the stem began.
+    Attributes:
+        student: `StudentConfig.to_dict`, None for arms without a student.
+        stem_weights: where the stem began.
     """
 
     arm: str
@@ -135,7 +147,11 @@ def record(
 
 
 def read(run: Path) -> Lineage:
-    """A finished run's `model.json`. Raises `UserError` where there is none, or a damaged one."""
+    """A finished run's `model.json`.
+
+    Raises:
+        UserError: there is none, or a damaged one.
+    """
     path = run / "model.json"
     if not path.is_file():
         raise UserError(f"{run} is not a finished run (no model.json); train it to its end first")

@@ -39,10 +39,17 @@ READ_AT = "read_at"
 def origin_of_run(recipe: Recipe, features: Caches, stage1: Path | None = None) -> Origin:
     """What a run of `recipe` that begins with the run `stage1` computes its weights and its validation from.
 
-    caches: store -> part -> digest of its files. facts: store -> digest of what it says of itself: labels, their
-    coding, teachers. read_at: store -> its address with the commit, where it is read from the hub; another commit of
-    the same digests changes nothing. validation: these, of the split that is scored. begins_with: digest of the weights
-    file that training starts from. code: versions. Raises `UserError` where a cache is not there, or not complete.
+    Returns:
+        caches: store -> part -> digest of its files.
+        facts: store -> digest of what it says of itself: labels, their coding, teachers.
+        read_at: store -> its address with the commit, where it is read from the hub; another commit of the same digests
+            changes nothing.
+        validation: these, of the split that is scored.
+        begins_with: digest of the weights file that training starts from.
+        code: versions.
+
+    Raises:
+        UserError: a cache is not there, or not complete.
     """
     parts = parts_read(recipe)
     store = training_store(features, recipe, parts)
@@ -71,7 +78,7 @@ def origin_of_scores(run: Path, store: Store, teachers: Sequence[str]) -> Origin
 
 
 def validation_store(recipe: Recipe, features: Caches) -> Store | None:
-    """The store that a run of `recipe` is validated on, None where it never is. Raises what `find_store` raises."""
+    """The store that a run of `recipe` is validated on, None where it never is; errors as `find_store`."""
     if recipe.validation is None or not is_validated(recipe):
         return None
     return find_store(features, recipe.validation, validation_teachers(recipe))
@@ -90,7 +97,8 @@ def validation_teachers(recipe: Recipe) -> tuple[str, ...]:
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any], code: bool = False) -> list[str]:
     """Where what was made from `saved` is out of date `now`, in words; what only one of them knows is left aside.
 
-    code: whether versions of the code count.
+    Args:
+        code: whether versions of the code count.
     """
     found = _of_caches(saved, now)
     validations = (side.get("validation", {}) for side in (saved, now))
@@ -143,7 +151,7 @@ def _begins_with(recipe: Recipe, stage1: Path | None) -> dict[str, str]:
 
 
 def _read(store: Store, parts: Sequence[str], views: int, is_live: bool = False) -> Origin:
-    """What of an origin says which of a store's parts were read, and in how many views. is_live: its pixels alone."""
+    """What of an origin says which parts of a store were read (live, its pixels alone), and in how many views."""
     return {
         "caches": {store.name: digest(store, () if is_live else parts, views)},
         "facts": {store.name: _facts(store, parts)},

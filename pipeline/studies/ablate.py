@@ -68,7 +68,11 @@ def ablate(
 
 
 def check_options(workers: int, share_reads: int, devices: int, scheduler: str | None) -> None:
-    """Raise `UserError` where the options of `ablate` do not go together, or with what started this process."""
+    """Check that the options of `ablate` go together, and with what started this process.
+
+    Raises:
+        UserError: they do not.
+    """
     from pipeline.training.devices import started_together
 
     if started := started_together():

@@ -120,9 +120,13 @@ def _same_training(a: Recipe, b: Recipe) -> bool:
 
 
 def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
-    """Raise `UserError` before anything runs where a cache that some job reads is missing or unfinished, or the arms
-    do not fit together, or a data set that live runs make their views from is not there, or what is finished was made
-    from other caches than these."""
+    """Check, before anything runs, that all jobs of a study can.
+
+    Raises:
+        UserError: a cache that some job reads is missing or unfinished, or the arms do not fit together, or a data set
+            that live runs make their views from is not there, or what is finished was made from other caches than
+            these.
+    """
     from pipeline.training.fresh import fresh_dataset
 
     live: dict[str, Store] = {}
@@ -148,7 +152,7 @@ def check(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
 
 
 def _check_up_to_date(study: Study, jobs: Sequence[Job], places: runs.Places) -> None:
-    """Raise `UserError` naming every finished run of the study that was made from something else than is there now."""
+    """Refuse a study with finished runs that were made from something else than is there now; all of them are named."""
     trained: dict[Path, tuple[Recipe, Path | None]] = {}
     for job in jobs:
         if job.stage1 and job.distill:

@@ -25,11 +25,18 @@ def redundancy(store: Store, rows: int = ROWS) -> dict[str, Any]:
     """The R² of a ridge regression from all other teachers' features of a level to a teacher's, token by token, on the
     teacher's own grid.
 
-    rows: at most so many images, view 0 of each, evenly spread. Every other one is fitted on and the rest scored, then
-    the other way round; all tokens and channels are pooled, so a channel counts by its variance.
+    Every other image is fitted on and the rest scored, then the other way round; all tokens and channels are pooled, so
+    a channel counts by its variance.
 
-    Returns ``store``, ``dataset``, ``split``, ``rows``, ``ridge``, and ``r2``: by teacher, a number a level (None where
-    no other teacher has that level); JSON-able. Raises `UserError` for one teacher alone, and for too few images.
+    Args:
+        rows: at most so many images, view 0 of each, evenly spread.
+
+    Returns:
+        ``store``, ``dataset``, ``split``, ``rows``, ``ridge``, and ``r2``: by teacher, a number a level (None where no
+        other teacher has that level); JSON-able.
+
+    Raises:
+        UserError: there is one teacher alone, or too few images.
     """
     if len(store.teachers) < 2:
         raise UserError(f"{store.name} holds {', '.join(store.teachers) or 'no teacher'}: at least two are compared")

@@ -37,7 +37,9 @@ READ_S = 3.0
 class Timed(FollowingBatches):
     """A loader whose reader is timed: between two batches the step runs.
 
-    loader: itself. steps: seconds of each part of a step, until the loop asks for the next batch.
+    Attributes:
+        loader: itself.
+        steps: seconds of each part of a step, until the loop asks for the next batch.
     """
 
     def __init__(self, loader: Batches) -> None:
@@ -57,7 +59,8 @@ def plan_training(recipe: Recipe, places: runs.Places) -> dict[str, Any]:
     A few steps are trained for the rate that the student asks for, and the loader is read by itself for the rate that
     the place and the codecs give. Validation is not counted.
 
-    Raises `UserError` for a run that reads no cache, or is many.
+    Raises:
+        UserError: a run that reads no cache, or is many.
     """
     if recipe.source == "live":
         raise UserError("source = 'live' renders its images in every step and reads no cache: there is nothing to plan")

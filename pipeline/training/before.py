@@ -19,8 +19,12 @@ INITIAL_SHARE = 0.1
 
 
 def check_validation(recipe: Recipe, places: runs.Places) -> None:
-    """Raise `UserError` where the split that a run is validated on, or what chooses its best checkpoint, is not there
-    or does not belong to what it trains on, and where a decoder of all tasks does not fit its views."""
+    """Check, before a run begins, what it is validated on.
+
+    Raises:
+        UserError: the split, or what chooses the run's best checkpoint, is not there or does not belong to what it
+            trains on; or a decoder of all tasks does not fit the views.
+    """
     store = training_store(places.features, recipe, parts_read(recipe))
     tasks = store_tasks(store, recipe.tasks, recipe.loss.task_weights) if recipe.stage == "finetune" else []
     if not find_arm(recipe.arm).per_task:  # each of its students has its own

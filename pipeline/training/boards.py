@@ -20,11 +20,20 @@ METRICS = "metrics.jsonl"
 
 
 class Boards:
-    """Writes numbers by step; a resumed run goes on in the same files and in the same Weights & Biases run."""
+    """Writes numbers by step; a resumed run goes on in the same files and in the same Weights & Biases run.
+
+    Args:
+        run: its folder.
+        recipe: as JSON has it.
+        wandb: whether Weights & Biases is told, too.
+        step: that the run goes on from; what a killed process has written of later steps is left out, as they are
+            trained again.
+
+    Raises:
+        UserError: `wandb` is asked for and not installed.
+    """
 
     def __init__(self, run: Path, recipe: Mapping[str, Any], wandb: bool = False, step: int = 0) -> None:
-        """run: its folder. recipe: as JSON has it. step: that the run goes on from; what a killed process has written
-        of later steps is left out, as they are trained again. Raises `UserError` where `wandb` is not installed."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
@@ -89,7 +98,11 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def require_wandb() -> None:
-    """Raises `UserError` where Weights & Biases is not installed: said before a run begins."""
+    """Check that Weights & Biases is installed, before a run begins.
+
+    Raises:
+        UserError: it is not.
+    """
     from importlib.util import find_spec
 
     if find_spec("wandb") is None:

@@ -16,14 +16,16 @@ Mark = float | torch.cuda.Event
 
 
 class StepClock:
-    """Adds up seconds by part, lap after lap.
+    """Adds up seconds by part, lap after lap; the first begins at once.
 
     On CUDA a lap lies between two events of the device's stream, so that it is of the device's own time, and the host
     waits for nothing: a lap counts once its last event has passed. Elsewhere it is of the host's clock.
+
+    Args:
+        spent: seconds by part of earlier sessions.
     """
 
     def __init__(self, device: torch.device, spent: Mapping[str, float]) -> None:
-        """Begins a lap. spent: seconds by part of earlier sessions."""
         self._is_cuda = device.type == "cuda"
         self._spent = {part: float(spent.get(part, 0.0)) for part in PARTS}
         self._open: deque[tuple[str, Mark, Mark]] = deque()

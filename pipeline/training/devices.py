@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Execution:
-    """devices: processes side by side on a machine, a GPU each where there are GPUs, else on the CPU.
-    nodes: machines. Where torchrun or srun has started the processes, it says both, and these may stay 1.
-    wandb: whether Weights & Biases is told, too.
-    share: what a run passes its loader through; pipeline.training.shared_reads gives it shared batches.
+    """Where a run computes.
+
+    Attributes:
+        devices: processes side by side on a machine, a GPU each where there are GPUs, else on the CPU.
+        nodes: machines. Where torchrun or srun has started the processes, it says both, and these may stay 1.
+        wandb: whether Weights & Biases is told, too.
+        share: what a run passes its loader through; pipeline.training.shared_reads gives it shared batches.
     """
 
     devices: int = 1
@@ -207,7 +210,11 @@ def gather(fabric: Fabric, own: Tensor) -> Tensor:
 
 
 def check_same(fabric: Fabric, facts: Mapping[str, object]) -> None:
-    """Raise `UserError` in all processes, naming the first fact (JSON-able) that is not the same in all of them."""
+    """Check that facts, JSON-able by name, are the same in all processes.
+
+    Raises:
+        UserError: one is not, in all processes; the first is named.
+    """
     texts = [json.dumps(value, sort_keys=True).encode() for value in facts.values()]
     own = [int.from_bytes(hashlib.sha256(text).digest()[:7], "big") for text in texts]
     every = gather(fabric, torch.tensor(own, device=fabric.device))

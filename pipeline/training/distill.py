@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 def distill(recipe: Recipe, run: Path, places: runs.Places, execution: Execution = ALONE) -> dict[str, Any]:
     """Run stage 1 of `recipe` in the folder `run` (going on where it stopped) and return its results.
 
-    Raises `UserError` for an arm or a `trains` that has no stage 1, and as `train`.
+    Raises:
+        UserError: the arm or `trains` has no stage 1; and as `train`.
     """
     if not find_arm(recipe.arm).distils:
         raise UserError(f"arm {recipe.arm} distils nothing; run `sak finetune` at once")
@@ -120,8 +121,12 @@ def _distill(recipe: Recipe, run: Path, places: runs.Places, made_from: Origin, 
 def results_of(
     recipe: Recipe, trained: Trained, model: nn.Module, store: Store, random: Sequence[str], before_s: float = 0.0
 ) -> dict[str, Any]:
-    """What a run of either stage says of itself. random: teachers that were never trained. before_s: seconds of the run
-    that it began with."""
+    """What a run of either stage says of itself.
+
+    Args:
+        random: teachers that were never trained.
+        before_s: seconds of the run that it began with.
+    """
     return {
         "stage": recipe.stage,
         "arm": recipe.arm,
@@ -138,7 +143,8 @@ def results_of(
 def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fabric, places: runs.Places) -> Batches:
     """The training batches of a recipe, this process's share: a part of a step each.
 
-    Raises `UserError` for keys of the recipe that do not go together, or not with where the store lies.
+    Raises:
+        UserError: keys of the recipe that do not go together, or not with where the store lies.
     """
     frozen_part(recipe)  # raises where it does not go with the others
     teachers, is_live = teachers_read(recipe), recipe.source == "live"
@@ -168,7 +174,7 @@ def open_loader(store: Store, recipe: Recipe, labels: Sequence[str], fabric: Fab
 
 
 def _past_page_cache(store: Store, recipe: Recipe) -> Store:
-    """The same store, whose files are opened with O_DIRECT. Raises `UserError` where it has none of this machine."""
+    """The same store, whose files are opened with O_DIRECT; refused where they are not files of this machine."""
     if recipe.source == "live":
         raise UserError("loader.direct = true reads rows of the cache, and source = 'live' reads none: leave it out")
     if recipe.loader.stage is not None:
@@ -202,6 +208,7 @@ def _loss(
 def noise_of(recipe: Recipe, batch: Batch, num_samples: int, step: int) -> RowNoise:
     """A step's noise, keyed by seed, step and row: neither a resume nor the number of processes changes it.
 
-    num_samples: of the store, so that each (sample, view) has a number of its own.
+    Args:
+        num_samples: of the store, so that each (sample, view) has a number of its own.
     """
     return RowNoise(recipe.seed, step, batch.views * num_samples + batch.samples)

@@ -36,8 +36,13 @@ EVALUATION_BATCH = 16
 def evaluate(run: Path, data: Data, places: runs.Places) -> dict[str, Any]:
     """Score the weights of a run on `data`, and write scores and details into its folder, with what they come from.
 
-    What is there already is given again if it comes from the same weights and cache. Returns the scores, every task's
-    with its "details". Raises `UserError` where the run cannot be scored there.
+    What is there already is given again if it comes from the same weights and cache.
+
+    Returns:
+        The scores, every task's with its "details".
+
+    Raises:
+        UserError: the run cannot be scored there.
     """
     recipe = runs.read_recipe(run)
     if (run / "results.json").exists():
@@ -123,8 +128,12 @@ def _check_up_to_date(run: Path, recipe: Recipe, places: runs.Places) -> None:
 
 
 def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, data: Data, places: runs.Places) -> None:
-    """Raise `UserError` where a model that was trained on the store `trained_on` cannot be scored on `data`: no such
-    cache, no labels of its tasks, other classes, or features of other teachers."""
+    """Check that a model that was trained on the store `trained_on` can be scored on `data`.
+
+    Raises:
+        UserError: there is no such cache, or it has no labels of its tasks, other classes, or features of other
+            teachers.
+    """
     loader = open_evaluation(recipe, tasks, data, places, EVALUATION_BATCH)
     for task in tasks:
         here, there = (store.spec.labels[task.name] for store in (trained_on, loader.store))
@@ -139,7 +148,11 @@ def check_scorable(recipe: Recipe, tasks: Sequence[Task], trained_on: Store, dat
 
 
 def check_same_teachers(one: Store, other: Store, teachers: Sequence[str]) -> None:
-    """Raise `UserError` where two stores hold features of different networks under one teacher's name."""
+    """Check that two stores hold features of the same networks.
+
+    Raises:
+        UserError: under one teacher's name they have those of different networks.
+    """
     for name in teachers:
         here, there = (
             {
@@ -162,7 +175,8 @@ def _joined(scores: Scores, details: Details) -> dict[str, Any]:
 def load_model(run: Path, places: runs.Places) -> tuple[nn.Module, list[Task]]:
     """The trained model of a stage-2 run, in evaluation mode, and its tasks.
 
-    Raises `UserError` for a run that is one student a task, and where weights or cache are missing or do not fit.
+    Raises:
+        UserError: the run is one student a task, or weights or cache are missing or do not fit.
     """
     recipe = runs.read_recipe(run)
     if find_arm(recipe.arm).per_task:

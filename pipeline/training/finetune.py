@@ -54,8 +54,11 @@ def finetune(
 ) -> dict[str, Any]:
     """Run stage 2 of `recipe` in the folder `run`, starting from the run `stage1` where the arm distils.
 
-    Returns the results: scores on the recipe's validation split, parameters, seconds of both stages. Raises `UserError`
-    for an arm that trains nothing, a stage 1 too many or too few, and as `train`.
+    Returns:
+        The results: scores on the recipe's validation split, parameters, seconds of both stages.
+
+    Raises:
+        UserError: the arm trains nothing, or there is a stage 1 too many or too few; and as `train`.
     """
     arm = find_arm(recipe.arm)
     if arm.derived:
@@ -152,7 +155,7 @@ def _finetune(
 
 
 def _check_matches(stage1: Path, matches: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` where stage 1 compared a teacher's levels with others of the student than this run would."""
+    """Refuse a stage 1 that compared a teacher's levels with others of the student than this run would."""
     before = (lineage.read(stage1).student or {}).get("matches", {})
     for name in {*before, *matches}:
         then, now = (list(table[name]) if name in table else "each with its own" for table in (before, matches))
@@ -195,7 +198,9 @@ def _loss(
     step: int,
     beside: bool = True,
 ) -> StepResult:
-    """beside: whether losses of a decoder beside the tasks' own count, as they do in training alone."""
+    """What a part of a step gives; where `beside`, as in training alone, losses of a decoder beside the tasks' own
+    count.
+    """
     noise = noise_of(recipe, batch, store.spec.num_samples, step)
     output = run_model(recipe, model, batch, noise)
     labels = seen_labels(tasks, store, batch)

@@ -37,7 +37,8 @@ GRID = (8, 8)
 class Probing(Validation):
     """What a run is watched by; its best checkpoint is kept beside the run's own, where `chooses` is not "".
 
-    every: steps between probes.
+    Attributes:
+        every: steps between probes.
     """
 
     every: int
@@ -46,8 +47,8 @@ class Probing(Validation):
 def probing_of(recipe: Recipe, places: runs.Places) -> Probing | None:
     """What a stage-1 recipe asks for, None where it does not.
 
-    Raises `UserError` where the split has no labels, or too few, or is the test split, and for an unknown task to
-    keep by.
+    Raises:
+        UserError: the split has no labels, or too few, or is the test split; or there is no such task to keep by.
     """
     asked = recipe.probe
     if asked is None:
@@ -91,7 +92,7 @@ def probe(model: StudentNetwork, store: Store, tasks: Sequence[Task], samples: S
 
 
 def _check_labels(store: Store, tasks: Sequence[Task], samples: Sequence[int]) -> None:
-    """Raise `UserError` where a task's labels of these rows are too few to fit a probe on, which features never are."""
+    """Refuse rows with too few labels of a task to fit a probe on."""
     fitters = {task.name: ProbeFitter(task) for task in tasks}
     for batch in _batches(store, samples[::2], list(fitters)):
         _update(fitters, torch.zeros(len(batch), 1, *GRID), batch)

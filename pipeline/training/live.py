@@ -22,10 +22,14 @@ from sak_common.differences import first_difference
 
 
 class LiveBatches(FollowingBatches):
-    """The batches of a loader, with features that teachers compute as each batch comes."""
+    """The batches of a loader, with features that teachers compute as each batch comes.
+
+    Args:
+        loader: of pixels and labels.
+        teachers: by the name that the student knows them by.
+    """
 
     def __init__(self, loader: Batches, teachers: Mapping[str, RunningTeacher]) -> None:
-        """loader: of pixels and labels. teachers: by the name that the student knows them by."""
         super().__init__(loader)
         self._teachers = teachers
 

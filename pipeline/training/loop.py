@@ -267,7 +267,7 @@ def _resume(
 ) -> Reached:
     """Load the run's last checkpoint, where there is one, and go to its place in the data; how far the run had come.
 
-    All processes must find the same. Raises `UserError` otherwise, and as `_check_origin`.
+    Refuses where processes find others, or where it was made from something else.
     """
     found = checkpoint.find(run / checkpoint.LAST)
     state = checkpoint.read_state(found) if found else None
@@ -285,7 +285,7 @@ def _resume(
 
 
 def _check_origin(run: Path, saved: Mapping[str, Any], recipe: Recipe, made_from: Mapping[str, Any]) -> None:
-    """Raises `UserError` naming where a checkpoint was made from something else than what there is now."""
+    """Refuse a checkpoint that was made from something else than what there is now, which is named."""
     changed = recipe_differences(saved["recipe"], recipe.model_dump(mode="json")) + changes(saved, made_from, code=True)
     if changed:
         raise UserError(

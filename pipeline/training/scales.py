@@ -28,7 +28,8 @@ def stored_scales(tasks: Sequence[Task], store: Store, batch: Batch) -> Tensor:
 
 
 def seen_labels(tasks: Sequence[Task], store: Store, batch: Batch) -> dict[str, Tensor]:
-    """The labels that a network can learn from what it sees: normals turned where views have another aspect ratio.
+    """The labels that a network can learn from what it sees, by task name, as the batch has them: normals turned where
+    views have another aspect ratio.
 
     Rounding to whole px changes aspect ratios a little, too; as published, it is let be.
     """

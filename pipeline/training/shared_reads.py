@@ -29,7 +29,8 @@ Share = Callable[[Batches], Batches]
 class WorkerSlot:
     """One worker of a group: a run and its thread. To the run it is a loader, whose batches the group hands it.
 
-    idle_s: seconds in which other runs had the lock.
+    Attributes:
+        idle_s: seconds in which other runs had the lock.
     """
 
     def __init__(self, work: Callable[[Share], Any]) -> None:

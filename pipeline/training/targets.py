@@ -68,8 +68,10 @@ class Targets:
         noise: NoiseSource,
         over_ranks: OverRanks | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms, `<teacher>_level<i + 1>` and `<teacher>_class<i + 1>`; `noise` decides which
-        teachers are dropped.
+        """The loss, (), and its terms, `<teacher>_level<i + 1>` and `<teacher>_class<i + 1>`.
+
+        Args:
+            noise: decides which teachers are dropped.
         """
         recipe = self.recipe
         ours, theirs = dict(output.aligned), self.balanced(batch.features)
@@ -92,7 +94,9 @@ class Targets:
         return loss, terms
 
     def balanced(self, features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """What the student's maps are compared with: a batch's features of the teachers, balanced."""
+        """What the student's maps are compared with: a batch's features of the teachers, one (B, C, h, w) a level,
+        balanced.
+        """
         own = {teacher: features[teacher] for teacher in self.teachers}
         found: dict[str, list[Tensor]] = self.balance.to(own[self.teachers[0]][0].device)(own)
         return found

@@ -28,8 +28,13 @@ Values = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Validation:
-    """measure: a model in evaluation mode to values by name, the same on all processes. chooses: the name of the value
-    that is best when highest, or lowest."""
+    """What chooses a run's best checkpoint.
+
+    Attributes:
+        measure: a model in evaluation mode to values by name, the same on all processes.
+        chooses: the name of the value that is best when highest, or lowest.
+        higher_is_better: which of these.
+    """
 
     measure: Callable[[nn.Module], Values]
     chooses: str

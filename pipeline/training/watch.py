@@ -35,9 +35,13 @@ PICTURED_ROWS = 4
 class StepResult:
     """What a step's loss function gives.
 
-    loss: to descend. terms: named scalars that it is made of. output: the model's. probe: computes further scalars
-    to be watched, where a step is logged. labelled: by tasks' names, whether the batch has a label of it, () bool; its
-    term counts in means only where it has.
+    Attributes:
+        loss: to descend.
+        terms: named scalars that it is made of.
+        output: the model's.
+        probe: computes further scalars to be watched, where a step is logged.
+        labelled: by tasks' names, whether the batch has a label of it, () bool; its term counts in means only where it
+            has.
     """
 
     loss: Tensor
@@ -52,13 +56,17 @@ StepLoss = Callable[[nn.Module, Batch, int], StepResult]
 
 
 class Watch:
-    """Collects what a run's steps give and logs it when asked. All processes of a run take part; the first writes."""
+    """Collects what a run's steps give and logs it when asked. All processes of a run take part; the first writes.
+
+    Args:
+        tasks: whose predictions are shown.
+        wandb: whether Weights & Biases is told, too.
+        step: that the run goes on from.
+    """
 
     def __init__(
         self, fabric: Fabric, run: Path, recipe: Recipe, tasks: Sequence[Task], wandb: bool = False, step: int = 0
     ) -> None:
-        """tasks: whose predictions are shown. wandb: whether Weights & Biases is told, too. step: that the run goes on
-        from."""
         self._fabric, self._tasks, self._parts = fabric, tasks, recipe.accumulate
         self._boards = Boards(run, recipe.model_dump(mode="json"), wandb, step) if fabric.is_global_zero else None
         self._history: list[dict[str, Tensor]] = []
@@ -77,7 +85,11 @@ class Watch:
             self._boards.close()
 
     def add(self, result: StepResult, batch: Batch, *, probes: bool, shows: bool) -> None:
-        """Take in one part of a step. probes, shows: whether the step ends in a log, and with pictures."""
+        """Take in one part of a step.
+
+        Args:
+            probes, shows: whether the step ends in a log, and with pictures.
+        """
         self._history.append({"loss": result.loss.detach(), **{k: term.detach() for k, term in result.terms.items()}})
         always = torch.ones((), device=result.loss.device)
         self._counts.append({name: result.labelled.get(name, always) for name in self._history[-1]})
@@ -99,7 +111,8 @@ class Watch:
     def log(self, step: int, lr: float, advance: Callable[..., None]) -> None:
         """Write the means since the last log, the probes and the pictures of the last part.
 
-        Raises `UserError` where a loss is not finite.
+        Raises:
+            UserError: a loss is not finite.
         """
         values = {**self._means(step), **self._probes(), "lr": lr}
         self._history.clear()

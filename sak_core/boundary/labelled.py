@@ -17,7 +17,12 @@ from sak_core.labels import IGNORE
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """strength: (h, w) uint8, 255 being 1. label: (h, w), boundaries where 1, 255 where no one knows."""
+    """A predicted map of boundaries and its label.
+
+    Attributes:
+        strength: (h, w) uint8, 255 being 1.
+        label: (h, w), boundaries where 1, 255 where no one knows.
+    """
 
     strength: npt.NDArray[np.uint8]
     label: npt.NDArray[Any]

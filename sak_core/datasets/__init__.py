@@ -20,15 +20,17 @@ Opener = Callable[[str, Path | None, Size | None, str | None], Dataset]
 class DatasetRow:
     """How to open one dataset.
 
-    open: (split, root, size, images) to Dataset; size is (H, W) or None for the dataset's own; images says which of a
-        sample's images is the input, None where the dataset finds it by itself.
-    splits: their names; empty where the folder says.
-    needs_root: whether a folder must be given. about: one line for lists.
-    needs_all_splits: whether a copy that lacks one of its splits is damaged.
-    tasks: of its labelled splits, where every copy has the same; None where the folder says, or it has no labels.
-    several_images: whether a sample may hold more images than the input, so that `images` means something.
-    licence: of its images and labels, as they are handed out; "unknown" where nobody said, or the folder decides.
-    may_share: whether it lets images and labels be handed on to anyone; None where that is not known.
+    Attributes:
+        open: (split, root, size, images) to Dataset; size is (H, W) or None for the dataset's own; images says which of
+            a sample's images is the input, None where the dataset finds it by itself.
+        splits: their names; empty where the folder says.
+        needs_root: whether a folder must be given.
+        about: one line for lists.
+        needs_all_splits: whether a copy that lacks one of its splits is damaged.
+        tasks: of its labelled splits, where every copy has the same; None where the folder says, or it has no labels.
+        several_images: whether a sample may hold more images than the input, so that `images` means something.
+        licence: of its images and labels, as they are handed out; "unknown" where nobody said, or the folder decides.
+        may_share: whether it lets images and labels be handed on to anyone; None where that is not known.
     """
 
     open: Opener
@@ -53,7 +55,7 @@ def _rooms(split: str, root: Path | None, size: Size | None, images: str | None)
 
 
 def _in_folder(target: str) -> Opener:
-    """Opens a data set that lies in a folder. target: "module:class", imported when one is opened."""
+    """Opens a data set that lies in a folder, `target` being "module:class", imported when one is opened."""
 
     def open_split(split: str, root: Path | None, size: Size | None, images: str | None) -> Dataset:
         chosen = {} if images is None else {"images": images}

@@ -53,12 +53,20 @@ class ImageFolder(SizesOfFiles, Stage1Images):
         return {"image": self.root / self._paths[index]}
 
     def load(self, index: int) -> Sample:
-        """Decode one image; raises UnreadableSample."""
+        """Decode one image.
+
+        Raises:
+            UnreadableSample: its file does not allow it.
+        """
         return Sample(read_image(self.root / self._paths[index]))
 
 
 def check_root(root: Path) -> None:
-    """Raise DatasetError unless `root` is a folder."""
+    """Check that `root` is a folder.
+
+    Raises:
+        DatasetError: it is none, or not there.
+    """
     if not root.exists():
         raise DatasetError(f"no folder {root}")
     if not root.is_dir():

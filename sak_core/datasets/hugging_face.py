@@ -82,7 +82,11 @@ class HuggingFaceFolder(ChosenImages):
         return self._files
 
     def load(self, index: int) -> Sample:
-        """Decode one image; raises UnreadableSample naming file and row."""
+        """Decode one image.
+
+        Raises:
+            UnreadableSample: it cannot be decoded; names file and row.
+        """
         file, row = locate(self._rows[index], self._starts)
         where = f"{self._files[file]} row {row}"
         value = self._tables[file].image(row)
@@ -168,7 +172,7 @@ def _loose_files(root: Path, split: str) -> tuple[Path, ...]:
 
 
 def _check_count(files: Sequence[Path], split: str, num_rows: int) -> None:
-    """Raise DatasetError where the rows of `load_dataset`'s files are not as many as it wrote down."""
+    """Refuse `load_dataset`'s files where their rows are not as many as it wrote down."""
     path = files[0].parent / _INFO
     if files[0].suffix.lower() != ".arrow" or not path.is_file():
         return

@@ -16,7 +16,11 @@ _INNER = Path("ILSVRC") / "Data" / "CLS-LOC"
 
 
 def open_imagenet(root: Path, split: str) -> ImageFolder:
-    """One split of ImageNet-1k: "train" in stage 1's views, "val" whole. Raises DatasetError."""
+    """One split of ImageNet-1k: "train" in stage 1's views, "val" whole.
+
+    Raises:
+        DatasetError: `root` is no folder, or is not laid out as ImageNet.
+    """
     check_root(root)
     places = [root / split, root / _INNER / split]
     for place in places:

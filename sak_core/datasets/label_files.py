@@ -27,12 +27,17 @@ ZERO_ADVICE = "a normal has a direction; if 0 marks what is not known, say so by
 class LabelFiles:
     """How one task's labels are stored.
 
-    kind: of the task. files: path with {id} in it. classes: names in label order (kind "classes").
-    ignore: stored values that are no label, of normals in all three channels (NaN in any); they decide alone. None,
-      where the description is silent: 255 is no label.
-    offset: added to stored classes. scale: metres for each stored 1. threshold: from which on a stored value is 1.
-    weight: of the loss; None for the published one.
-    optional: whether a sample may lack its file; it is then not labelled for this task.
+    Attributes:
+        kind: of the task.
+        files: path with {id} in it.
+        classes: names in label order (kind "classes").
+        ignore: stored values that are no label, of normals in all three channels (NaN in any); they decide alone. None,
+            where the description is silent: 255 is no label.
+        offset: added to stored classes.
+        scale: metres for each stored 1.
+        threshold: from which on a stored value is 1.
+        weight: of the loss; None for the published one.
+        optional: whether a sample may lack its file; it is then not labelled for this task.
     """
 
     kind: str
@@ -55,7 +60,11 @@ class LabelFiles:
         return told
 
     def read(self, path: Path) -> Label:
-        """One label in this project's coding, 255 where there is none; raises UnreadableSample."""
+        """One label in this project's coding, 255 where there is none.
+
+        Raises:
+            UnreadableSample: it cannot be read, or holds what its kind does not.
+        """
         stored = self._stored(path)
         if self.kind == "normals" and (stored.ndim != 3 or stored.shape[2] != 3):
             raise UnreadableSample(path, f"has shape {stored.shape}, normals are (h, w, 3)")

@@ -145,7 +145,11 @@ class LabelledFolder(SizesOfFiles):
         return {name: {i: p for i, p in enumerate(paths[name]) if not _is_there(p)} for name in optional}
 
     def load(self, index: int) -> Sample:
-        """Read one image and its labels; raises UnreadableSample naming the file."""
+        """Read one image and its labels.
+
+        Raises:
+            UnreadableSample: one cannot be read; names the file.
+        """
         files = self.files(index)
         if self.description.labels_as == "stored":
             image, orientation = read_image(files["image"], as_stored=True), 1
@@ -205,7 +209,7 @@ def _read(row: LabelFiles, path: Path, task: str) -> Label:
 
 
 def _check_turned(path: Path, label: tuple[int, ...], image: tuple[int, ...], orientation: int) -> None:
-    """Raise UnreadableSample where a label (h, w) of an image (h, w) that EXIF turned may lie on its pixels as stored.
+    """Refuse a label (h, w) of an image (h, w) that EXIF turned where it may lie on the pixels as stored.
 
     A quarter turn of an image that is no square shows in the label's shape.
     """
@@ -317,7 +321,7 @@ def _label_files(path: Path, name: str, table: Any) -> LabelFiles:
 
 
 def _ignored(told: Any) -> tuple[float, ...] | None:
-    """The values of a setting `ignore`, one or a list; None where there is none. Raises TypeError."""
+    """The values of a setting `ignore`, one or a list; None where there is none. TypeError where one is no number."""
     values = told if isinstance(told, list) else [] if told is None else [told]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -84,7 +84,11 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """A `.npy` file's array, without pickles; channels of length one are dropped. Raises UnreadableSample."""
+    """A `.npy` file's array, without pickles; a last axis of length one (of three) is dropped.
+
+    Raises:
+        UnreadableSample: it cannot be read, or holds anything but one array of numbers.
+    """
     check_file(path)
     try:
         array = np.load(path, allow_pickle=False)
@@ -96,7 +100,11 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def read_mat(path: Path, name: str) -> NDArray[Any]:
-    """One variable of a MATLAB file (to version 7.2), nothing squeezed. Raises UnreadableSample."""
+    """One variable of a MATLAB file (to version 7.2), nothing squeezed.
+
+    Raises:
+        UnreadableSample: it cannot be read, or has no such variable.
+    """
     from scipy.io import loadmat
 
     check_file(path)
@@ -133,7 +141,11 @@ def read_ids(path: Path) -> tuple[str, ...]:
 
 
 def check_unique(ids: Sequence[str], where: Path) -> None:
-    """Raise DatasetError if an id comes twice."""
+    """Check that no id comes twice.
+
+    Raises:
+        DatasetError: one does; it names `where` and the id.
+    """
     seen: set[str] = set()
     for name in ids:
         if name in seen:

@@ -68,7 +68,11 @@ class Nyud(Stage2Benchmark):
         object.__setattr__(self, "ids", read_ids(self.root / "gt_sets" / f"{self.split}.txt"))
 
     def load(self, index: int) -> Sample:
-        """Read one image and its labels; raises UnreadableSample naming the file."""
+        """Read one image and its labels.
+
+        Raises:
+            UnreadableSample: one cannot be read; names the file.
+        """
         files = self.files(index)
         stored = read_grey(files["semseg"])
         if stored.max() > len(CLASSES):

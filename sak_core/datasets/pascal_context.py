@@ -81,7 +81,11 @@ class PascalContext(Stage2Benchmark):
         object.__setattr__(self, "_valid_normals", _classes_with_normals(self.root / "json"))
 
     def load(self, index: int) -> Sample:
-        """Read one image and its labels; raises UnreadableSample naming the file."""
+        """Read one image and its labels.
+
+        Raises:
+            UnreadableSample: one cannot be read; names the file.
+        """
         name, files = self.ids[index], self.files(index)
         image = read_image(files["image"], as_stored=True)
         label_map = read_mat(files["context"], "LabelMap")

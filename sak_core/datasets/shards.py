@@ -66,7 +66,7 @@ def _split_of(path: Path, root: Path) -> str | None:
 
 
 def _check_numbers(files: Sequence[Path]) -> None:
-    """Raise DatasetError where files that number themselves "00001-of-00004" are not all there."""
+    """Refuse files that number themselves "00001-of-00004" and are not all there."""
     series: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
     for path in files:
         if found := _NUMBERED.match(path.name):  # a hash of the file's own may follow
@@ -83,7 +83,11 @@ def _check_numbers(files: Sequence[Path]) -> None:
 
 
 def locate(index: int, starts: Sequence[int]) -> tuple[int, int]:
-    """Which file a row is in and which of its rows it is; `starts`: number of each file's first row."""
+    """Which file a row is in and which of its rows it is.
+
+    Args:
+        starts: number of each file's first row.
+    """
     from bisect import bisect_right
 
     file = bisect_right(starts, index) - 1

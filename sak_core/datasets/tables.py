@@ -15,10 +15,17 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowTable:
-    """The image column of one Arrow file, stream or random access, mapped into memory."""
+    """The image column of one Arrow file, stream or random access, mapped into memory.
+
+    Args:
+        column: see `image_column`.
+
+    Raises:
+        DatasetError: there is no such column or more than one, or the file is not whole.
+        OSError, pyarrow.ArrowException: it cannot be read.
+    """
 
     def __init__(self, path: Path, column: str | None) -> None:
-        """column: see `image_column`. Raises DatasetError."""
         table = read_arrow(path)
         self.num_rows: int = table.num_rows
         self._column: Any = table.column(image_column(path, table.schema, column))
@@ -40,10 +47,17 @@ class ArrowTable:
 
 
 class ParquetTable(ArrowTable):
-    """The image column of one Parquet file; the row group that was read last is kept."""
+    """The image column of one Parquet file; the row group that was read last is kept.
+
+    Args:
+        column: see `image_column`.
+
+    Raises:
+        DatasetError: there is no such column or more than one.
+        OSError, pyarrow.ArrowException: it cannot be read.
+    """
 
     def __init__(self, path: Path, column: str | None) -> None:
-        """column: see `image_column`. Raises DatasetError."""
         import pyarrow.parquet as pq
 
         self._file: Any = pq.ParquetFile(path)

@@ -81,7 +81,11 @@ class TarFolder(ChosenImages):
         return tuple(dict.fromkeys(member.tar for member in self._members))
 
     def load(self, index: int) -> Sample:
-        """Decode one image; raises UnreadableSample naming tar and member."""
+        """Decode one image.
+
+        Raises:
+            UnreadableSample: it cannot be decoded; names tar and member.
+        """
         member = self._members[index]
         return Sample(decode_image(member.read(), f"{member.tar}/{member.name}"))
 

@@ -40,10 +40,14 @@ class Sample:
 class Dataset(Protocol):
     """One split of a dataset. Instances pickle, so that workers can load samples by index.
 
-    name, split: as on the command line. tasks: empty when unlabelled. default_size: (H, W) of views unless
-    asked otherwise, px. policy: the split's view policy. info: versions and options that fix the pixels,
-    JSON-able. ids: unique, stable, in order. fingerprints: one integer a sample (a file's size), an input of
-    the store's digest.
+    Attributes:
+        name, split: as on the command line.
+        tasks: empty when unlabelled.
+        default_size: (H, W) of views unless asked otherwise, px.
+        policy: the split's view policy.
+        info: versions and options that fix the pixels, JSON-able.
+        ids: unique, stable, in order.
+        fingerprints: one integer a sample (a file's size), an input of the store's digest.
     """
 
     @property
@@ -64,7 +68,11 @@ class Dataset(Protocol):
     def fingerprints(self) -> Sequence[int]: ...
 
     def load(self, index: int) -> Sample:
-        """Read one sample; raises UnreadableSample where its files do not allow it."""
+        """Read one sample.
+
+        Raises:
+            UnreadableSample: its files do not allow it.
+        """
         ...
 
 
@@ -81,8 +89,9 @@ class HasFiles(Protocol):
 class Described(Protocol):
     """A dataset whose coding of labels somebody described.
 
-    assumes_ignored: tasks of classes whose 255 is taken for no label, though the description does not say so.
-    unlabelled: the samples that may do without a label of a task, and do, by task: where its file would be.
+    Attributes:
+        assumes_ignored: tasks of classes whose 255 is taken for no label, though the description does not say so.
+        unlabelled: the samples that may do without a label of a task, and do, by task: where its file would be.
     """
 
     @property
@@ -95,7 +104,8 @@ class Described(Protocol):
 class LeavesImages(Protocol):
     """A dataset that takes some of the images that lie there, and leaves others.
 
-    left_alone: how many of those, by ending.
+    Attributes:
+        left_alone: how many of those, by ending.
     """
 
     @property

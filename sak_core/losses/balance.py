@@ -35,14 +35,19 @@ class ChannelStatistics:
 
 
 class AffineBalance(nn.Module):
-    """y = scale · (x - mean), `scale` a factor a channel or a matrix."""
+    """y = scale · (x - mean), `scale` a factor a channel or a matrix.
+
+    Args:
+        mean: (C,).
+        scale: (C,) or (C, C).
+        unscale: its inverse, likewise.
+    """
 
     mean: Tensor
     scale: Tensor
     unscale: Tensor
 
     def __init__(self, mean: Tensor, scale: Tensor, unscale: Tensor) -> None:
-        """mean: (C,). scale: (C,) or (C, C). unscale: its inverse, likewise."""
         super().__init__()
         # fitted in float64, applied in float32
         for name, value in (("mean", mean), ("scale", scale), ("unscale", unscale)):

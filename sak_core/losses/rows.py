@@ -18,7 +18,7 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine between the whole flattened maps."""
+    """1 - cosine between the whole flattened maps (B, C, h, w): (B,), in [0, 2]."""
     # three axes and not flatten(1): both maps are views of channel-last memory, which flatten would copy
     similarity: Tensor = (student * teacher).sum((1, 2, 3)) / (_length(student) * _length(teacher)).clamp_min(1e-8)
     return 1 - similarity
@@ -33,23 +33,26 @@ def _length(maps: Tensor) -> Tensor:
 
 
 def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Smooth L1 (beta 1), mean over a row's elements."""
+    """Smooth L1 (beta 1) of maps (B, C, h, w), mean over a row's elements: (B,)."""
     return F.smooth_l1_loss(student, teacher, reduction="none").mean((1, 2, 3))
 
 
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error, mean over a row's elements."""
+    """Squared error of maps (B, C, h, w), mean over a row's elements: (B,)."""
     return (student - teacher).square().mean((1, 2, 3))
 
 
 def relational(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error between the two Gram matrices of unit-length tokens within an image, mean over token
-    pairs.
+    """Squared error between the two Gram matrices of unit-length tokens within an image, mean over token pairs: (B,).
 
     Only which tokens are alike is compared, so rotations of the feature space cost nothing and widths may
     differ. The teacher is resized to the student's grid, since the matrices grow with the square of the
     number of tokens.
+
     Source: the Gram loss of DINOv3 (arXiv 2508.10104, equation 2), there against an earlier self as teacher.
+
+    Args:
+        student, teacher: (B, C, h, w) each, of any widths.
     """
     teacher = resize(teacher, student.shape[2:])
     return (_gram(student) - _gram(teacher)).square().mean((1, 2))

@@ -65,7 +65,7 @@ def task_loss(
     over_ranks: OverRanks | None = None,
     positives: float = POSITIVE_BOUNDARY_WEIGHT,
 ) -> Tensor:
-    """The task's loss, not yet times its weight.
+    """The task's loss, (), not yet times its weight.
 
     Args:
         output: (B, channels, H, W), raw.
@@ -84,9 +84,11 @@ def task_losses(
     over_ranks: OverRanks | None = None,
     positives: float = POSITIVE_BOUNDARY_WEIGHT,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the tasks' losses, each times its weight, and the weighted terms by task name.
+    """The sum of the tasks' losses, each times its weight, (), and the weighted terms by task name, () each.
 
     Args:
+        outputs: by task name, raw, (B, channels, H, W).
+        labels: by task name, (B, H, W) or (B, H, W, 3).
         positives: as for `task_loss`.
     """
     terms = {

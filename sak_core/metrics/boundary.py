@@ -19,6 +19,11 @@ class BoundaryMetric(TaskMetric):
 
     Works on the CPU, image by image (10 ms at 96x96 and 19 thresholds, a second at 448x576 and 99); see
     `sak_core.boundary.labelled.Rule` for what is counted.
+
+    Args:
+        max_dist: how far matched pixels may be apart, as a share of the diagonal.
+        thresholds: in (0, 1]; None takes 0.01 .. 0.99.
+        image_map: how a batch's images are gone through.
     """
 
     counts: Tensor
@@ -32,11 +37,6 @@ class BoundaryMetric(TaskMetric):
         *,
         image_map: ImageMap = map,
     ) -> None:
-        """max_dist: how far matched pixels may be apart, as a share of the diagonal.
-
-        thresholds: in (0, 1]; None takes 0.01 .. 0.99.
-        image_map: how a batch's images are gone through.
-        """
         super().__init__()
         self.rule = Rule(max_dist, even_thresholds() if thresholds is None else tuple(thresholds), suppress=True)
         self.image_map = image_map

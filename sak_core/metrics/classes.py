@@ -12,12 +12,14 @@ from sak_core.metrics.base import TaskMetric
 class ClassesMetric(TaskMetric):
     """mIoU from one confusion matrix over the set's valid pixels: the mean over all classes, one that never
     occurs counting 0. An image's own is the mean over the classes that occur in it or in its prediction.
+
+    Args:
+        num_classes: labels are 0 .. num_classes - 1.
     """
 
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """num_classes: labels are 0 .. num_classes - 1."""
         super().__init__()
         self.num_classes = num_classes
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")

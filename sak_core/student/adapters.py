@@ -10,10 +10,13 @@ from sak_core.student.init import init_linear
 
 
 class Adapter(nn.Module):
-    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1."""
+    """A(x) = x + s · up(GELU(down(x))) with `down` C to C/4, `up` C/4 to C and a learned scalar s, initially 1.
+
+    Args:
+        width: channels C.
+    """
 
     def __init__(self, width: int) -> None:
-        """width: channels C."""
         super().__init__()
         self.down = init_linear(nn.Linear(width, width // 4))
         self.up = init_linear(nn.Linear(width // 4, width))
@@ -27,12 +30,16 @@ class Adapter(nn.Module):
 class AdapterPath(nn.Module):
     """One teacher's path: r = A_0(x_0), then after every block r <- A_{i+1}(r + x_{i+1}); LayerNorm where it
     is tapped.
+
+    Args:
+        width: channels C.
+        depth: the stem's blocks.
+        levels: tapped blocks, ascending.
+        num_prefix: tokens before patches.
+        adapts: False leaves the adapters out, A(x) = x, so that only the norm is the teacher's own.
     """
 
     def __init__(self, width: int, depth: int, levels: Sequence[int], num_prefix: int, *, adapts: bool = True) -> None:
-        """width: channels C. depth: the stem's blocks. levels: tapped blocks, ascending. num_prefix: tokens
-        before patches. adapts: False leaves the adapters out, A(x) = x, so that only the norm is the teacher's own.
-        """
         super().__init__()
         self.levels = tuple(levels)
         self.num_prefix = num_prefix

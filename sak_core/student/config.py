@@ -15,23 +15,26 @@ from sak_core.tasks import Task
 class StudentConfig:
     """Which student.
 
-    stem: its ViT. levels: the tapped blocks, ascending; None taps four, evenly spaced (2, 5, 8, 11 of 12).
-    teachers: feature width a teacher, or a tuple of widths, one for each of its levels, of which it may have another
-      number than the student taps blocks. May be empty.
-    paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation;
-      for every teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens
-      (without prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
-    adapter: what a path is made of, a key of `ADAPTERS`: "standard" (published), "none" (the path only sums the
-      stem's tokens), "lora" (sak_core.student.lora).
-    aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it
-    widths must agree.
-    class_tokens: teachers whose class token is a further target: a linear layer a level maps the class token of
-      the teacher's path (without paths, of the stem) to the teacher's width.
-    router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
-    head: a key of sak_core.student.heads.HEADS. tasks: what to predict; () for distillation alone.
-    decoder: what decodes all tasks at once, in place of a head a task; None for heads.
-    matches: for some or all teachers the student's level (0 is the shallowest) that each of theirs is compared with;
-      for the others `match_levels` of evenly spaced levels, the same one where there are as many.
+    Attributes:
+        stem: its ViT.
+        levels: the tapped blocks, ascending; None taps four, evenly spaced (2, 5, 8, 11 of 12).
+        teachers: feature width a teacher, or a tuple of widths, one for each of its levels, of which it may have
+            another number than the student taps blocks. May be empty.
+        paths: True builds an adapter path a teacher. False is the many-to-one student: one shared representation; for
+            every teacher and level a LayerNorm and a linear layer of its own map the stem's tapped tokens (without
+            prefix) to the teacher's width, and heads see the stem's tokens alone, without a router.
+        adapter: what a path is made of, a key of `ADAPTERS`: "standard" (published), "none" (the path only sums the
+            stem's tokens), "lora" (sak_core.student.lora).
+        aligner: with paths, whether a linear layer maps a path's feature to the teacher's width. Without it widths must
+            agree.
+        class_tokens: teachers whose class token is a further target: a linear layer a level maps the class token of the
+            teacher's path (without paths, of the stem) to the teacher's width.
+        router: "mor" (published), "token" (a weight a token) or "none" (plain sum of stem and paths).
+        head: a key of sak_core.student.heads.HEADS.
+        tasks: what to predict; () for distillation alone.
+        decoder: what decodes all tasks at once, in place of a head a task; None for heads.
+        matches: for some or all teachers the student's level (0 is the shallowest) that each of theirs is compared
+            with; for the others `match_levels` of evenly spaced levels, the same one where there are as many.
     """
 
     stem: StemConfig = field(default_factory=StemConfig)

@@ -26,7 +26,9 @@ class HierarchicalStem(nn.Module):
     is coarser) and, through a LayerNorm and a linear layer of its own, to the width of the stage on that grid.
     Normalises pixels by the mean and standard deviation that timm names for its weights.
 
-    width, depth, num_prefix, patch: as `Stem`. multiple: of which an image's sides must be, in px.
+    Attributes:
+        width, depth, num_prefix, patch: as `Stem`.
+        multiple: of which an image's sides must be, in px.
     """
 
     has_class_token = False

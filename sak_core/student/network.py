@@ -26,13 +26,15 @@ T = TypeVar("T")
 class StudentOutput:
     """What a forward pass gives.
 
-    stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
-    aligned: for each teacher one (B, teacher's width, h, w) for each of its levels, to be compared with its features.
-    class_tokens: for each teacher that the configuration names one (B, teacher's width) a level of it, likewise.
-    outputs: for each task the raw output (B, channels, H, W).
-    router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem,
-      then the teachers. Empty without routers.
-    initial, routes: what a decoder of all tasks gives beside outputs, see `sak_core.student.decoders.Decoded`.
+    Attributes:
+        stem: the stem's tapped tokens as maps, one (B, C, h, w) a level.
+        aligned: for each teacher one (B, teacher's width, h, w) for each of its levels, to be compared with its
+            features.
+        class_tokens: for each teacher that the configuration names one (B, teacher's width) a level of it, likewise.
+        outputs: for each task the raw output (B, channels, H, W).
+        router_weights: for each task one (B, E) a level, mean over positions, detached; experts are the stem, then the
+            teachers. Empty without routers.
+        initial, routes: what a decoder of all tasks gives beside outputs, see `sak_core.student.decoders.Decoded`.
     """
 
     stem: list[Tensor]

@@ -73,8 +73,11 @@ class Student(nn.Module):
         """The student saved in the folder `source`, or in the model `source` ("owner/name") of the Hugging Face hub, or
         one that ships ("rooms-sak").
 
-        revision: branch, tag or commit on the hub. The weights are on the CPU and the student in evaluation mode.
-        Nothing from the files is executed: JSON and safetensors alone, both checked before memory is taken.
+        The weights are on the CPU and the student in evaluation mode. Nothing from the files is executed: JSON and
+        safetensors alone, both checked before memory is taken.
+
+        Args:
+            revision: branch, tag or commit on the hub.
 
         Raises:
             ModelNotFound: no such folder and no such model, or the hub cannot be reached.

@@ -82,7 +82,11 @@ def parse_config(path: Path) -> PretrainedConfig:
 
 
 def check_plausible(path: Path, student: StudentConfig) -> None:
-    """Raises RefusedModel where no honest file, `path`, describes this student."""
+    """Check that an honest file, `path`, may describe this student.
+
+    Raises:
+        RefusedModel: none does.
+    """
     if wrong := _implausible(student):
         raise RefusedModel(f"{path}: {wrong}")
 

@@ -19,10 +19,13 @@ class Router(nn.Module):
     the logits, second half the raw noise. In training the logits get N(0, 1) · (softplus(raw) + 0.01), drawn
     for every expert *and position* (noisy gating, Shazeer et al. 2017, arXiv 1701.06538). Softmax over
     experts.
+
+    Args:
+        width: channels C.
+        num_experts: stem and paths, E.
     """
 
     def __init__(self, width: int, num_experts: int) -> None:
-        """width: channels C. num_experts: stem and paths, E."""
         super().__init__()
         self.hidden = init_linear(nn.Linear(width, width // 2))
         self.norm = nn.LayerNorm(width // 2, eps=1e-5)

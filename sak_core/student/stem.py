@@ -69,8 +69,12 @@ def normalize(pixels: Tensor) -> Tensor:
 class Stem(nn.Module):
     """timm's ViT without its final norm and head.
 
-    width: channels C. depth: number of blocks. patch: side in px of what a token stands for. multiple: of which an
-    image's sides must be, in px. num_prefix: class and register tokens.
+    Attributes:
+        width: channels C.
+        depth: number of blocks.
+        patch: side in px of what a token stands for.
+        multiple: of which an image's sides must be, in px.
+        num_prefix: class and register tokens.
     """
 
     def __init__(self, config: StemConfig) -> None:

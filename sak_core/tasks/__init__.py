@@ -68,11 +68,13 @@ class Kind:
 class Task:
     """One dense prediction task.
 
-    name: unique among a model's tasks. kind: a key of `KINDS`. classes: class names in label order (kind
-    "classes" only).
-    weight: factor of its loss in the total.
-    max_dist: how far a boundary may be off and still count, as a share of the diagonal (kind "boundary" only;
-      published: 0.0075 on PASCAL-Context, 0.011 on NYUD-v2).
+    Attributes:
+        name: unique among a model's tasks.
+        kind: a key of `KINDS`.
+        classes: class names in label order (kind "classes" only).
+        weight: factor of its loss in the total.
+        max_dist: how far a boundary may be off and still count, as a share of the diagonal (kind "boundary" only;
+            published: 0.0075 on PASCAL-Context, 0.011 on NYUD-v2).
     """
 
     name: str
@@ -135,7 +137,11 @@ class Task:
 
 
 def check_class_names(classes: Sequence[str]) -> None:
-    """Raise ValueError where a name stands twice, or alone: a network has nothing to tell one class from."""
+    """Check the names of a task's classes.
+
+    Raises:
+        ValueError: one stands twice, or alone: a network has nothing to tell one class from.
+    """
     for name in classes:
         if classes.count(name) > 1:
             raise ValueError(f"class {name!r} comes twice: each class needs a name of its own")

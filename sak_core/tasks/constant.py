@@ -16,14 +16,17 @@ LOWEST = {"saliency": 0.06, "boundary": 0.02}
 class ConstantPredictor:
     """Fits one output a task on training labels, the same for every pixel of every image.
 
-    classes: log of the class shares, so the most frequent class wins: the constant of the best mIoU.
-    saliency, boundary: the share of positive pixels, raised above the score's lowest threshold, where all
-      pixels then count as found; a constant cannot tell more.
-    normals: the mean direction. depth: the mean of what is scored (below 80 m), the constant of the lowest RMSE.
+    - classes: log of the class shares, so the most frequent class wins: the constant of the best mIoU.
+    - saliency, boundary: the share of positive pixels, above the score's lowest threshold, where all pixels then
+      count as found; a constant cannot tell more.
+    - normals: the mean direction.
+    - depth: the mean of what is scored (below 80 m), the constant of the lowest RMSE.
+
+    Args:
+        tasks: what to predict.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        """tasks: what to predict."""
         self.tasks = tuple(tasks)
         self.sums = {task.name: torch.zeros(_num_sums(task), dtype=torch.float64) for task in self.tasks}
 

@@ -21,7 +21,13 @@ from sak_core.weights.teacher_weights import BuildOptions
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """library: a key of `_BUILDERS`, "miniature" or "code". model: its id there. licence: of the weights."""
+    """Where a teacher's network comes from.
+
+    Attributes:
+        library: a key of `_BUILDERS`, "miniature" or "code".
+        model: its id there.
+        licence: of the weights.
+    """
 
     library: str
     model: str
@@ -102,7 +108,11 @@ _BUILDERS = {**LIBRARIES, "depth_anything": "depth_anything:build_depth_anything
 
 
 def find_teacher(name: str) -> TeacherRow:
-    """The row of a teacher, or one made for "LIBRARY:MODEL" or for a user's own; raises UnknownName."""
+    """The row of a teacher, or one made for "LIBRARY:MODEL" or for a user's own.
+
+    Raises:
+        UnknownName: there is none.
+    """
     if name in TEACHERS:
         return TEACHERS[name]
     library, colon, model = name.partition(":")
@@ -120,8 +130,11 @@ def find_teacher(name: str) -> TeacherRow:
 
 
 def check_teacher(name: str, allow_code: bool = False) -> None:
-    """Raise UnknownName, offering the nearest names, if there is no such teacher, and TeacherUnavailable if it is
-    code of the user's own that is not allowed to run.
+    """Check that there is such a teacher, and that it may run.
+
+    Raises:
+        UnknownName: there is none; it offers the nearest names.
+        TeacherUnavailable: it is code of the user's own that is not allowed to run.
     """
     if find_teacher(name).library != "code" or allow_code:
         return

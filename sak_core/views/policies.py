@@ -18,24 +18,26 @@ POLICY_KINDS = ("random-resized-crop", "scale-crop", "pad")
 class ViewPolicy:
     """How views are drawn.
 
-    kind:
-        "random-resized-crop": a box of random area and aspect, inside the image, resized to the canvas (as
-        torchvision's RandomResizedCrop draws it).
-        "scale-crop": the image is scaled by a random factor and a canvas-sized piece is cut out at random; an
-        image smaller than the canvas is padded around its centre.
-        "pad": the whole image in the canvas' centre, padded; an image larger than the canvas is first scaled
-        down to fit. Draws nothing.
-    scale: "random-resized-crop": range of the box's area over the image's; "scale-crop": range of the factor.
-    ratio: range of the box's width over height ("random-resized-crop").
-    max_class_share: "scale-crop" draws the cut anew, up to `redraws` times, while one class fills more than
-        this share of the valid pixels of the sample's semantic labels, or no pixel is valid.
-    fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size
-        that covers the canvas (True; then factors of 1 and more never pad).
-    flip: probability of mirroring.
-    colour: probability of each of the four colour changes; brightness: largest shift, in grey levels of 255;
-        contrast, saturation: range of the factor; hue: largest turn, degrees of 360.
-    antialias: whether scaling down averages over the pixels it skips.
-    fill: RGB uint8 of padding.
+    Attributes:
+        kind: "random-resized-crop": a box of random area and aspect, inside the image, resized to the canvas (as
+                torchvision's RandomResizedCrop draws it).
+            "scale-crop": the image is scaled by a random factor and a canvas-sized piece is cut out at random; an
+                image smaller than the canvas is padded around its centre.
+            "pad": the whole image in the canvas' centre, padded; an image larger than the canvas is first scaled
+                down to fit. Draws nothing.
+        scale: "random-resized-crop": range of the box's area over the image's; "scale-crop": range of the factor.
+        ratio: range of the box's width over height ("random-resized-crop").
+        max_class_share: "scale-crop" draws the cut anew, up to `redraws` times, while one class fills more than this
+            share of the valid pixels of the sample's semantic labels, or no pixel is valid.
+        fit: "scale-crop": the factor is relative to the image's size as it is (False) or to the smallest size that
+            covers the canvas (True; then factors of 1 and more never pad).
+        flip: probability of mirroring.
+        colour: probability of each of the four colour changes.
+        brightness: largest shift, in grey levels of 255.
+        contrast, saturation: range of the factor.
+        hue: largest turn, degrees of 360.
+        antialias: whether scaling down averages over the pixels it skips.
+        fill: RGB uint8 of padding.
     """
 
     kind: str

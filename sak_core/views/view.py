@@ -80,7 +80,7 @@ class View:
 
     @staticmethod
     def from_arrays(box: NDArray[Any], flip: NDArray[Any] | int, colour: NDArray[Any]) -> View:
-        """The view that `to_arrays` described."""
+        """The view that `to_arrays` described: box (4,), flip () and colour (5,)."""
         top, left, height, width = (float(value) for value in np.asarray(box, np.float32))
         change = ColourChange(*(float(value) for value in np.asarray(colour, np.float32)))
         return View((top, left, height, width), bool(flip), change)

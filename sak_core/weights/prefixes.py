@@ -67,10 +67,12 @@ def split_choice(path: Path) -> tuple[Path, str]:
 def find_state(path: Path, fit: Callable[[State], T], what: str = "the network") -> Found[T]:
     """What `fit` makes of the one place in the file `path` (or `FILE::KEY`) whose tensors fit.
 
-    fit: takes tensors by name, raises Misfit where they are not the ones. what: they are for.
-
     Names outside of the place belong to other modules (a head, a loss) and are left alone. Within a place that fits no
     other is looked for.
+
+    Args:
+        fit: takes tensors by name, raises Misfit where they are not the ones.
+        what: they are for.
 
     Raises:
         FileNotFoundError: no such file.

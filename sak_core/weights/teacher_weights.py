@@ -25,9 +25,12 @@ T = TypeVar("T")
 class BuildOptions:
     """What is asked of a teacher.
 
-    size: (H, W) of the views it will be given, px. levels: indices of tapped blocks, ascending; None for the
-    teacher's own. weights: a file, or FILE::KEY; None for the library's hub. random_weights: leave the network
-    untrained, its start drawn from `seed`. prefix: whether class and register tokens are given, where there are some.
+    Attributes:
+        size: (H, W) of the views it will be given, px.
+        levels: indices of tapped blocks, ascending; None for the teacher's own.
+        weights: a file, or FILE::KEY; None for the library's hub.
+        random_weights: leave the network untrained, its start drawn from `seed`.
+        prefix: whether class and register tokens are given, where there are some.
     """
 
     size: Size

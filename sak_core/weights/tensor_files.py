@@ -111,7 +111,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises RefusedFile where a value of `tensors`, read from `path`, is NaN or infinite."""
+    """Check that all values of `tensors`, read from `path`, are finite.
+
+    Raises:
+        RefusedFile: one is NaN or infinite.
+    """
     for name, tensor in tensors.items():
         values = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
         if not bool(torch.isfinite(values).all()):
@@ -222,7 +226,14 @@ def _damaged(path: Path, error: Exception) -> RefusedFile:
 
 
 def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str = "") -> None:
-    """Raises Misfit, its message starting with `what`, unless `given` has exactly the names and shapes of `own`."""
+    """Check that `given` has exactly the names and shapes of `own`.
+
+    Args:
+        what: the message of the error starts with it.
+
+    Raises:
+        Misfit: it has not.
+    """
     faults = []
     if missing := sorted(set(own) - set(given)):
         faults.append(f"missing: {listed(missing)}")

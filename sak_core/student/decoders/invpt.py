@@ -72,12 +72,18 @@ class InvPT(JointDecoder):
 
     A grid whose sides are no multiples of 4, which the release cannot take, is resized to the next ones first.
     Where tasks have levels of their own, a task's features begin at its own level 3; the skips are the shared ones.
+
+    Args:
+        width: channels C of every level.
+        num_levels: must be 4.
+
+    Raises:
+        ValueError: it is another number.
     """
 
     own_levels = (LEVELS - 1,)
 
     def __init__(self, config: InvPTConfig, tasks: Sequence[Task], width: int, num_levels: int) -> None:
-        """width: channels C of every level. num_levels: must be 4, or ValueError is raised."""
         super().__init__()
         if num_levels != LEVELS:
             raise ValueError(f"invpt reads {LEVELS} levels of the stem, not {num_levels}")

@@ -65,12 +65,15 @@ class MLoRE(JointDecoder):
     """The decoder: two blocks a level, a fusion of the levels and a head for each task.
 
     Its routers hold a linear layer over the grid's positions, so it takes that grid alone.
+
+    Args:
+        width: channels C of every level.
+        grid: (h, w) of the levels.
     """
 
     def __init__(
         self, config: MLoREConfig, tasks: Sequence[Task], width: int, num_levels: int, grid: tuple[int, int]
     ) -> None:
-        """width: channels C of every level. grid: (h, w) of the levels."""
         super().__init__()
         names, inner = [task.name for task in tasks], config.width
         self.own_levels, self.grid = tuple(range(num_levels)), grid
@@ -170,10 +173,13 @@ class LowRank(nn.Module):
 
 
 class ExpertRouter(nn.Module):
-    """How much of each expert an image takes, and of the task's own convolution: from channels and from positions."""
+    """How much of each expert an image takes, and of the task's own convolution: from channels and from positions.
+
+    Args:
+        positions: h·w of the only grid that it takes.
+    """
 
     def __init__(self, config: MLoREConfig, positions: int) -> None:
-        """positions: h·w of the only grid that it takes."""
         super().__init__()
         width, quarter = config.width, config.width // 4
         self.config = config

@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """A task's decoder: `Head(width, num_levels, channels)`; subclasses implement `decode`."""
+    """A task's decoder: `Head(width, num_levels, channels)`; subclasses implement `decode`.
+
+    Args:
+        width: channels C of every level's map.
+        num_levels: maps.
+        channels: output channels.
+    """
 
     def __init__(self, width: int, num_levels: int, channels: int) -> None:
-        """width: channels of every level's map. num_levels: maps. channels: output channels."""
         super().__init__()
 
     def decode(self, levels: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:

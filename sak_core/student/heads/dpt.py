@@ -16,10 +16,12 @@ class DPTHead(Head):
     strided convolutions; deeper ones stay at 1/2), then a 3x3 convolution. Fuse, deepest first: the level
     through a residual unit is added, a second unit follows, and the sum is resized to the next level's grid.
     Output: 3x3 convolution, twice the size, 3x3 convolution, ReLU, 1x1 convolution.
+
+    Args:
+        width, num_levels, channels: as of `Head`.
     """
 
     def __init__(self, width: int, num_levels: int, channels: int) -> None:
-        """width: channels C of every level's map. num_levels: maps. channels: output channels."""
         super().__init__(width, num_levels, channels)
         inner = max(width // 2, 8)
         self.linears = nn.ModuleList(init_linear(nn.Linear(width, inner)) for _ in range(num_levels))
@@ -51,10 +53,13 @@ class DPTHead(Head):
 
 
 class ResidualUnit(nn.Module):
-    """x + conv(ReLU(conv(ReLU(x)))), 3x3 convolutions (RefineNet, arXiv 1611.06612)."""
+    """x + conv(ReLU(conv(ReLU(x)))), 3x3 convolutions (RefineNet, arXiv 1611.06612).
+
+    Args:
+        width: channels.
+    """
 
     def __init__(self, width: int) -> None:
-        """width: channels."""
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)

@@ -13,10 +13,12 @@ class LinearHead(Head):
     """BatchNorm and one linear layer on the concatenated levels of every token, resized to the image.
 
     Source: the "+ linear" evaluation of DINOv2 with four layers (arXiv 2304.07193, section 7.4).
+
+    Args:
+        width, num_levels, channels: as of `Head`.
     """
 
     def __init__(self, width: int, num_levels: int, channels: int) -> None:
-        """width: channels C of every level's map. num_levels: maps. channels: output channels."""
         super().__init__(width, num_levels, channels)
         self.norm = nn.BatchNorm2d(num_levels * width)
         self.last = init_linear(nn.Linear(num_levels * width, channels))

@@ -15,10 +15,12 @@ class SakHead(Head):
     norm, GELU, 1x1.
 
     Source: the SAK authors' release (arXiv 2410.14633), after SegFormer's decoder (arXiv 2105.15203).
+
+    Args:
+        width, num_levels, channels: as of `Head`.
     """
 
     def __init__(self, width: int, num_levels: int, channels: int) -> None:
-        """width: channels C of every level's map. num_levels: maps. channels: output channels."""
         super().__init__(width, num_levels, channels)
         self.linears = nn.ModuleList(init_linear(nn.Linear(width, width // 4)) for _ in range(num_levels))
         self.fuse = nn.Conv2d(num_levels * (width // 4), width, kernel_size=3, padding=1)
