@@ -1,157 +1,32 @@
-"""The commands as functions: what `import sak` offers, and what the command line calls.
-
-Errors that the caller can mend are `sak_common.errors.SakError`s. Progress goes to stderr.
-"""
+"""Students from Python: trained, scored, compared, shown, and given away."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.advice import with_advice
+from pipeline.api.arguments import Paths, as_list, as_size, places
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.results import CacheResult, RunResult, ScoreResult, Training
+from pipeline.results import RunResult, ScoreResult, Training
 
 if TYPE_CHECKING:
-    from pipeline.extraction.request import CacheRequest
     from pipeline.recipes.config import Stage
-    from pipeline.runs import Places
-
-TRAINING_VIEWS = 4
-"""Views a sample of a training split, unless asked otherwise; evaluation splits have the one padded view."""
-
-Names = str | Sequence[str]  # or one text with commas between them
-Paths = Path | str | Sequence[Path | str]
-
-
-def _names(given: Names) -> tuple[str, ...]:
-    listed = given.split(",") if isinstance(given, str) else given
-    return tuple(name.strip() for name in listed if name.strip())
-
-
-def _listed(given: Paths) -> list[Path | str]:
-    return [given] if isinstance(given, Path | str) else list(given)
-
-
-def _size(given: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
-    from pipeline.recipes.stores import parse_size
-
-    return given if given is None or isinstance(given, tuple) else parse_size(str(given))
-
-
-def cache_request(
-    teachers: Names = (),
-    dataset: str = "rooms",
-    split: str = "train",
-    *,
-    root: Path | str | None = None,
-    size: str | int | tuple[int, int] | None = None,
-    views: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    images: str | None = None,
-    out: Path | str = "features",
-    grid: str | tuple[int, int] | None = None,
-    decoders: int | None = None,
-    strict: bool = False,
-    scheduler: str | None = None,
-    workers: int = 0,
-    **options: Any,
-) -> CacheRequest:
-    """What `cache` and `plan` are asked for, checked; parameters as of `cache`.
-
-    Raises:
-        UserError: values that cannot be, or do not go together.
-    """
-    from pipeline.extraction.request import CacheRequest, teacher_options
-    from pipeline.extraction.samples import DatasetRequest
-
-    names, is_scored = _names(teachers), split in ("val", "test")
-    if is_scored and views not in (None, 1):
-        raise UserError(f"split {split} has one padded evaluation view; leave VIEWS out")
-    if options.get("weights") and len(names) != 1:
-        raise UserError("--weights FILE goes with exactly one teacher")
-    if scheduler and workers:
-        raise UserError("--scheduler uses the workers that are there; leave --workers out")
-    source = DatasetRequest(dataset, split, _size(size), Path(root).expanduser() if root else None, limit, seed, images)
-    return CacheRequest(
-        source,
-        names,
-        views or (1 if is_scored else TRAINING_VIEWS),
-        out,
-        teacher_options(grid=None if grid in (None, "native") else _size(grid), **options),
-        decoders=decoders,
-        strict=strict,
-        scheduler=scheduler,
-        workers=workers,
-    )
-
-
-@with_advice
-def cache(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> CacheResult:
-    """Run teachers once over a data set and store their features; goes on where an earlier call stopped.
-
-    Args:
-        teachers: names, as `sak teachers` lists them; none prepares pixels and labels alone.
-        dataset, split: such as "folder", "train".
-        options: root (the data set's folder), size ("S", "HxW" or (H, W), px), views, limit, seed, images (which of a
-            sample's images is the input), out (folder or address of the caches), grid ("hxw"), decoders, strict,
-            scheduler, workers; and those of `pipeline.extraction.request.TeacherOptions`: codec, probes, fidelity (or,
-            as text, what tasks may lose: "semseg=0.5"), levels, weights, device, ...
-
-    Raises:
-        SakError: what is asked cannot be, or what it needs is missing.
-    """
-    from pipeline.extraction.caching import run_cache
-
-    made = run_cache(cache_request(teachers, dataset, split, **options))
-    return CacheResult(made.pop("store"), **{**made, "teachers": tuple(made["teachers"])})
-
-
-@with_advice
-def plan(teachers: Names = (), dataset: str = "rooms", split: str = "train", **options: Any) -> dict[str, Any]:
-    """What `cache` with these arguments would write, hold and take; nothing of it is done. JSON-able."""
-    from pipeline.extraction.plan import plan as planned
-
-    # all that this process has done so far a run does, too
-    return planned(cache_request(teachers, dataset, split, **options), time.process_time())
-
-
-@with_advice
-def plan_training(recipe: str | Path, stage: Stage = "distill", **options: Any) -> dict[str, Any]:
-    """What a run of `recipe` reads and takes, measured by a few steps that nothing is kept of. JSON-able; options as of
-    `distill`.
-    """
-    from pipeline.studies.training_plan import plan_training as planned
-
-    asked = training(stage, recipe, **options)
-    return planned(asked.recipe, asked.places)
-
-
-def places(
-    out: Paths = "features",
-    runs: Path | str = "runs",
-    roots: Mapping[str, Path] | None = None,
-    weights: Mapping[str, Path] | None = None,
-) -> Places:
-    """Where caches and runs lie, and for live runs data sets and teachers' weights; see `pipeline.runs.Places`.
-
-    Of several places in `out`, each teacher is read from the first that has it whole. Those on the hub are at one
-    commit from here on, whoever commits meanwhile.
-    """
-    from pipeline.recipes.stores import caches_at
-    from pipeline.runs import Places
-
-    return Places(caches_at(_listed(out)), Path(runs), roots or {}, weights or {})
 
 
 @with_advice
 def recipe(dataset: str | None = None, *, to: Path | str | None = None, out: Paths = "features") -> Path:
-    """Write a commented recipe for the caches below `out`, those of `dataset` where there are several; trains nothing.
-    Returns its path, `to` or one below ``runs/``.
+    """Write a commented recipe for the caches that are there; trains nothing. Returns its path.
+
+    Args:
+        dataset: whose caches, where there are those of several.
+        to: the file; one below ``runs/`` when None.
+        out: folders or addresses of caches.
+
+    Raises:
+        SakError: there are no caches, or of several data sets.
     """
     from pipeline.recipes.automatic import write_recipe
 
@@ -191,6 +66,24 @@ def training(
 
 
 @with_advice
+def plan_training(recipe: str | Path, stage: Stage = "distill", **options: Any) -> dict[str, Any]:
+    """What a run of `recipe` reads and takes, measured by a few steps that nothing is kept of. JSON-able.
+
+    Args:
+        recipe: a name or a TOML file.
+        stage: which of its two stages.
+        options: as of `distill`.
+
+    Raises:
+        SakError: as `distill`; or the recipe reads no cache.
+    """
+    from pipeline.studies.training_plan import plan_training as planned
+
+    asked = training(stage, recipe, **options)
+    return planned(asked.recipe, asked.places)
+
+
+@with_advice
 def distill(
     recipe: str | Path | None = None, *, devices: int = 1, nodes: int = 1, wandb: bool = False, **options: Any
 ) -> RunResult:
@@ -203,6 +96,9 @@ def distill(
         wandb: whether Weights & Biases is told, too.
         options: dataset (where caches of several are there and no recipe says), overrides (dotted keys of the recipe to
             values), run (its folder; named after the recipe when None), and, as of `places`, out, runs, roots, weights.
+
+    Raises:
+        SakError: what is asked cannot be, or what it needs is missing.
     """
     from pipeline.training.devices import Execution
     from pipeline.training.distill import distill as train
@@ -239,8 +135,15 @@ def finetune(
     wandb: bool = False,
     **options: Any,
 ) -> RunResult:
-    """Stage 2: train routers, heads and student on a labelled cache; arguments as of `distill`. It starts from the
-    distilled run `stage1`, the recipe's own when None.
+    """Stage 2: train routers, heads and student on a labelled cache; goes on where an earlier call stopped.
+
+    Args:
+        recipe: as of `distill`.
+        stage1: the distilled run that it starts from, the recipe's own when None.
+        devices, nodes, wandb, options: as of `distill`.
+
+    Raises:
+        SakError: as `distill`; or stage 1 is not finished, or nothing is labelled.
     """
     from pipeline.training.devices import Execution
     from pipeline.training.finetune import finetune as train
@@ -252,8 +155,16 @@ def finetune(
 
 @with_advice
 def evaluate(run: Path | str, split: str = "test", *, dataset: str | None = None, **where: Any) -> ScoreResult:
-    """Score a fine-tuned run, a folder or a name below ``runs``, on a labelled split, by default of the recipe's own
-    `dataset`.
+    """Score a fine-tuned run on a labelled split.
+
+    Args:
+        run: a folder, or a name below ``runs``.
+        split: of the data set.
+        dataset: the recipe's own when None.
+        where: as of `places`.
+
+    Raises:
+        SakError: the run is not finished, or the split has no cache or no labels of its tasks.
     """
     from pipeline.recipes.config import Data
     from pipeline.runs import find_run, read_recipe
@@ -287,6 +198,9 @@ def ablate(
         scheduler: address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``, on whose workers the runs are made.
         dry_run: run nothing, and return the runs and what is left of them.
         where: as of `places`.
+
+    Raises:
+        SakError: options do not go together, or what a run needs is missing; nothing has run then.
     """
     from pipeline.recipes.config import load_study
     from pipeline.studies import ablate as studies
@@ -315,11 +229,16 @@ def report(names: Paths, *, to: Path | str = "report.html", live: bool = False, 
 
     Args:
         names: a study by name, file or folder; or runs.
+        to: the file.
         live: whether teachers run on the pictured images, too.
+        where: as of `places`.
+
+    Raises:
+        SakError: there is no such study or run.
     """
     from pipeline.report.report import report as write
 
-    return write(_listed(names), Path(to), places(**where), live)
+    return write(as_list(names), Path(to), places(**where), live)
 
 
 @with_advice
@@ -336,16 +255,20 @@ def predict(
     """Draw a student's predictions for images, folders and videos into the folder `out`; returns counts and reasons.
 
     Args:
+        sources: images, folders and videos.
         model: a run, an exported folder or a hub id.
         every: of a video, each such frame.
         dry_run: count, and draw nothing.
         settings: size, tile, raw, batch_size, overwrite, see `pipeline.prediction.predict.Settings`.
+
+    Raises:
+        SakError: there is no such model, nothing to predict, or files that would be overwritten.
     """
     from pipeline.export.models import open_model
     from pipeline.prediction import predict as prediction
     from pipeline.prediction.sources import open_sources
 
-    found = open_sources([Path(source) for source in _listed(sources)], every)
+    found = open_sources([Path(source) for source in as_list(sources)], every)
     run = prediction.plan if dry_run else prediction.predict
     return run(open_model(str(model), Path(runs)), found, Path(out), prediction.Settings(**settings))
 
@@ -374,26 +297,13 @@ def export(
         push, public: OWNER/NAME on the hub; make a new repository of it public.
         licence, confirm: of the student, on its card; one that allows more than its teachers' do is refused, unless
             `confirm` says yes to the question.
+
+    Raises:
+        SakError: the run is not finished, the licence is refused, or what was written does not give the same values.
     """
     from pipeline.export import model_folder
     from pipeline.export.models import open_model
 
-    formats = model_folder.Formats(onnx=onnx, program=torch_export, size=_size(size), half=half)
+    formats = model_folder.Formats(onnx=onnx, program=torch_export, size=as_size(size), half=half)
     result = model_folder.export(open_model(str(run), Path(runs)), Path(out), formats, push, licence, confirm)
     return {**result, "pushed": model_folder.push(Path(out), push, public)} if push else result
-
-
-@with_advice
-def publish(stores: Paths, target: Path | str, **options: Any) -> dict[str, Any]:
-    """Copy stores, or folders of them, for others to read; options as of `maintenance.publish.PublishRequest`."""
-    from pipeline.maintenance import publish as publishing
-
-    return publishing.publish(publishing.PublishRequest(stores, target, **options))
-
-
-@with_advice
-def join(features: Path | str, root: Path | str | None = None, out: Path | str | None = None) -> dict[str, Any]:
-    """Render pixels and labels of stores published without them; parameters as of `maintenance.join.JoinRequest`."""
-    from pipeline.maintenance import join as joining
-
-    return joining.join(joining.JoinRequest(features, None if root is None else Path(root), out))
