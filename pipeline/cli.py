@@ -37,7 +37,7 @@ FOLLOWER_PATIENCE_S = 10.0
 SECTIONS: dict[str, dict[click.Command, str]] = {
     "Begin": {
         demo.demo: "Run every step on rendered rooms.",
-        data.data: "Say what a folder of images holds and what is wrong with it.",
+        data.data: "Check a folder of images, or draw samples of it.",
         teachers.teachers: "List teachers with levels, licence and cost.",
     },
     "Run teachers once": {
