@@ -38,7 +38,7 @@ $(STAMP): $(LIGHT)
 
 install: $(STAMP)  ## .venv with the package and all its extras; training alone needs none of them
 
-demo: $(LIGHT)  ## the whole line on rendered rooms, with a table and pictures
+demo: $(LIGHT)  ## every step on rendered rooms, with a table and pictures
 	$(SAK) demo
 
 test: $(STAMP)  ## the test suite

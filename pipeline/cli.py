@@ -36,8 +36,8 @@ FOLLOWER_PATIENCE_S = 10.0
 
 SECTIONS: dict[str, dict[click.Command, str]] = {
     "Begin": {
-        demo.demo: "Run the whole line on rendered rooms.",
-        data.data: "Say what a folder of images holds and what is wrong with it.",
+        demo.demo: "Run every step on rendered rooms.",
+        data.data: "Check a folder of images, or draw samples of it.",
         teachers.teachers: "List teachers with levels, licence and cost.",
     },
     "Run teachers once": {
@@ -70,11 +70,11 @@ SECTIONS: dict[str, dict[click.Command, str]] = {
         publish.publish: "Hand stores out to others, with a card.",
         publish.join: "Render the pixels of published features.",
         frontier.frontier: "Measure every codec on your features.",
-        redundancy.redundancy: "Measure what teachers tell of each other.",
+        redundancy.redundancy: "Measure how much teachers share.",
     },
     "Elsewhere": {
         models.import_reference: "Read a checkpoint of the authors' release.",
-        models.export_reference: "Write one.",
+        models.export_reference: "Write a student as such a checkpoint.",
         miniature.miniature: "Train or probe the miniature teachers and stem.",
         reproduce.reproduce: "Run the studies of the documents again.",
     },

@@ -14,7 +14,10 @@ from pipeline.errors import UserError
 
 _OPTIONS = (
     click.option(
-        "--teacher", "teachers", default="", help="Names, comma-separated. Without one, pixels and labels alone."
+        "--teacher",
+        "teachers",
+        default="",
+        help="Names of teachers, comma-separated; without any, only pixels and labels are cached.",
     ),
     click.option("--dataset", default="rooms", show_default=True, help="A data set of docs/datasets.md."),
     click.option("--split", default="train", show_default=True, help="Split of the data set."),
@@ -22,7 +25,7 @@ _OPTIONS = (
     IMAGES,
     click.option("--size", help="S or HxW in px; the data set's own when absent."),
     click.option(
-        "--views", type=click.IntRange(1), help="Views a sample: by default 4 in training splits, 1 in val and test."
+        "--views", type=click.IntRange(1), help="Views per sample; by default 4 in training splits, 1 in val and test."
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the views."),
     click.option("--limit", type=click.IntRange(1), help="Only the first N samples, in a store of their own."),
@@ -32,20 +35,20 @@ _OPTIONS = (
     click.option(
         "--fidelity",
         metavar="COSINE|TASK=LOSS,...",
-        help="What to promise: a token cosine such as 0.995, plain and without the mean, or the most that probes of "
-        "tasks may lose, in their own units; klt finds the fewest bits for it.",
+        help="What to promise: a token cosine such as 0.995, plain and with the channel mean removed, or the most that "
+        "tasks may lose by probes, in their own units; klt finds the fewest bits for it.",
     ),
     click.option(
         "--standardized",
         is_flag=True,
-        help='Keep the promise for standardized channels, too, as loss.balance = "standardize" reads them.',
+        help='Keep the promise for standardized channels, too: for recipes with loss.balance = "standardize".',
     ),
     click.option(
         "--predict-levels",
         is_flag=True,
         help="Code each level against the one below: fewer bits, but no level is read alone.",
     ),
-    click.option("--levels", help="Numbers of blocks, comma-separated; by default four, evenly spaced."),
+    click.option("--levels", help="Numbers of the blocks to keep, comma-separated; by default four, evenly spaced."),
     click.option("--prefix", is_flag=True, help="Keep class and register tokens, too, where a teacher has them."),
     click.option(
         "--grid",
@@ -57,17 +60,17 @@ _OPTIONS = (
         "--probes",
         type=WHERE,
         metavar="own|CACHE",
-        help="Tell what tasks lose to the codec, by linear heads on raw features of labelled rows, own or a cache's.",
+        help="Measure what tasks lose to the codec, by linear heads on labelled rows: the store's own, or a cache's.",
     ),
     click.option(
         "--weights",
         type=PATH,
         metavar="FILE[::KEY]",
-        help="The teacher's weights (.safetensors or .pth), under any wrapper or prefix; KEY says which.",
+        help="The teacher's weights (.safetensors or .pth), under any wrapper or prefix; KEY chooses if several fit.",
     ),
     click.option("--random-weights", is_flag=True, help="Run untrained towers, for trials; recorded in the store."),
     CODE,
-    click.option("--device", default="auto", show_default=True, help="Where teachers run."),
+    click.option("--device", default="auto", show_default=True, help="Device that teachers run on."),
     click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -123,7 +126,11 @@ def cache(dry_run: bool, as_json: bool, **options: Any) -> None:
 @_with_options
 @PLACES
 @click.option(
-    "--stage", type=click.Choice(["distill", "finetune"]), default="distill", help="The recipe's stage to plan."
+    "--stage",
+    type=click.Choice(["distill", "finetune"]),
+    default="distill",
+    show_default=True,
+    help="The recipe's stage to plan.",
 )
 @SET
 @click.pass_context
@@ -137,8 +144,10 @@ def plan(
     places: tuple[Path | str, ...],
     **options: Any,
 ) -> None:
-    """Say what `sak cache` with these options would write, hold and take, or with RECIPE what a training would read
-    and take, by a few of its steps. Nothing of it is done."""
+    """Say what `sak cache` with these options would write, hold and take; nothing is written.
+
+    With RECIPE, say what a training would read and take, measured by a few of its steps; nothing of it is kept.
+    """
     from pipeline import api
     from pipeline.extraction.plan import plan_text
 

@@ -55,7 +55,7 @@ def export(run: str, out: Path, yes: bool, as_json: bool, **options: Any) -> Non
 @DRY
 @JSON
 def predict(sources: tuple[Path, ...], model: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Draw a student's predictions for SOURCES: images, folders of images, videos; of any size."""
+    """Draw a student's predictions for SOURCES: images of any size, folders of images, videos."""
     from pipeline import api
     from pipeline.prediction.predict import predict_text
 

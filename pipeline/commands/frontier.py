@@ -17,7 +17,7 @@ from pipeline.commands.options import JSON, PATH, show
     "levels",
     type=click.IntRange(0),
     multiple=True,
-    help="A level to measure, where SOURCE is a cache; several are coded as one group.",
+    help="A level to measure, where SOURCE is a cache (repeatable: several are coded as one group).",
 )
 @click.option(
     "--fidelity",
@@ -26,9 +26,9 @@ from pipeline.commands.options import JSON, PATH, show
     multiple=True,
     default=(0.995,),
     show_default=True,
-    help="Token cosine for codecs with a rate; several are gone through.",
+    help="Token cosine for codecs with a rate (repeatable).",
 )
-@click.option("--probes", is_flag=True, help="Tell what tasks lose, by linear heads on a labelled cache's levels.")
+@click.option("--probes", is_flag=True, help="Measure what tasks lose, by linear heads on a labelled cache.")
 @click.option("--save", type=PATH, help="Folder for every setting's coded and decoded rows.")
 @JSON
 def frontier(
@@ -40,7 +40,7 @@ def frontier(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the bits a value that every codec takes at a token cosine of FIDELITY.
+    """Measure how many bits per value every codec takes at a token cosine of --fidelity.
 
     SOURCES are caches or .npy arrays (rows, tokens, width); several are levels of one teacher, row for row. Codecs are
     fitted on one half of the rows and reported on the other. Speeds are of one core; decoding is bytes to integers.

@@ -30,7 +30,7 @@ def params(
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Count the parameters of a recipe's or a run's model, and its multiply-adds an image, by part."""
+    """Count the parameters of a recipe's or a run's model, and its multiply-adds per image, by part."""
     from pipeline import api
     from pipeline.export.params import params_text, recipe_parameters, run_parameters
     from pipeline.recipes.config import parse_set

@@ -29,6 +29,7 @@ OUT = click.option(
     "--out",
     type=WHERE,
     default="features",
+    show_default=True,
     help="Folder of the caches, or an address such as s3://bucket/features.",
 )
 PLACES = click.option(
@@ -37,21 +38,23 @@ PLACES = click.option(
     type=WHERE,
     multiple=True,
     default=("features",),
-    help="Folder of the caches, or an address such as s3://bucket/features; several, each teacher read where it is.",
+    show_default=True,
+    help="Folder of the caches, or an address such as s3://bucket/features (repeatable: each teacher is read from the "
+    "first place that has it whole).",
 )
-RUNS = click.option("--runs", type=PATH, default=Path("runs"), help="Folder of the runs.")
+RUNS = click.option("--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs.")
 ROOTS = click.option(
     "--root",
     "roots",
     multiple=True,
     metavar="[DATASET=]DIR",
-    help="Folder of the data set, for recipes with source = 'live'; DATASET=DIR where stages read several.",
+    help="Folder of the data set, for recipes with source = 'live'; DATASET=DIR where the stages read different ones.",
 )
 WEIGHTS = click.option(
     "--weights",
     multiple=True,
     metavar="[TEACHER=]FILE[::KEY]",
-    help="A teacher's weights, where it was extracted with a file (in training: for recipes with source = 'live').",
+    help="A teacher's file of weights, if it was cached with one (in training: for recipes with source = 'live').",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -60,14 +63,14 @@ DEVICES = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Processes a machine, a GPU or cores each.",
+    help="Processes per machine, each with a GPU of its own where there are GPUs.",
 )
 NODES = click.option(
     "--nodes",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Machines that run this command, each with NODE_RANK; torchrun and srun say it themselves.",
+    help="Machines that run this command, each with its NODE_RANK; leave it out under torchrun and srun.",
 )
 WANDB = click.option("--wandb", is_flag=True, help="Log to Weights & Biases, too.")
 IMAGES = click.option(
@@ -79,7 +82,9 @@ CODE = click.option(
     is_flag=True,
     help="Let teachers of your own, module:build or package.module:build, be imported and run.",
 )
-SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a recipe's key.")
+SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe (repeatable)."
+)
 
 
 def asking(yes: bool) -> Callable[[str], bool]:

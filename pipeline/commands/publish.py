@@ -15,8 +15,8 @@ from pipeline.commands.options import DRY, JSON, PATH, WHERE, asking, show
 @click.argument("stores", nargs=-1, required=True, type=WHERE)
 @click.argument("target", type=WHERE)
 @click.option("--without-pixels", is_flag=True, help="Features alone, with ids and digests of images: see sak join.")
-@click.option("--data-licence", metavar="NAME", help="Of the images and labels, such as CC-BY-4.0, where you know it.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--data-licence", metavar="NAME", help="Licence of images and labels, such as CC-BY-4.0.")
+@click.option("--yes", is_flag=True, help="Do not ask before copying.")
 @DRY
 @JSON
 def publish(
@@ -42,8 +42,8 @@ def publish(
 def join(features: Path | str, root: Path | None, out: Path | str | None, as_json: bool) -> None:
     """Render what was left out of FEATURES, a store published without pixels (or a folder of such), from the data set.
 
-    Every image is held to its recorded digest, and the whole store is the one that was published from, byte for byte.
-    Exit code 1 where an image is missing or another one: each is named, and the same command goes on.
+    Every image is compared with its recorded digest; the result is the store that was published, byte for byte, with
+    its images. Exit code 1 if images are missing or have changed: each is named, and the same command goes on.
     """
     from pipeline import api
     from pipeline.maintenance.join import is_joined, join_text

@@ -16,8 +16,8 @@ from pipeline.commands.options import JSON, WHERE, show
 def redundancy(store: Path | str, rows: int, as_json: bool) -> None:
     """Measure how much of each teacher's features in STORE follows linearly from the other teachers'.
 
-    Near 1: the others tell it already, and the teacher adds little. A ridge regression a level, scored on images that
-    it was not fitted on.
+    Near 1, the others hold it already, and the teacher adds little. It is the R² of a ridge regression per level,
+    scored on images that it was not fitted on.
     """
     from cache.store import Store
     from pipeline.studies.redundancy import redundancy as measure

@@ -18,7 +18,8 @@ from pipeline.commands.options import JSON, PATH, RUNS, WHERE, show
     type=WHERE,
     multiple=True,
     default=("features",),
-    help="Folder of the caches, or an address; several, as they were trained on.",
+    show_default=True,
+    help="Folder of the caches, or an address (repeatable, as in training).",
 )
 @RUNS
 @click.option("--live", is_flag=True, help="Run the teachers on the few images whose features are pictured, too.")
@@ -43,9 +44,9 @@ def report(
 @RUNS
 @JSON
 def watch(names: tuple[Path, ...], every: float, once: bool, runs: Path, as_json: bool) -> None:
-    """Show a study's runs while they train: step, rate, loss, scores and time left; until none is left to go on.
+    """Show a study's runs while they train: step, rate, loss, scores and time left, until all have ended.
 
-    With --once, --json or where stdout is no terminal, the table comes once.
+    With --once, with --json, or if stdout is no terminal, the table is printed once.
     """
     from rich.console import Console
 

@@ -17,7 +17,9 @@ from pipeline.commands.options import JSON, PATH, show
 )
 @click.option("--docs", type=PATH, default=Path("docs/reproduction"), show_default=True, help="Folder for the records.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs side by side.")
-@click.option("--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs a worker, on one read.")
+@click.option(
+    "--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs per worker, on one read."
+)
 @click.option("--small", is_flag=True, help="A trial of every step in seconds; its numbers mean nothing.")
 @JSON
 def reproduce(studies: tuple[str, ...], folder: Path, docs: Path, as_json: bool, **options: Any) -> None:

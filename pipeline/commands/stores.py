@@ -11,7 +11,7 @@ import click
 from pipeline.commands.options import CODE, DRY, JSON, PATH, WEIGHTS, WHERE, paths_by_name, show
 
 ROOT = click.option("--root", type=PATH, help="Folder of the data set, for damaged pixels and labels.")
-DEVICE = click.option("--device", default="auto", show_default=True, help="Where teachers run.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="Device that teachers run on.")
 
 
 @click.command()
@@ -28,7 +28,10 @@ def info(store: Path | str, as_json: bool) -> None:
 @click.argument("store", type=WHERE)
 @click.option("--live", type=click.IntRange(1), help="Compute N random rows of each teacher again, and compare.")
 @click.option(
-    "--probes", type=WHERE, metavar="own|CACHE", help="Tell what tasks lose on decoded rows, own ones or a cache's."
+    "--probes",
+    type=WHERE,
+    metavar="own|CACHE",
+    help="Measure what tasks lose on the stored rows; labelled rows are the store's own, or a cache's.",
 )
 @WEIGHTS
 @DEVICE

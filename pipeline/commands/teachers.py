@@ -13,9 +13,10 @@ from pipeline.commands.options import CODE, JSON, show
 @CODE
 @JSON
 def teachers(names: tuple[str, ...], size: str | None, allow_code: bool, as_json: bool) -> None:
-    """List teachers: levels, width, grid, preprocessing, the size they want, licence, parameters and cost an image.
+    """List teachers: levels, width, grid, preprocessing, native size, licence, parameters and cost per image.
 
-    All rows without NAMES; any other by LIBRARY:MODEL (timm:resnet50, open_clip:ViT-B-32/openai, sam:vit_l, hf:ID).
+    Without NAMES, all that have a name here; any other goes by LIBRARY:MODEL (timm:resnet50,
+    open_clip:ViT-B-32/openai, sam:vit_l, hf:ID).
     """
     from pipeline.extraction.teacher_list import list_teachers, teachers_text
 

@@ -59,7 +59,7 @@ class Asked:
         return {"devices": self.devices, "nodes": self.nodes, "wandb": self.wandb}
 
 
-DATASET = click.option("--dataset", help="Without RECIPE, and with caches of several data sets: which to train on.")
+DATASET = click.option("--dataset", help="Which data set to train on, if no file says and there are caches of several.")
 
 
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +73,7 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
         shared = {field.name: options.pop(field.name) for field in fields(Asked)}
         command(recipe, Asked(**shared), **options)
 
-    run = click.option("--run", type=PATH, help="The run's folder; else named after the recipe.")
+    run = click.option("--run", type=PATH, help="The run's folder; named after the recipe when absent.")
     found: Callable[..., None] = with_asked
     for option in reversed((DATASET, run, SET, PLACES, RUNS, ROOTS, WEIGHTS, DEVICES, NODES, WANDB, DRY, JSON)):
         found = option(found)
@@ -95,7 +95,7 @@ def distill(recipe: str | None, asked: Asked) -> None:
 
 @click.command()
 @_trains
-@click.option("--from", "stage1", type=PATH, help="The distilled run; the recipe's own when absent.")
+@click.option("--from", "stage1", type=PATH, help="The distilled run to start from; the recipe's own when absent.")
 def finetune(recipe: str | None, asked: Asked, stage1: Path | None) -> None:
     """Stage 2: train routers, heads and student on a labelled cache, by RECIPE or one written for the caches."""
     from pipeline import api
@@ -134,8 +134,8 @@ def _scored(made: RunResult | ScoreResult) -> str:
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--split", default="test", show_default=True)
-@click.option("--dataset", help="The recipe's own when absent.")
+@click.option("--split", default="test", show_default=True, help="The split to score on.")
+@click.option("--dataset", help="The data set to score on; the recipe's own when absent.")
 @PLACES
 @RUNS
 @JSON
@@ -152,9 +152,15 @@ def evaluate(
 @click.command()
 @click.argument("study", required=False)
 @DATASET
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, a run each.")
 @click.option(
-    "--share-reads", type=click.IntRange(1), default=1, show_default=True, help="Runs of a process that share one read."
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, each with one run at a time."
+)
+@click.option(
+    "--share-reads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs per process that are trained side by side and share one read of the cache.",
 )
 @DEVICES
 @click.option("--scheduler", help="Hand the runs to the workers of this Dask scheduler, such as tcp://10.0.0.1:8786.")
@@ -196,7 +202,7 @@ def ablate(
 
 
 @click.command("recipe")
-@click.option("--dataset", help="With caches of several data sets: which to train on.")
+@click.option("--dataset", help="Which data set to train on, if there are caches of several.")
 @click.option("--to", type=PATH, help="The file; one below runs/ if absent.")
 @PLACES
 @JSON
