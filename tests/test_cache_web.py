@@ -79,6 +79,13 @@ def test_it_is_found_read_and_verified(address: str, local: Store) -> None:
     )
 
 
+def test_codecs_are_measured_on_it_where_it_lies(address: str, local: Store) -> None:
+    words = ("--teacher", "mini-dino", "--level", "1")
+    measured = [answer("frontier", where, *words) for where in (f"{address}/{local.name}", local.path)]
+    there, here = ([(row["codec"], row["bits"], row["cosine"]) for row in result["results"]] for result in measured)
+    assert there == here and len(here) > 3
+
+
 def test_every_failure_of_a_network_is_asked_again(proxy: Proxy, local: Store) -> None:
     faults = ["503", None, "reset", None, "reset-body", None, None]
     proxy.faults = lambda method, number: faults[number % len(faults)]

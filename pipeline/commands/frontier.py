@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import JSON, PATH, show
+from pipeline.commands.options import JSON, PATH, WHERE, show
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("sources", nargs=-1, required=True, type=WHERE)
 @click.option("--teacher", help="The teacher to measure, where SOURCE is a cache.")
 @click.option(
     "--level",
@@ -32,7 +32,7 @@ from pipeline.commands.options import JSON, PATH, show
 @click.option("--save", type=PATH, help="Folder for every setting's coded and decoded rows.")
 @JSON
 def frontier(
-    sources: tuple[Path, ...],
+    sources: tuple[Path | str, ...],
     teacher: str | None,
     levels: tuple[int, ...],
     fidelities: tuple[float, ...],
@@ -48,6 +48,6 @@ def frontier(
     from pipeline.maintenance.frontier import frontier as measure
     from pipeline.maintenance.frontier import frontier_text, read_probing, read_source
 
-    read = [read_source(path, teacher, level) for path in sources for level in levels or (None,)]
+    read = [read_source(where, teacher, level) for where in sources for level in levels or (None,)]
     probing = read_probing(sources[0], read) if probes else None
     show(measure(read, fidelities, save, probing), as_json, frontier_text)

@@ -58,14 +58,17 @@ class Source:
     grid: tuple[int, int]
 
 
-def read_source(path: Path, teacher: str | None, level: int | None) -> Source:
-    """A store's level, or an array file (rows, tokens, C); one half of the rows to fit on, the other to report on.
+def read_source(where: Path | str, teacher: str | None, level: int | None) -> Source:
+    """The level of a store at a path or an address, or an array file (rows, tokens, C).
+
+    One half of the rows is to fit on, the other to report on.
 
     Raises:
         UserError: it is neither, or has less than two rows.
     """
+    path = Path(where)
     if path.suffix != ".npy":
-        return _read_store(path, teacher, level)
+        return _read_store(where, teacher, level)
     if teacher is not None or level is not None:
         raise UserError(f"--teacher and --level go with a cache; {path} is an array")
     try:
@@ -89,14 +92,14 @@ def square(tokens: int) -> tuple[int, int]:
     return (side, side) if side * side == tokens else (1, tokens)
 
 
-def _read_store(path: Path, teacher: str | None, level: int | None) -> Source:
-    store = Store.open(path)
+def _read_store(where: Path | str, teacher: str | None, level: int | None) -> Source:
+    store = Store.open(where)
     if teacher is None or level is None:
-        raise UserError(f"say which features of {path}: --teacher ({', '.join(store.teachers)}) and --level")
+        raise UserError(f"say which features of {where}: --teacher ({', '.join(store.teachers)}) and --level")
     features = store.features(teacher, level)
     fit, report = calibration_rows(store.valid(1), store.spec.seed, STORE_ROWS)
     width, grid = features.level.width, features.level.grid
-    return _source(lambda rows: features[rows, 0].reshape(len(rows), -1, width), fit, report, grid, str(path))
+    return _source(lambda rows: features[rows, 0].reshape(len(rows), -1, width), fit, report, grid, str(where))
 
 
 def _source(read: Callable[[Array], Array], fit: Array, report: Array, grid: tuple[int, int], name: str) -> Source:
@@ -106,16 +109,16 @@ def _source(read: Callable[[Array], Array], fit: Array, report: Array, grid: tup
     return source
 
 
-def read_probing(path: Path, sources: Sequence[Source]) -> Probing:
-    """Probes on the rows of `sources`, all of them levels of a teacher in the labelled cache at `path`: fitted on those
+def read_probing(where: Path | str, sources: Sequence[Source]) -> Probing:
+    """Probes on the rows of `sources`, all of them levels of a teacher in the labelled cache `where`: fitted on those
     that codecs are, to be scored on those that are reported on.
 
     Raises:
         UserError: the cache has no labels, or none for a probe.
     """
-    if path.suffix == ".npy":
-        raise UserError(f"--probes goes with a cache: the array {path} has no labels")
-    rows = labelled_rows(OWN, Store.open(path))
+    if Path(where).suffix == ".npy":
+        raise UserError(f"--probes goes with a cache: the array {where} has no labels")
+    rows = labelled_rows(OWN, Store.open(where))
     if not np.array_equal(rows.scored, sources[0].rows):
         raise UserError("--probes goes with levels of one cache")
     fit = [source.fit.reshape(-1, *source.grid, source.fit.shape[-1]) for source in sources]
@@ -125,7 +128,7 @@ def read_probing(path: Path, sources: Sequence[Source]) -> Probing:
     for why in (*missing.values(), *probing.missing.values()):
         warn(why)
     if not probing.probes:
-        raise UserError(f"{path}: no probe can be fitted")
+        raise UserError(f"{where}: no probe can be fitted")
     return probing
 
 
