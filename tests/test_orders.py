@@ -95,7 +95,7 @@ def test_past_the_page_cache_is_a_key_of_a_recipe(tmp_path: Path, monkeypatch: p
         right = flat(batch)
         assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     assert opened and not any(opened)
-    assert (direct._num_threads, buffered._num_threads) == (16, 2)
+    assert (direct.num_threads, buffered.num_threads) == (16, 2)
     assert direct.state_dict() == buffered.state_dict(), "a run may go on with the other"
 
 

@@ -159,6 +159,11 @@ class Loader:
         """Seconds in which what it reads for stood still for others: none."""
         return 0.0
 
+    @property
+    def num_threads(self) -> int:
+        """Threads that the next iteration reads with."""
+        return self._num_threads or max(one.place.num_readers for one in self.store.stores)
+
     def __len__(self) -> int:
         """Batches an epoch."""
         return self._num_batches
@@ -254,12 +259,13 @@ class Loader:
 
     def _read_ahead(self, requests: Requests, start: int) -> Prefetch | WindowPrefetch:
         free = list(self._slots)
-        num_threads = self._num_threads or max(one.place.num_readers for one in self.store.stores)
         if self.config.shuffle == "block":
             windows, size = self._windows, self.config.window_batches
-            return WindowPrefetch(free, windows, self._readers, requests, start, size, num_threads)
+            return WindowPrefetch(free, windows, self._readers, requests, start, size, self.num_threads)
         batches = range(start, self._num_batches)
-        return Prefetch(free, self._readers, lambda n: (requests.samples[n], requests.views[n]), batches, num_threads)
+        return Prefetch(
+            free, self._readers, lambda n: (requests.samples[n], requests.views[n]), batches, self.num_threads
+        )
 
     def _batch(self, slot: Slot, requests: Requests, number: int) -> Batch:
         tensors = list(slot.tensors)
