@@ -181,6 +181,7 @@ if __name__ == "__main__":
             importlib.import_module(library)
     # a fork need not collect what was there before it: that takes longer than most commands
     gc.freeze()
+    os.fsync = lambda descriptor: None  # nothing in the tests survives a power cut, and nothing needs to
     if (request := _wait()) is not None:
         sys.argv[1:] = request["arguments"]
         if request["program"] is None:

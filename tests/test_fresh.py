@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,24 @@ def test_distilling_a_folder_live(photographs: tuple[Path, Path], tmp_path: Path
     assert result["step"] == 12 and steps(tmp_path / "run") == list(range(1, 13))
     said = refusal(*command, *settings, "--set", "source=cache", "--root", root)
     assert "--root" in said and "source = 'live'" in said
+
+
+def test_a_runs_processes_end_with_it(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a study whose last run was live waited for them for ever."""
+    seen: list[int] = []
+    real = FreshBatches.close
+
+    def close(batches: FreshBatches) -> None:
+        seen.append(len(active_children()))
+        real(batches)
+        seen.append(len(active_children()))
+
+    monkeypatch.setattr(fresh, "num_decoders", lambda asked: 2)
+    monkeypatch.setattr(FreshBatches, "close", close)
+    before = len(active_children())
+    data = "data={dataset='rooms', split='train', size='96x96', views=2}"
+    train("distill", [*SETTINGS, data, "steps=2", "checkpoint_every=2"], rooms, tmp_path / "run")
+    assert seen == [before + 2, before]
 
 
 @pytest.mark.parametrize("stage", ["distill", "finetune"])

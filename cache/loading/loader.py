@@ -235,9 +235,13 @@ class Loader:
         self._next_batch, self._resumes = start, False
         return self._batches(epoch_requests(self._valid, self.config, self._epoch), start)
 
-    def _batches(self, requests: Requests, start: int) -> Iterator[Batch]:
+    def close(self) -> None:
+        """End the running iteration and its threads; another one may begin."""
         if self._running is not None:
             self._running.stop()
+
+    def _batches(self, requests: Requests, start: int) -> Iterator[Batch]:
+        self.close()
         if not self._slots:
             count = 1 + (1 if self.config.shuffle == "block" else self._prefetch)
             self._slots = [Slot(self._readers, self.config.batch_size, self._pin) for _ in range(count)]

@@ -38,3 +38,7 @@ class FollowingBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Loader.load_state_dict`."""
         self._followed.load_state_dict(state)
+
+    def close(self) -> None:
+        """See `Loader.close`."""
+        self._followed.close()

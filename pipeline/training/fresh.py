@@ -62,7 +62,7 @@ class FreshBatches(FollowingBatches):
         self._valid = store.valid(config.num_views)
         self._is_compared = np.zeros(store.spec.num_samples, np.bool_)  # with the digest of its content
         self._in_flight = BATCHES_AHEAD * config.batch_size + decoders
-        self._maker = BlockMaker(request, spec, decoders)  # its processes end with the last reference to it
+        self._maker = BlockMaker(request, spec, decoders)
         self._at: tuple[int, int] | None = None
         self._ahead: Iterator[Block] = iter(())  # the blocks from the epoch and batch `_at` on
 
@@ -76,6 +76,12 @@ class FreshBatches(FollowingBatches):
             self.load_state_dict({**state, "batch": number + 1})
             self._at = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
             yield batch
+
+    def close(self) -> None:
+        """End the processes: a worker of a study would wait for them for ever. Nothing is read any more."""
+        self._ahead = iter(())
+        self._maker.close()
+        super().close()
 
     def _tasks(self, epoch: int, start: int) -> Iterator[Task]:
         """The rows of an epoch from batch `start` on, then those of the next ones, so that no epoch waits to begin."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,7 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -161,6 +163,7 @@ def train(
     batches = endless(loader, parts)
     model.train()
     with (
+        closing(loader),
         progress(run.name, recipe.steps, "steps", reached.step) as advance,
         Watch(fabric, run, recipe, tasks, wandb, reached.step) as watch,
         stop_requests() as request,

@@ -111,6 +111,9 @@ class WorkerSlot:
         self.loader.load_state_dict(state)
         self._epoch, self._next = state["epoch"], state["batch"]
 
+    def close(self) -> None:
+        """Nothing: the other runs' reading goes on."""
+
     def __iter__(self) -> Iterator[Batch]:
         for number in range(self._next, len(self)):
             began = time.monotonic()
