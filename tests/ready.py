@@ -19,11 +19,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "timm", "zarr", "torch.utils.tensorboard", "scipy.ndimage")
+LIBRARIES = (
+    *("torch", "torchvision", "torchmetrics", "timm", "zarr", "torch.utils.tensorboard", "scipy.ndimage"),
+    *("click", "pydantic", "safetensors.torch", "lightning_fabric", "fastcrc"),
+)
 OURS = ("HF_TOKEN", "PYTEST_CURRENT_TEST", "SAK_FAULT")
 """Variables that no library reads when it is imported."""
 COMMAND = ("pipeline.cli", "pipeline.commands.cache", "sak_core.datasets.folder", "sak_core.miniature.network")
@@ -175,17 +179,33 @@ def _wait() -> dict[str, Any] | None:
     return None
 
 
+def _end(code: int) -> NoReturn:
+    """What Python does at the end of a process, but for taking torch apart, which takes longer than most commands."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     for library in (*LIBRARIES, *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     # a fork need not collect what was there before it: that takes longer than most commands
     gc.freeze()
-    os.fsync = lambda descriptor: None  # nothing in the tests survives a power cut, and nothing needs to
+    os.fsync = lambda fd: None  # nothing in the tests survives a power cut, and nothing needs to
     if (request := _wait()) is not None:
         sys.argv[1:] = request["arguments"]
-        if request["program"] is None:
-            runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
-        else:
-            sys.argv[0] = "-c"
-            exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})
+        code: object = 0
+        try:
+            if request["program"] is None:
+                runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+            else:
+                sys.argv[0] = "-c"
+                exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            code = end.code or 0
+        if isinstance(code, int):  # another one is a message, which Python itself prints
+            _end(code)
+        raise SystemExit(code)
