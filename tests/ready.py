@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import posix
 import runpy
 import select
 import signal
@@ -194,7 +195,8 @@ if __name__ == "__main__":
             importlib.import_module(library)
     # a fork need not collect what was there before it: that takes longer than most commands
     gc.freeze()
-    os.fsync = lambda fd: None  # nothing in the tests survives a power cut, and nothing needs to
+    if os.fsync is posix.fsync:  # nothing in the tests survives a power cut, and nothing needs to
+        os.fsync = lambda fd: None
     if (request := _wait()) is not None:
         sys.argv[1:] = request["arguments"]
         code: object = 0

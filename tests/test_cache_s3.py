@@ -143,6 +143,7 @@ steps = 1
 """
 
 
+@pytest.mark.slow
 def test_copy_there_and_back_by_command(proxy: Proxy, root: Place, local: Store, tmp_path: Path) -> None:
     address = root.shown
     planned = answer("copy", local.path.parent, address, "--dry-run")

@@ -138,6 +138,7 @@ def test_registers_are_no_class_token(tmp_path: Path) -> None:
     assert request_of(store.teacher(name).provenance).prefix is True
 
 
+@pytest.mark.slow
 def test_both_stages_train_from_it_and_the_live_teacher_agrees(features: Path, tmp_path: Path) -> None:
     asked = [option for text in ASKS for option in ("--set", text)]
     common = ["--out", features, *TINY, *asked, "--set", "tasks=['depth']", "--set", "log_every=1"]

@@ -107,6 +107,7 @@ def test_rows_that_cannot_be_shared_are_refused(features: Path, tmp_path: Path) 
     assert "batch_size = 9 rows cannot be shared evenly by 2 processes" in said
 
 
+@pytest.mark.slow
 def test_a_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     norm, x, target = nn.BatchNorm2d(5).double(), torch.randn(6, 5, 3, 4).double(), torch.randn(6, 5, 3, 4).double()

@@ -124,7 +124,7 @@ def test_the_disk_must_hold_what_is_still_to_be_written(monkeypatch: pytest.Monk
     assert Store.open(done["store"]).teachers == ["mini-dino"]
 
 
-@pytest.mark.parametrize("part", ["source", "teachers/mini-dino"])
+@pytest.mark.parametrize("part", [pytest.param("source", marks=pytest.mark.slow), "teachers/mini-dino"])
 def test_a_second_process_says_what_it_waits_for(part: str, tmp_path: Path) -> None:
     arguments = ("--teacher", "mini-dino", "--views", "1", "--decoders", "0")
     cache(tmp_path, *arguments)

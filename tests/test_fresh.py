@@ -219,7 +219,7 @@ def test_a_runs_processes_end_with_it(rooms: Path, tmp_path: Path, monkeypatch: 
     assert seen == [before + 2, before]
 
 
-@pytest.mark.parametrize("stage", ["distill", "finetune"])
+@pytest.mark.parametrize("stage", ["distill", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_killed_in_a_fresh_epoch_and_resumed_equals_uninterrupted(
     stage: str, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_recipe_says_which(levels: Path, tmp_path: Path) -> None:
     sak(*tune, "--run", tmp_path / "two", *own)
 
 
+@pytest.mark.slow
 def test_two_processes_train_paths_of_which_some_norms_wait(levels: Path, tmp_path: Path) -> None:
     """Norms of levels that no level of a teacher is compared with get no gradient in stage 1; training goes on."""
     sak("distill", "demo", "--out", levels, "--run", tmp_path / "one", *COMMON, "--devices", "2")

@@ -34,6 +34,7 @@ def test_probes_are_logged_kept_and_change_nothing(features: Path, tmp_path: Pat
     assert state["step"] == best and state["probed"]["value"] == pytest.approx(probes[best]["probe/semseg/mIoU"])
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_has_every_probe_once(features: Path, tmp_path: Path) -> None:
     """Probes at steps 2, 4 and 6, checkpoints at 3 and 6: the kill in step 3 loses the first probe with all else, that
     in step 6 the second one. The log is that of a run that nothing disturbed, and so are both checkpoints."""

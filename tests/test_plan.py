@@ -30,7 +30,7 @@ ARGUMENTS = ("--teacher", "mini-dino,mini-clip", "--split", "unlabelled", "--lim
     ("codec", "within"),
     # one of them with decoding processes, which are seconds of imports a command and change no byte
     [
-        ("int8", 0.02),
+        pytest.param("int8", 0.02, marks=pytest.mark.slow),
         ("klt --decoders 0", 0.1),
         pytest.param("klt+pcodec --predict-levels --decoders 0", 0.1, marks=pytest.mark.slow),
     ],

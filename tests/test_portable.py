@@ -42,7 +42,8 @@ def elsewhere(folder: Path, code: str, batch: int) -> dict[str, np.ndarray]:
     return dict(np.load(folder / "outputs.npz"))
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 5])
 def test_onnx_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     import onnx
 
@@ -64,7 +65,8 @@ def test_onnx_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], 
     check(out, tmp_path, found, result["onnx"]["outputs"])
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 5])
 def test_the_program_runs_elsewhere(batch: int, exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out, result = exported
     assert result["torch_export"]["largest_difference"] <= 1e-3
@@ -89,6 +91,7 @@ def check(out: Path, folder: Path, found: dict[str, np.ndarray], names: list[str
         np.testing.assert_allclose(found[name], output.numpy(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_card_tells_of_the_files_and_no_path_leaves(exported: tuple[Path, dict[str, Any]]) -> None:
     out, result = exported
     card = (out / "README.md").read_text()

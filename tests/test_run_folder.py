@@ -40,7 +40,7 @@ def test_a_baseline_of_0_leaves_the_gain_out_and_says_why(fields: Path, tmp_path
     assert (tmp_path / "runs/study/table.csv").read_text().splitlines()[2].startswith("multi-task,0.0,,,")
 
 
-@pytest.mark.parametrize("how", [[], ["--share-reads", "3"], ["--workers", "2"]])
+@pytest.mark.parametrize("how", [[], ["--share-reads", "3"], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
 def test_a_run_that_diverges_leaves_a_gap_and_the_others(fields: Path, tmp_path: Path, how: list[str]) -> None:
     huge = '[[variations]]\nname = "huge"\narm = "multi-task"\nset = { "optimizer.lr" = 1e30 }'
     small = '[[variations]]\nname = "small"\narm = "multi-task"\nset = { "optimizer.lr" = 1e-4 }'

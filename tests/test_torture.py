@@ -25,6 +25,7 @@ def test_flips_are_found_named_and_repaired(tmp_path: Path) -> None:
     assert {"index", "padding", "manifest", "rows of one sample"} <= set(result["by_place"])
 
 
+@pytest.mark.slow
 def test_flips_where_levels_are_coded_together(tmp_path: Path) -> None:
     result = run_flips(tmp_path, 30, seed=2, codec=PREDICTED)
     assert result["found_named_and_repaired"] == 30
