@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -82,6 +83,11 @@ def explain(error: Exception) -> str | None:
         return f"no space or no inodes left (`df` and `df -i` tell): {text}; make room and {AGAIN}"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{text}; {_MORE_FILES}"
+    if isinstance(error, BrokenExecutor):
+        return (
+            "a worker process was killed, for lack of memory perhaps (`dmesg` tells); what is finished stays: "
+            f"{AGAIN}, with fewer processes (--workers, --decoders)"
+        )
     if isinstance(error, PermissionError):
         return f"not allowed: {text}"
     return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
 
+from pipeline.advice import explain
 from pipeline.console import each_in_worker
 from pipeline.interrupts import Interrupted
 
@@ -25,6 +29,20 @@ def begun_and_stopped(item: tuple[Path, int]) -> None:
             raise Interrupted(15)
         time.sleep(0.05)
     (folder / f"{number} ended").touch()
+
+
+def killed(number: int) -> int:
+    """As the system kills a process when memory is short."""
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_worker_that_is_killed_is_said_in_words() -> None:
+    with pytest.raises(BrokenExecutor) as told:
+        list(each_in_worker(killed, range(3), 2))
+    said = explain(told.value)
+    assert said and "a worker process was killed" in said and "fewer processes" in said
 
 
 def test_every_item_is_done_once() -> None:
