@@ -5,7 +5,7 @@ SAK := $(BIN)/sak
 STAMP := .venv/.installed
 LIGHT := .venv/.installed-light
 # The tests make and remove 100,000 files: in memory, where there are 8 GB for them, and without waiting for a disk.
-MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
+MEMORY = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
 
 TEACHER ?=
 DATASET ?= rooms

@@ -108,7 +108,7 @@ def publish(stores: Paths, target: Path | str, **options: Any) -> dict[str, Any]
 
     Args:
         stores: stores, or folders of them.
-        target: a folder, or an address on the hub.
+        target: a folder or an address.
         options: as of `pipeline.maintenance.publish.PublishRequest`.
 
     Raises:

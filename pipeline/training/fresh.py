@@ -79,7 +79,6 @@ class FreshBatches(FollowingBatches):
 
     def close(self) -> None:
         """End the processes: a worker of a study would wait for them for ever. Nothing is read any more."""
-        self._ahead = iter(())
         self._maker.close()
         super().close()
 

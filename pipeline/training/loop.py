@@ -152,11 +152,12 @@ def train(
     clock = StepClock(fabric.device, reached.seconds_by_part)
     resumed_at, began = reached.seconds, time.monotonic()
 
+    belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
+
     def save(name: str) -> None:
         """Write a checkpoint; all processes wait until it is there."""
         reached.seconds_by_part = clock.seconds()
         if fabric.is_global_zero:
-            belongs_to = {"recipe": recipe.model_dump(mode="json"), **made_from}
             checkpoint.save(run / name, trained, {**asdict(reached), "loader": loader.state_dict(), **belongs_to})
         fabric.barrier()
 
@@ -273,15 +274,14 @@ def _resume(
     Refuses where processes find others, or where it was made from something else.
     """
     found = checkpoint.find(run / checkpoint.LAST)
-    state = checkpoint.read_state(found) if found else None
-    step = state["step"] if state else None
-    check_same(fabric, {"recipe": recipe.model_dump(mode="json"), "origin": made_from, "checkpoint": step})
-    if found is None or state is None:
+    state = checkpoint.read_state(found) if found else {}
+    check_same(fabric, {"recipe": recipe.model_dump(mode="json"), "origin": made_from, "checkpoint": state.get("step")})
+    if found is None:
         return Reached()
     _check_origin(run, state, recipe, made_from)
-    kept = checkpoint.restore(found, trained)
-    _restore_position(loader, kept["loader"])
-    reached = Reached(**{field.name: kept[field.name] for field in fields(Reached) if field.name in kept})
+    checkpoint.restore(found, trained)
+    _restore_position(loader, state["loader"])
+    reached = Reached(**{field.name: state[field.name] for field in fields(Reached) if field.name in state})
     if reached.step < recipe.steps:
         say(f"{run.name}: going on at step {reached.step}")
     return reached
