@@ -86,6 +86,8 @@ def test_held_out_cosines_are_of_the_last_step_and_of_students_of_their_own() ->
     assert found["sak"]["a"] == {0: pytest.approx(0.85), 1: pytest.approx(0.9)}
     same, other = differences([("sak", "sak, token routers"), ("sak", "many-to-one")], runs, COLUMNS)
     assert "cosines" not in same and other["cosines"]["a"]["difference"] == pytest.approx(0.15)
+    levels = {name: (one["difference"], one["verdict"]) for name, one in other["level_cosines"].items()}
+    assert levels == {"a_level1": (pytest.approx(0.1), "better"), "a_level2": (pytest.approx(0.2), "better")}
 
 
 def test_a_teachers_weight_stands_beside_what_leaving_it_out_costs() -> None:
@@ -166,6 +168,13 @@ def test_the_page_says_what_is_established() -> None:
     assert "**+9.8 [+9.1, +10.6]**" in text and "+0.000 [-0.248, +0.248]" in text
     assert "| semseg" in text and "0.80" in text and "0.8500 ± 0.0707" in text
     assert "excludes a loss of more than 1 %: fair." in text and "3.0 kB" in text
+    lower = {0: 0.75, 1: 0.7493}
+    levels = {"a_level1": {0: 0.8, 1: 0.8}, "a_level2": {0: 0.7, 1: 0.9507}}
+    cosines = {name: compare(ours, lower, True).__dict__ for name, ours in levels.items()}
+    recorded["differences"][0] |= {"cosines": {"a": cosines["a_level1"]}, "level_cosines": cosines}
+    told = page(recorded)
+    assert "a 1 |" in told and "a 1 |" not in text
+    assert "| **+50.4** | +75.7 |" in told, "established, and not; without intervals"
     recorded["caches"]["arm"] = None
     assert "not established" in page(recorded).splitlines()[-1]
     student = compare({0: -1.0, 1: -1.5}, {0: 0.0, 1: 0.0}, True).__dict__

@@ -39,8 +39,9 @@ def pairs_of(asked: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tupl
 
 def differences(pairs: Sequence[tuple[str, str]], runs: Sequence[Run], columns: Columns) -> list[dict[str, Any]]:
     """Ours minus theirs for every pair: "tasks", a `statistics.Comparison` each in the score's unit; "gain", that of
-    the mean relative gain over the tasks in percent, positive where ours is better; "cosines", by teacher, of its
-    held-out cosine where both have a stage 1 of their own. All are paired by seed.
+    the mean relative gain over the tasks in percent, positive where ours is better; and where both have a stage 1 of
+    their own "cosines", by teacher, of its held-out cosine, and "level_cosines", by level of a teacher. All are paired
+    by seed.
     """
     sense = {column["task"]: column["higher_is_better"] for column in columns}
     found = []
@@ -56,7 +57,8 @@ def differences(pairs: Sequence[tuple[str, str]], runs: Sequence[Run], columns: 
         }
         mine, other = (held_out_cosines(runs, arm) for arm in (ours, theirs))
         if mine and other and _stage1(runs, ours) != _stage1(runs, theirs):
-            row["cosines"] = {name: asdict(compare(mine[name], other[name], True)) for name in mine if name in other}
+            row["cosines"] = _compared(mine, other)
+            row["level_cosines"] = _compared(*(_last_cosines(runs, arm) for arm in (ours, theirs)))
         found.append(row)
     return found
 
@@ -90,14 +92,13 @@ def ratios(subject: str, runs: Sequence[Run], columns: Columns) -> dict[str, dic
 def held_out_cosines(runs: Sequence[Run], arm: str) -> dict[str, dict[int, float | None]]:
     """By teacher and seed: the last held-out cosine of stage 1, the mean over the teacher's levels; empty where no
     rows were held out."""
-    found: dict[str, dict[int, float | None]] = {}
-    for run in _of(runs, arm):
-        by_teacher: dict[str, list[float]] = {}
-        for name, curve in run.get("stage1", {}).get("held_out", {}).items():
-            by_teacher.setdefault(name.rpartition("_level")[0], []).append(curve[-1][1])
-        for teacher, values in by_teacher.items():
-            found.setdefault(teacher, {})[run["seed"]] = mean(values)
-    return found
+    levels: dict[str, list[BySeed]] = {}
+    for name, by_seed in _last_cosines(runs, arm).items():
+        levels.setdefault(name.rpartition("_level")[0], []).append(by_seed)
+    return {
+        teacher: {seed: whole_mean([level.get(seed) for level in found]) for seed in found[0]}
+        for teacher, found in levels.items()
+    }
 
 
 def all_held_out(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float | None]]]:
@@ -168,6 +169,20 @@ def _of(runs: Sequence[Run], arm: str) -> list[Run]:
 
 def _seeds(runs: Sequence[Run], arm: str) -> list[int]:
     return [run["seed"] for run in _of(runs, arm)]
+
+
+def _last_cosines(runs: Sequence[Run], arm: str) -> dict[str, dict[int, float | None]]:
+    """By level of a teacher (`mini-dino_level1`) and seed: the last held-out cosine of stage 1."""
+    found: dict[str, dict[int, float | None]] = {}
+    for run in _of(runs, arm):
+        for name, curve in run.get("stage1", {}).get("held_out", {}).items():
+            found.setdefault(name, {})[run["seed"]] = curve[-1][1]
+    return found
+
+
+def _compared(mine: Mapping[str, BySeed], other: Mapping[str, BySeed]) -> dict[str, Any]:
+    """Ours minus theirs of every cosine that both have."""
+    return {name: asdict(compare(mine[name], other[name], True)) for name in mine if name in other}
 
 
 def _stage1(runs: Sequence[Run], arm: str) -> list[str]:

@@ -15,6 +15,7 @@ PAIRED = (
     "Paired by seed: mean difference [95 % interval], in the score's unit; gain: mean over tasks, relative, in %. "
     "**Bold**: the interval leaves out 0 and the first arm is better; *italic*: it is worse; plain: not established."
 )
+LEVELS = "The same of each level, 1 the shallowest: mean differences alone, in thousandths, with the same marks."
 _MARKS = {"better": "**", "worse": "*"}
 
 
@@ -32,7 +33,7 @@ def page(recorded: Mapping[str, Any]) -> str:
         parts += ["## How near the student is to its teachers", about, _held_out(recorded["held_out"])]
         compared = [row for row in recorded["differences"] if row.get("cosines")]
         if compared:
-            parts.append(_cosine_differences(compared))
+            parts += [_cosine_differences(compared), LEVELS, _level_differences(compared)]
     if recorded["left_out"]:
         about = (
             f"The router weight that {recorded['subject']} gives a teacher, and what the task loses without it: "
@@ -101,6 +102,22 @@ def _cosine_differences(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return table(["", *teachers], lines)
+
+
+def _level_differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    levels = list(dict.fromkeys(level for row in rows for level in row["level_cosines"]))
+    lines = []
+    for row in rows:
+        found = {level: _in_thousandths(one) for level, one in row["level_cosines"].items()}
+        cells = (_difference(found[level], 1) if level in found else "-" for level in levels)
+        lines.append([f"{row['arm']} minus {row['against']}", *cells])
+    return table(["", *(level.replace("_level", " ") for level in levels)], lines)
+
+
+def _in_thousandths(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison times 1000, without its interval."""
+    difference = found["difference"]
+    return {**found, "difference": None if difference is None else difference * 1000, "low": None, "high": None}
 
 
 def _left_out(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, Any]]) -> str:
