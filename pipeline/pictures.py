@@ -40,12 +40,14 @@ def colour_classes(labels: npt.NDArray[np.integer], count: int) -> Picture:
     return result
 
 
-def colour_depth(depth: npt.NDArray[np.floating]) -> Picture:
-    """Depth (H, W) to RGB by a perceptual map, near bright; ignored pixels are black."""
+def colour_depth(depth: npt.NDArray[np.floating], like: npt.NDArray[np.floating] | None = None) -> Picture:
+    """Depth (H, W) to RGB by a perceptual map, near bright; ignored pixels are black. The map spans the depths of
+    `like`, another map, where given and known, and else the map's own."""
     from matplotlib import colormaps
 
     valid = depth != IGNORE
-    low, high = (float(depth[valid].min()), float(depth[valid].max())) if valid.any() else (0.0, 1.0)
+    spanned = depth[valid] if like is None or not (like != IGNORE).any() else like[like != IGNORE]
+    low, high = (float(spanned.min()), float(spanned.max())) if spanned.size else (0.0, 1.0)
     scaled = 1 - (depth - low) / max(high - low, 1e-6)
     colours = (colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
     return np.where(valid[..., None], colours, 0).astype(np.uint8)
@@ -74,6 +76,16 @@ def label_picture(task: Task, label: npt.NDArray[np.generic]) -> Picture:
     return colour_strength(label)
 
 
+def truth_and_prediction(
+    task: Task, truth: npt.NDArray[np.generic], prediction: npt.NDArray[np.generic]
+) -> tuple[Picture, Picture]:
+    """Both as `label_picture` draws them; equal colours mean equal depths."""
+    if task.kind == "depth":
+        depths = truth.astype(np.float32)
+        return colour_depth(depths), colour_depth(prediction.astype(np.float32), like=depths)
+    return label_picture(task, truth), label_picture(task, prediction)
+
+
 def prediction_rows(
     tasks: Sequence[Task], batch: Batch, outputs: Mapping[str, Tensor]
 ) -> tuple[list[list[Picture]], list[str]]:
@@ -83,8 +95,8 @@ def prediction_rows(
     for i in range(len(batch)):
         row = [batch.pixels[i].cpu().numpy()]
         for task in tasks:
-            row.append(label_picture(task, batch.labels[task.name][i].cpu().numpy()))
-            row.append(label_picture(task, readable(task, outputs[task.name][i].float().cpu())))
+            truth = batch.labels[task.name][i].cpu().numpy()
+            row += truth_and_prediction(task, truth, readable(task, outputs[task.name][i].float().cpu()))
         rows.append(row)
     return rows, prediction_captions(tasks)
 

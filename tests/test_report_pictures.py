@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from cache.store import Store, find_stores
+from pipeline.pictures import colour_depth, truth_and_prediction
 from pipeline.recipes.arms import build_model, run_model
 from pipeline.recipes.config import load_recipe
 from pipeline.recipes.stores import store_tasks
@@ -25,6 +26,7 @@ from pipeline.training.evaluate import load_model
 from pipeline.training.few_rows import few_rows
 from sak_core.labels import IGNORE
 from sak_core.student.stem import normalize
+from sak_core.tasks import Task
 from tests.conftest import sak
 
 Tables = dict[str, Any]
@@ -115,3 +117,15 @@ def test_errors_are_in_the_units_that_the_caption_names() -> None:
     assert error.tolist() == [[0.5, 0.0]] and valid.tolist() == [[True, False]]
     error, _ = error_map("classes", np.array([[1, 2, IGNORE]]), np.array([[1, 3, 0]], np.uint8))
     assert error.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_a_depth_has_one_colour_in_truth_and_prediction() -> None:
+    depth = Task("depth", "depth")
+    truth = np.float32([[1, 2, 5, IGNORE]])
+    drawn, predicted = truth_and_prediction(depth, truth, np.float32([[2, 2, 9, 3]]))
+    np.testing.assert_array_equal(drawn, colour_depth(truth))
+    assert drawn[0, 3].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(predicted[0, :2], drawn[0, [1, 1]])
+    np.testing.assert_array_equal(predicted[0, 2], drawn[0, 2])  # beyond the truth's farthest: its colour
+    unknown = np.full((1, 4), IGNORE, np.float32)
+    np.testing.assert_array_equal(truth_and_prediction(depth, unknown, truth)[1], drawn)

@@ -36,7 +36,7 @@ def contact_sheet(student: Student, dataset: Dataset, out: Path) -> Path:
         found = student(sample.image)
         row = [sample.image]
         for task in student.tasks:
-            row += [pictures.label_picture(task, values[task.name]) for values in (sample.labels, found)]
+            row += pictures.truth_and_prediction(task, sample.labels[task.name], found[task.name])
         rows.append(row)
     pictures.sheet(rows, pictures.prediction_captions(student.tasks), cell_px=rows[0][0].shape[0]).save(out)
     return out
