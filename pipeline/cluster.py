@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -63,13 +63,12 @@ def offer_gpus(client: Client) -> bool:
     return any(offer.get("GPU", 0) >= 1 for offer in offers(client).values())
 
 
-def finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
-    """Futures as they end, well or not.
+def finished(client: Client, left: as_completed) -> Iterator[Future[Any]]:
+    """Futures as they end, well or not; those that are added to `left` meanwhile, too.
 
     Raises:
         UserError: no worker has been there for `PATIENCE_S`, or the scheduler is gone.
     """
-    left = as_completed(futures, loop=client.loop)
     last = time.monotonic()
     while not left.is_empty():
         batch = left.next_batch(block=False)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.interrupts import Interrupted
 
 
-def trains_or_is_stopped(group: Sequence[Path], devices: int) -> dict[Path, str]:
-    """Stands for a worker's group of runs: "trains" goes on for long, "stopped" is told to stop meanwhile."""
-    (work,) = group
+def trains_or_is_stopped(work: Path) -> None:
+    """Stands for a worker's runs: "trains" goes on for long, "stopped" is told to stop meanwhile."""
     begun = work.with_name("begun")
     if work.name == "stopped":
         while not begun.exists():
@@ -21,4 +19,3 @@ def trains_or_is_stopped(group: Sequence[Path], devices: int) -> dict[Path, str]
     begun.touch()
     time.sleep(10)
     work.touch()
-    return {}

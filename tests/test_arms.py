@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.console import each_in_worker
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupted
 from pipeline.recipes.arms import ARMS, build_model, find_arm
 from pipeline.recipes.config import Recipe, Study, load_recipe, load_study, recipe_names
 from pipeline.recipes.frozen import is_own
 from pipeline.runs import Places
-from pipeline.studies import ablate
 from pipeline.studies.jobs import check, plan
 from sak_core.datasets.published import Stage1Images, Stage2Benchmark
 from tests.conftest import refusal, sak
@@ -230,10 +230,10 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
     assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
 
 
-def test_a_stopped_study_ends_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_study_ends_its_workers(tmp_path: Path) -> None:
     """Those that train on would hold their runs' folders, and the terminal until they are done."""
     trains = tmp_path / "trains"
-    monkeypatch.setattr(ablate, "run_group", trains_or_is_stopped)
+    works = iter([trains, tmp_path / "stopped"])
     with pytest.raises(Interrupted):
-        ablate._run_here([[trains], [tmp_path / "stopped"]], workers=2, devices=1)
+        list(each_in_worker(trains_or_is_stopped, works.__next__, workers=2))
     assert (tmp_path / "begun").exists() and not trains.exists()

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
 from cache.format.manifest import teacher_part
 from cache.store import Store
@@ -147,7 +147,7 @@ def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
 
 def _finished(client: Client, futures: Iterable[Future[Any]]) -> Iterator[tuple[Future[Any], Any]]:
     """Futures with their results as they come; an error of a task is raised here."""
-    for future in finished(client, futures):
+    for future in finished(client, as_completed(futures, loop=client.loop)):
         try:
             yield future, future.result()
         except KilledWorker as error:

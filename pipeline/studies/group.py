@@ -1,4 +1,4 @@
-"""``python -m pipeline.studies.group``: trains the runs that are pickled on stdin; stdout has which failed, and why."""
+"""``python -m pipeline.studies.group``: trains the runs that are pickled on stdin; stdout has how each ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 
 from pipeline.interrupts import Interrupted
 from pipeline.runs.holder import wait_until_free
-from pipeline.studies.ablate import run_group, run_of
+from pipeline.studies.ablate import run_group
 
 
 def main() -> None:
@@ -21,13 +21,13 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     group = pickle.load(sys.stdin.buffer)
     for call in group:
-        wait_until_free(run_of(call[0], call[1]))  # of a worker that was lost, whose process still saves
+        wait_until_free(call.run)  # of a worker that was lost, whose process still saves
     try:
-        failed = run_group(group, devices=1)
+        ended = run_group(group, devices=1)
     except Interrupted as stopped:
         sys.exit(stopped.exit_code)
     with answer:
-        pickle.dump(failed, answer)
+        pickle.dump(ended, answer)
 
 
 def _end_with_parent(parent: int) -> None:

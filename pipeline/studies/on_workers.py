@@ -11,17 +11,18 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, get_worker
+from distributed import Client, KilledWorker, as_completed, get_worker
 
 import pipeline
 from pipeline.cluster import GPU, RETRIES, finished, offer_gpus
 from pipeline.errors import UserError
+from pipeline.studies.schedule import Call
 
 GROUP = "pipeline.studies.group"
 
@@ -41,19 +42,27 @@ class Order:
     group: bytes
 
 
-def hand_out(client: Client, groups: Sequence[Sequence[Any]]) -> Iterator[tuple[int, str, Any]]:
-    """Have every group trained, each of what `GROUP` reads; its number, where it was, and the answer, as they come.
+def hand_out(client: Client, next_group: Callable[[], list[Call] | None]) -> Iterator[tuple[list[Call], str, Any]]:
+    """Have groups trained; each as it ends, where it was, and what `run_group` gave.
 
-    The answer is a text where there is none: why. What has not ended is given up with the iteration.
+    That is a text where there was no answer: why. The scheduler is offered what is ready: `next_group` gives None while
+    nothing is, and is asked again whenever a group has ended. What has not ended is given up with the iteration.
     """
     resources = GPU if offer_gpus(client) else {}
     here, version = str(Path.cwd()), pipeline.__version__
-    given = {}
-    for number, group in enumerate(groups):
-        order = Order(here, version, pickle.dumps(group))
-        given[client.submit(train, order, resources=resources, retries=RETRIES, pure=False)] = number
+    given: dict[Any, list[Call]] = {}
+    left = as_completed(loop=client.loop)
+
+    def offer() -> None:
+        while group := next_group():
+            order = Order(here, version, pickle.dumps(group))
+            future = client.submit(train, order, resources=resources, retries=RETRIES, pure=False)
+            given[future] = group
+            left.add(future)
+
     try:
-        for future in finished(client, given):
+        offer()
+        for future in finished(client, left):
             try:
                 where, answer = future.result()
             except KilledWorker as error:
@@ -62,6 +71,7 @@ def hand_out(client: Client, groups: Sequence[Sequence[Any]]) -> Iterator[tuple[
             except RuntimeError as error:
                 where, answer = "a worker", str(error)
             yield given[future], where, answer
+            offer()
     finally:
         client.cancel(list(given), force=True)
 
