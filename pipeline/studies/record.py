@@ -20,11 +20,15 @@ from pipeline.studies.record_page import page
 from pipeline.studies.router_weights import router_weights
 from pipeline.training.boards import read_metrics
 
+RESULTS = ("seconds", "parameters", "step", "made_from", "environment")
+"""What a record keeps of a run's results."""
+
 
 def record(study: Study, places: Places, result: Mapping[str, Any]) -> dict[str, Any]:
     """A finished study as JSON can hold it; `result` is its table, as `ablate` returns it.
 
-    `runs` has a row a run: arm, seed, scores, the caches that it read, cosines to the teachers over stage 1's steps.
+    `runs` has a row a run: arm, seed, scores, the caches that it read, the commit and the machine that trained it,
+    cosines to the teachers over stage 1's steps.
     `differences` is of the pairs that the study compares, with 95 % intervals; `ratios`, `held_out`, `left_out`,
     `caches` and `foretold` are empty where the study cannot tell: see `pipeline.studies.findings` and `coding_loss`.
     """
@@ -69,10 +73,12 @@ def _run(study: Study, places: Places, job: Job) -> dict[str, Any]:
     row["teachers"] = list(job.finetune.teachers)
     if (job.run / "results.json").is_file():
         results = runs.read_results(job.run)
-        row |= {key: results[key] for key in ("seconds", "parameters", "step", "made_from") if key in results}
+        row |= {key: results[key] for key in RESULTS if key in results}
         row["routers"] = _routers(read_metrics(job.run), job.finetune.steps)
     if job.distill and job.stage1 and (job.stage1 / "results.json").is_file():
-        row["stage1"] = {"run": job.stage1.name, "seconds": runs.read_results(job.stage1)["seconds"]}
+        results = runs.read_results(job.stage1)
+        row["stage1"] = {"run": job.stage1.name, "seconds": results["seconds"]}
+        row["stage1"] |= {"environment": results["environment"]} if "environment" in results else {}
         row["stage1"] |= _cosines(read_metrics(job.stage1))
         row |= _cache(job.distill, places)
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def page(recorded: Mapping[str, Any]) -> str:
         parts += ["## What a cache costs", *_caches(recorded["caches"])]
     if recorded["foretold"]:
         parts += ["## How well a codec's own figures foretell it", *_foretold(recorded["foretold"], columns)]
+    parts += ["## What trained the runs", _trained_by(recorded["runs"])]
     return "\n\n".join(_wrapped(paragraph) for part in parts for paragraph in part.split("\n\n")) + "\n"
 
 
@@ -118,6 +120,15 @@ def _in_thousandths(found: Mapping[str, Any]) -> dict[str, Any]:
     """A comparison times 1000, without its interval."""
     difference = found["difference"]
     return {**found, "difference": None if difference is None else difference * 1000, "low": None, "high": None}
+
+
+def _trained_by(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A table of commits and machines, with how many runs of both stages each has trained."""
+    stage1 = {run["stage1"]["run"]: run["stage1"] for run in runs if "stage1" in run}
+    found = Counter(tuple(one.get("environment", {}).items()) for one in (*runs, *stage1.values()))
+    keys = ("commit", "device", "threads", "python", "torch")
+    lines = [[*(str(dict(made).get(key) or "not noted") for key in keys), str(count)] for made, count in found.items()]
+    return table([*keys, "runs"], lines)
 
 
 def _left_out(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, Any]]) -> str:
