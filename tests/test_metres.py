@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -119,6 +119,7 @@ def test_the_best_constant_is_in_metres_of_the_images(tmp_path: Path) -> None:
     metres=st.sampled_from([0.5, 31.875, 79.999, 80.0, 80.01, 254.0]),
     image_size=st.tuples(st.integers(8, 90), st.integers(8, 90)),
 )
+@example(metres=80.0, image_size=(23, 53))
 def test_labels_come_back_as_they_were(metres: float, image_size: tuple[int, int]) -> None:
     """The limit of 80 m, too: what a sensor gives for all that is far must not be scored at some sizes only."""
     view = draw_view(EVALUATION, 0, 0, 0, image_size, (16, 16))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from pipeline.console import each_in_worker
 from pipeline.recipes.config import load_recipe
 from pipeline.runs import Places
 from pipeline.studies.schedule import Call, Schedule, grouped
@@ -64,15 +62,3 @@ def test_runs_share_a_read_of_the_same_rows_only() -> None:
     calls = [call("a"), call("b", seed=1), call("c"), call("d"), call("e-distill"), call("f", parts=("a", "c"))]
     assert [names(group) for group in grouped(calls, 2)] == [["a", "c"], ["b"], ["d"], ["e-distill"], ["f"]]
     assert all(len(group) == 1 for group in grouped(calls, 1))
-
-
-def test_an_item_that_becomes_ready_by_an_ended_one_is_begun() -> None:
-    seen: list[float] = []
-    waiting = [4.0, 81.0]
-
-    def ready() -> float | None:
-        return waiting.pop(0) if waiting and (len(waiting) == 2 or seen) else None
-
-    for root in each_in_worker(math.sqrt, ready, workers=2):
-        seen.append(root)
-    assert seen == [2.0, 9.0]

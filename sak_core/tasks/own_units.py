@@ -45,7 +45,9 @@ def own_label(task: Task, label: Tensor, scales: Tensor) -> Tensor:
     factors = _depth_factors(scales).to(label.device)[:, :, None]
     own = label * factors
     # 80 m / s · s may come out just below 80 m; the limit, divided as the label was, tells on which side it lay
-    own = torch.where(label >= FARTHEST_M / factors, own.clamp_min(FARTHEST_M), own)
+    # (a number / a tensor is a product with the tensor's reciprocal in torch, which rounds twice)
+    limit = torch.full_like(factors, FARTHEST_M) / factors
+    own = torch.where(label >= limit, own.clamp_min(FARTHEST_M), own)
     return torch.where(label == IGNORE, label, own)
 
 
