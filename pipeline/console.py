@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -219,22 +219,22 @@ def worker_pool(workers: int, begin: Callable[..., None] = start_worker, *given:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=given)
 
 
-def each_in_worker(
-    work: Callable[[Item], Result], next_item: Callable[[], Item | None], workers: int
-) -> Iterator[Result]:
+def each_in_worker(work: Callable[[Item], Result], items: Iterable[Item | None], workers: int) -> Iterator[Result]:
     """What `work` gives for each of the items, which are long ones, in the order of their ends.
 
     A worker is handed the next item when it is free, not before: else it would begin another one after it was asked to
-    stop. None is no item, until one that runs has ended (and the caller has seen what it gave).
+    stop. An item of None is none yet: the next is asked for when one that runs has ended, and the caller has seen what
+    it gave.
     What ends the caller, or one item, ends all workers by SIGTERM, upon which training saves; they are waited for.
     """
     from concurrent.futures import FIRST_COMPLETED, Future, wait
 
+    left = iter(items)
     with worker_pool(workers) as pool:
         running: set[Future[Result]] = set()
         try:
             while True:
-                while len(running) < workers and (item := next_item()) is not None:
+                while len(running) < workers and (item := next(left, None)) is not None:
                     running.add(pool.submit(work, item))
                 if not running:
                     return

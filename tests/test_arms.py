@@ -233,7 +233,6 @@ def test_a_models_weights_follow_from_the_seed_alone(features: Path) -> None:
 def test_a_stopped_study_ends_its_workers(tmp_path: Path) -> None:
     """Those that train on would hold their runs' folders, and the terminal until they are done."""
     trains = tmp_path / "trains"
-    works = iter([trains, tmp_path / "stopped"])
     with pytest.raises(Interrupted):
-        list(each_in_worker(trains_or_is_stopped, works.__next__, workers=2))
+        list(each_in_worker(trains_or_is_stopped, [trains, tmp_path / "stopped"], workers=2))
     assert (tmp_path / "begun").exists() and not trains.exists()

@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from pipeline.advice import explain
 from pipeline.console import each_in_worker
 from pipeline.interrupts import Interrupted
-
-Item = TypeVar("Item")
-
-
-def in_turn(items: Iterable[Item]) -> Callable[[], Item | None]:
-    left = iter(items)
-    return lambda: next(left, None)
 
 
 def squared(number: int) -> int:
@@ -49,30 +41,32 @@ def killed(number: int) -> int:
 
 def test_a_worker_that_is_killed_is_said_in_words() -> None:
     with pytest.raises(BrokenExecutor) as told:
-        list(each_in_worker(killed, in_turn(range(3)), 2))
+        list(each_in_worker(killed, range(3), 2))
     said = explain(told.value)
     assert said and "a worker process was killed" in said and "fewer processes" in said
 
 
 def test_every_item_is_done_once() -> None:
-    assert sorted(each_in_worker(squared, in_turn(range(7)), 2)) == [number**2 for number in range(7)]
-    assert list(each_in_worker(squared, in_turn([]), 2)) == []
+    assert sorted(each_in_worker(squared, range(7), 2)) == [number**2 for number in range(7)]
+    assert list(each_in_worker(squared, [], 2)) == []
 
 
 def test_no_item_begins_after_an_interruption(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        list(each_in_worker(begun_and_stopped, in_turn([(tmp_path, number) for number in range(5)]), 2))
+        list(each_in_worker(begun_and_stopped, [(tmp_path, number) for number in range(5)], 2))
     # the third did not begin, and the second was ended, not waited for
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 def test_an_item_that_becomes_ready_by_an_ended_one_is_begun() -> None:
     seen: list[int] = []
-    waiting = [2, 9]
 
-    def ready() -> int | None:
-        return waiting.pop(0) if waiting and (len(waiting) == 2 or seen) else None
+    def ready() -> Iterator[int | None]:
+        yield 2
+        while not seen:
+            yield None
+        yield 9
 
-    for square in each_in_worker(squared, ready, workers=2):
+    for square in each_in_worker(squared, ready(), workers=2):
         seen.append(square)
     assert seen == [4, 81]

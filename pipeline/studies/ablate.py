@@ -121,7 +121,7 @@ def _make_here(schedule: Schedule, workers: int, devices: int) -> None:
     """Make all runs on this machine."""
     workers = min(workers, len(schedule))
     if workers > 1:
-        for made in each_in_worker(partial(run_group, devices=devices), schedule.next, workers):
+        for made in each_in_worker(partial(run_group, devices=devices), schedule, workers):
             schedule.ended(made)
         return
     while group := schedule.next():

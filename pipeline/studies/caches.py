@@ -27,8 +27,7 @@ def run_teachers(caches: Sequence[StudyCache], features: Path | str, workers: in
     requests = [
         _request(cache, teacher, features, labelled.get(cache.probes)) for cache in caches for teacher in cache.teachers
     ]
-    left = iter(requests)
-    for _ in each_in_worker(run_cache, lambda: next(left, None), min(workers, len(requests)) or 1):
+    for _ in each_in_worker(run_cache, requests, min(workers, len(requests)) or 1):
         pass
 
 

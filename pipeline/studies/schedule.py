@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,11 @@ class Schedule:
         self._waiting = list(groups)
         self._missing = {call.run for group in groups for call in group}
         self.failed: Failed = {}
+
+    def __iter__(self) -> Iterator[list[Call] | None]:
+        """What `next` gives, until all groups are handed out."""
+        while self._waiting:
+            yield self.next()
 
     def __len__(self) -> int:
         """How many groups are not handed out yet."""
