@@ -40,14 +40,19 @@ def colour_classes(labels: npt.NDArray[np.integer], count: int) -> Picture:
     return result
 
 
-def colour_depth(depth: npt.NDArray[np.floating], like: npt.NDArray[np.floating] | None = None) -> Picture:
-    """Depth (H, W) to RGB by a perceptual map, near bright; ignored pixels are black. The map spans the depths of
-    `like`, another map, where given and known, and else the map's own."""
+def depth_span(*depths: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """The nearest and the farthest depth of all maps, ignored pixels left out; 0 and 1 m where there is none."""
+    known = np.concatenate([depth[depth != IGNORE] for depth in depths])
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+
+
+def colour_depth(depth: npt.NDArray[np.floating], span: tuple[float, float] | None = None) -> Picture:
+    """Depth (H, W) to RGB by a perceptual map from span[0], bright, to span[1]; over the map's own span without one.
+    Ignored pixels are black."""
     from matplotlib import colormaps
 
     valid = depth != IGNORE
-    spanned = depth[valid] if like is None or not (like != IGNORE).any() else like[like != IGNORE]
-    low, high = (float(spanned.min()), float(spanned.max())) if spanned.size else (0.0, 1.0)
+    low, high = span or depth_span(depth)
     scaled = 1 - (depth - low) / max(high - low, 1e-6)
     colours = (colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
     return np.where(valid[..., None], colours, 0).astype(np.uint8)
@@ -81,8 +86,9 @@ def truth_and_prediction(
 ) -> tuple[Picture, Picture]:
     """Both as `label_picture` draws them; equal colours mean equal depths."""
     if task.kind == "depth":
-        depths = truth.astype(np.float32)
-        return colour_depth(depths), colour_depth(prediction.astype(np.float32), like=depths)
+        depths = truth.astype(np.float32), prediction.astype(np.float32)
+        span = depth_span(depths[0] if (truth != IGNORE).any() else depths[1])
+        return colour_depth(depths[0], span), colour_depth(depths[1], span)
     return label_picture(task, truth), label_picture(task, prediction)
 
 

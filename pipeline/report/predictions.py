@@ -14,7 +14,7 @@ from cache.errors import CacheError
 from cache.store import Store
 from pipeline.errors import UserError
 from pipeline.pictures import Picture as Pixels
-from pipeline.pictures import colour_classes, colour_normals, palette
+from pipeline.pictures import colour_classes, colour_depth, colour_normals, depth_span, palette
 from pipeline.recipes.arms import features_read, find_arm, run_model
 from pipeline.recipes.stores import Caches
 from pipeline.report.comparison import standings
@@ -170,11 +170,7 @@ def _figure(facts: TaskFacts, task: Task, shown: Sequence[Example]) -> Figure:
 
 def _spans(kind: str, shown: Sequence[Example]) -> list[tuple[float, float]]:
     """Of depth, the nearest and farthest of an image's truth and prediction: both are drawn on one scale."""
-    spans = []
-    for one in shown:
-        both = np.concatenate([one.truth[one.truth != IGNORE].ravel(), one.prediction.ravel()])
-        spans.append((float(both.min()), float(both.max())) if kind == "depth" else (0.0, 1.0))
-    return spans
+    return [depth_span(one.truth, one.prediction) if kind == "depth" else (0.0, 1.0) for one in shown]
 
 
 def _coloured(task: Task, label: Label, span: tuple[float, float]) -> Pixels:
@@ -182,13 +178,12 @@ def _coloured(task: Task, label: Label, span: tuple[float, float]) -> Pixels:
         return colour_classes(label.astype(np.uint8), len(task.classes))
     if task.kind == "normals":
         return colour_normals(label.astype(np.float32))
+    if task.kind == "depth":
+        return colour_depth(label.astype(np.float32), span)
     from matplotlib import colormaps
 
-    shades = colormaps["viridis_r" if task.kind == "depth" else "gray"]
-    scaled = (label.astype(np.float32) - span[0]) / max(span[1] - span[0], 1e-6)
-    colours = (shades(scaled.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
-    ignored = (label == IGNORE)[..., None]
-    mixed: Pixels = np.where(ignored, 0 if task.kind == "depth" else 127, colours).astype(np.uint8)
+    colours = (colormaps["gray"](label.astype(np.float32).clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
+    mixed: Pixels = np.where((label == IGNORE)[..., None], 127, colours).astype(np.uint8)
     return mixed
 
 
