@@ -34,7 +34,8 @@ def page(recorded: Mapping[str, Any]) -> str:
         parts += ["## How near the student is to its teachers", about, _held_out(recorded["held_out"])]
         compared = [row for row in recorded["differences"] if row.get("cosines")]
         if compared:
-            parts += [_cosine_differences(compared), LEVELS, _level_differences(compared)]
+            parts += [_cosine_differences(compared, 4), LEVELS]
+            parts.append(_cosine_differences([_of_levels(row) for row in compared], 1))
     if recorded["left_out"]:
         about = (
             f"The router weight that {recorded['subject']} gives a teacher, and what the task loses without it: "
@@ -94,32 +95,25 @@ def _held_out(found: Mapping[str, Mapping[str, Mapping[Any, float | None]]]) -> 
     return table(["arm", *teachers], lines)
 
 
-def _cosine_differences(rows: Sequence[Mapping[str, Any]]) -> str:
+def _cosine_differences(rows: Sequence[Mapping[str, Any]], digits: int) -> str:
     teachers = list(dict.fromkeys(teacher for row in rows for teacher in row["cosines"]))
     lines = [
         [
             f"{row['arm']} minus {row['against']}",
-            *(_difference(row["cosines"][t], 4) if t in row["cosines"] else "-" for t in teachers),
+            *(_difference(row["cosines"][t], digits) if t in row["cosines"] else "-" for t in teachers),
         ]
         for row in rows
     ]
     return table(["", *teachers], lines)
 
 
-def _level_differences(rows: Sequence[Mapping[str, Any]]) -> str:
-    levels = list(dict.fromkeys(level for row in rows for level in row["level_cosines"]))
-    lines = []
-    for row in rows:
-        found = {level: _in_thousandths(one) for level, one in row["level_cosines"].items()}
-        cells = (_difference(found[level], 1) if level in found else "-" for level in levels)
-        lines.append([f"{row['arm']} minus {row['against']}", *cells])
-    return table(["", *(level.replace("_level", " ") for level in levels)], lines)
-
-
-def _in_thousandths(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison times 1000, without its interval."""
-    difference = found["difference"]
-    return {**found, "difference": None if difference is None else difference * 1000, "low": None, "high": None}
+def _of_levels(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose cosines are those of each level, times 1000 and without intervals."""
+    cosines = {}
+    for level, found in row["level_cosines"].items():
+        difference = None if found["difference"] is None else found["difference"] * 1000
+        cosines[level.replace("_level", " ")] = {**found, "difference": difference, "low": None, "high": None}
+    return {**row, "cosines": cosines}
 
 
 def _trained_by(runs: Sequence[Mapping[str, Any]]) -> str:
