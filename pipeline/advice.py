@@ -110,6 +110,8 @@ def with_advice(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return True
     if "can't allocate memory" in str(error):  # the CPU's allocator raises a RuntimeError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ def _again(kind: type[SakError], args: tuple[Any, ...], attributes: Mapping[str,
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
+
+
+def is_for_want(error: BaseException) -> bool:
+    """Whether the process ran out of file descriptors or memory: no fault of the file that it was reading."""
+    lacks = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return lacks or isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

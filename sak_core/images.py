@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sak_common.errors import is_for_want
 from sak_core.errors import UnreadableSample
 from sak_core.png import SIGNATURE, pixels_alone
 
@@ -97,13 +98,15 @@ def _opened(source: Path | bytes, where: Path | str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _loaded_whole(source) as image:
                 yield image
-    except (UnreadableSample, MemoryError):
+    except UnreadableSample:
         raise
     except UnidentifiedImageError:
         raise UnreadableSample(where, "is not an image of a format that Pillow knows") from None
     except Image.DecompressionBombError:
         raise UnreadableSample(where, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
+        if is_for_want(error):
+            raise
         raise UnreadableSample(where, f"is damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -111,9 +114,11 @@ def _loaded_whole(source: Path | bytes) -> Image.Image:
     """A picture with its pixels; of a PNG they alone, where other chunks keep Pillow from them."""
     try:
         return _loaded(source)
-    except (Image.DecompressionBombError, MemoryError):
+    except Image.DecompressionBombError:
         raise
-    except Exception:
+    except Exception as error:
+        if is_for_want(error):
+            raise
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content.startswith(SIGNATURE):
             raise

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from skimage import data
 
 import pipeline.extraction.extract
@@ -20,7 +26,11 @@ from cache.store import Store
 from pipeline.extraction.prepare import Source
 from pipeline.extraction.request import TeacherRequest
 from pipeline.extraction.running import start_teacher
-from sak_core.images import MAX_PIXELS
+from sak_core.datasets.folder import ImageFolder, files_below
+from sak_core.datasets.labels import read_array, read_mat
+from sak_core.datasets.tars import read_members
+from sak_core.errors import DatasetError
+from sak_core.images import MAX_PIXELS, read_image
 from sak_core.interfaces.teacher import Teacher
 from sak_core.teachers import build_teacher
 from tests.conftest import refusal, sak
@@ -173,3 +183,46 @@ def test_features_that_cannot_be_stored_are_refused_by_name(
 
 def test_a_picture_is_refused_for_the_number_of_pixels_that_is_named() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # from where on Pillow does
+
+
+def test_a_file_that_the_process_cannot_open_now_is_not_called_bad(folder: Path, tmp_path: Path) -> None:
+    """Else its row would be marked invalid for ever, for a limit of the process."""
+    np.save(tmp_path / "depth.npy", np.ones((2, 2), np.float32))
+    savemat(tmp_path / "parts.mat", {"anno": 1})
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder / "plain.png", "plain.png")
+    member = read_members(tmp_path / "images.tar")[0]
+    reads: list[Callable[[], object]] = [
+        lambda: read_image(folder / "plain.png"),
+        lambda: read_array(tmp_path / "depth.npy"),
+        lambda: read_mat(tmp_path / "parts.mat", "anno"),
+        member.read,
+        lambda: list(files_below(folder)),
+    ]
+    for read in reads:
+        read()  # what they import is there
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        for read in reads:
+            with pytest.raises(OSError, match="Too many open files"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "plain.png").symlink_to(folder / "plain.png")
+    listed = os.scandir
+
+    def refused(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DatasetError, match=r"locked cannot be listed \(Permission denied\)"):
+        ImageFolder(tmp_path, "train")

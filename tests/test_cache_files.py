@@ -100,6 +100,15 @@ def test_few_descriptors_are_made_do_with(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         with pytest.raises(TooManyOpenFiles, match="Too many open files"):
             opened.labels["semseg"][0, 0]
+        for take in (
+            lambda: store.place.read("zarr.json"),
+            lambda: store.place.digest("zarr.json"),
+            store.lock("source").__enter__,
+        ):
+            with pytest.raises(TooManyOpenFiles, match="Too many open files"):
+                take()
+        with pytest.raises(OSError, match="Too many open files"):
+            store.place.sizes()  # no folder is called empty
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

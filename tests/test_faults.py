@@ -204,14 +204,15 @@ main()
 """
 
 
-@pytest.mark.parametrize("left", [2, 8, 40])
+@pytest.mark.parametrize("left", [2, 3, 4, 6, 8, 12, 40])
 def test_too_few_file_descriptors(left: int, images: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     arguments = cache_arguments(images, tmp_path)
     done = program(LIMITED, "128", str(left), *arguments)
     assert f"limit met: {errno.EMFILE}" in done.stderr, "the limit must be met"
     assert "Traceback" not in done.stderr
-    assert done.returncode == (0 if left == 40 else 2), done.stderr
-    assert ("ulimit -n" in done.stderr) == (left != 40), done.stderr
+    # how many are open at once is for threads to say: two never do, 40 always, and in between either way is right
+    assert done.returncode in ({2} if left == 2 else {0} if left == 40 else {0, 2}), done.stderr
+    assert ("ulimit -n" in done.stderr) == (done.returncode == 2), done.stderr
     assert_intact(tmp_path)
     sak(*arguments)
     assert tree(tmp_path) == undisturbed

@@ -65,6 +65,21 @@ def digest_of(pieces: Iterable[bytes | memoryview], progress: Callable[[int], No
     return FileDigest(size, sha.hexdigest())
 
 
+def open_file(path: str | Path, flags: int) -> int:
+    """A descriptor of a file or folder; one that is made has mode `MODE`.
+
+    Raises:
+        TooManyOpenFiles: this process, or the machine, may open no more, which is no fault of the file's.
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, MODE)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise TooManyOpenFiles(f"{path}: {error.strerror}") from error
+        raise
+
+
 def digest_of_file(path: Path, progress: Callable[[int], None] | None = None) -> FileDigest:
     """Size and SHA-256 of a file, read in pieces of 4 MiB; `progress` is told the bytes of each piece."""
 
@@ -73,7 +88,7 @@ def digest_of_file(path: Path, progress: Callable[[int], None] | None = None) ->
         while count := file.readinto(piece):
             yield memoryview(piece)[:count]
 
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_file) as file:
         return digest_of(pieces(), progress)
 
 
@@ -89,8 +104,7 @@ def _write_all(descriptor: int, buffers: Buffers) -> None:
 
 
 def _write_temporary(temporary: Path, buffers: Buffers) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, MODE)
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
     try:
         _write_all(descriptor, buffers)
         os.fsync(descriptor)
@@ -115,7 +129,7 @@ def fsync_directory(directory: Path) -> None:
     Raises:
         OSError: it cannot be opened, or the disk fails.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -185,8 +199,7 @@ def write_files(
             raise StoreFull(
                 f"{what_is_full(root, len(files), size)}. Nothing of this shard was committed",
             ) from error
-        kind = TooManyOpenFiles if error.errno in (errno.EMFILE, errno.ENFILE) else WriteFailed
-        raise kind(f"cannot write below {root}: {error}. Nothing of these files was committed") from error
+        raise WriteFailed(f"cannot write below {root}: {error}. Nothing of these files was committed") from error
     return digests
 
 

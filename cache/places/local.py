@@ -12,12 +12,12 @@ from typing import Any
 
 from cache.errors import LeadsAway
 from cache.places.files import (
-    MODE,
     BeforeCommit,
     Buffers,
     FileDigest,
     digest_of_file,
     fsync_directory,
+    open_file,
     remove_temporaries,
     write_files,
 )
@@ -85,7 +85,7 @@ class LocalPlace(Place):
             self._plain.add(folder)
 
     def read(self, name: str, most: int = MOST_READ_BYTES) -> bytes:
-        with open(self._inside(name), "rb", buffering=0) as file:  # noqa: PTH123
+        with open(self._inside(name), "rb", buffering=0, opener=open_file) as file:
             check_size(os.fstat(file.fileno()).st_size, most)
             return file.readall()
 
@@ -99,7 +99,7 @@ class LocalPlace(Place):
         self._check_way(folder.strip("/"))
         skip = len(os.path.join(self.path, ""))  # noqa: PTH118
         found = {}
-        for where, _, names in os.walk(self.path / folder):
+        for where, _, names in os.walk(self.path / folder, onerror=_unless_gone):
             for path in (os.path.join(where, name) for name in names):  # noqa: PTH118
                 with suppress(FileNotFoundError):
                     found[path[skip:]] = os.lstat(path).st_size
@@ -142,7 +142,7 @@ class LocalPlace(Place):
                 fsync_directory(folder)
 
     def append(self, name: str, line: bytes) -> None:
-        descriptor = os.open(self._inside(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        descriptor = open_file(self._inside(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(descriptor, line)
         finally:
@@ -158,6 +158,12 @@ class LocalPlace(Place):
         for folder in folders:
             self._check_way(folder)
         remove_temporaries([self.path / folder for folder in folders])
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one, unless it is not there."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _mode(path: str) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.errors import StoreFull, StoreLocked, WriteFailed
-from cache.places.files import MODE, is_full, make_directories, warn_of_place, what_is_full
+from cache.places.files import is_full, make_directories, open_file, warn_of_place, what_is_full
 
 OnWait = Callable[[str], None]
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -35,7 +35,7 @@ def file_lock(path: Path, what: str, wait: bool, on_wait: OnWait | None = None) 
     """
     try:
         make_directories(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         if is_full(error):
             raise StoreFull(f"{what_is_full(path.parent, 1, 0)}: {what} cannot be locked") from error

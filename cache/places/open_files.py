@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from cache.errors import BadInput, CorruptFile
+from cache.places.files import open_file
 
 Target = memoryview | bytearray
 Range = tuple[int, Sequence[Target]]
@@ -83,7 +84,7 @@ class LocalFile(OpenFile):
 
     def __init__(self, path: str, num_bytes: int, flags: int = 0) -> None:
         self.shown = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        self._descriptor = open_file(path, os.O_RDONLY | flags)
         size = os.fstat(self._descriptor).st_size
         if size != num_bytes:
             raise CorruptFile(path, f"it has {size} bytes, {num_bytes} were committed")

@@ -12,7 +12,6 @@ read, and what fails is forgotten and read from where it truly lies.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
@@ -21,15 +20,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cache.errors import BadInput, PlaceWarning, StoreFull, WriteFailed
-from cache.places.files import MODE, is_full, remove_temporaries
+from cache.errors import BadInput, PlaceWarning, StoreFull, TooManyOpenFiles, WriteFailed
+from cache.places.files import is_full, open_file, remove_temporaries
 from cache.places.locks import file_lock
 
 BLOCK = 4096
 FOLDER = "sak-stage"
 """What a stage makes below the folder that it is given."""
 _DIGEST_LENGTH = 64
-_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def blocks(start: int, end: int) -> tuple[int, int]:
@@ -104,7 +102,7 @@ class Stage:
         None where there is no room for it, or staging has stopped. Whoever holds one keeps the file from going.
 
         Raises:
-            OSError: this process may open no more files.
+            TooManyOpenFiles: it has no descriptor left for it.
         """
         path, size = self.folder / name, _staged_bytes(num_bytes)
         try:
@@ -113,9 +111,9 @@ class Stage:
                     return descriptor
                 if self.is_stopped or not self._make(path, size):
                     return None
+        except TooManyOpenFiles:
+            raise
         except (OSError, WriteFailed) as error:
-            if isinstance(error, OSError) and error.errno in _MANY_FILES:
-                raise
             self.stop(error)
         return None
 
@@ -133,7 +131,7 @@ class Stage:
                 return False
             self._set_used(used + size)
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
+            descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 os.ftruncate(descriptor, size)
             finally:
@@ -194,7 +192,7 @@ class Stage:
 def _opened(path: Path, size: int) -> int | None:
     """A descriptor of a file of that size, marked as used now and held; None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_file(path, os.O_RDWR)
     except FileNotFoundError:
         return None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import threading
 from collections import OrderedDict
@@ -264,17 +263,14 @@ class RowReader:
         raise AssertionError("unreachable")
 
     def _open_file(self, name: str, num_bytes: int) -> OpenFile:
-        for attempt in range(2):
+        try:
             try:
                 return self.place.open(name, num_bytes)
-            except OSError as error:
-                path = self.place.show(name)
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise CorruptFile(path, f"it cannot be opened: {error}") from error
-                if attempt:
-                    raise TooManyOpenFiles(f"{path}: {error.strerror}") from error
+            except TooManyOpenFiles:
                 self._files.clear()  # others in this process took the descriptors: make do with fewer
-        raise AssertionError("unreachable")
+                return self.place.open(name, num_bytes)
+        except OSError as error:
+            raise CorruptFile(self.place.show(name), f"it cannot be opened: {error}") from error
 
     def _regular(self, view: int) -> bytearray:
         flags = self._is_regular.get(view)

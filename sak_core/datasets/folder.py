@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from sak_common.errors import is_for_want
 from sak_core.datasets.published import SizesOfFiles, Stage1Images
 from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS, read_image
@@ -81,9 +82,12 @@ def as_text(path: str) -> str:
 def files_below(root: Path) -> Iterator[str]:
     """Relative POSIX paths of the files below `root`, in no order. Hidden files and folders are left out, links are
     followed, broken ones listed; each real folder is entered once, whatever links lead to it.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
     """
     entered: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in entered:
             folders.clear()
@@ -93,3 +97,12 @@ def files_below(root: Path) -> Iterator[str]:
         for name in files:
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one."""
+    if is_for_want(error):
+        raise error
+    raise DatasetError(
+        f"{error.filename} cannot be listed ({error.strerror}), so its images would be left out"
+    ) from error

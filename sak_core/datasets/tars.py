@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from sak_common.errors import is_for_want
 from sak_core.errors import UnreadableSample
 
 
@@ -41,6 +42,8 @@ class Member:
                 stream.seek(self.offset)
                 content = stream.read(self.size)
         except OSError as error:
+            if is_for_want(error):
+                raise
             raise UnreadableSample(where, f"cannot be read: {error.strerror or error}") from error
         if len(content) < self.size:
             raise UnreadableSample(where, f"is truncated: {len(content)} of {self.size} bytes are there")
