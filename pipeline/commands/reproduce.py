@@ -23,7 +23,7 @@ from pipeline.commands.options import JSON, PATH, show
 @click.option("--small", is_flag=True, help="A trial of every step in seconds; its numbers mean nothing.")
 @JSON
 def reproduce(studies: tuple[str, ...], folder: Path, docs: Path, as_json: bool, **options: Any) -> None:
-    """Run the published STUDIES again, all by default: claim, parts, views, scale, rivals, proxy.
+    """Run the published STUDIES again, all by default: claim, parts, views, scale, rivals, proxy, lora.
 
     Caches and runs lie below --folder; tables, JSON and a report of each go to --docs. What is interrupted goes on with
     the same command.

@@ -15,7 +15,7 @@ from pipeline.studies import record
 from pipeline.studies.ablate import ablate
 from pipeline.studies.caches import prepare_caches, run_teachers
 
-STUDIES = ("claim", "parts", "views", "scale", "rivals", "proxy")
+STUDIES = ("claim", "parts", "views", "scale", "rivals", "proxy", "lora")
 """The studies of `docs/reproduction/`, in order."""
 
 SMALL = {"steps": 4, "batch_size": 8, "schedule.warmup_steps": 1}
