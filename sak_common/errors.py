@@ -28,7 +28,7 @@ def _again(kind: type[SakError], args: tuple[Any, ...], attributes: Mapping[str,
     return error
 
 
-def is_for_want(error: BaseException) -> bool:
+def out_of_resources(error: BaseException) -> bool:
     """Whether the process ran out of file descriptors or memory: no fault of the file that it was reading."""
     lacks = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return lacks or isinstance(error, MemoryError)

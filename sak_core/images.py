@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from sak_common.errors import is_for_want
+from sak_common.errors import out_of_resources
 from sak_core.errors import UnreadableSample
 from sak_core.png import SIGNATURE, pixels_alone
 
@@ -105,7 +105,7 @@ def _opened(source: Path | bytes, where: Path | str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise UnreadableSample(where, f"has more than {MAX_PIXELS} pixels: refused before decoding") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
-        if is_for_want(error):
+        if out_of_resources(error):
             raise
         raise UnreadableSample(where, f"is damaged: {str(error) or type(error).__name__}") from error
 
@@ -117,7 +117,7 @@ def _loaded_whole(source: Path | bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise
     except Exception as error:
-        if is_for_want(error):
+        if out_of_resources(error):
             raise
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content.startswith(SIGNATURE):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from sak_common.errors import is_for_want
+from sak_common.errors import out_of_resources
 from sak_core.datasets.published import SizesOfFiles, Stage1Images
 from sak_core.errors import DatasetError
 from sak_core.images import EXTENSIONS, read_image
@@ -101,7 +101,7 @@ def files_below(root: Path) -> Iterator[str]:
 
 def _refuse(error: OSError) -> None:
     """A folder that cannot be listed is not an empty one."""
-    if is_for_want(error):
+    if out_of_resources(error):
         raise error
     raise DatasetError(
         f"{error.filename} cannot be listed ({error.strerror}), so its images would be left out"

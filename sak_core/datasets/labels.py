@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sak_common.errors import is_for_want
+from sak_common.errors import out_of_resources
 from sak_core.errors import DatasetError, UnreadableSample
 from sak_core.images import check_file, open_image
 
@@ -94,7 +94,7 @@ def read_array(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        if is_for_want(error):
+        if out_of_resources(error):
             raise
         raise UnreadableSample(path, f"is no readable array: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
@@ -114,7 +114,7 @@ def read_mat(path: Path, name: str) -> NDArray[Any]:
     try:
         found = loadmat(str(path), variable_names=[name])
     except Exception as error:  # scipy raises many kinds for damaged files
-        if is_for_want(error):
+        if out_of_resources(error):
             raise
         raise UnreadableSample(path, f"is no readable MATLAB file: {error}") from error
     if name not in found:

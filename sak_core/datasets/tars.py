@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from sak_common.errors import is_for_want
+from sak_common.errors import out_of_resources
 from sak_core.errors import UnreadableSample
 
 
@@ -42,7 +42,7 @@ class Member:
                 stream.seek(self.offset)
                 content = stream.read(self.size)
         except OSError as error:
-            if is_for_want(error):
+            if out_of_resources(error):
                 raise
             raise UnreadableSample(where, f"cannot be read: {error.strerror or error}") from error
         if len(content) < self.size:
