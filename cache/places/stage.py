@@ -102,7 +102,7 @@ class Stage:
         None where there is no room for it, or staging has stopped. Whoever holds one keeps the file from going.
 
         Raises:
-            TooManyOpenFiles: it has no descriptor left for it.
+            TooManyOpenFiles: this process may open no more files.
         """
         path, size = self.folder / name, _staged_bytes(num_bytes)
         try:
